@@ -1,0 +1,112 @@
+//! Decompositions X = X_main + X_res of a batch of activations, X_main of low rank.
+
+use std::fmt::Debug;
+
+use faer::Par;
+use faer::dyn_stack::{MemStack, StackReq};
+use thiserror::Error;
+
+/// Shape of a batch of matrices: `samples` of `channels × pixels`, row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchShape {
+    /// Samples in the batch.
+    pub samples: usize,
+    /// Channels: rows of each matrix.
+    pub channels: usize,
+    /// Pixels (height · width): columns of each matrix.
+    pub pixels: usize,
+}
+
+impl BatchShape {
+    /// Values of the whole batch.
+    pub const fn len(&self) -> usize {
+        self.samples * self.channels * self.pixels
+    }
+
+    /// Whether the batch holds no value.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The low-rank part of a batch: X_main\[s\] = A\[s\] · V\[s\] (thesis eq 2.1 to 2.5).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LowRank {
+    /// Rank r: columns of A, rows of V.
+    pub rank: usize,
+    /// Whether one A serves the whole batch.
+    pub shared: bool,
+    /// A, coefficients a_{j,p}: `channels × rank` for each sample, or once when `shared`; row-major.
+    pub coefficients: Vec<f32>,
+    /// V, principal channels X'_p: `samples × rank × pixels`, row-major.
+    pub principal: Vec<f32>,
+}
+
+/// Why a batch could not be decomposed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DecomposeError {
+    /// The batch holds no value.
+    #[error("the batch is empty: {samples} samples of {channels}x{pixels}")]
+    Empty {
+        /// Samples.
+        samples: usize,
+        /// Channels.
+        channels: usize,
+        /// Pixels.
+        pixels: usize,
+    },
+    /// A slice has another length than the shape says.
+    #[error("{what} holds {got} values, the shape needs {expected}")]
+    Length {
+        /// Which slice.
+        what: &'static str,
+        /// What the shape needs.
+        expected: usize,
+        /// What it holds.
+        got: usize,
+    },
+    /// The rank is zero or larger than the smaller side of the matrices.
+    #[error("rank {rank} is out of range 1..={max}")]
+    Rank {
+        /// The rank asked for.
+        rank: usize,
+        /// The largest possible.
+        max: usize,
+    },
+    /// The input holds NaN or an infinity.
+    #[error("value {index} is not finite")]
+    NonFinite {
+        /// Index of the first such value.
+        index: usize,
+    },
+    /// The iteration did not converge.
+    #[error("the singular value decomposition did not converge")]
+    NoConvergence,
+}
+
+/// A way to split a batch into its low-rank part and the residual.
+///
+/// The caller owns memory and threads: scratch is requested by [`Decomposer::scratch`] and passed in, and
+/// `par` says how many threads of the current rayon pool may be used.
+pub trait Decomposer: Send + Sync + Debug {
+    /// Name in configuration and reports.
+    fn name(&self) -> &'static str;
+
+    /// Scratch that [`Decomposer::decompose`] needs.
+    fn scratch(&self, shape: BatchShape, rank: usize, par: Par) -> StackReq;
+
+    /// Splits `x` (the batch, row-major): fills `low_rank`, reusing its memory, and `residual = x − A·V`.
+    ///
+    /// # Errors
+    /// Empty batch, slices of the wrong length, rank out of range, non-finite values, no convergence.
+    fn decompose(
+        &self,
+        x: &[f32],
+        shape: BatchShape,
+        rank: usize,
+        low_rank: &mut LowRank,
+        residual: &mut [f32],
+        par: Par,
+        stack: &mut MemStack,
+    ) -> Result<(), DecomposeError>;
+}

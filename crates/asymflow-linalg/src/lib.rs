@@ -1,0 +1,6 @@
+#![doc = include_str!("../README.md")]
+
+pub mod conv;
+pub mod decompose;
+
+pub use decompose::{BatchShape, DecomposeError, Decomposer, LowRank};

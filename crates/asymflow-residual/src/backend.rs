@@ -1,0 +1,301 @@
+//! The interface of everything that computes on residuals: the untrusted side as the trusted side sees it.
+
+use std::fmt::Debug;
+
+use asymflow_privacy::{Payload, Released};
+use asymflow_zoo::{Network, Shape};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Index of a unit in its [`ResidualModel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct UnitId(pub u32);
+
+/// Number of a submission, unique within a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ticket(pub u64);
+
+/// A single convolution without bias, as AsymML asks of the worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConvUnit {
+    /// Shape of one input sample.
+    pub input: Shape,
+    /// Output channels.
+    pub out_channels: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Stride.
+    pub stride: usize,
+    /// Zero padding.
+    pub padding: usize,
+}
+
+/// What the worker computes in one go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Unit {
+    /// One convolution; weight `out × in × k × k`, row-major.
+    Conv(ConvUnit),
+    /// A whole network; weights in the order of [`Network::parameters`]. The worker owns them and steps them.
+    Network(Network),
+}
+
+/// The units of one session. Weights follow by [`ResidualTraining::set_weights`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResidualModel {
+    /// The units; [`UnitId`] is the index.
+    pub units: Vec<Unit>,
+}
+
+/// Whether a backend can be opened here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// It can.
+    Ready {
+        /// The device, in words; a software GPU says so.
+        device: String,
+    },
+    /// It cannot.
+    Missing {
+        /// What is missing.
+        what: String,
+        /// How to get it.
+        fix: String,
+    },
+}
+
+/// What is kept of a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pass {
+    /// Nothing is kept; batch normalisation uses running statistics.
+    Inference,
+    /// The input (or the autodiff graph) is kept until its gradient is submitted or [`ResidualTraining::reset`];
+    /// batch normalisation uses and updates batch statistics.
+    Training,
+}
+
+/// What a submission of a gradient should return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Gradient with respect to the unit's input.
+    pub input: bool,
+    /// Gradient with respect to the unit's weights, summed over the batch ([`Unit::Conv`] only).
+    pub weights: bool,
+}
+
+/// One step of stochastic gradient descent with momentum, as PyTorch defines it:
+/// `g ← g + weight_decay·w; m ← momentum·m + g; w ← w − learning_rate·m`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SgdStep {
+    /// Learning rate.
+    pub learning_rate: f32,
+    /// Momentum.
+    pub momentum: f32,
+    /// l2 penalty.
+    pub weight_decay: f32,
+}
+
+/// What came back for a ticket. Everything the worker returns is public.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Batch {
+    /// Outputs of a forward pass, samples × output shape, row-major.
+    Outputs(Vec<f32>),
+    /// Gradients, each empty when it was not wanted.
+    Gradients {
+        /// Samples × input shape.
+        input: Vec<f32>,
+        /// The shape of the unit's weights.
+        weights: Vec<f32>,
+    },
+}
+
+/// Counters of a session since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// Seconds the device computed.
+    pub busy_seconds: f64,
+    /// Bytes sent to the worker, frames included.
+    pub bytes_to_worker: u64,
+    /// Bytes received from the worker, frames included.
+    pub bytes_from_worker: u64,
+    /// Seconds spent moving bytes: round trips less the device's busy time.
+    pub transfer_seconds: f64,
+}
+
+/// Why a session could not be opened.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum OpenError {
+    /// The backend cannot run here.
+    #[error("{what} is missing")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// How to get it.
+        fix: String,
+    },
+    /// The model is not executable.
+    #[error("unit {unit}: {reason}")]
+    Model {
+        /// Index of the unit.
+        unit: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The worker cannot be reached.
+    #[error("worker {address}: {reason}")]
+    Unreachable {
+        /// Where it was sought.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// The worker refused the token.
+    #[error("worker {address} refused the token")]
+    Token {
+        /// The worker.
+        address: String,
+    },
+    /// The worker's certificate is not the pinned one.
+    #[error("worker {address} presented another certificate than the pinned one")]
+    Certificate {
+        /// The worker.
+        address: String,
+    },
+}
+
+/// Why a submission was refused. Nothing was sent.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum SubmitError {
+    /// There is no such unit.
+    #[error("no unit {unit}, the model has {units}")]
+    Unit {
+        /// The unit asked for.
+        unit: u32,
+        /// Units in the model.
+        units: usize,
+    },
+    /// The length is not a positive multiple of one sample.
+    #[error("unit {unit}: {got} values are not a positive multiple of {sample}")]
+    Length {
+        /// The unit.
+        unit: u32,
+        /// Values given.
+        got: usize,
+        /// Values of one sample.
+        sample: usize,
+    },
+    /// A gradient was submitted without a kept forward pass of as many samples.
+    #[error("unit {unit}: no kept forward pass for a gradient of {samples} samples")]
+    NoForward {
+        /// The unit.
+        unit: u32,
+        /// Samples of the gradient.
+        samples: usize,
+    },
+    /// The session is gone; open a new one.
+    #[error("worker lost: {reason}")]
+    Lost {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a result could not be had.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum CollectError {
+    /// No such submission, or it was collected already.
+    #[error("no submission {0:?} to collect")]
+    Ticket(Ticket),
+    /// The worker is gone (killed, disconnected, timed out, device lost); open a new session.
+    #[error("worker lost: {reason}")]
+    Lost {
+        /// Why.
+        reason: String,
+    },
+    /// The worker could not compute this but lives on.
+    #[error("worker failed: {reason}")]
+    Failed {
+        /// What it said.
+        reason: String,
+    },
+    /// The worker's answer has the wrong size or is not finite.
+    #[error("malformed answer: {reason}")]
+    Malformed {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Something that computes on residuals: a device in this process, or a worker process.
+pub trait ResidualBackend: Send + Sync + Debug {
+    /// Name in configuration and reports.
+    fn name(&self) -> &'static str;
+
+    /// Whether it can be opened here. Never panics.
+    fn probe(&self) -> Availability;
+
+    /// Opens a session for `model`, with all weights zero.
+    ///
+    /// # Errors
+    /// The backend is missing or unreachable, or a unit is not executable.
+    fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError>;
+}
+
+/// Submits released data and collects results, so that trusted work overlaps.
+///
+/// Submissions are computed in order; tickets may be collected in any order.
+pub trait ResidualSession: Send {
+    /// Sends one batch through `unit`: samples × input shape, row-major.
+    ///
+    /// # Errors
+    /// Unknown unit, wrong length, or a lost session.
+    fn submit(&mut self, unit: UnitId, x: Released<Payload>, pass: Pass) -> Result<Ticket, SubmitError>;
+
+    /// Waits for the result of `ticket`. A result that is not finite is an error.
+    ///
+    /// # Errors
+    /// Unknown ticket, lost worker, failed computation, or a malformed answer.
+    fn collect(&mut self, ticket: Ticket) -> Result<Batch, CollectError>;
+
+    /// Counters since opening.
+    fn stats(&self) -> WorkerStats;
+}
+
+/// A session that also trains.
+pub trait ResidualTraining: ResidualSession {
+    /// Sends the gradient of the loss with respect to the output of the latest kept forward pass of
+    /// `unit`, which it consumes. The ticket yields [`Batch::Gradients`].
+    ///
+    /// # Errors
+    /// As [`ResidualSession::submit`], or no kept forward pass.
+    fn submit_gradient(&mut self, unit: UnitId, dy: Released<Payload>, wanted: Wanted) -> Result<Ticket, SubmitError>;
+
+    /// Replaces the weights of `unit`.
+    ///
+    /// # Errors
+    /// Unknown unit, wrong length, or a lost session.
+    fn set_weights(&mut self, unit: UnitId, weights: &[f32]) -> Result<(), SubmitError>;
+
+    /// Adds `delta` to the weights of a [`Unit::Conv`], exactly as f32 addition of the decoded values does.
+    ///
+    /// # Errors
+    /// As [`ResidualTraining::set_weights`].
+    fn add_weights(&mut self, unit: UnitId, delta: Payload) -> Result<(), SubmitError>;
+
+    /// Steps the weights of a [`Unit::Network`] along the gradient of its latest backward pass.
+    ///
+    /// # Errors
+    /// Unknown unit or a lost session.
+    fn step(&mut self, unit: UnitId, sgd: SgdStep) -> Result<(), SubmitError>;
+
+    /// The current weights of `unit`.
+    ///
+    /// # Errors
+    /// As [`ResidualSession::collect`].
+    fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError>;
+
+    /// Drops every kept forward pass and uncollected result, so that a step can be done again.
+    ///
+    /// # Errors
+    /// A lost session.
+    fn reset(&mut self) -> Result<(), SubmitError>;
+}

@@ -1,0 +1,380 @@
+//! A network as data: layers, shapes and parameter names, free of any tensor library.
+//!
+//! Every executor of the workspace (burn on a device, the trusted engine, the split modes) interprets
+//! the same [`Network`]; names of parameters are torchvision's.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Shape of one sample: channels × height × width, stored row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Shape {
+    /// Channels.
+    pub channels: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Shape {
+    /// Shape of `channels` × `height` × `width`.
+    pub const fn new(channels: usize, height: usize, width: usize) -> Self {
+        Self { channels, height, width }
+    }
+
+    /// Number of spatial positions, `height · width`.
+    pub const fn pixels(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Number of values, `channels · height · width`.
+    pub const fn len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// Whether the shape holds no value.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A square 2-D convolution without dilation or groups; weight `out × in × kernel × kernel`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conv {
+    /// Parameter prefix, e.g. `layer1.0.conv1`.
+    pub name: String,
+    /// Input channels.
+    pub in_channels: usize,
+    /// Output channels.
+    pub out_channels: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Stride in both directions.
+    pub stride: usize,
+    /// Zero padding on every side.
+    pub padding: usize,
+    /// Whether `name.bias` exists.
+    pub bias: bool,
+}
+
+/// A fully connected layer; weight `out × in`, with bias.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Linear {
+    /// Parameter prefix, e.g. `fc`.
+    pub name: String,
+    /// Input features.
+    pub in_features: usize,
+    /// Output features.
+    pub out_features: usize,
+}
+
+/// One layer of a [`Network`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Layer {
+    /// Convolution.
+    Conv(Conv),
+    /// Batch normalisation over channels: ε 1e-5, momentum 0.1 as PyTorch defines it.
+    BatchNorm {
+        /// Parameter prefix.
+        name: String,
+        /// Channels.
+        channels: usize,
+    },
+    /// Rectified linear unit.
+    Relu,
+    /// Maximum over `kernel × kernel` windows.
+    MaxPool {
+        /// Side of the window.
+        kernel: usize,
+        /// Stride.
+        stride: usize,
+        /// Padding with −∞.
+        padding: usize,
+    },
+    /// Average pooling to a fixed `out × out` map (PyTorch's adaptive windows).
+    AdaptiveAvgPool {
+        /// Side of the output map.
+        out: usize,
+    },
+    /// C×H×W to one row of features.
+    Flatten,
+    /// Fully connected layer.
+    Linear(Linear),
+    /// Dropout with probability `p`; the identity in evaluation.
+    Dropout {
+        /// Probability of zeroing, in [0, 1).
+        p: f32,
+    },
+    /// `main(x) + shortcut(x)`; an empty shortcut is the identity.
+    Residual {
+        /// The longer branch.
+        main: Vec<Layer>,
+        /// The shorter branch, usually empty or a 1×1 convolution with its normalisation.
+        shortcut: Vec<Layer>,
+    },
+}
+
+/// What a parameter tensor is, which decides its initialisation and whether it is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ParamKind {
+    /// Convolution kernel, `out × in × k × k`.
+    ConvWeight,
+    /// Fully connected weight, `out × in`.
+    LinearWeight,
+    /// Bias of a convolution or fully connected layer.
+    Bias,
+    /// Scale of a batch normalisation.
+    NormScale,
+    /// Shift of a batch normalisation.
+    NormShift,
+    /// Running mean: a buffer, not trained.
+    RunningMean,
+    /// Running variance: a buffer, not trained.
+    RunningVar,
+}
+
+impl ParamKind {
+    /// Whether the optimiser moves it.
+    pub const fn is_trained(self) -> bool {
+        !matches!(self, Self::RunningMean | Self::RunningVar)
+    }
+}
+
+/// Name, shape and kind of one parameter tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// Full torchvision name, e.g. `layer1.0.conv1.weight`.
+    pub name: String,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub kind: ParamKind,
+}
+
+impl ParamSpec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it holds no value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A feed-forward network with residual blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// Name in the zoo, e.g. `resnet18-cifar`.
+    pub name: String,
+    /// Shape of one input sample.
+    pub input: Shape,
+    /// Number of classes (logits).
+    pub classes: usize,
+    /// The layers, in order.
+    pub layers: Vec<Layer>,
+}
+
+/// Why a [`Network`] is not executable.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NetworkError {
+    /// A layer expects other channels or features than it gets.
+    #[error("layer {layer}: expects {expected} input channels or features, got {got}")]
+    Channels {
+        /// Name or kind of the layer.
+        layer: String,
+        /// What the layer is built for.
+        expected: usize,
+        /// What reaches it.
+        got: usize,
+    },
+    /// A window or kernel does not fit into its input.
+    #[error("layer {layer}: window of {window} with padding {padding} does not fit into {height}x{width}")]
+    Window {
+        /// Name or kind of the layer.
+        layer: String,
+        /// Side of the window.
+        window: usize,
+        /// Padding.
+        padding: usize,
+        /// Input rows.
+        height: usize,
+        /// Input columns.
+        width: usize,
+    },
+    /// A size that must be positive is zero, or a probability is out of range.
+    #[error("layer {layer}: {what} is out of range")]
+    OutOfRange {
+        /// Name or kind of the layer.
+        layer: String,
+        /// Which setting.
+        what: &'static str,
+    },
+    /// The two branches of a residual block end in different shapes.
+    #[error("residual block: main branch ends in {main:?}, shortcut in {shortcut:?}")]
+    Branches {
+        /// Shape of the main branch.
+        main: Shape,
+        /// Shape of the shortcut.
+        shortcut: Shape,
+    },
+    /// The network does not end in one logit a class.
+    #[error("network {name}: ends in {got:?}, expected {classes} logits")]
+    Logits {
+        /// Name of the network.
+        name: String,
+        /// Declared classes.
+        classes: usize,
+        /// Final shape.
+        got: Shape,
+    },
+}
+
+/// Output side of a window of `kernel` sliding by `stride` over `side` padded positions.
+pub(crate) fn window_out(side: usize, kernel: usize, stride: usize, padding: usize) -> Option<usize> {
+    (kernel > 0 && stride > 0 && side + 2 * padding >= kernel).then(|| (side + 2 * padding - kernel) / stride + 1)
+}
+
+impl Layer {
+    /// Name of the layer's parameters, or its kind where it has none.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Conv(c) => &c.name,
+            Self::BatchNorm { name, .. } => name,
+            Self::Linear(l) => &l.name,
+            Self::Relu => "relu",
+            Self::MaxPool { .. } => "max-pool",
+            Self::AdaptiveAvgPool { .. } => "avg-pool",
+            Self::Flatten => "flatten",
+            Self::Dropout { .. } => "dropout",
+            Self::Residual { .. } => "residual",
+        }
+    }
+
+    /// Shape of one output sample given that of one input sample.
+    ///
+    /// # Errors
+    /// Channels, windows or settings that do not fit `input`.
+    pub fn output(&self, input: Shape) -> Result<Shape, NetworkError> {
+        let window = |window, stride, padding| {
+            let (h, w) =
+                (window_out(input.height, window, stride, padding), window_out(input.width, window, stride, padding));
+            h.zip(w).ok_or_else(|| NetworkError::Window {
+                layer: self.label().to_owned(),
+                window,
+                padding,
+                height: input.height,
+                width: input.width,
+            })
+        };
+        let expect = |expected: usize, got: usize| {
+            if expected == got {
+                Ok(())
+            } else {
+                Err(NetworkError::Channels { layer: self.label().to_owned(), expected, got })
+            }
+        };
+        match self {
+            Self::Conv(c) => {
+                expect(c.in_channels, input.channels)?;
+                if c.out_channels == 0 {
+                    return Err(NetworkError::OutOfRange { layer: c.name.clone(), what: "out_channels" });
+                }
+                let (h, w) = window(c.kernel, c.stride, c.padding)?;
+                Ok(Shape::new(c.out_channels, h, w))
+            }
+            Self::BatchNorm { channels, .. } => expect(*channels, input.channels).map(|()| input),
+            Self::Relu => Ok(input),
+            Self::Dropout { p } if !(0.0..1.0).contains(p) => {
+                Err(NetworkError::OutOfRange { layer: "dropout".to_owned(), what: "probability" })
+            }
+            Self::Dropout { .. } => Ok(input),
+            Self::MaxPool { kernel, stride, padding } => {
+                if 2 * padding > *kernel {
+                    return Err(NetworkError::OutOfRange { layer: "max-pool".to_owned(), what: "padding" });
+                }
+                let (h, w) = window(*kernel, *stride, *padding)?;
+                Ok(Shape::new(input.channels, h, w))
+            }
+            Self::AdaptiveAvgPool { out } => {
+                if *out == 0 || input.is_empty() {
+                    return Err(NetworkError::OutOfRange { layer: "avg-pool".to_owned(), what: "output side" });
+                }
+                Ok(Shape::new(input.channels, *out, *out))
+            }
+            Self::Flatten => Ok(Shape::new(input.len(), 1, 1)),
+            Self::Linear(l) => {
+                expect(l.in_features, input.len())?;
+                Ok(Shape::new(l.out_features, 1, 1))
+            }
+            Self::Residual { main, shortcut } => {
+                let main = output_of(main, input)?;
+                let shortcut = output_of(shortcut, input)?;
+                if main == shortcut { Ok(main) } else { Err(NetworkError::Branches { main, shortcut }) }
+            }
+        }
+    }
+
+    fn parameters(&self, out: &mut Vec<ParamSpec>) {
+        let mut push = |name: &str, suffix: &str, shape: Vec<usize>, kind| {
+            out.push(ParamSpec { name: format!("{name}.{suffix}"), shape, kind });
+        };
+        match self {
+            Self::Conv(c) => {
+                let shape = vec![c.out_channels, c.in_channels, c.kernel, c.kernel];
+                push(&c.name, "weight", shape, ParamKind::ConvWeight);
+                if c.bias {
+                    push(&c.name, "bias", vec![c.out_channels], ParamKind::Bias);
+                }
+            }
+            Self::BatchNorm { name, channels } => {
+                push(name, "weight", vec![*channels], ParamKind::NormScale);
+                push(name, "bias", vec![*channels], ParamKind::NormShift);
+                push(name, "running_mean", vec![*channels], ParamKind::RunningMean);
+                push(name, "running_var", vec![*channels], ParamKind::RunningVar);
+            }
+            Self::Linear(l) => {
+                push(&l.name, "weight", vec![l.out_features, l.in_features], ParamKind::LinearWeight);
+                push(&l.name, "bias", vec![l.out_features], ParamKind::Bias);
+            }
+            Self::Residual { main, shortcut } => {
+                main.iter().chain(shortcut).for_each(|layer| layer.parameters(out));
+            }
+            Self::Relu | Self::MaxPool { .. } | Self::AdaptiveAvgPool { .. } | Self::Flatten | Self::Dropout { .. } => {
+            }
+        }
+    }
+}
+
+/// Shape after `layers`.
+///
+/// # Errors
+/// The first layer that does not fit.
+pub fn output_of(layers: &[Layer], input: Shape) -> Result<Shape, NetworkError> {
+    layers.iter().try_fold(input, |shape, layer| layer.output(shape))
+}
+
+impl Network {
+    /// Checks every shape and that the network ends in `classes` logits.
+    ///
+    /// # Errors
+    /// The first layer that does not fit.
+    pub fn validate(&self) -> Result<(), NetworkError> {
+        let got = output_of(&self.layers, self.input)?;
+        if got == Shape::new(self.classes, 1, 1) {
+            Ok(())
+        } else {
+            Err(NetworkError::Logits { name: self.name.clone(), classes: self.classes, got })
+        }
+    }
+
+    /// Every parameter tensor, buffers included, in the order of the layers (main branch before shortcut).
+    /// This order is also that of flattened weights on the wire.
+    pub fn parameters(&self) -> Vec<ParamSpec> {
+        let mut out = Vec::new();
+        self.layers.iter().for_each(|layer| layer.parameters(&mut out));
+        out
+    }
+}

@@ -1,0 +1,149 @@
+//! The weights of a network: named, shaped, row-major f32 tensors.
+
+use std::collections::BTreeMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use thiserror::Error;
+
+use crate::network::{Network, ParamKind, ParamSpec};
+
+/// One tensor: its shape, outermost first, and its values, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightTensor {
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// Values, row-major.
+    pub data: Vec<f32>,
+}
+
+/// The tensors of one network by full name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights {
+    /// Tensor by full torchvision name.
+    pub tensors: BTreeMap<String, WeightTensor>,
+}
+
+/// Why weights do not fit a network.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum WeightsError {
+    /// The network needs a tensor that is not there.
+    #[error("no tensor named {name}")]
+    Missing {
+        /// The name.
+        name: String,
+    },
+    /// A tensor has another shape.
+    #[error("tensor {name}: expected shape {expected:?}, got {got:?}")]
+    Shape {
+        /// The name.
+        name: String,
+        /// What the network needs.
+        expected: Vec<usize>,
+        /// What is there.
+        got: Vec<usize>,
+    },
+    /// A value is NaN or infinite.
+    #[error("tensor {name}: value {index} is not finite")]
+    NonFinite {
+        /// The name.
+        name: String,
+        /// Index into the row-major values.
+        index: usize,
+    },
+    /// Flattened weights of the wrong length.
+    #[error("expected {expected} values in flattened weights, got {got}")]
+    Length {
+        /// What the network needs.
+        expected: usize,
+        /// What is there.
+        got: usize,
+    },
+}
+
+impl Weights {
+    /// He initialisation (normal, fan-out for convolutions as torchvision; uniform ±1/√fan-in for
+    /// fully connected layers), deterministic in `seed`.
+    pub fn init(network: &Network, seed: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut linear_fan_in = 1;
+        let tensors = network
+            .parameters()
+            .into_iter()
+            .map(|spec| {
+                if spec.kind == ParamKind::LinearWeight {
+                    linear_fan_in = spec.shape[1];
+                }
+                let data = init_tensor(&spec, linear_fan_in, &mut rng);
+                (spec.name, WeightTensor { shape: spec.shape, data })
+            })
+            .collect();
+        Self { tensors }
+    }
+
+    /// Checks that every tensor of `network` is there, of the right shape and finite. Further tensors are allowed.
+    ///
+    /// # Errors
+    /// The first tensor that is missing, misshapen or not finite.
+    pub fn validate(&self, network: &Network) -> Result<(), WeightsError> {
+        for spec in network.parameters() {
+            let tensor =
+                self.tensors.get(&spec.name).ok_or_else(|| WeightsError::Missing { name: spec.name.clone() })?;
+            if tensor.shape != spec.shape || tensor.data.len() != spec.len() {
+                return Err(WeightsError::Shape { name: spec.name, expected: spec.shape, got: tensor.shape.clone() });
+            }
+            if let Some(index) = tensor.data.iter().position(|v| !v.is_finite()) {
+                return Err(WeightsError::NonFinite { name: spec.name, index });
+            }
+        }
+        Ok(())
+    }
+
+    /// All values in the order of [`Network::parameters`].
+    ///
+    /// # Errors
+    /// As [`Weights::validate`].
+    pub fn flatten(&self, network: &Network) -> Result<Vec<f32>, WeightsError> {
+        self.validate(network)?;
+        Ok(network.parameters().iter().flat_map(|spec| self.tensors[&spec.name].data.iter().copied()).collect())
+    }
+
+    /// Inverse of [`Weights::flatten`].
+    ///
+    /// # Errors
+    /// `values` has another length than the network's parameters.
+    pub fn unflatten(network: &Network, values: &[f32]) -> Result<Self, WeightsError> {
+        let specs = network.parameters();
+        let expected = specs.iter().map(ParamSpec::len).sum();
+        if values.len() != expected {
+            return Err(WeightsError::Length { expected, got: values.len() });
+        }
+        let mut rest = values;
+        let tensors = specs
+            .into_iter()
+            .map(|spec| {
+                let (head, tail) = rest.split_at(spec.len());
+                rest = tail;
+                (spec.name, WeightTensor { shape: spec.shape, data: head.to_vec() })
+            })
+            .collect();
+        Ok(Self { tensors })
+    }
+}
+
+fn init_tensor(spec: &ParamSpec, linear_fan_in: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    match spec.kind {
+        ParamKind::ConvWeight => {
+            let fan_out = spec.shape[0] * spec.shape[2] * spec.shape[3];
+            let std = (2.0 / fan_out as f32).sqrt();
+            (0..spec.len()).map(|_| std * Distribution::<f32>::sample(&StandardNormal, rng)).collect()
+        }
+        ParamKind::LinearWeight | ParamKind::Bias => {
+            let bound = 1.0 / (linear_fan_in as f32).sqrt();
+            (0..spec.len()).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
+        }
+        ParamKind::NormScale | ParamKind::RunningVar => vec![1.0; spec.len()],
+        ParamKind::NormShift | ParamKind::RunningMean => vec![0.0; spec.len()],
+    }
+}
