@@ -1,7 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+pub mod data;
+pub mod models;
 pub mod network;
 pub mod weights;
 
+pub use data::{Dataset, Split};
+pub use models::{ModelError, by_name};
 pub use network::{Conv, Layer, Linear, Network, NetworkError, ParamKind, ParamSpec, Shape};
 pub use weights::{WeightTensor, Weights, WeightsError};

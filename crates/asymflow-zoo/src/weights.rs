@@ -64,18 +64,21 @@ pub enum WeightsError {
 
 impl Weights {
     /// He initialisation (normal, fan-out for convolutions as torchvision; uniform ±1/√fan-in for
-    /// fully connected layers), deterministic in `seed`.
+    /// fully connected layers and their biases, zero for biases of convolutions), deterministic in `seed`.
     pub fn init(network: &Network, seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut linear_fan_in = 1;
+        // A bias follows its weight in the order of the parameters.
+        let mut bias_fan_in = None;
         let tensors = network
             .parameters()
             .into_iter()
             .map(|spec| {
-                if spec.kind == ParamKind::LinearWeight {
-                    linear_fan_in = spec.shape[1];
+                match spec.kind {
+                    ParamKind::LinearWeight => bias_fan_in = Some(spec.shape[1]),
+                    ParamKind::ConvWeight => bias_fan_in = None,
+                    _ => {}
                 }
-                let data = init_tensor(&spec, linear_fan_in, &mut rng);
+                let data = init_tensor(&spec, bias_fan_in, &mut rng);
                 (spec.name, WeightTensor { shape: spec.shape, data })
             })
             .collect();
@@ -132,18 +135,22 @@ impl Weights {
     }
 }
 
-fn init_tensor(spec: &ParamSpec, linear_fan_in: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+fn init_tensor(spec: &ParamSpec, bias_fan_in: Option<usize>, rng: &mut ChaCha8Rng) -> Vec<f32> {
     match spec.kind {
         ParamKind::ConvWeight => {
             let fan_out = spec.shape[0] * spec.shape[2] * spec.shape[3];
             let std = (2.0 / fan_out as f32).sqrt();
             (0..spec.len()).map(|_| std * Distribution::<f32>::sample(&StandardNormal, rng)).collect()
         }
-        ParamKind::LinearWeight | ParamKind::Bias => {
-            let bound = 1.0 / (linear_fan_in as f32).sqrt();
-            (0..spec.len()).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
-        }
+        ParamKind::LinearWeight => uniform(spec.shape[1], spec.len(), rng),
+        ParamKind::Bias => bias_fan_in.map_or_else(|| vec![0.0; spec.len()], |fan_in| uniform(fan_in, spec.len(), rng)),
         ParamKind::NormScale | ParamKind::RunningVar => vec![1.0; spec.len()],
         ParamKind::NormShift | ParamKind::RunningMean => vec![0.0; spec.len()],
     }
+}
+
+/// `len` values uniform in ±1/√fan-in.
+fn uniform(fan_in: usize, len: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let bound = 1.0 / (fan_in as f32).sqrt();
+    (0..len).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
 }
