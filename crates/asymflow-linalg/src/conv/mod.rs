@@ -1,6 +1,24 @@
 //! The trusted convolution kernels: forward, input gradient and weight gradient, plain and folded.
 
+mod im2col;
+
+use faer::Par;
+use faer::dyn_stack::{MemStack, StackReq};
 use thiserror::Error;
+
+use crate::LowRank;
+
+/// Largest number of values of one operand, 2³⁸ bytes: far from overflow in every size computed from it.
+const MAX_VALUES: usize = 1 << 36;
+
+const fn out_side(side: usize, kernel: usize, stride: usize, padding: usize) -> usize {
+    let padded = side.saturating_add(padding.saturating_mul(2));
+    if kernel == 0 || stride == 0 || padded < kernel { 0 } else { (padded - kernel) / stride + 1 }
+}
+
+const fn product(sizes: [usize; 4]) -> usize {
+    sizes[0].saturating_mul(sizes[1]).saturating_mul(sizes[2]).saturating_mul(sizes[3])
+}
 
 /// Shape of a batched square convolution without dilation or groups, NCHW, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +42,48 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
-    /// Output rows.
-    pub const fn out_height(&self) -> usize {
-        (self.height + 2 * self.padding - self.kernel) / self.stride + 1
+    /// Checks that every size is positive, that the kernel fits into the padded input and that every length can be
+    /// addressed. All kernels of this module call it first.
+    ///
+    /// # Errors
+    /// [`ConvError::Shape`] and [`ConvError::TooLarge`].
+    pub const fn validate(&self) -> Result<(), ConvError> {
+        let ConvShape { samples, in_channels, height, width, out_channels, kernel, stride, padding } = *self;
+        let too_large = ConvError::TooLarge { limit: MAX_VALUES };
+        let sizes = [samples, in_channels, height, width, out_channels, kernel, stride];
+        let mut i = 0;
+        while i < sizes.len() {
+            if sizes[i] == 0 {
+                return Err(ConvError::Shape { kernel, stride, padding, height, width });
+            }
+            if sizes[i] > MAX_VALUES {
+                return Err(too_large);
+            }
+            i += 1;
+        }
+        if padding > MAX_VALUES {
+            return Err(too_large);
+        }
+        if kernel > height + 2 * padding || kernel > width + 2 * padding {
+            return Err(ConvError::Shape { kernel, stride, padding, height, width });
+        }
+        let padded = [samples, in_channels, height + 2 * padding, width + 2 * padding];
+        let output = [samples, out_channels, self.out_height(), self.out_width()];
+        let weight = [in_channels, out_channels, kernel, kernel];
+        if product(padded) > MAX_VALUES || product(output) > MAX_VALUES || product(weight) > MAX_VALUES {
+            return Err(too_large);
+        }
+        Ok(())
     }
 
-    /// Output columns.
+    /// Output rows; zero where the kernel does not fit.
+    pub const fn out_height(&self) -> usize {
+        out_side(self.height, self.kernel, self.stride, self.padding)
+    }
+
+    /// Output columns; zero where the kernel does not fit.
     pub const fn out_width(&self) -> usize {
-        (self.width + 2 * self.padding - self.kernel) / self.stride + 1
+        out_side(self.width, self.kernel, self.stride, self.padding)
     }
 
     /// Values of the input batch.
@@ -77,4 +129,183 @@ pub enum ConvError {
         /// Input columns.
         width: usize,
     },
+    /// An operand would hold more values than this crate addresses.
+    #[error("the shape has an operand of more than {limit} values")]
+    TooLarge {
+        /// The largest number of values of one operand.
+        limit: usize,
+    },
+    /// The rank of the low-rank part is zero.
+    #[error("rank {rank} is below 1")]
+    Rank {
+        /// The rank.
+        rank: usize,
+    },
+    /// The scratch is smaller than the matching `*_scratch` function says.
+    #[error("the scratch holds {got} bytes, the kernel needs {needed}")]
+    Scratch {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes the scratch holds.
+        got: usize,
+    },
+}
+
+/// Scratch of [`forward`]; nothing for a shape that [`ConvShape::validate`] refuses.
+pub fn forward_scratch(shape: ConvShape, par: Par) -> StackReq {
+    im2col::scratch(shape, par)
+}
+
+/// Y = X ⊛ W: overwrites `y` (`samples × out × oh × ow`) from `x` (`samples × in × h × w`) and `weight`
+/// (`out × in × k × k`).
+///
+/// # Errors
+/// A shape that [`ConvShape::validate`] refuses, slices of another length than it says, too little scratch.
+pub fn forward(
+    shape: ConvShape,
+    x: &[f32],
+    weight: &[f32],
+    y: &mut [f32],
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(), ConvError> {
+    shape.validate()?;
+    check_len("x", shape.input_len(), x.len())?;
+    check_len("weight", shape.weight_len(), weight.len())?;
+    check_len("y", shape.output_len(), y.len())?;
+    check_scratch(forward_scratch(shape, par), stack)?;
+    im2col::forward(shape, x, weight, y, par, stack);
+    Ok(())
+}
+
+/// Scratch of [`input_gradient`]; nothing for a shape that [`ConvShape::validate`] refuses.
+pub fn input_gradient_scratch(shape: ConvShape, par: Par) -> StackReq {
+    im2col::scratch(shape, par)
+}
+
+/// ∇X, the adjoint of [`forward`] in X: overwrites `dx` (`samples × in × h × w`) from `dy`
+/// (`samples × out × oh × ow`) and `weight`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn input_gradient(
+    shape: ConvShape,
+    dy: &[f32],
+    weight: &[f32],
+    dx: &mut [f32],
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(), ConvError> {
+    shape.validate()?;
+    check_len("dy", shape.output_len(), dy.len())?;
+    check_len("weight", shape.weight_len(), weight.len())?;
+    check_len("dx", shape.input_len(), dx.len())?;
+    check_scratch(input_gradient_scratch(shape, par), stack)?;
+    im2col::input_gradient(shape, dy, weight, dx, par, stack);
+    Ok(())
+}
+
+/// Scratch of [`weight_gradient`]; nothing for a shape that [`ConvShape::validate`] refuses.
+pub fn weight_gradient_scratch(shape: ConvShape, par: Par) -> StackReq {
+    im2col::scratch(shape, par)
+}
+
+/// ∇W, the adjoint of [`forward`] in W, summed over the batch: overwrites `dw` (`out × in × k × k`).
+///
+/// # Errors
+/// As [`forward`].
+pub fn weight_gradient(
+    shape: ConvShape,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(), ConvError> {
+    shape.validate()?;
+    check_len("x", shape.input_len(), x.len())?;
+    check_len("dy", shape.output_len(), dy.len())?;
+    check_len("dw", shape.weight_len(), dw.len())?;
+    check_scratch(weight_gradient_scratch(shape, par), stack)?;
+    im2col::weight_gradient(shape, x, dy, dw, par, stack);
+    Ok(())
+}
+
+/// Scratch of [`folded_forward`] for a low-rank part of rank `rank`, shared or not.
+pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
+    im2col::folded_scratch(shape, rank, par)
+}
+
+/// Adds Y_main = Σ_p X'_p ⊛ W'_p to `y`, with the folded kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6):
+/// a convolution with r instead of N input channels. Folds once where `low_rank.shared`, else once per sample.
+///
+/// # Errors
+/// As [`forward`], and [`ConvError::Rank`].
+pub fn folded_forward(
+    shape: ConvShape,
+    low_rank: &LowRank,
+    weight: &[f32],
+    y: &mut [f32],
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(), ConvError> {
+    shape.validate()?;
+    check_low_rank(shape, low_rank)?;
+    check_len("weight", shape.weight_len(), weight.len())?;
+    check_len("y", shape.output_len(), y.len())?;
+    check_scratch(folded_forward_scratch(shape, low_rank.rank, par), stack)?;
+    im2col::folded_forward(shape, low_rank, weight, y, par, stack);
+    Ok(())
+}
+
+/// Scratch of [`folded_weight_gradient`] for a low-rank part of rank `rank`, shared or not.
+pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
+    im2col::folded_scratch(shape, rank, par)
+}
+
+/// Adds ∇W_main, ∇W_{i,j} = Σ_p a_{j,p} (X'_p ⊛ ∇Y_i) (thesis eq 2.7), summed over the batch, to `dw`: r
+/// correlations instead of N, then one recombination. Where `low_rank.shared`, the correlations are summed over the
+/// batch first.
+///
+/// # Errors
+/// As [`forward`], and [`ConvError::Rank`].
+pub fn folded_weight_gradient(
+    shape: ConvShape,
+    low_rank: &LowRank,
+    dy: &[f32],
+    dw: &mut [f32],
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(), ConvError> {
+    shape.validate()?;
+    check_low_rank(shape, low_rank)?;
+    check_len("dy", shape.output_len(), dy.len())?;
+    check_len("dw", shape.weight_len(), dw.len())?;
+    check_scratch(folded_weight_gradient_scratch(shape, low_rank.rank, par), stack)?;
+    im2col::folded_weight_gradient(shape, low_rank, dy, dw, par, stack);
+    Ok(())
+}
+
+fn check_len(what: &'static str, expected: usize, got: usize) -> Result<(), ConvError> {
+    if expected == got { Ok(()) } else { Err(ConvError::Length { what, expected, got }) }
+}
+
+fn check_low_rank(shape: ConvShape, low_rank: &LowRank) -> Result<(), ConvError> {
+    let rank = low_rank.rank;
+    if rank == 0 {
+        return Err(ConvError::Rank { rank });
+    }
+    let mixings = if low_rank.shared { 1 } else { shape.samples };
+    let coefficients = (mixings * shape.in_channels).saturating_mul(rank);
+    let principal = (shape.samples * shape.height * shape.width).saturating_mul(rank);
+    check_len("the coefficients", coefficients, low_rank.coefficients.len())?;
+    check_len("the principal channels", principal, low_rank.principal.len())
+}
+
+fn check_scratch(request: StackReq, stack: &MemStack) -> Result<(), ConvError> {
+    if stack.can_hold(request) {
+        Ok(())
+    } else {
+        Err(ConvError::Scratch { needed: request.unaligned_bytes_required(), got: stack.len_bytes() })
+    }
 }
