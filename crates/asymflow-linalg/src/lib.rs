@@ -3,4 +3,4 @@
 pub mod conv;
 pub mod decompose;
 
-pub use decompose::{BatchShape, DecomposeError, Decomposer, LowRank};
+pub use decompose::{BatchShape, DecomposeError, Decomposer, ExactSvd, Gram, LowRank, SharedBasis, by_name};

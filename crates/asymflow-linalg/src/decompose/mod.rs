@@ -1,10 +1,22 @@
 //! Decompositions X = X_main + X_res of a batch of activations, X_main of low rank.
 
+mod batch;
+mod exact;
+mod gram;
+mod shared;
+mod subspace;
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Debug;
 
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
 use thiserror::Error;
+
+pub use exact::ExactSvd;
+pub use gram::Gram;
+pub use shared::SharedBasis;
 
 /// Shape of a batch of matrices: `samples` of `channels × pixels`, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +91,14 @@ pub enum DecomposeError {
         /// Index of the first such value.
         index: usize,
     },
+    /// The scratch is smaller than [`Decomposer::scratch`] says.
+    #[error("the scratch holds {got_bytes} bytes, {needed_bytes} are needed")]
+    Scratch {
+        /// What is needed.
+        needed_bytes: usize,
+        /// What was given.
+        got_bytes: usize,
+    },
     /// The iteration did not converge.
     #[error("the singular value decomposition did not converge")]
     NoConvergence,
@@ -109,4 +129,17 @@ pub trait Decomposer: Send + Sync + Debug {
         par: Par,
         stack: &mut MemStack,
     ) -> Result<(), DecomposeError>;
+}
+
+/// Name of the decomposer used unless another is asked for.
+pub const DEFAULT: &str = "gram";
+
+/// The decomposer of that name with sensible settings; `None` for a name nobody has.
+pub fn by_name(name: &str) -> Option<Box<dyn Decomposer>> {
+    Some(match name {
+        "exact-svd" => Box::new(ExactSvd),
+        "gram" => Box::new(Gram::default()),
+        "shared-basis" => Box::new(SharedBasis::default()),
+        _ => return None,
+    })
 }

@@ -1,0 +1,202 @@
+//! What every decomposer does alike: checks, memory, one thread to each share of the samples.
+
+use faer::dyn_stack::{MemStack, StackReq};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+use super::{BatchShape, DecomposeError, LowRank};
+
+/// Alignment of scratch and of each thread's share of it.
+pub(super) const ALIGN_BYTES: usize = 64;
+
+/// One sample as a decomposer sees it. All matrices are row-major.
+pub(super) struct Sample<'a> {
+    /// Place in the batch.
+    pub index: usize,
+    /// `channels × pixels`.
+    pub x: &'a [f32],
+    /// A, `channels × rank`; empty when the whole batch shares one.
+    pub coefficients: &'a mut [f32],
+    /// V, `rank × pixels`.
+    pub principal: &'a mut [f32],
+    /// `channels × pixels`.
+    pub residual: &'a mut [f32],
+}
+
+/// Checks shape, lengths, rank and scratch before anything is written.
+pub(super) fn check(
+    x: &[f32],
+    shape: BatchShape,
+    rank: usize,
+    residual: &[f32],
+    needed: StackReq,
+    stack: &MemStack,
+) -> Result<(), DecomposeError> {
+    let BatchShape { samples, channels, pixels } = shape;
+    if shape.is_empty() {
+        return Err(DecomposeError::Empty { samples, channels, pixels });
+    }
+    for (what, got) in [("x", x.len()), ("residual", residual.len())] {
+        if got != shape.len() {
+            return Err(DecomposeError::Length { what, expected: shape.len(), got });
+        }
+    }
+    let max = channels.min(pixels);
+    if rank == 0 || rank > max {
+        return Err(DecomposeError::Rank { rank, max });
+    }
+    if !stack.can_hold(needed) {
+        return Err(DecomposeError::Scratch { needed_bytes: needed.size_bytes(), got_bytes: stack.len_bytes() });
+    }
+    Ok(())
+}
+
+/// Sets the sizes of `low_rank`, keeping its memory.
+pub(super) fn prepare(low_rank: &mut LowRank, shape: BatchShape, rank: usize, shared: bool) {
+    let factors = if shared { 1 } else { shape.samples };
+    low_rank.rank = rank;
+    low_rank.shared = shared;
+    low_rank.coefficients.resize(factors * shape.channels * rank, 0.0);
+    low_rank.principal.resize(shape.samples * rank * shape.pixels, 0.0);
+}
+
+/// Index of the first value of `x` that is not finite.
+pub(super) fn first_non_finite(x: &[f32]) -> Option<usize> {
+    x.iter().position(|value| !value.is_finite())
+}
+
+/// Threads a batch is shared out to: never more than samples.
+pub(super) fn shares(samples: usize, par: Par) -> usize {
+    par.degree().clamp(1, samples.max(1))
+}
+
+/// Parallelism within one sample: samples are shared out first, so only a lone sample may use every thread.
+pub(super) fn inner(samples: usize, par: Par) -> Par {
+    if samples == 1 { par } else { Par::Seq }
+}
+
+/// Scratch for `shares` threads that need `one` each.
+pub(super) fn shared_scratch(one: StackReq, shares: usize) -> StackReq {
+    StackReq::new_aligned::<u8>(share_bytes(one) * shares, ALIGN_BYTES)
+}
+
+fn share_bytes(one: StackReq) -> usize {
+    // A request may ask for more alignment than ours: room to find it inside the share.
+    (one.size_bytes() + one.align_bytes()).next_multiple_of(ALIGN_BYTES)
+}
+
+/// `len` zeros from the scratch.
+pub(super) fn zeros(stack: &mut MemStack, len: usize) -> (faer::dyn_stack::DynArray<'_, f32>, &mut MemStack) {
+    stack.make_aligned_with(len, ALIGN_BYTES, |_| 0.0)
+}
+
+/// Scratch that [`zeros`] takes.
+pub(super) fn zeros_scratch(len: usize) -> StackReq {
+    StackReq::new_aligned::<f32>(len, ALIGN_BYTES)
+}
+
+/// A run of consecutive samples with the scratch for their threads.
+struct Run<'a> {
+    first: usize,
+    samples: usize,
+    x: &'a [f32],
+    coefficients: &'a mut [f32],
+    principal: &'a mut [f32],
+    residual: &'a mut [f32],
+    scratch: &'a mut [core::mem::MaybeUninit<u8>],
+}
+
+impl<'a> Run<'a> {
+    /// Splits off the first `samples` samples with `scratch_bytes` of the scratch.
+    fn split(self, samples: usize, scratch_bytes: usize) -> (Self, Self) {
+        let part = |len: usize| len / self.samples * samples;
+        let (x, x_rest) = self.x.split_at(part(self.x.len()));
+        let (coefficients, coefficients_rest) = self.coefficients.split_at_mut(part(self.coefficients.len()));
+        let (principal, principal_rest) = self.principal.split_at_mut(part(self.principal.len()));
+        let (residual, residual_rest) = self.residual.split_at_mut(part(self.residual.len()));
+        let (scratch, scratch_rest) = self.scratch.split_at_mut(scratch_bytes);
+        (
+            Run { first: self.first, samples, x, coefficients, principal, residual, scratch },
+            Run {
+                first: self.first + samples,
+                samples: self.samples - samples,
+                x: x_rest,
+                coefficients: coefficients_rest,
+                principal: principal_rest,
+                residual: residual_rest,
+                scratch: scratch_rest,
+            },
+        )
+    }
+
+    fn go<F>(self, shares: usize, share_bytes: usize, each: &F) -> Result<(), DecomposeError>
+    where
+        F: Fn(Sample<'_>, &mut MemStack) -> Result<(), DecomposeError> + Sync,
+    {
+        if shares > 1 {
+            let left = shares / 2;
+            let samples = self.samples * left / shares;
+            let (a, b) = self.split(samples, left * share_bytes);
+            let (a, b) = rayon::join(|| a.go(left, share_bytes, each), || b.go(shares - left, share_bytes, each));
+            return a.and(b);
+        }
+        let mut rest = self;
+        while rest.samples > 0 {
+            let (one, others) = rest.split(1, 0);
+            let Run { first: index, x, coefficients, principal, residual, .. } = one;
+            each(Sample { index, x, coefficients, principal, residual }, MemStack::new(&mut *others.scratch))?;
+            rest = others;
+        }
+        Ok(())
+    }
+}
+
+/// Runs `each` on every sample, the samples shared out over `par`, each thread with its own scratch of size `one`.
+///
+/// Returns the error of the first sample in the batch that failed.
+pub(super) fn for_each_sample<F>(
+    x: &[f32],
+    samples: usize,
+    low_rank: &mut LowRank,
+    residual: &mut [f32],
+    (par, one): (Par, StackReq),
+    stack: &mut MemStack,
+    each: F,
+) -> Result<(), DecomposeError>
+where
+    F: Fn(Sample<'_>, &mut MemStack) -> Result<(), DecomposeError> + Sync,
+{
+    let shares = shares(samples, par);
+    let share_bytes = share_bytes(one);
+    let (scratch, _) = stack.make_aligned_uninit::<u8>(share_bytes * shares, ALIGN_BYTES);
+    let coefficients = if low_rank.shared { &mut [][..] } else { &mut low_rank.coefficients[..] };
+    let run = Run { first: 0, samples, x, coefficients, principal: &mut low_rank.principal, residual, scratch };
+    run.go(shares, share_bytes, &each)
+}
+
+/// `residual = x − A·V` for one sample.
+pub(super) fn subtract(x: MatRef<'_, f32>, a: MatRef<'_, f32>, v: MatRef<'_, f32>, residual: &mut [f32], par: Par) {
+    let mut residual = MatMut::from_row_major_slice_mut(residual, x.nrows(), x.ncols());
+    residual.copy_from(x);
+    matmul(residual, Accum::Add, a, v, -1.0, par);
+}
+
+/// Whether the energy of a sample (a sum of squares) is far from overflow and underflow.
+pub(super) fn in_range(energy: f32) -> bool {
+    (1e-20..1e30).contains(&energy)
+}
+
+/// Writes `x` scaled to largest magnitude 1 into `out`, for samples whose squares leave the range of f32.
+///
+/// # Errors
+/// The index of the first value that is not finite.
+pub(super) fn rescaled<'a>(x: &[f32], out: &'a mut [f32]) -> Result<&'a [f32], usize> {
+    if let Some(index) = first_non_finite(x) {
+        return Err(index);
+    }
+    let largest = x.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    // Division in two steps would round twice; a subnormal's reciprocal overflows, so divide.
+    let divisor = if largest > 0.0 { largest } else { 1.0 };
+    out.iter_mut().zip(x).for_each(|(out, value)| *out = value / divisor);
+    Ok(out)
+}

@@ -1,0 +1,136 @@
+//! Decomposition through the Gram matrix of each sample: nearly optimal at the speed of matrix products.
+
+use faer::Accum;
+use faer::dyn_stack::{MemStack, StackReq};
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::prelude::*;
+
+use super::batch::{self, Sample};
+use super::subspace::Plan;
+use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+
+/// The leading eigenvectors of X·Xᵀ (or Xᵀ·X when that is smaller), found by subspace iteration.
+///
+/// With more pixels than channels A = U_r is orthonormal and V = Aᵀ·X; otherwise V = W_rᵀ is orthonormal and
+/// A = X·Vᵀ. Either way A·V is X projected to the leading subspace, and the residual is what lies outside.
+/// Singular values below about 3e-4 of the largest drown in the rounding of the Gram matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gram {
+    /// Columns iterated beyond the rank.
+    pub oversample: usize,
+    /// Subspace steps; each multiplies unwanted directions by the ratio of squared singular values.
+    pub steps: usize,
+}
+
+impl Default for Gram {
+    fn default() -> Self {
+        Self { oversample: 8, steps: 4 }
+    }
+}
+
+/// `gram = m·mᵀ`, both halves.
+pub(super) fn gram_of(m: MatRef<'_, f32>, gram: &mut [f32], add: Accum, par: Par) {
+    let n = m.nrows();
+    let mut gram = MatMut::from_column_major_slice_mut(gram, n, n);
+    triangular::matmul(
+        gram.rb_mut(),
+        BlockStructure::TriangularLower,
+        add,
+        m,
+        BlockStructure::Rectangular,
+        m.transpose(),
+        BlockStructure::Rectangular,
+        1.0,
+        par,
+    );
+}
+
+/// Copies the lower half of `gram` (`n × n`) to the upper.
+pub(super) fn mirror(gram: &mut [f32], n: usize) {
+    for column in 0..n {
+        for row in column + 1..n {
+            gram[row * n + column] = gram[column * n + row];
+        }
+    }
+}
+
+/// Sum of the diagonal: the energy of the matrix behind `gram`.
+pub(super) fn trace(gram: &[f32], n: usize) -> f32 {
+    gram.iter().step_by(n + 1).sum()
+}
+
+impl Gram {
+    fn plan(&self, shape: BatchShape, rank: usize) -> Plan {
+        Plan::new(shape.channels.min(shape.pixels), rank, self.oversample, self.steps)
+    }
+
+    fn sample_scratch(&self, shape: BatchShape, rank: usize) -> StackReq {
+        let plan = self.plan(shape, rank);
+        batch::zeros_scratch(plan.n * plan.n).and(plan.scratch())
+    }
+
+    fn sample(
+        &self,
+        shape: BatchShape,
+        rank: usize,
+        par: Par,
+        sample: Sample<'_>,
+        stack: &mut MemStack,
+    ) -> Result<(), DecomposeError> {
+        let BatchShape { channels, pixels, .. } = shape;
+        let plan = self.plan(shape, rank);
+        let wide = channels <= pixels;
+        let (mut gram, stack) = batch::zeros(stack, plan.n * plan.n);
+        let x = MatRef::from_row_major_slice(sample.x, channels, pixels);
+        let side = |m| if wide { m } else { MatRef::transpose(m) };
+        gram_of(side(x), &mut gram, Accum::Replace, par);
+        if !batch::in_range(trace(&gram, plan.n)) {
+            let scaled = batch::rescaled(sample.x, sample.residual)
+                .map_err(|index| DecomposeError::NonFinite { index: sample.index * channels * pixels + index })?;
+            gram_of(side(MatRef::from_row_major_slice(scaled, channels, pixels)), &mut gram, Accum::Replace, par);
+        }
+        mirror(&mut gram, plan.n);
+        let mut a = MatMut::from_row_major_slice_mut(sample.coefficients, channels, rank);
+        let mut v = MatMut::from_row_major_slice_mut(sample.principal, rank, pixels);
+        let gram = MatRef::from_column_major_slice(&gram[..], plan.n, plan.n);
+        if wide {
+            plan.run(gram, a.rb_mut(), stack)?;
+            matmul(v.rb_mut(), Accum::Replace, a.rb().transpose(), x, 1.0, par);
+        } else {
+            plan.run(gram, v.rb_mut().transpose_mut(), stack)?;
+            matmul(a.rb_mut(), Accum::Replace, x, v.rb().transpose(), 1.0, par);
+        }
+        batch::subtract(x, a.rb(), v.rb(), sample.residual, par);
+        Ok(())
+    }
+}
+
+impl Decomposer for Gram {
+    fn name(&self) -> &'static str {
+        "gram"
+    }
+
+    fn scratch(&self, shape: BatchShape, rank: usize, par: Par) -> StackReq {
+        batch::shared_scratch(self.sample_scratch(shape, rank), batch::shares(shape.samples, par))
+    }
+
+    fn decompose(
+        &self,
+        x: &[f32],
+        shape: BatchShape,
+        rank: usize,
+        low_rank: &mut LowRank,
+        residual: &mut [f32],
+        par: Par,
+        stack: &mut MemStack,
+    ) -> Result<(), DecomposeError> {
+        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
+        batch::prepare(low_rank, shape, rank, false);
+        let inner = batch::inner(shape.samples, par);
+        let one = self.sample_scratch(shape, rank);
+        batch::for_each_sample(x, shape.samples, low_rank, residual, (par, one), stack, |part, stack| {
+            self.sample(shape, rank, inner, part, stack)
+        })
+    }
+}
