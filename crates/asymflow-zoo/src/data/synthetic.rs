@@ -1,7 +1,7 @@
-//! The built-in data set: ten kinds of figures, drawn at random places, sizes, angles and colours.
+//! The built-in data set: ten kinds of figures, drawn at random places, sizes and colours.
 //!
-//! Only the kind of figure tells the class: position, size, colours and which of figure and ground is
-//! the brighter are random, so that no weighted sum of pixels separates the classes.
+//! Only the kind of figure tells the class: position, size, tilt, colours and which of figure and ground
+//! is the brighter are random, so that no weighted sum of pixels separates the classes.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -13,12 +13,14 @@ use crate::network::Shape;
 
 /// Names of the classes of the synthetic set.
 pub const SYNTHETIC_CLASSES: [&str; 10] =
-    ["disc", "ring", "square", "frame", "triangle", "cross", "stripes", "checkers", "dots", "crescent"];
+    ["disc", "ring", "square", "frame", "triangle", "cross", "bars", "stripes", "checkers", "dots"];
 
 const SIDE: usize = 32;
 const SHAPE: Shape = Shape::new(3, SIDE, SIDE);
 /// Standard deviation of the pixel noise, in units of the full range.
-const NOISE: f32 = 0.06;
+const NOISE: f32 = 0.05;
+/// Figures are turned by at most so many radians either way.
+const TILT: f32 = 0.25;
 /// Least distance of the two colours of an image, of at most √3.
 const CONTRAST: f32 = 0.45;
 
@@ -56,7 +58,7 @@ impl Figure {
     fn random(class: usize, rng: &mut ChaCha8Rng) -> Self {
         let scale = rng.random_range(7.0..11.0_f32);
         let (low, high) = (scale - 1.0, SIDE as f32 - scale + 1.0);
-        let (sin, cos) = rng.random_range(0.0..std::f32::consts::TAU).sin_cos();
+        let (sin, cos) = rng.random_range(-TILT..TILT).sin_cos();
         Self { class, x: rng.random_range(low..high), y: rng.random_range(low..high), scale, sin, cos }
     }
 
@@ -73,10 +75,13 @@ impl Figure {
             3 => (0.48..0.85).contains(&side),
             4 => v > -0.55 && v < 0.95 - 1.75 * u.abs(),
             5 => u.abs().min(v.abs()) < 0.25 && side < 1.0,
-            6 => side < 0.9 && (u * 2.8).rem_euclid(1.0) < 0.5,
-            7 => side < 0.9 && ((u * 2.4).rem_euclid(1.0) < 0.5) != ((v * 2.4).rem_euclid(1.0) < 0.5),
-            8 => side < 1.0 && ((u * 1.5).rem_euclid(1.0) - 0.5).hypot((v * 1.5).rem_euclid(1.0) - 0.5) < 0.33,
-            _ => radius < 0.95 && (u - 0.45).hypot(v) > 0.7,
+            6 => side < 0.9 && (u * 2.5).rem_euclid(1.0) < 0.5,
+            7 => side < 0.9 && (v * 2.5).rem_euclid(1.0) < 0.5,
+            8 => side < 0.9 && ((u * 2.0).rem_euclid(1.0) < 0.5) != ((v * 2.0).rem_euclid(1.0) < 0.5),
+            _ => {
+                side < 1.0
+                    && ((u * 1.5 + 0.5).rem_euclid(1.0) - 0.5).hypot((v * 1.5 + 0.5).rem_euclid(1.0) - 0.5) < 0.33
+            }
         }
     }
 
@@ -104,7 +109,7 @@ fn draw(class: usize, rng: &mut ChaCha8Rng, image: &mut [u8]) {
             }
         }
     }
-    for _ in 0..rng.random_range(2..6) {
+    for _ in 0..rng.random_range(1..4) {
         scratch(&mut canvas, rng);
     }
     for (out, value) in image.iter_mut().zip(canvas.iter().flatten()) {
