@@ -1,0 +1,45 @@
+//! Builds the three processes of a deployment.
+
+use anyhow::Result;
+
+use crate::failure::Failure;
+use crate::process;
+use crate::workspace::Workspace;
+
+/// The command-line process, which knows experiments and reports.
+pub const CLI: &str = "asymflow-cli";
+/// The process inside the enclave.
+pub const ENCLAVED: &str = "asymflow-enclaved";
+/// The process beside the accelerator.
+pub const WORKER: &str = "asymflow-worker";
+
+/// The name of the CLI's binary.
+pub const CLI_BINARY: &str = "asymflow";
+
+/// Builds `packages` one by one: cargo unifies features within one build, and then the enclave would
+/// link what only the worker needs.
+pub fn build(workspace: &Workspace, packages: &[&str], worker_features: &[String]) -> Result<u8> {
+    let is_first = !workspace.binary(WORKER).is_file() && packages.contains(&WORKER);
+    if is_first {
+        eprintln!("first build compiles burn: 10 to 15 minutes on two cores; later builds take seconds");
+    }
+    for &package in packages {
+        if !workspace.has(package) {
+            anyhow::bail!(Failure::Usage(format!("the workspace has no package {package}")));
+        }
+        let mut cargo = process::cargo();
+        cargo.current_dir(workspace.root()).args(["build", "--release", "--package", package]);
+        if package == WORKER && !worker_features.is_empty() {
+            cargo.args(["--features", &worker_features.join(",")]);
+        }
+        eprintln!("building {package}");
+        if !is_first {
+            cargo.arg("--quiet");
+        }
+        match process::run(&mut cargo)? {
+            0 => {}
+            code => return Ok(code),
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,147 @@
+//! `cargo xtask check`: everything that can be said about the workspace without running its tests.
+
+mod enclave_tree;
+mod layers;
+mod links;
+mod paths;
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::failure::{FAILED, INTERRUPTED};
+use crate::process;
+use crate::table::table;
+use crate::workspace::Workspace;
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Repair what can be repaired: format, lints that have a machine fix, the enclave tree's limit
+    #[arg(long)]
+    fix: bool,
+}
+
+/// How one check ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It holds; the text says what was looked at.
+    Pass(String),
+    /// It does not hold, for these reasons.
+    Fail(Vec<String>),
+    /// It could not be made, and why.
+    Skip(String),
+}
+
+impl Outcome {
+    /// Passes when there is no `problem`.
+    fn of_problems(problems: Vec<String>, looked_at: String) -> Self {
+        if problems.is_empty() { Self::Pass(looked_at) } else { Self::Fail(problems) }
+    }
+}
+
+type Check = fn(&Workspace, bool) -> Result<Outcome>;
+
+/// Cheapest first.
+const CHECKS: [(&str, Check); 9] = [
+    ("format", format),
+    ("layers", layers::check),
+    ("links", links::check),
+    ("paths", paths::check),
+    ("enclave tree", enclave_tree::check),
+    ("licences and sources", deny),
+    ("advisories", advisories),
+    ("lints", clippy),
+    ("docs", docs),
+];
+
+/// Makes every check, prints a table, and fails when one did not hold.
+pub fn run(workspace: &Workspace, args: &CheckArgs) -> Result<u8> {
+    let mut rows = Vec::new();
+    let mut failed = false;
+    for (name, check) in CHECKS {
+        eprintln!("checking {name}");
+        let start = Instant::now();
+        let outcome = check(workspace, args.fix).unwrap_or_else(|error| Outcome::Fail(vec![format!("{error:#}")]));
+        if process::was_interrupted() {
+            return Ok(INTERRUPTED);
+        }
+        let (result, detail) = match outcome {
+            Outcome::Pass(detail) => ("ok", detail),
+            Outcome::Skip(why) => ("skipped", why),
+            Outcome::Fail(problems) => {
+                failed = true;
+                problems.iter().for_each(|problem| eprintln!("{name}: {problem}"));
+                ("failed", problems.first().cloned().unwrap_or_default())
+            }
+        };
+        let first_line = detail.lines().next().unwrap_or_default().to_owned();
+        rows.push(vec![name.into(), result.into(), format!("{:.1}", start.elapsed().as_secs_f64()), first_line]);
+    }
+    print!("\n{}", table(&["check", "result", "seconds", "detail"], &rows));
+    Ok(if failed { FAILED } else { 0 })
+}
+
+fn format(workspace: &Workspace, fix: bool) -> Result<Outcome> {
+    let mut cargo = in_root(workspace, &["fmt", "--all"]);
+    if !fix {
+        cargo.arg("--check");
+    }
+    by_exit_code(&mut cargo, "every file", "`cargo xtask check --fix` formats the files")
+}
+
+fn clippy(workspace: &Workspace, fix: bool) -> Result<Outcome> {
+    let targets = ["--workspace", "--all-targets", "--release"];
+    if fix {
+        let mut repair = in_root(workspace, &["clippy", "--fix", "--allow-dirty", "--allow-staged", "--quiet"]);
+        process::run(repair.args(targets))?;
+    }
+    let mut cargo = in_root(workspace, &["clippy", "--quiet"]);
+    cargo.args(targets).args(["--", "--deny", "warnings"]);
+    by_exit_code(&mut cargo, "every target, warnings denied", "clippy's messages stand above")
+}
+
+fn docs(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
+    let mut cargo = in_root(workspace, &["doc", "--workspace", "--no-deps", "--release", "--quiet"]);
+    cargo.env("RUSTDOCFLAGS", "--deny warnings");
+    by_exit_code(&mut cargo, "every crate, warnings denied", "rustdoc's messages stand above")
+}
+
+fn deny(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
+    if !has_cargo_deny() {
+        return Ok(Outcome::Skip("cargo-deny is not installed; `cargo install --locked cargo-deny`".into()));
+    }
+    let mut cargo = in_root(workspace, &["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]);
+    by_exit_code(&mut cargo, "bans, licences, sources", "cargo-deny's messages stand above")
+}
+
+/// Advisories come from a git host that not every network reaches.
+fn advisories(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
+    if !has_cargo_deny() {
+        return Ok(Outcome::Skip("cargo-deny is not installed".into()));
+    }
+    if !process::captured(&mut in_root(workspace, &["deny", "fetch", "db"]))?.status.success() {
+        return Ok(Outcome::Skip("the advisory database cannot be fetched from here".into()));
+    }
+    let mut cargo = in_root(workspace, &["deny", "--log-level", "error", "check", "--disable-fetch", "advisories"]);
+    by_exit_code(&mut cargo, "RustSec database", "cargo-deny's messages stand above")
+}
+
+fn has_cargo_deny() -> bool {
+    process::find_program("cargo-deny").is_some()
+}
+
+fn in_root(workspace: &Workspace, args: &[&str]) -> Command {
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace.root()).args(args);
+    cargo
+}
+
+fn by_exit_code(command: &mut Command, looked_at: &str, hint: &str) -> Result<Outcome> {
+    Ok(match process::run(command)? {
+        0 => Outcome::Pass(looked_at.into()),
+        code => Outcome::Fail(vec![format!("{} ended with exit code {code}; {hint}", process::shown(command))]),
+    })
+}

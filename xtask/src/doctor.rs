@@ -1,0 +1,132 @@
+//! `cargo xtask doctor`: what this machine offers, and how to get what it lacks. Compiles nothing.
+
+mod gpu;
+mod probe;
+mod trusted;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+use crate::table::table;
+use crate::workspace::Workspace;
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How good one thing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Present.
+    Ok,
+    /// Absent; only what needs it is affected.
+    Missing,
+    /// Absent, and nothing works without it.
+    Required,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    what: &'static str,
+    status: Status,
+    detail: String,
+    /// What to do about it, when something is to be done.
+    fix: Option<String>,
+}
+
+impl Finding {
+    /// Something that is there.
+    pub fn ok(what: &'static str, detail: impl Into<String>) -> Self {
+        Self { what, status: Status::Ok, detail: detail.into(), fix: None }
+    }
+
+    /// Something that only part of the software needs.
+    pub fn missing(what: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { what, status: Status::Missing, detail: detail.into(), fix: Some(fix.into()) }
+    }
+
+    /// Something that everything needs.
+    pub fn required(what: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { status: Status::Required, ..Self::missing(what, detail, fix) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: u32,
+    /// Whether experiments run on the CPU with the simulated enclave.
+    cpu_path_works: bool,
+    /// Features to build the worker with: `cuda`, `vulkan`, `wgpu` or none.
+    worker_features: Option<&'static str>,
+    findings: Vec<Finding>,
+}
+
+/// Prints what there is; exit code 0 when the CPU path works, 3 otherwise.
+pub fn run(workspace: &Workspace, args: &DoctorArgs) -> Result<u8> {
+    let (worker_features, gpus) = gpu::findings();
+    let mut findings = probe::findings(workspace);
+    findings.extend(gpus);
+    findings.extend(trusted::findings());
+    let cpu_path_works = findings.iter().all(|finding| finding.status != Status::Required);
+    let report = Report { schema: 1, cpu_path_works, worker_features, findings };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", plain(&report));
+    }
+    Ok(if cpu_path_works { 0 } else { 3 })
+}
+
+fn plain(report: &Report) -> String {
+    let row = |finding: &Finding| {
+        let status = match finding.status {
+            Status::Ok => "ok",
+            Status::Missing => "missing",
+            Status::Required => "REQUIRED",
+        };
+        vec![finding.what.to_owned(), status.to_owned(), finding.detail.clone()]
+    };
+    let rows: Vec<_> = report.findings.iter().map(row).collect();
+    let mut text = table(&["what", "status", "detail"], &rows);
+    let fixes: Vec<_> = report.findings.iter().filter_map(|f| Some(vec![f.what.to_owned(), f.fix.clone()?])).collect();
+    if !fixes.is_empty() {
+        text.push_str(&format!("\n{}", table(&["for", "do"], &fixes)));
+    }
+    text.push_str(match report.cpu_path_works {
+        true => "\nThe CPU path works: `cargo xtask demo` runs here with a simulated enclave.\n",
+        false => "\nThe CPU path does not work: install what is REQUIRED above.\n",
+    });
+    match report.worker_features {
+        Some(features) => text + &format!("For the GPU: `cargo xtask demo --worker-features {features}`.\n"),
+        None => text + "No GPU found: the worker computes on the CPU.\n",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(finding: Finding) -> Report {
+        Report { schema: 1, cpu_path_works: true, worker_features: None, findings: vec![finding] }
+    }
+
+    #[test]
+    fn a_fix_stands_in_a_table_of_its_own() {
+        let text = plain(&report(Finding::missing("Gramine", "not on PATH", "install gramine")));
+        assert!(text.contains("Gramine  missing  not on PATH\n"), "{text}");
+        assert!(text.contains("Gramine  install gramine\n"), "{text}");
+    }
+
+    #[test]
+    fn findings_are_stable_json() {
+        let json = serde_json::to_string(&Finding::required("memory", "1 GiB", "add memory")).expect("it serialises");
+        assert_eq!(json, r#"{"what":"memory","status":"required","detail":"1 GiB","fix":"add memory"}"#);
+    }
+}

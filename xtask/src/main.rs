@@ -1,0 +1,85 @@
+//! `cargo xtask`: builds, tests and checks the workspace and drives the experiments.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its terminal")]
+
+mod bench;
+mod binaries;
+mod check;
+mod data;
+mod doctor;
+mod experiments;
+mod failure;
+mod nearest;
+mod process;
+mod table;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Build automation and the experiment driver of asymflow.
+///
+/// Exit codes: 0 done (the claim holds), 1 a claim, check or test failed, 2 bad usage or configuration,
+/// 3 a required capability is missing, 130 interrupted with valid artefacts.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", verbatim_doc_comment)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the main job on built-in data: train, serve, print the comparison table, write the run folder
+    Demo(experiments::DemoArgs),
+    /// Run every test and every experiment's smoke form, with a table of what was skipped and why
+    Test(test::TestArgs),
+    /// Check format, layers, enclave tree, links, paths, lints, docs and licences, cheapest first
+    Check(check::CheckArgs),
+    /// Report CPU, memory, GPU, SGX, Gramine, data sets and disk, each with its fix
+    Doctor(doctor::DoctorArgs),
+    /// Run an experiment: a name from `list`, or a path to a TOML file
+    Run(experiments::RunArgs),
+    /// List the experiments and the claim that each one tests
+    List,
+    /// Show the resolved configuration of an experiment
+    Show(experiments::ShowArgs),
+    /// Write tables and plots from runs into docs/results
+    Report(experiments::ReportArgs),
+    /// Run the benches and print their ratios
+    Bench(bench::BenchArgs),
+    /// Verify or unpack the data sets
+    #[command(subcommand)]
+    Data(data::DataCommand),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    process::handle_interrupts()?;
+    let workspace = Workspace::load()?;
+    match cli.command {
+        Command::Demo(args) => experiments::demo(&workspace, &args),
+        Command::Test(args) => test::run(&workspace, &args),
+        Command::Check(args) => check::run(&workspace, &args),
+        Command::Doctor(args) => doctor::run(&workspace, &args),
+        Command::Run(args) => experiments::run(&workspace, &args),
+        Command::List => experiments::list(&workspace),
+        Command::Show(args) => experiments::show(&workspace, &args),
+        Command::Report(args) => experiments::report(&workspace, &args),
+        Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Data(command) => data::run(&workspace, &command),
+    }
+}

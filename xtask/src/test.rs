@@ -1,0 +1,245 @@
+//! `cargo xtask test`: the tests, the smoke form of every experiment, and what was skipped.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::binaries::{self, CLI, ENCLAVED, WORKER};
+use crate::experiments;
+use crate::failure::{FAILED, INTERRUPTED};
+use crate::process;
+use crate::table::table;
+use crate::workspace::Workspace;
+
+/// Arguments of `test`.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Only the tests of this crate, without the experiments
+    #[arg(long, value_name = "CRATE")]
+    only: Option<String>,
+    /// Only tests whose name contains this, without the experiments
+    filter: Option<String>,
+}
+
+/// Runs the tests; prints skipped ones and a closing line `N passed, N failed, N skipped`.
+pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
+    let mut tally = Tally::default();
+    run_tests(workspace, args, &mut tally)?;
+    if args.only.is_none() && args.filter.is_none() && !process::was_interrupted() {
+        run_smoke_forms(workspace, &mut tally)?;
+    }
+    print!("\n{}", tally.report());
+    Ok(match (process::was_interrupted(), tally.failed) {
+        (true, _) => INTERRUPTED,
+        (false, 0) => 0,
+        (false, _) => FAILED,
+    })
+}
+
+fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace.root()).args(["test", "--release", "--no-fail-fast"]);
+    match &args.only {
+        Some(name) => cargo.args(["--package", name]),
+        None => cargo.arg("--workspace"),
+    };
+    cargo.args(&args.filter).args(["--", "--show-output"]);
+    let failed_before = tally.failed;
+    let code = stream(&mut cargo, |line| tally.read(line))?;
+    if code != 0 && tally.failed == failed_before {
+        tally.fail(format!("cargo test ended with exit code {code}: a build failed or a test process died"));
+    }
+    Ok(())
+}
+
+/// Runs every experiment's smoke form; an experiment that says a capability is missing counts as skipped.
+fn run_smoke_forms(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    let paths = experiments::all(workspace)?;
+    if paths.is_empty() {
+        return Ok(());
+    }
+    if binaries::build(workspace, &[ENCLAVED, WORKER, CLI], &[])? != 0 {
+        tally.fail("the binaries for the experiments do not build".to_owned());
+        return Ok(());
+    }
+    for path in paths {
+        let name = format!("experiment {} --smoke", experiments::name_of(&path));
+        println!("\n{name}");
+        let mut last_line = String::new();
+        let path = path.strip_prefix(workspace.root()).unwrap_or(&path);
+        let code = stream(experiments::asymflow(workspace).arg("run").arg(path).arg("--smoke"), |line| {
+            if !line.trim().is_empty() {
+                last_line = line.to_owned();
+            }
+        })?;
+        match code {
+            0 => tally.passed += 1,
+            3 => tally.skip(&name, &last_line),
+            INTERRUPTED => return Ok(()),
+            code => tally.fail(format!("{name} ended with exit code {code}")),
+        }
+    }
+    Ok(())
+}
+
+/// Runs `command`, echoes its standard output and hands every line to `read`.
+fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Result<u8> {
+    let mut child = process::spawn(command.stdout(Stdio::piped()))?;
+    let stdout = child.stdout.take().context("the child has no standard output")?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read the child's output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        read(&line);
+    }
+    process::wait(&mut child)
+}
+
+/// What the tests said so far.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    /// Name and reason of everything that was skipped.
+    skipped: Vec<(String, String)>,
+    failures: Vec<String>,
+    /// Skipped tests of the test binary whose output is being read; its own counts call them passed.
+    pending: BTreeMap<String, String>,
+    /// The test whose output is being read.
+    current: String,
+}
+
+impl Tally {
+    /// Reads one line of the output of `cargo test -- --show-output`.
+    fn read(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            name.clone_into(&mut self.current);
+        } else if line == "failures:" {
+            self.current.clear();
+        } else if let Some(reason) = line.trim_start().strip_prefix("skipped:") {
+            self.read_skip(reason.trim());
+        } else if let Some(test) = line.strip_prefix("test ") {
+            self.read_outcome(test);
+        }
+    }
+
+    fn read_skip(&mut self, reason: &str) {
+        self.pending
+            .entry(self.current.clone())
+            .and_modify(|reasons| *reasons = format!("{reasons}; {reason}"))
+            .or_insert_with(|| reason.to_owned());
+    }
+
+    /// Reads what follows `test `: the outcome of one test, or the counts at the end of a test binary.
+    fn read_outcome(&mut self, test: &str) {
+        if let Some(counts) = test.strip_prefix("result: ") {
+            self.passed += count(counts, "passed").saturating_sub(self.pending.len());
+            self.failed += count(counts, "failed");
+            self.skipped.extend(std::mem::take(&mut self.pending));
+            self.current.clear();
+        } else if let Some(name) = test.strip_suffix(" ... FAILED") {
+            self.failures.push(name.to_owned());
+            self.pending.remove(name);
+        } else if let Some((name, reason)) = test.split_once(" ... ignored") {
+            self.skip(name, reason.trim_start_matches([',', ' ']));
+        }
+    }
+
+    fn skip(&mut self, name: &str, reason: &str) {
+        let reason = if reason.is_empty() { "no reason given" } else { reason };
+        self.skipped.push((name.to_owned(), reason.to_owned()));
+    }
+
+    fn fail(&mut self, what: String) {
+        self.failed += 1;
+        self.failures.push(what);
+    }
+
+    /// The tables of what was skipped and what failed, and the closing line.
+    fn report(&self) -> String {
+        let mut text = String::new();
+        if !self.skipped.is_empty() {
+            let rows: Vec<_> = self.skipped.iter().map(|(test, why)| vec![test.clone(), why.clone()]).collect();
+            text.push_str(&table(&["skipped", "why"], &rows));
+            text.push('\n');
+        }
+        for failure in &self.failures {
+            text.push_str(&format!("failed: {failure}\n"));
+        }
+        text + &format!("{} passed, {} failed, {} skipped\n", self.passed, self.failed, self.skipped.len())
+    }
+}
+
+/// The number before `what` in a line such as `ok. 5 passed; 0 failed; 1 ignored; …`.
+fn count(counts: &str, what: &str) -> usize {
+    let words: Vec<&str> = counts.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+    words.windows(2).find(|pair| pair[1] == what).and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(output: &str) -> Tally {
+        let mut tally = Tally::default();
+        output.lines().for_each(|line| tally.read(line));
+        tally
+    }
+
+    const OUTPUT: &str = "\
+running 4 tests
+test gpu::matmul ... ok
+test gpu::conv ... ok
+test slow ... ignored, needs an hour
+test plain ... ok
+
+successes:
+
+---- gpu::matmul stdout ----
+skipped: no Vulkan driver
+---- gpu::conv stdout ----
+skipped: no Vulkan driver
+skipped: no f16 either
+
+successes:
+    gpu::conv
+    gpu::matmul
+    plain
+
+test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
+";
+
+    #[test]
+    fn skipped_tests_count_as_skipped_and_not_as_passed() {
+        let tally = tally(OUTPUT);
+        assert_eq!((tally.passed, tally.failed, tally.skipped.len()), (1, 0, 3));
+        assert!(tally.skipped.contains(&("gpu::conv".into(), "no Vulkan driver; no f16 either".into())));
+        assert!(tally.skipped.contains(&("slow".into(), "needs an hour".into())));
+    }
+
+    #[test]
+    fn counts_of_several_binaries_add_up() {
+        let tally = tally(&format!("{OUTPUT}{OUTPUT}"));
+        assert_eq!((tally.passed, tally.skipped.len()), (2, 6));
+    }
+
+    #[test]
+    fn a_test_that_fails_after_it_said_skipped_is_a_failure() {
+        let tally = tally(
+            "test a ... FAILED\ntest b ... ok\n\nfailures:\n\n---- a stdout ----\nassertion failed\n\nfailures:\n    a\n\n\
+             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n",
+        );
+        assert_eq!((tally.passed, tally.failed), (1, 1));
+        assert_eq!(tally.failures, ["a"]);
+    }
+
+    #[test]
+    fn the_closing_line_stands_alone() {
+        let report = tally(OUTPUT).report();
+        assert_eq!(report.lines().last(), Some("1 passed, 0 failed, 3 skipped"));
+        assert!(report.starts_with("skipped      why\n"), "{report}");
+    }
+}
