@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod cost;
 pub mod data;
 pub mod models;
 pub mod network;
