@@ -1,0 +1,128 @@
+#![doc = include_str!("../README.md")]
+
+mod sim;
+
+use std::ffi::OsString;
+use std::fmt::{self, Debug};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use sim::Sim;
+
+/// How far a result can be trusted to come from an enclave. Printed beside every result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assurance {
+    /// An ordinary process: whoever owns the machine sees everything.
+    Simulated,
+    /// An enclave that nobody has verified.
+    Isolated,
+    /// An enclave that has proven what it is.
+    Attested,
+}
+
+impl fmt::Display for Assurance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Simulated => "simulated",
+            Self::Isolated => "isolated",
+            Self::Attested => "attested",
+        })
+    }
+}
+
+/// Whether a runtime can launch here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// It can.
+    Ready,
+    /// It cannot.
+    Missing {
+        /// What is missing.
+        what: String,
+        /// How to get it.
+        fix: String,
+    },
+}
+
+/// What is launched, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnclaveSpec {
+    /// The enclave program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Its environment; nothing else of the host's is passed on except `PATH`.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+impl EnclaveSpec {
+    /// A program without arguments and environment.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), arguments: Vec::new(), environment: Vec::new() }
+    }
+}
+
+/// Why nothing was launched.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// The runtime cannot run here.
+    #[error("{what} is missing")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// How to get it.
+        fix: String,
+    },
+    /// The program cannot be started.
+    #[error("cannot start {program}: {error}")]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// The two directions of a session: to the enclave program and from it.
+pub type Streams = (Box<dyn Write + Send>, Box<dyn Read + Send>);
+
+/// A way to run the enclave program. The same program runs under every runtime.
+pub trait TrustedRuntime: Send + Sync + Debug {
+    /// Name in configuration and reports.
+    fn name(&self) -> &'static str;
+
+    /// Whether it can launch here. Never panics.
+    fn probe(&self) -> Availability;
+
+    /// How far its results can be trusted.
+    fn assurance(&self) -> Assurance;
+
+    /// Starts the program.
+    ///
+    /// # Errors
+    /// Something is missing, or the program cannot be started.
+    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError>;
+}
+
+/// A running enclave program. Dropping it ends the program.
+pub trait TrustedSession: Send + Debug {
+    /// The streams to and from the program, once.
+    fn streams(&mut self) -> Option<Streams>;
+
+    /// Waits for the program to end.
+    ///
+    /// # Errors
+    /// The operating system cannot say.
+    fn wait(&mut self) -> std::io::Result<ExitStatus>;
+
+    /// Ends the program at once.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    fn kill(&mut self) -> std::io::Result<()>;
+}

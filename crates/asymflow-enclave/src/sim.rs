@@ -1,0 +1,90 @@
+//! The simulated runtime: an ordinary child process.
+
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use crate::{Assurance, Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+
+/// Runs the enclave program as a child process, with its standard input and output as the streams.
+///
+/// It has the same interface, memory layout and messages as an enclave and none of the protection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sim;
+
+impl TrustedRuntime for Sim {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn probe(&self) -> Availability {
+        Availability::Ready
+    }
+
+    fn assurance(&self) -> Assurance {
+        Assurance::Simulated
+    }
+
+    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError> {
+        let child = Command::new(&spec.program)
+            .args(&spec.arguments)
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .envs(spec.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| LaunchError::Start { program: spec.program.clone(), error })?;
+        Ok(Box::new(SimSession { child }))
+    }
+}
+
+#[derive(Debug)]
+struct SimSession {
+    child: Child,
+}
+
+impl TrustedSession for SimSession {
+    fn streams(&mut self) -> Option<Streams> {
+        let (to, from) = (self.child.stdin.take()?, self.child.stdout.take()?);
+        Some((Box::new(to), Box::new(from)))
+    }
+
+    fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill()
+    }
+}
+
+impl Drop for SimSession {
+    fn drop(&mut self) {
+        // Both fail only where the program has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = Sim.launch(&EnclaveSpec::new("no-such-enclave-program")).unwrap_err();
+        assert!(error.to_string().starts_with("cannot start no-such-enclave-program: "), "{error}");
+    }
+
+    #[test]
+    fn the_host_environment_stays_outside() {
+        let mut spec = EnclaveSpec::new("env");
+        spec.environment.push(("GIVEN".into(), "1".into()));
+        let mut session = Sim.launch(&spec).unwrap();
+        let (_, mut from) = session.streams().unwrap();
+        let mut heard = String::new();
+        std::io::Read::read_to_string(&mut from, &mut heard).unwrap();
+        let mut names: Vec<_> = heard.lines().filter_map(|l| l.split('=').next()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["GIVEN", "PATH"]);
+    }
+}

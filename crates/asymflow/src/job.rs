@@ -1,0 +1,322 @@
+//! What the host asks of the trusted part, and what it hears back: the messages of their protocol.
+
+use std::path::PathBuf;
+
+use asymflow_privacy::Precision;
+use asymflow_zoo::Network;
+use serde::{Deserialize, Serialize};
+
+use crate::accounting::LedgerEntry;
+use crate::plan::{Plan, SplitSpec};
+use crate::release::PrivacySpec;
+use crate::speedup::{SpeedupReport, SpeedupSpec};
+use crate::study::{RankStudyReport, RankStudySpec};
+use crate::timing::Seconds;
+
+/// How a network is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModeKind {
+    /// Everything on the accelerator.
+    Clear,
+    /// Everything in the trusted part.
+    TrustedOnly,
+    /// Every convolution split.
+    Asymml,
+}
+
+impl ModeKind {
+    /// Name in configuration and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Clear => "clear",
+            Self::TrustedOnly => "trusted-only",
+            Self::Asymml => "asymml",
+        }
+    }
+
+    /// Whether a worker takes part.
+    pub const fn needs_worker(self) -> bool {
+        !matches!(self, Self::TrustedOnly)
+    }
+}
+
+/// Where the data comes from. The trusted part reads it itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSpec {
+    /// A folder or archive in a known format; the built-in procedural set without it.
+    pub path: Option<PathBuf>,
+    /// Training images used: a class-balanced subset of a data set, or as many as are made.
+    pub train: Option<usize>,
+    /// Test images used.
+    pub test: Option<usize>,
+    /// Seed of the procedural set and of subsets.
+    pub seed: u64,
+    /// Random crops and flips.
+    pub augment: bool,
+}
+
+/// How the learning rate moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// Half a cosine from the initial rate to zero over all steps.
+    #[default]
+    Cosine,
+}
+
+/// How a network is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainSpec {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Samples in a step.
+    pub batch: usize,
+    /// Initial learning rate.
+    pub learning_rate: f32,
+    /// Momentum.
+    pub momentum: f32,
+    /// l2 penalty.
+    pub weight_decay: f32,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Seed of weights, order, augmentation and dropout.
+    pub seed: u64,
+    /// The test images are classified after every so many epochs, and after the last.
+    pub evaluate_every: usize,
+}
+
+/// Where the worker is and how it is trusted to be the right one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerSpec {
+    /// `host:port`.
+    pub address: String,
+    /// SHA-256 of its certificate, in hex; absent only with `insecure_plaintext`.
+    pub fingerprint: Option<String>,
+    /// The shared secret.
+    pub token: String,
+    /// No TLS.
+    pub insecure_plaintext: bool,
+    /// Longest wait for one answer.
+    pub timeout_seconds: u64,
+    /// Longest wait for a lost worker to come back.
+    pub patience_seconds: u64,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Task {
+    /// Train, and evaluate.
+    Train(TrainSpec),
+    /// Time every mode, layer by layer.
+    Speedup(SpeedupSpec),
+    /// Measure how low the rank of activations is.
+    RankStudy(RankStudySpec, TrainSpec),
+}
+
+/// One job of the trusted part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// How the network is executed.
+    pub mode: ModeKind,
+    /// The network.
+    pub network: Network,
+    /// The data.
+    pub data: DataSpec,
+    /// How it is split.
+    pub split: SplitSpec,
+    /// What guards releases.
+    pub privacy: PrivacySpec,
+    /// Precision of what is sent to the worker.
+    pub precision: Precision,
+    /// The worker, for the modes that have one.
+    pub worker: Option<WorkerSpec>,
+    /// Threads of the trusted part.
+    pub threads: usize,
+    /// What is to be done.
+    pub task: Task,
+}
+
+/// What the body of a [`ToTrusted::Start`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// Nothing: weights are initialised by seed.
+    Empty,
+    /// Flattened f32 weights, little-endian.
+    Weights,
+    /// A checkpoint to continue from.
+    Checkpoint,
+}
+
+/// From the host to the trusted part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToTrusted {
+    /// Start a job.
+    Start(Box<JobSpec>, Body),
+    /// Finish the step, send a checkpoint and end.
+    Stop,
+}
+
+/// Something the user should know and a log should keep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Notice {
+    /// The worker was lost and opened again; the step was done again.
+    WorkerReopened {
+        /// Epoch, from 0.
+        epoch: usize,
+        /// Step within it, from 0.
+        step: usize,
+        /// Why it was lost.
+        reason: String,
+    },
+}
+
+/// What one epoch measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochReport {
+    /// Number of the epoch, from 1.
+    pub epoch: usize,
+    /// All epochs.
+    pub epochs: usize,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Share of training samples classified correctly while training.
+    pub train_accuracy: f64,
+    /// Share of test images classified correctly, where they were.
+    pub test_accuracy: Option<f64>,
+    /// ε of the record that lost most; absent where nothing is released, infinite where there is no guarantee.
+    pub epsilon: Option<f64>,
+    /// Wall-clock seconds of training in this epoch.
+    pub train_seconds: f64,
+    /// Wall-clock seconds of evaluation.
+    pub evaluate_seconds: f64,
+}
+
+/// Bytes between the trusted part and the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// To the worker.
+    pub to_worker: u64,
+    /// From it.
+    pub from_worker: u64,
+}
+
+/// What a finished training measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainReport {
+    /// Whether it was stopped before its end.
+    pub interrupted: bool,
+    /// Training images used.
+    pub train_images: usize,
+    /// Test images used.
+    pub test_images: usize,
+    /// Share of test images classified correctly at the end.
+    pub test_accuracy: Option<f64>,
+    /// Mean training loss of the last epoch.
+    pub loss: f64,
+    /// ε of the record that lost most; absent where nothing is released.
+    pub epsilon: Option<f64>,
+    /// Samples trained, counting each epoch, in this process.
+    pub trained_samples: u64,
+    /// Samples classified in this process.
+    pub inferred_samples: u64,
+    /// Bytes of training.
+    pub train_traffic: Traffic,
+    /// Bytes of evaluation.
+    pub inference_traffic: Traffic,
+    /// Wall-clock seconds of training.
+    pub train_seconds: f64,
+    /// Wall-clock seconds of evaluation.
+    pub inference_seconds: f64,
+    /// Seconds by part, over all convolutions.
+    pub parts: Seconds,
+    /// Seconds by convolution.
+    pub layers: Vec<(String, Seconds)>,
+    /// How often the worker was opened again.
+    pub reopened: usize,
+    /// Where each convolution was computed; absent in `clear`.
+    pub plan: Option<Plan>,
+}
+
+/// What a finished job measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum JobReport {
+    /// Of [`Task::Train`].
+    Train(Box<TrainReport>),
+    /// Of [`Task::Speedup`].
+    Speedup(SpeedupReport),
+    /// Of [`Task::RankStudy`].
+    RankStudy(RankStudyReport),
+}
+
+/// Coarse kinds of failure: what crosses the boundary says no more than the host may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureCode {
+    /// The job cannot be done as it is described.
+    Job,
+    /// The data cannot be read.
+    Data,
+    /// A value was not finite. Which one is not said: it is private.
+    NonFinite,
+    /// The worker could not be opened or did not come back.
+    Worker,
+    /// A release was refused; nothing left.
+    Release,
+    /// The checkpoint is unusable.
+    Checkpoint,
+    /// The connection to the host failed.
+    Host,
+}
+
+/// A failed job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure.
+    pub code: FailureCode,
+    /// In words, from public facts: names of layers, paths, addresses, limits; never values of data.
+    pub detail: String,
+}
+
+/// From the trusted part to the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromTrusted {
+    /// It runs and speaks this protocol.
+    Ready,
+    /// The data is read and the plan made.
+    Planned {
+        /// Training images.
+        train_images: usize,
+        /// Test images.
+        test_images: usize,
+        /// The plan; absent in `clear`.
+        plan: Option<Plan>,
+    },
+    /// One training step.
+    Step {
+        /// Epoch, from 0.
+        epoch: usize,
+        /// Step within it, from 0.
+        step: usize,
+        /// Its loss.
+        loss: f64,
+    },
+    /// One epoch.
+    Epoch(EpochReport),
+    /// Receipts absorbed since the last such message.
+    Ledger(Vec<LedgerEntry>),
+    /// The body is a checkpoint.
+    Checkpoint {
+        /// Whole epochs done.
+        epoch: usize,
+        /// Steps done of the next.
+        step: usize,
+    },
+    /// Something to know.
+    Notice(Notice),
+    /// The job is done.
+    Done(Box<JobReport>),
+    /// The job failed.
+    Failed(Failure),
+}

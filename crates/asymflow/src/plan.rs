@@ -1,0 +1,179 @@
+//! Where each convolution is computed, and what that costs in multiplications and bytes.
+
+use asymflow_linalg::rank::{LayerCost, RankError, RankPolicy};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::trusted::{ConvNode, Program};
+
+/// Where a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Placement {
+    /// Entirely in the trusted part.
+    Trusted,
+    /// The low-rank part trusted, the residual on the worker.
+    Split {
+        /// Principal channels kept.
+        rank: usize,
+    },
+}
+
+impl Placement {
+    /// Whether the worker takes part.
+    pub const fn is_split(self) -> bool {
+        matches!(self, Self::Split { .. })
+    }
+}
+
+/// Multiply-accumulates of one convolution for one sample of an inference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConvPlan {
+    /// Name of the convolution.
+    pub layer: String,
+    /// Where it is computed.
+    pub placement: Placement,
+    /// The whole convolution.
+    pub full_macs: u64,
+    /// The low-rank convolution, or the whole one where it is trusted.
+    pub trusted_macs: u64,
+    /// Folding kernels for this sample (thesis eq 2.6), which the paper's cost model omits. One fold serves
+    /// the whole batch when the basis is shared.
+    pub fold_macs: u64,
+    /// The decomposition.
+    pub decompose_macs: u64,
+    /// Values sent to the worker in one forward pass.
+    pub released_values: u64,
+    /// Values received from it.
+    pub received_values: u64,
+}
+
+/// The plan of a network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// One entry a convolution, in execution order.
+    pub convs: Vec<ConvPlan>,
+}
+
+/// How a network is to be split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SplitSpec {
+    /// Name of the decomposition.
+    pub decomposition: String,
+    /// Rank policy, e.g. `fixed:8`.
+    pub rank: String,
+    /// Whether the first convolution is split too (`true`) or computed trusted. Either way no raw input leaves.
+    pub split_first: bool,
+}
+
+/// Why no plan could be made.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum PlanError {
+    /// The rank policy does not parse or does not fit a layer.
+    #[error("rank policy: {0}")]
+    Rank(#[from] RankError),
+}
+
+fn cost(node: &ConvNode) -> LayerCost {
+    LayerCost {
+        in_channels: node.input.channels,
+        out_channels: node.output.channels,
+        kernel: node.conv.kernel,
+        in_pixels: node.input.pixels(),
+        out_pixels: node.output.pixels(),
+    }
+}
+
+impl Plan {
+    /// Plans AsymML: a convolution is split unless computing it whole is cheaper than splitting it.
+    ///
+    /// # Errors
+    /// The rank policy does not parse or does not fit.
+    pub fn asymml(program: &Program, spec: &SplitSpec, batch: usize) -> Result<Self, PlanError> {
+        let policy: RankPolicy = spec.rank.parse()?;
+        let samples_a_fold = if spec.decomposition == "shared-basis" { batch.max(1) } else { 1 };
+        let mut split = 0;
+        let mut convs = Vec::new();
+        for node in program.conv_nodes() {
+            let limit = node.input.channels.min(node.input.pixels());
+            let rank = policy.rank(split, limit, &cost(node), None)?;
+            let mut plan = ConvPlan::split(node, rank, samples_a_fold);
+            let first = node.index == 0;
+            let keep_first = first && !spec.split_first;
+            if keep_first || (!first && plan.trusted_side_macs() >= plan.full_macs) {
+                plan = ConvPlan::trusted(node);
+            } else {
+                split += 1;
+            }
+            convs.push(plan);
+        }
+        Ok(Self { convs })
+    }
+
+    /// Everything trusted.
+    pub fn trusted_only(program: &Program) -> Self {
+        Self { convs: program.conv_nodes().into_iter().map(ConvPlan::trusted).collect() }
+    }
+
+    /// Placements in execution order.
+    pub fn placements(&self) -> Vec<Placement> {
+        self.convs.iter().map(|c| c.placement).collect()
+    }
+
+    /// Multiply-accumulates of the trusted side for one sample, decomposition and folding included.
+    pub fn trusted_macs(&self) -> u64 {
+        self.convs.iter().map(ConvPlan::trusted_side_macs).sum()
+    }
+
+    /// Multiply-accumulates of the worker for one sample.
+    pub fn worker_macs(&self) -> u64 {
+        self.convs.iter().filter(|c| c.placement.is_split()).map(|c| c.full_macs).sum()
+    }
+
+    /// Multiply-accumulates of the unsplit convolutions.
+    pub fn full_macs(&self) -> u64 {
+        self.convs.iter().map(|c| c.full_macs).sum()
+    }
+}
+
+impl ConvPlan {
+    fn full(node: &ConvNode) -> u64 {
+        let per_output = node.input.channels * node.conv.kernel * node.conv.kernel;
+        (node.output.len() * per_output) as u64
+    }
+
+    fn trusted(node: &ConvNode) -> Self {
+        let full_macs = Self::full(node);
+        Self {
+            layer: node.conv.name.clone(),
+            placement: Placement::Trusted,
+            full_macs,
+            trusted_macs: full_macs,
+            fold_macs: 0,
+            decompose_macs: 0,
+            released_values: 0,
+            received_values: 0,
+        }
+    }
+
+    fn split(node: &ConvNode, rank: usize, samples_a_fold: usize) -> Self {
+        let (n, m) = (node.input.channels, node.output.channels);
+        let taps = node.conv.kernel * node.conv.kernel;
+        // The Gram route: N²·hw/2 for XXᵀ, r·N·hw for V = AᵀX and again for X − A·V.
+        let decompose = n * n * node.input.pixels() / 2 + 2 * rank * n * node.input.pixels();
+        Self {
+            layer: node.conv.name.clone(),
+            placement: Placement::Split { rank },
+            full_macs: Self::full(node),
+            trusted_macs: (rank * m * taps * node.output.pixels()) as u64,
+            fold_macs: (m * n * rank * taps).div_ceil(samples_a_fold) as u64,
+            decompose_macs: decompose as u64,
+            released_values: node.input.len() as u64,
+            received_values: node.output.len() as u64,
+        }
+    }
+
+    /// All multiply-accumulates of the trusted side.
+    pub const fn trusted_side_macs(&self) -> u64 {
+        self.trusted_macs + self.fold_macs + self.decompose_macs
+    }
+}

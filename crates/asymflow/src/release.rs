@@ -1,0 +1,126 @@
+//! How private batches become released payloads: clip every record, apply the mechanism, encode, account.
+
+use asymflow_privacy::{
+    Gaussian, InsecureNone, Mechanism, Payload, Precision, Private, Relation, ReleaseError, Released, Sensitivity,
+    release,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::accounting::{self, RecordAccountant};
+
+/// Which mechanism guards what leaves, and its parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrivacySpec {
+    /// `insecure_none` or `gaussian`.
+    pub mechanism: String,
+    /// Standard deviation of the noise on every released value; for `gaussian`.
+    pub sigma: Option<f64>,
+    /// l2 norm to which every record's release is clipped; without it no ε can be given.
+    pub clip: Option<f64>,
+    /// Which inputs count as neighbours.
+    pub relation: Relation,
+    /// δ at which ε is reported.
+    pub delta: f64,
+}
+
+/// Why privacy settings are unusable.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum PrivacySpecError {
+    /// No such mechanism.
+    #[error("unknown mechanism {0:?}, expected \"insecure_none\" or \"gaussian\"")]
+    Mechanism(String),
+    /// A parameter of the mechanism is missing or out of range.
+    #[error("{what} must be positive and finite, got {got:?}")]
+    Parameter {
+        /// Which parameter.
+        what: &'static str,
+        /// What was given.
+        got: Option<f64>,
+    },
+    /// No randomness from the operating system.
+    #[error("the operating system gave no randomness: {0}")]
+    Randomness(String),
+}
+
+/// The door between a private batch and the worker.
+#[derive(Debug)]
+pub struct Door {
+    mechanism: Box<dyn Mechanism<Output = Vec<f32>>>,
+    clip: Option<f64>,
+    sensitivity: Sensitivity,
+    precision: Precision,
+    rng: ChaCha20Rng,
+}
+
+impl Door {
+    /// A door as `spec` says, its randomness seeded by the operating system.
+    ///
+    /// # Errors
+    /// Unknown mechanism, parameters out of range, or no randomness.
+    pub fn new(spec: &PrivacySpec, precision: Precision) -> Result<Self, PrivacySpecError> {
+        let positive = |what, value: Option<f64>| match value {
+            Some(v) if v.is_finite() && v > 0.0 => Ok(v),
+            got => Err(PrivacySpecError::Parameter { what, got }),
+        };
+        let mechanism: Box<dyn Mechanism<Output = Vec<f32>>> = match spec.mechanism.as_str() {
+            "insecure_none" => Box::new(InsecureNone),
+            "gaussian" => {
+                let sigma = positive("privacy.sigma", spec.sigma)?;
+                let gaussian = Gaussian::new(sigma)
+                    .map_err(|_| PrivacySpecError::Parameter { what: "privacy.sigma", got: spec.sigma })?;
+                Box::new(gaussian)
+            }
+            other => return Err(PrivacySpecError::Mechanism(other.to_owned())),
+        };
+        if spec.clip.is_some() {
+            positive("privacy.clip", spec.clip)?;
+        }
+        let sensitivity = spec
+            .clip
+            .map_or(Sensitivity::unbounded(spec.relation), |clip| Sensitivity::of_clipped(clip, spec.relation));
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|e| PrivacySpecError::Randomness(e.to_string()))?;
+        Ok(Self { mechanism, clip: spec.clip, sensitivity, precision, rng: ChaCha20Rng::from_seed(seed) })
+    }
+
+    /// Precision of what leaves.
+    pub const fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Releases a batch of `samples` records for `layer`; its receipt is absorbed before the data can be sent.
+    ///
+    /// # Errors
+    /// Non-finite values or a mechanism that refuses; then nothing leaves.
+    pub fn release(
+        &mut self,
+        mut batch: Vec<f32>,
+        samples: usize,
+        layer: &str,
+        what: accounting::Released,
+        accountant: &mut RecordAccountant,
+    ) -> Result<Released<Payload>, ReleaseError> {
+        if let Some(clip) = self.clip {
+            clip_records(&mut batch, samples, clip);
+        }
+        let (released, receipt) = release(Private::new(batch), self.sensitivity, &*self.mechanism, &mut self.rng)?;
+        accountant.absorb_for(layer, what, receipt);
+        Ok(released.encode(self.precision))
+    }
+}
+
+/// Scales every record with an l2 norm above `clip` down to it.
+pub fn clip_records(batch: &mut [f32], samples: usize, clip: f64) {
+    let record = batch.len() / samples.max(1);
+    batch.par_chunks_exact_mut(record.max(1)).for_each(|record| {
+        let norm = record.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+        if norm > clip {
+            let scale = (clip / norm) as f32;
+            record.iter_mut().for_each(|v| *v *= scale);
+        }
+    });
+}

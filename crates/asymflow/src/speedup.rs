@@ -1,0 +1,174 @@
+//! The speedup experiment: every mode timed on one network, layer by layer, in one process.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use asymflow_residual::{ResidualBackend, SgdStep};
+use asymflow_zoo::{Network, Weights};
+use faer::Par;
+use rand::RngExt;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::job::{JobSpec, ModeKind, Traffic};
+use crate::modes::{Mode, ModeError, TrainBatch};
+use crate::plan::{Plan, SplitSpec};
+use crate::run::{Parts, RunError, build};
+use crate::timing::Seconds;
+use crate::trusted::ExecError;
+
+/// What is timed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpeedupSpec {
+    /// Samples in a batch.
+    pub batch: usize,
+    /// Timed repetitions after one that is not counted.
+    pub repeats: usize,
+    /// Decompositions that AsymML is timed with.
+    pub decompositions: Vec<String>,
+    /// Whether training steps are timed too.
+    pub train: bool,
+    /// Seed of weights and data.
+    pub seed: u64,
+}
+
+/// Times of one variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// The mode, and the decomposition where there is one.
+    pub name: String,
+    /// Seconds of each repetition of an inference.
+    pub inference: Vec<f64>,
+    /// Seconds of each repetition of a training step.
+    pub training: Vec<f64>,
+    /// Bytes of one inference of the batch.
+    pub inference_traffic: Traffic,
+    /// Bytes of one training step.
+    pub training_traffic: Traffic,
+    /// Seconds by convolution, summed over the counted inferences.
+    pub inference_layers: Vec<Seconds>,
+    /// Seconds by convolution, summed over the counted training steps.
+    pub training_layers: Vec<Seconds>,
+    /// Where each convolution was computed; absent in `clear`.
+    pub plan: Option<Plan>,
+}
+
+/// What the experiment measured for one network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpeedupReport {
+    /// Name of the network.
+    pub network: String,
+    /// Samples in a batch.
+    pub batch: usize,
+    /// The variants, in the order in which they ran.
+    pub variants: Vec<Variant>,
+}
+
+/// Times `trusted-only`, `asymml` with each decomposition, and `clear`.
+///
+/// # Errors
+/// A variant that cannot be built or executed.
+pub fn speedup(
+    job: &JobSpec,
+    spec: &SpeedupSpec,
+    weights: &Weights,
+    backend: &Arc<dyn ResidualBackend>,
+    par: Par,
+) -> Result<SpeedupReport, RunError> {
+    let batch = RandomBatch::new(&job.network, spec);
+    let mut kinds = vec![(ModeKind::TrustedOnly, None)];
+    kinds.extend(spec.decompositions.iter().map(|d| (ModeKind::Asymml, Some(d.clone()))));
+    kinds.push((ModeKind::Clear, None));
+    let mut variants = Vec::new();
+    for (kind, decomposition) in kinds {
+        let name = match &decomposition {
+            Some(decomposition) => format!("{} {decomposition}", kind.name()),
+            None => kind.name().to_owned(),
+        };
+        let split = SplitSpec {
+            decomposition: decomposition.unwrap_or_else(|| job.split.decomposition.clone()),
+            ..job.split.clone()
+        };
+        let parts = Parts { kind, split, batch: spec.batch, records: spec.batch, rho: None };
+        let (mut mode, plan) = build(job, weights, parts, Some(backend), par)?;
+        variants.push(time_variant(name, &mut *mode, plan, &batch, spec).map_err(ModeError::from)?);
+    }
+    Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, variants })
+}
+
+struct RandomBatch {
+    images: Vec<f32>,
+    labels: Vec<u32>,
+    records: Vec<usize>,
+}
+
+impl RandomBatch {
+    fn new(network: &Network, spec: &SpeedupSpec) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(spec.seed);
+        let images = (0..spec.batch * network.input.len()).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect();
+        let labels = (0..spec.batch).map(|i| (i % network.classes) as u32).collect();
+        Self { images, labels, records: (0..spec.batch).collect() }
+    }
+}
+
+type Timed = (Vec<f64>, Vec<Seconds>, Traffic);
+
+fn time_variant(
+    name: String,
+    mode: &mut dyn Mode,
+    plan: Option<Plan>,
+    batch: &RandomBatch,
+    spec: &SpeedupSpec,
+) -> Result<Variant, ExecError> {
+    let (inference, inference_layers, inference_traffic) =
+        repeat(mode, spec.repeats, |mode| mode.infer(&batch.images, &batch.records).map(drop))?;
+    let sgd = SgdStep { learning_rate: 1e-4, momentum: 0.9, weight_decay: 5e-4 };
+    let (training, training_layers, training_traffic) = if spec.train {
+        repeat(mode, spec.repeats, |mode| {
+            let batch = TrainBatch {
+                images: &batch.images,
+                labels: &batch.labels,
+                records: &batch.records,
+                dropout_seed: spec.seed,
+            };
+            mode.step(batch, sgd).map(drop)
+        })?
+    } else {
+        Timed::default()
+    };
+    Ok(Variant {
+        name,
+        inference,
+        training,
+        inference_traffic,
+        training_traffic,
+        inference_layers,
+        training_layers,
+        plan,
+    })
+}
+
+fn repeat(
+    mode: &mut dyn Mode,
+    repeats: usize,
+    mut work: impl FnMut(&mut dyn Mode) -> Result<(), ExecError>,
+) -> Result<Timed, ExecError> {
+    work(mode)?;
+    let before = mode.seconds().to_vec();
+    let traffic = mode.worker().unwrap_or_default();
+    let mut seconds = Vec::with_capacity(repeats);
+    for _ in 0..repeats {
+        let start = Instant::now();
+        work(mode)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let layers = mode.seconds().iter().zip(&before).map(|(now, before)| now.since(before)).collect();
+    let after = mode.worker().unwrap_or_default();
+    let each = repeats.max(1) as u64;
+    let traffic = Traffic {
+        to_worker: (after.bytes_to_worker - traffic.bytes_to_worker) / each,
+        from_worker: (after.bytes_from_worker - traffic.bytes_from_worker) / each,
+    };
+    Ok((seconds, layers, traffic))
+}

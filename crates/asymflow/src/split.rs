@@ -1,0 +1,308 @@
+//! AsymML: every split convolution is computed as Y = conv(X_main) + conv(M(X_res)), the low-rank part
+//! here and the residual on the worker (thesis eq 2.6 and 2.7).
+
+use std::collections::HashMap;
+
+use asymflow_linalg::conv;
+use asymflow_linalg::{BatchShape, Decomposer, LowRank};
+use asymflow_residual::{Batch, CollectError, OpenError, Pass, SubmitError, Ticket, UnitId, Wanted};
+use faer::Par;
+
+use crate::accounting::{RecordAccountant, Released};
+use crate::link::Link;
+use crate::local::{LocalConv, Scratch, conv_shape};
+use crate::plan::Placement;
+use crate::release::Door;
+use crate::timing::{Seconds, timed};
+use crate::trusted::{Activation, Buffer, ConvNode, Convolver, ExecError, Params, Pool};
+
+/// Gradients of a mean loss are far below the smallest f16; they are scaled by this times the batch size
+/// before they are encoded. A constant, so that the scale says nothing about the data.
+const GRADIENT_GAIN_F16: f32 = 256.0;
+
+/// What the settings of an asymmetric split are.
+#[derive(Debug)]
+pub struct SplitConv {
+    local: LocalConv,
+    placements: Vec<Placement>,
+    decomposer: Box<dyn Decomposer>,
+    door: Door,
+    /// The worker.
+    pub link: Link,
+    /// Who has lost how much.
+    pub accountant: RecordAccountant,
+    kept: HashMap<usize, (LowRank, usize)>,
+    spare: Vec<LowRank>,
+    pool: Pool,
+    par: Par,
+    scratch: Scratch,
+}
+
+impl SplitConv {
+    /// A convolver that splits as `placements` say. The link's model must have one unit for every split
+    /// convolution, in order.
+    pub fn new(
+        placements: Vec<Placement>,
+        decomposer: Box<dyn Decomposer>,
+        door: Door,
+        link: Link,
+        accountant: RecordAccountant,
+        pool: Pool,
+        par: Par,
+    ) -> Self {
+        let local = LocalConv::new(placements.len(), pool.clone(), par);
+        Self {
+            local,
+            placements,
+            decomposer,
+            door,
+            link,
+            accountant,
+            kept: HashMap::new(),
+            spare: Vec::new(),
+            pool,
+            par,
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Seconds by convolution.
+    pub fn seconds(&self) -> &[Seconds] {
+        &self.local.seconds
+    }
+
+    /// The worker's unit of a split convolution.
+    fn unit(&self, index: usize) -> UnitId {
+        UnitId(self.placements[..index].iter().filter(|p| p.is_split()).count() as u32)
+    }
+
+    fn layers<'a>(&self, nodes: &[&'a ConvNode]) -> Vec<(UnitId, &'a ConvNode)> {
+        nodes.iter().filter(|n| self.placements[n.index].is_split()).map(|n| (self.unit(n.index), *n)).collect()
+    }
+
+    /// Sends all weights, as a new session needs.
+    ///
+    /// # Errors
+    /// The worker refused or is lost.
+    pub fn send_weights(&mut self, nodes: &[&ConvNode], params: &Params) -> Result<(), ExecError> {
+        for (unit, node) in self.layers(nodes) {
+            let weight = &params.values[node.weight];
+            self.link.session().set_weights(unit, weight).map_err(submit_error(node))?;
+        }
+        Ok(())
+    }
+
+    /// Brings the worker's weights from `before` to the values in `params`.
+    ///
+    /// In f16 only the rounded difference travels, and the trusted weights take exactly the step that the
+    /// worker takes, so both sides hold the same numbers.
+    ///
+    /// # Errors
+    /// The worker refused or is lost.
+    pub fn sync_weights(
+        &mut self,
+        nodes: &[&ConvNode],
+        before: &HashMap<usize, Vec<f32>>,
+        params: &mut Params,
+    ) -> Result<(), ExecError> {
+        use asymflow_privacy::{Payload, Precision};
+        if self.door.precision() == Precision::F32 {
+            return self.send_weights(nodes, params);
+        }
+        for (unit, node) in self.layers(nodes) {
+            let Some(before) = before.get(&node.weight) else { continue };
+            let after = &mut params.values[node.weight];
+            let delta: Vec<f32> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+            let delta = Payload::encode(delta, Precision::F16);
+            for ((after, &before), delta) in after.iter_mut().zip(before).zip(delta.clone().into_f32()) {
+                *after = before + delta;
+            }
+            self.link.session().add_weights(unit, delta).map_err(submit_error(node))?;
+        }
+        Ok(())
+    }
+
+    /// The weights of the split convolutions, before a step, where [`SplitConv::sync_weights`] needs them.
+    pub fn weights_before(&self, nodes: &[&ConvNode], params: &Params) -> HashMap<usize, Vec<f32>> {
+        if self.door.precision() == asymflow_privacy::Precision::F32 {
+            return HashMap::new();
+        }
+        self.layers(nodes).into_iter().map(|(_, n)| (n.weight, params.values[n.weight].clone())).collect()
+    }
+
+    /// Drops everything kept of a step that failed.
+    pub fn forget(&mut self) {
+        self.kept.clear();
+        self.local.forget();
+    }
+
+    fn release(
+        &mut self,
+        node: &ConvNode,
+        batch: Vec<f32>,
+        samples: usize,
+        what: Released,
+    ) -> Result<asymflow_privacy::Released<asymflow_privacy::Payload>, ExecError> {
+        let (door, accountant) = (&mut self.door, &mut self.accountant);
+        timed(&mut self.local.seconds[node.index].release, || {
+            door.release(batch, samples, &node.conv.name, what, accountant)
+        })
+        .map_err(|error| ExecError::Release { layer: node.conv.name.clone(), error })
+    }
+
+    /// Waits for a result, and books the worker's busy and transfer time of this round trip to the layer.
+    fn collect(&mut self, node: &ConvNode, ticket: Ticket) -> Result<Batch, ExecError> {
+        let before = self.link.stats();
+        let link = &mut self.link;
+        let batch = timed(&mut self.local.seconds[node.index].wait, || link.session().collect(ticket))
+            .map_err(collect_error(node))?;
+        let after = self.link.stats();
+        let seconds = &mut self.local.seconds[node.index];
+        seconds.worker += after.busy_seconds - before.busy_seconds;
+        seconds.transfer += after.transfer_seconds - before.transfer_seconds;
+        Ok(batch)
+    }
+
+    fn decompose(&mut self, node: &ConvNode, x: &Activation, rank: usize) -> Result<(LowRank, Vec<f32>), ExecError> {
+        let shape = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
+        let mut low_rank = self.spare.pop().unwrap_or_default();
+        let mut residual = self.pool.take(x.data.len());
+        let stack = self.scratch.stack(self.decomposer.scratch(shape, rank, self.par));
+        timed(&mut self.local.seconds[node.index].decompose, || {
+            self.decomposer.decompose(&x.data, shape, rank, &mut low_rank, &mut residual, self.par, stack)
+        })
+        .map_err(|error| ExecError::Decompose { layer: node.conv.name.clone(), error })?;
+        Ok((low_rank, residual.into_vec()))
+    }
+}
+
+fn submit_error(node: &ConvNode) -> impl Fn(SubmitError) -> ExecError + '_ {
+    |error| ExecError::Submit { layer: node.conv.name.clone(), error }
+}
+
+fn collect_error(node: &ConvNode) -> impl Fn(CollectError) -> ExecError + '_ {
+    |error| ExecError::Collect { layer: node.conv.name.clone(), error }
+}
+
+fn unexpected(node: &ConvNode, what: &str) -> ExecError {
+    collect_error(node)(CollectError::Malformed { reason: format!("expected {what}") })
+}
+
+impl Convolver for SplitConv {
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
+        let Placement::Split { rank } = self.placements[node.index] else {
+            return self.local.forward(node, x, weight, pass);
+        };
+        let (low_rank, residual) = self.decompose(node, x, rank)?;
+        let released = self.release(node, residual, x.samples, Released::Residual)?;
+        let unit = self.unit(node.index);
+        let ticket = self.link.session().submit(unit, released, pass).map_err(submit_error(node))?;
+
+        let shape = conv_shape(node, x.samples);
+        let mut y = self.pool.zeros(shape.output_len());
+        let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
+        timed(&mut self.local.seconds[node.index].trusted, || {
+            conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack)
+        })
+        .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
+
+        let Batch::Outputs(from_worker) = self.collect(node, ticket)? else {
+            return Err(unexpected(node, "outputs"));
+        };
+        if from_worker.len() != y.len() {
+            return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
+        }
+        crate::trusted::ops::add_assign(&mut y, &from_worker);
+        match pass {
+            Pass::Training => drop(self.kept.insert(node.index, (low_rank, x.samples))),
+            Pass::Inference => self.spare.push(low_rank),
+        }
+        Ok(y)
+    }
+
+    fn backward(
+        &mut self,
+        node: &ConvNode,
+        dy: Buffer,
+        samples: usize,
+        weight: &[f32],
+        d_weight: &mut [f32],
+    ) -> Result<Option<Buffer>, ExecError> {
+        if !self.placements[node.index].is_split() {
+            return self.local.backward(node, dy, samples, weight, d_weight);
+        }
+        let (low_rank, kept) = self
+            .kept
+            .remove(&node.index)
+            .filter(|(_, kept)| *kept == samples)
+            .ok_or_else(|| ExecError::NoForward { layer: node.conv.name.clone() })?;
+        debug_assert_eq!(kept, samples);
+        let gain = match self.door.precision() {
+            asymflow_privacy::Precision::F32 => 1.0,
+            asymflow_privacy::Precision::F16 => GRADIENT_GAIN_F16 * samples as f32,
+        };
+        let released = self.release(node, scaled(&dy, gain), samples, Released::Gradient)?;
+        let unit = self.unit(node.index);
+        let wanted = Wanted { input: node.input_gradient, weights: true };
+        let ticket = self.link.session().submit_gradient(unit, released, wanted).map_err(submit_error(node))?;
+
+        let shape = conv_shape(node, samples);
+        let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
+        d_weight.fill(0.0);
+        timed(&mut self.local.seconds[node.index].trusted, || {
+            conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack)
+        })
+        .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
+        self.spare.push(low_rank);
+
+        let Batch::Gradients { mut input, weights } = self.collect(node, ticket)? else {
+            return Err(unexpected(node, "gradients"));
+        };
+        let input_len = if wanted.input { shape.input_len() } else { 0 };
+        if weights.len() != d_weight.len() || input.len() != input_len {
+            return Err(unexpected(node, "gradients of the shape of the layer"));
+        }
+        for (total, &from_worker) in d_weight.iter_mut().zip(&weights) {
+            *total += from_worker / gain;
+        }
+        if gain != 1.0 {
+            input.iter_mut().for_each(|v| *v /= gain);
+        }
+        Ok(wanted.input.then(|| self.pool.adopt(input)))
+    }
+}
+
+fn scaled(values: &[f32], gain: f32) -> Vec<f32> {
+    if gain == 1.0 { values.to_vec() } else { values.iter().map(|v| v * gain).collect() }
+}
+
+/// The model that a worker needs for these placements.
+pub fn residual_model(nodes: &[&ConvNode], placements: &[Placement]) -> asymflow_residual::ResidualModel {
+    let units = nodes
+        .iter()
+        .zip(placements)
+        .filter(|(_, placement)| placement.is_split())
+        .map(|(node, _)| {
+            asymflow_residual::Unit::Conv(asymflow_residual::ConvUnit {
+                input: node.input,
+                out_channels: node.output.channels,
+                kernel: node.conv.kernel,
+                stride: node.conv.stride,
+                padding: node.conv.padding,
+            })
+        })
+        .collect();
+    asymflow_residual::ResidualModel { units }
+}
+
+/// Opens the link a split needs, and a fresh session after a loss.
+///
+/// # Errors
+/// As [`Link::open`].
+pub fn open_link(
+    backend: std::sync::Arc<dyn asymflow_residual::ResidualBackend>,
+    nodes: &[&ConvNode],
+    placements: &[Placement],
+) -> Result<Link, OpenError> {
+    Link::open(backend, residual_model(nodes, placements))
+}

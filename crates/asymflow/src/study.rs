@@ -1,0 +1,140 @@
+//! The rank study: how low the rank of activations is, by layer, rank and method, on a trained network.
+
+use asymflow_linalg::{BatchShape, DecomposeError, LowRank, by_name, spectrum};
+use asymflow_residual::Pass;
+use asymflow_zoo::{Network, Weights};
+use faer::Par;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::local::{LocalConv, Scratch};
+use crate::run::RunError;
+use crate::trusted::{Activation, Buffer, ConvNode, Convolver, Engine, ExecError};
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankStudySpec {
+    /// Test images whose activations are measured.
+    pub samples: usize,
+    /// Ranks at which the residual is measured.
+    pub ranks: Vec<usize>,
+    /// Decompositions compared.
+    pub methods: Vec<String>,
+}
+
+/// Residual energy of one method at one rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResidualEnergy {
+    /// Name of the decomposition.
+    pub method: String,
+    /// Rank.
+    pub rank: usize,
+    /// ‖X_res‖² / ‖X‖² over all samples.
+    pub energy: f64,
+}
+
+/// What was measured at the input of one convolution.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerStudy {
+    /// Name of the convolution.
+    pub layer: String,
+    /// Channels of its input.
+    pub channels: usize,
+    /// Pixels of its input.
+    pub pixels: usize,
+    /// Mean SVD-channel entropy μ (thesis definition 1), in bits.
+    pub entropy: f64,
+    /// Residual energies.
+    pub residuals: Vec<ResidualEnergy>,
+}
+
+/// What the study measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankStudyReport {
+    /// Name of the network.
+    pub network: String,
+    /// Test images measured.
+    pub samples: usize,
+    /// Accuracy of the network on the test images, so that the reader knows how trained it is.
+    pub test_accuracy: f64,
+    /// One entry a convolution.
+    pub layers: Vec<LayerStudy>,
+}
+
+/// Computes convolutions locally and keeps their inputs.
+struct Recorder {
+    local: LocalConv,
+    inputs: Vec<(String, Activation)>,
+}
+
+impl Convolver for Recorder {
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
+        self.inputs.push((node.conv.name.clone(), x.clone()));
+        self.local.forward(node, x, weight, pass)
+    }
+
+    fn backward(
+        &mut self,
+        node: &ConvNode,
+        dy: Buffer,
+        samples: usize,
+        weight: &[f32],
+        d_weight: &mut [f32],
+    ) -> Result<Option<Buffer>, ExecError> {
+        self.local.backward(node, dy, samples, weight, d_weight)
+    }
+}
+
+/// Measures every convolution's input on `images`.
+///
+/// # Errors
+/// An unknown method, or a batch that cannot be executed or decomposed.
+pub fn rank_study(
+    network: &Network,
+    weights: &Weights,
+    images: &[f32],
+    samples: usize,
+    spec: &RankStudySpec,
+    par: Par,
+) -> Result<Vec<LayerStudy>, RunError> {
+    let mut engine = Engine::new(network.clone(), weights, par)?;
+    let local = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+    let mut recorder = Recorder { local, inputs: Vec::new() };
+    engine.forward(images, samples, Pass::Inference, 0, &mut recorder)?;
+    recorder.inputs.iter().map(|(layer, x)| study_layer(layer, x, spec, par)).collect()
+}
+
+fn study_layer(layer: &str, x: &Activation, spec: &RankStudySpec, par: Par) -> Result<LayerStudy, RunError> {
+    let shape = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
+    let failed = |error: DecomposeError| ExecError::Decompose { layer: layer.to_owned(), error };
+    let total = energy(&x.data);
+    let mut residuals = Vec::new();
+    let mut scratch = Scratch::default();
+    for method in &spec.methods {
+        let decomposer = by_name(method).ok_or_else(|| RunError::Decomposition(method.clone()))?;
+        let ranks = spec.ranks.iter().copied().filter(|&r| r <= shape.channels.min(shape.pixels));
+        for rank in ranks {
+            let mut low_rank = LowRank::default();
+            let mut residual = vec![0.0; x.data.len()];
+            let stack = scratch.stack(decomposer.scratch(shape, rank, par));
+            decomposer.decompose(&x.data, shape, rank, &mut low_rank, &mut residual, par, stack).map_err(failed)?;
+            let energy = if total > 0.0 { energy(&residual) / total } else { 0.0 };
+            residuals.push(ResidualEnergy { method: method.clone(), rank, energy });
+        }
+    }
+    let entropies: Vec<f64> = x
+        .data
+        .par_chunks_exact(x.shape.len())
+        .map(|sample| {
+            let values = spectrum::singular_values(sample, shape.channels, shape.pixels)?;
+            Ok(f64::from(spectrum::entropy(&values)))
+        })
+        .collect::<Result<_, DecomposeError>>()
+        .map_err(failed)?;
+    let entropy = entropies.iter().sum::<f64>() / entropies.len().max(1) as f64;
+    Ok(LayerStudy { layer: layer.to_owned(), channels: shape.channels, pixels: shape.pixels, entropy, residuals })
+}
+
+fn energy(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
+}

@@ -1,0 +1,12 @@
+//! The trusted part: a network executed on the CPU, with the convolutions left to a [`Convolver`].
+
+pub mod buffer;
+pub mod engine;
+pub mod ops;
+pub mod params;
+pub mod program;
+
+pub use buffer::{Activation, Buffer, Pool};
+pub use engine::{Convolver, Engine, ExecError};
+pub use params::Params;
+pub use program::{ConvNode, Program};
