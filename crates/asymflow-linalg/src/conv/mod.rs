@@ -1,6 +1,12 @@
 //! The trusted convolution kernels: forward, input gradient and weight gradient, plain and folded.
 
+mod gemm;
 mod im2col;
+mod layout;
+mod parallel;
+mod simd;
+mod transforms;
+mod winograd;
 
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -153,6 +159,9 @@ pub enum ConvError {
 
 /// Scratch of [`forward`]; nothing for a shape that [`ConvShape::validate`] refuses.
 pub fn forward_scratch(shape: ConvShape, par: Par) -> StackReq {
+    if let Some(conv) = winograd_forward(shape) {
+        return winograd::scratch(conv, par.degree());
+    }
     im2col::scratch(shape, par)
 }
 
@@ -174,12 +183,18 @@ pub fn forward(
     check_len("weight", shape.weight_len(), weight.len())?;
     check_len("y", shape.output_len(), y.len())?;
     check_scratch(forward_scratch(shape, par), stack)?;
-    im2col::forward(shape, x, weight, y, par, stack);
+    match winograd_forward(shape) {
+        Some(conv) => winograd::forward(conv, x, weight, y, par.degree(), stack),
+        None => im2col::forward(shape, x, weight, y, par, stack),
+    }
     Ok(())
 }
 
 /// Scratch of [`input_gradient`]; nothing for a shape that [`ConvShape::validate`] refuses.
 pub fn input_gradient_scratch(shape: ConvShape, par: Par) -> StackReq {
+    if let Some(conv) = winograd_input_gradient(shape) {
+        return winograd::scratch(conv, par.degree());
+    }
     im2col::scratch(shape, par)
 }
 
@@ -201,7 +216,10 @@ pub fn input_gradient(
     check_len("weight", shape.weight_len(), weight.len())?;
     check_len("dx", shape.input_len(), dx.len())?;
     check_scratch(input_gradient_scratch(shape, par), stack)?;
-    im2col::input_gradient(shape, dy, weight, dx, par, stack);
+    match winograd_input_gradient(shape) {
+        Some(conv) => winograd::forward(conv, dy, weight, dx, par.degree(), stack),
+        None => im2col::input_gradient(shape, dy, weight, dx, par, stack),
+    }
     Ok(())
 }
 
@@ -284,6 +302,33 @@ pub fn folded_weight_gradient(
     check_scratch(folded_weight_gradient_scratch(shape, low_rank.rank, par), stack)?;
     im2col::folded_weight_gradient(shape, low_rank, dy, dw, par, stack);
     Ok(())
+}
+
+fn winograd_forward(s: ConvShape) -> Option<winograd::Conv3> {
+    let suits = s.validate().is_ok() && s.kernel == 3 && s.stride == 1;
+    suits.then_some(winograd::Conv3 {
+        samples: s.samples,
+        in_channels: s.in_channels,
+        height: s.height,
+        width: s.width,
+        out_channels: s.out_channels,
+        padding: s.padding,
+        flipped: false,
+    })
+}
+
+/// The input gradient as a convolution of ∇Y.
+fn winograd_input_gradient(s: ConvShape) -> Option<winograd::Conv3> {
+    let suits = s.validate().is_ok() && s.kernel == 3 && s.stride == 1 && s.padding <= 2;
+    suits.then(|| winograd::Conv3 {
+        samples: s.samples,
+        in_channels: s.out_channels,
+        height: s.out_height(),
+        width: s.out_width(),
+        out_channels: s.in_channels,
+        padding: 2 - s.padding,
+        flipped: true,
+    })
 }
 
 fn check_len(what: &'static str, expected: usize, got: usize) -> Result<(), ConvError> {

@@ -1,0 +1,103 @@
+//! Matrix product of a strided left factor and a right factor packed in panels.
+
+use super::simd::{Kernel, LANES, Simd};
+
+/// Columns of a panel.
+pub(super) const PANEL: usize = 64;
+
+/// Rows of a register tile.
+const TILE_ROWS: usize = 6;
+
+/// C = A·B or C += A·B. Columns count in whole vectors.
+///
+/// A\[i, k\] lies at `a + i·a_row + k·a_depth`; B\[k, j\] at `b + (j / 64)·b_panel + 64·k + j % 64`; C\[i, j\] at
+/// `c + i·c_row + j`.
+#[derive(Clone, Copy)]
+pub(super) struct Gemm {
+    pub a: *const f32,
+    pub a_row: usize,
+    pub a_depth: usize,
+    pub b: *const f32,
+    pub b_panel: usize,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub rows: usize,
+    pub depth: usize,
+    pub columns: usize,
+    pub add: bool,
+}
+
+impl Kernel for Gemm {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        let mut column = 0;
+        while column < self.columns {
+            let in_panel = PANEL - column % PANEL;
+            let vectors = (in_panel.min(self.columns - column) / LANES).min(S::TILE_VECTORS);
+            // SAFETY: `column + vectors · 16 ≤ columns`; the caller vouches for the three matrices.
+            unsafe {
+                match vectors {
+                    4 => self.run_columns::<S, 4>(column),
+                    3 => self.run_columns::<S, 3>(column),
+                    2 => self.run_columns::<S, 2>(column),
+                    _ => self.run_columns::<S, 1>(column),
+                }
+            }
+            column += vectors.max(1) * LANES;
+        }
+    }
+}
+
+impl Gemm {
+    /// All rows of `V` vectors of columns, in tiles of nearly equal height.
+    #[inline(always)]
+    unsafe fn run_columns<S: Simd, const V: usize>(&self, column: usize) {
+        let tiles = self.rows.div_ceil(TILE_ROWS);
+        let mut row = 0;
+        for tile in 0..tiles {
+            let height = (self.rows - row).div_ceil(tiles - tile);
+            // SAFETY: `row + height ≤ rows`.
+            unsafe {
+                match height {
+                    6 => self.run_tile::<S, 6, V>(row, column),
+                    5 => self.run_tile::<S, 5, V>(row, column),
+                    4 => self.run_tile::<S, 4, V>(row, column),
+                    3 => self.run_tile::<S, 3, V>(row, column),
+                    2 => self.run_tile::<S, 2, V>(row, column),
+                    _ => self.run_tile::<S, 1, V>(row, column),
+                }
+            }
+            row += height;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run_tile<S: Simd, const R: usize, const V: usize>(&self, row: usize, column: usize) {
+        // SAFETY: the tile lies inside the matrices for which the caller vouches.
+        unsafe {
+            let a: [*const f32; R] = std::array::from_fn(|r| self.a.add((row + r) * self.a_row));
+            let mut b = self.b.add(column / PANEL * self.b_panel + column % PANEL);
+            let mut acc = [[S::splat(0.0); V]; R];
+            let mut at = 0;
+            for _ in 0..self.depth {
+                let right: [S::V; V] = std::array::from_fn(|v| S::load(b.add(v * LANES)));
+                for r in 0..R {
+                    let left = S::splat(*a[r].add(at));
+                    for v in 0..V {
+                        acc[r][v] = S::mul_add(left, right[v], acc[r][v]);
+                    }
+                }
+                at += self.a_depth;
+                b = b.add(PANEL);
+            }
+            for r in 0..R {
+                let c = self.c.add((row + r) * self.c_row + column);
+                for v in 0..V {
+                    let c = c.add(v * LANES);
+                    let sum = if self.add { S::add(S::load(c), acc[r][v]) } else { acc[r][v] };
+                    S::store(c, sum);
+                }
+            }
+        }
+    }
+}

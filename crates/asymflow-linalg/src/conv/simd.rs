@@ -1,0 +1,231 @@
+//! Sixteen f32 lanes on AVX-512, on AVX2 with FMA and in portable code, chosen at run time.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// Lanes of a [`Simd::V`].
+pub(super) const LANES: usize = 16;
+
+/// Vector operations of one instruction set.
+///
+/// All methods are unsafe for two reasons: the processor must have the instruction set, which [`dispatch`] checks,
+/// and pointers must be valid for sixteen values.
+pub(super) trait Simd {
+    /// Sixteen values.
+    type V: Copy;
+    /// Vectors of a row that a register tile of six rows can hold.
+    const TILE_VECTORS: usize;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// Transposes 16 rows `from_pitch` apart into 16 rows `to_pitch` apart.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
+        for row in 0..LANES {
+            for col in 0..LANES {
+                // SAFETY: the caller vouches for 16 rows of 16 values on both sides.
+                unsafe { *to.add(col * to_pitch + row) = *from.add(row * from_pitch + col) };
+            }
+        }
+    }
+}
+
+/// Code generic over the instruction set. `run` and all it calls must be `#[inline(always)]`, or the vector code is
+/// compiled without the instruction set.
+pub(super) trait Kernel {
+    /// # Safety
+    /// Those of the pointers that the kernel holds; the processor must have the instruction set `S`.
+    unsafe fn run<S: Simd>(&self);
+}
+
+/// Runs `kernel` with the widest instruction set of this processor.
+///
+/// # Safety
+/// The pointers that the kernel holds must be valid as the kernel says.
+pub(super) unsafe fn dispatch<K: Kernel>(kernel: &K) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has AVX-512; the caller vouches for the kernel.
+            return unsafe { run_avx512(kernel) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has AVX2 and FMA; the caller vouches for the kernel.
+            return unsafe { run_avx2(kernel) };
+        }
+    }
+    // SAFETY: portable code runs anywhere; the caller vouches for the kernel.
+    unsafe { kernel.run::<Portable>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn run_avx512<K: Kernel>(kernel: &K) {
+    // SAFETY: this function is only entered with AVX-512; the caller vouches for the kernel.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_avx2<K: Kernel>(kernel: &K) {
+    // SAFETY: this function is only entered with AVX2 and FMA; the caller vouches for the kernel.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+/// AVX-512: one register.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Avx512;
+
+// SAFETY (whole implementation): every method needs AVX-512 and valid pointers, as the trait says.
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx512 {
+    type V = __m512;
+    const TILE_VECTORS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(to, v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
+        unsafe {
+            let r: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(from.add(i * from_pitch)));
+            // Pairs of rows, then groups of four: t[4g + c] holds column c of each 128-bit lane for rows 4g..4g+4.
+            let mut t = r;
+            for g in 0..4 {
+                let (a, b, c, d) = (r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]);
+                let (low_ab, high_ab) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (low_cd, high_cd) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                t[4 * g] = _mm512_shuffle_ps::<0x44>(low_ab, low_cd);
+                t[4 * g + 1] = _mm512_shuffle_ps::<0xee>(low_ab, low_cd);
+                t[4 * g + 2] = _mm512_shuffle_ps::<0x44>(high_ab, high_cd);
+                t[4 * g + 3] = _mm512_shuffle_ps::<0xee>(high_ab, high_cd);
+            }
+            // Lane l of t[4g + c] belongs to row 4l + c of the result, values 4g..4g+4.
+            for c in 0..4 {
+                let low = _mm512_shuffle_f32x4::<0x88>(t[c], t[4 + c]);
+                let high = _mm512_shuffle_f32x4::<0xdd>(t[c], t[4 + c]);
+                let low2 = _mm512_shuffle_f32x4::<0x88>(t[8 + c], t[12 + c]);
+                let high2 = _mm512_shuffle_f32x4::<0xdd>(t[8 + c], t[12 + c]);
+                _mm512_storeu_ps(to.add(c * to_pitch), _mm512_shuffle_f32x4::<0x88>(low, low2));
+                _mm512_storeu_ps(to.add((4 + c) * to_pitch), _mm512_shuffle_f32x4::<0x88>(high, high2));
+                _mm512_storeu_ps(to.add((8 + c) * to_pitch), _mm512_shuffle_f32x4::<0xdd>(low, low2));
+                _mm512_storeu_ps(to.add((12 + c) * to_pitch), _mm512_shuffle_f32x4::<0xdd>(high, high2));
+            }
+        }
+    }
+}
+
+/// AVX2 with FMA: two registers.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Avx2;
+
+// SAFETY (whole implementation): every method needs AVX2 and FMA and valid pointers, as the trait says.
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx2 {
+    type V = [__m256; 2];
+    const TILE_VECTORS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::V {
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: Self::V) {
+        unsafe {
+            _mm256_storeu_ps(to, v[0]);
+            _mm256_storeu_ps(to.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+}
+
+/// Plain arrays.
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    const TILE_VECTORS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::V {
+        [value; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        // SAFETY: the caller vouches for sixteen values.
+        unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: Self::V) {
+        // SAFETY: the caller vouches for sixteen values.
+        unsafe { to.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+}

@@ -1,0 +1,422 @@
+//! 3×3 convolutions of stride 1 by Winograd's F(4×4, 3×3): 36 products for 16 outputs instead of 144.
+
+use faer::dyn_stack::{MemStack, StackReq};
+
+use super::gemm::{Gemm, PANEL};
+use super::layout::{gather, gathered_len, scatter};
+use super::parallel::{Shared, for_each};
+use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::transforms::{Input, Output, POINTS, SIDE, TILE, Transform, Weight};
+
+/// A 3×3 convolution of stride 1, forward or, with `flipped`, the input gradient of one written as such: `weight` is
+/// then `in × out × 3 × 3` and its taps run backwards.
+#[derive(Clone, Copy)]
+pub(super) struct Conv3 {
+    pub samples: usize,
+    pub in_channels: usize,
+    pub height: usize,
+    pub width: usize,
+    pub out_channels: usize,
+    pub padding: usize,
+    pub flipped: bool,
+}
+
+/// Memory of a core that a block should stay in.
+const CORE_VALUES: usize = 160 << 10;
+/// Memory of all cores that a block should stay in.
+const SHARED_VALUES: usize = 4 << 20;
+
+impl Conv3 {
+    pub(super) const fn out_height(&self) -> usize {
+        self.height + 2 * self.padding - 2
+    }
+
+    pub(super) const fn out_width(&self) -> usize {
+        self.width + 2 * self.padding - 2
+    }
+
+    const fn tile_rows(&self) -> usize {
+        self.out_height().div_ceil(TILE)
+    }
+
+    const fn tile_columns(&self) -> usize {
+        self.out_width().div_ceil(TILE)
+    }
+
+    /// Rows of tiles of the batch.
+    const fn strips(&self) -> usize {
+        self.samples * self.tile_rows()
+    }
+}
+
+/// How the work is cut: blocks of strips, several blocks at once (`workers`) or several threads in a block (`team`).
+#[derive(Clone, Copy)]
+struct Cut {
+    workers: usize,
+    team: usize,
+    block_strips: usize,
+}
+
+impl Cut {
+    fn new(conv: &Conv3, threads: usize) -> Self {
+        let columns = conv.in_channels.next_multiple_of(LANES) + conv.out_channels.next_multiple_of(LANES);
+        let strip_values = POINTS * columns * conv.tile_columns();
+        let weight_values = POINTS * conv.in_channels * conv.out_channels;
+        let strips = conv.strips();
+        let private = weight_values <= 2 * CORE_VALUES;
+        let limit = if private { CORE_VALUES } else { SHARED_VALUES };
+        let at_most = (limit / strip_values).clamp(1, strips);
+        if private && strips >= threads {
+            let blocks = strips.div_ceil(at_most).next_multiple_of(threads);
+            Self { workers: threads, team: 1, block_strips: strips.div_ceil(blocks) }
+        } else {
+            Self { workers: 1, team: threads, block_strips: strips.div_ceil(strips.div_ceil(at_most)) }
+        }
+    }
+
+    const fn blocks(&self, conv: &Conv3) -> usize {
+        conv.strips().div_ceil(self.block_strips)
+    }
+
+    const fn threads(&self) -> usize {
+        self.workers * self.team
+    }
+}
+
+/// A matrix for each of the 36 points, `rows × pitch`, a little apart so that the points do not share cache sets.
+#[derive(Clone, Copy)]
+struct Points {
+    rows: usize,
+    pitch: usize,
+}
+
+impl Points {
+    const fn apart(&self) -> usize {
+        self.rows * self.pitch + LANES
+    }
+
+    const fn len(&self) -> usize {
+        POINTS * self.apart()
+    }
+}
+
+/// Sizes of the buffers of a forward pass.
+#[derive(Clone, Copy)]
+struct Buffers {
+    /// Transformed kernels: for each point, panels of `in × 64`.
+    weight: Points,
+    input: Points,
+    output: Points,
+    /// Vectors of one strip, for each thread.
+    staging: usize,
+}
+
+impl Buffers {
+    fn new(conv: &Conv3, cut: &Cut) -> Self {
+        let tiles = cut.block_strips * conv.tile_columns();
+        let panels = conv.out_channels.div_ceil(PANEL);
+        let strip = SIDE * conv.width.max(conv.out_width());
+        Self {
+            weight: Points { rows: panels * conv.in_channels, pitch: PANEL },
+            input: Points { rows: tiles, pitch: conv.in_channels.next_multiple_of(LANES) },
+            output: Points { rows: tiles, pitch: conv.out_channels.next_multiple_of(LANES) },
+            staging: gathered_len(strip.max(9 * LANES)),
+        }
+    }
+
+    fn len(&self, cut: &Cut) -> usize {
+        self.weight.len() + cut.workers * (self.input.len() + self.output.len()) + cut.threads() * self.staging
+    }
+}
+
+pub(super) fn scratch(conv: Conv3, threads: usize) -> StackReq {
+    let cut = Cut::new(&conv, threads);
+    StackReq::new_aligned::<f32>(Buffers::new(&conv, &cut).len(&cut), 64)
+}
+
+/// Overwrites `y`; the slices have the lengths that `conv` says.
+pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], threads: usize, stack: &mut MemStack) {
+    let cut = Cut::new(&conv, threads);
+    let sizes = Buffers::new(&conv, &cut);
+    let (memory, _) = stack.make_aligned_uninit::<f32>(sizes.len(&cut), 64);
+    let memory = Shared::uninit(memory);
+    let u = memory.part(0, sizes.weight.len());
+    let v_start = sizes.weight.len();
+    let m_start = v_start + cut.workers * sizes.input.len();
+    let staging_start = m_start + cut.workers * sizes.output.len();
+    let staging = |thread: usize| memory.part(staging_start + thread * sizes.staging, sizes.staging);
+    let y = Shared::new(y);
+
+    transform_weight(&conv, weight, u, sizes.weight.apart(), cut.threads(), &staging);
+    for_each(cut.workers, cut.blocks(&conv), |worker, block| {
+        let v = memory.part(v_start + worker * sizes.input.len(), sizes.input.len());
+        let m = memory.part(m_start + worker * sizes.output.len(), sizes.output.len());
+        let first = block * cut.block_strips;
+        let strips = cut.block_strips.min(conv.strips() - first);
+        let columns = conv.tile_columns();
+
+        let channel_blocks = conv.in_channels.div_ceil(LANES);
+        for_each(cut.team, strips * channel_blocks, |member, task| {
+            let (strip, channel) = (task / channel_blocks, task % channel_blocks * LANES);
+            let to = v.at(strip * columns * sizes.input.pitch + channel);
+            let (sample, row) = ((first + strip) / conv.tile_rows(), (first + strip) % conv.tile_rows());
+            let tiles = Tiles {
+                planes: Planes::new(x, conv.in_channels, conv.height, conv.width, sample, channel),
+                top: (row * TILE) as isize - conv.padding as isize,
+                left: -(conv.padding as isize),
+                count: columns,
+                staging: staging(worker * cut.team + member).ptr(),
+                to,
+                to_point: sizes.input.apart(),
+                to_tile: sizes.input.pitch,
+            };
+            // SAFETY: the tiles of this strip and these channels lie in `v` and no other task writes them.
+            unsafe { dispatch(&InputTiles(tiles)) };
+        });
+
+        let panels = conv.out_channels.div_ceil(PANEL);
+        for_each(cut.team, POINTS * panels, |_, task| {
+            let (point, panel) = (task / panels, task % panels);
+            let product = Gemm {
+                a: v.at(point * sizes.input.apart()),
+                a_row: sizes.input.pitch,
+                a_depth: 1,
+                b: u.at(point * sizes.weight.apart() + panel * conv.in_channels * PANEL),
+                b_panel: 0,
+                c: m.at(point * sizes.output.apart() + panel * PANEL),
+                c_row: sizes.output.pitch,
+                rows: strips * columns,
+                depth: conv.in_channels,
+                columns: PANEL.min(sizes.output.pitch - panel * PANEL),
+                add: false,
+            };
+            // SAFETY: the factors were written above; this task alone writes this panel of `m`.
+            unsafe { dispatch(&product) };
+        });
+
+        let channel_blocks = conv.out_channels.div_ceil(LANES);
+        for_each(cut.team, strips * channel_blocks, |member, task| {
+            let (strip, channel) = (task / channel_blocks, task % channel_blocks * LANES);
+            let (sample, row) = ((first + strip) / conv.tile_rows(), (first + strip) % conv.tile_rows());
+            let pixels = conv.out_height() * conv.out_width();
+            let tiles = OutputTiles {
+                from: m.at(strip * columns * sizes.output.pitch + channel),
+                from_point: sizes.output.apart(),
+                from_tile: sizes.output.pitch,
+                rows: TILE.min(conv.out_height() - row * TILE),
+                width: conv.out_width(),
+                staging: staging(worker * cut.team + member).ptr(),
+                to: y.at((sample * conv.out_channels + channel) * pixels + row * TILE * conv.out_width()),
+                pitch: pixels,
+                channels: LANES.min(conv.out_channels - channel),
+            };
+            // SAFETY: the products were written above; this task alone writes these rows of `y`.
+            unsafe { dispatch(&tiles) };
+        });
+    });
+}
+
+/// Sixteen planes, or what is left of them, of one sample.
+#[derive(Clone, Copy)]
+struct Planes<'a> {
+    from: &'a [f32],
+    channels: usize,
+    height: usize,
+    width: usize,
+}
+
+impl<'a> Planes<'a> {
+    fn new(x: &'a [f32], channels: usize, height: usize, width: usize, sample: usize, channel: usize) -> Self {
+        let from = &x[(sample * channels + channel) * height * width..];
+        Self { from, channels: LANES.min(channels - channel), height, width }
+    }
+
+    /// Transposes the rows of `top..top + count` that exist into vectors over channels; returns the first such row
+    /// and their number.
+    ///
+    /// # Safety
+    /// `to` must hold [`gathered_len`] of `count · width` values.
+    #[inline(always)]
+    unsafe fn gather<S: Simd>(&self, top: isize, count: usize, to: *mut f32) -> (usize, usize) {
+        let first = top.max(0) as usize;
+        let end = (top + count as isize).clamp(0, self.height as isize) as usize;
+        let rows = end.saturating_sub(first);
+        if rows > 0 {
+            let from = &self.from[first * self.width..];
+            let pitch = self.height * self.width;
+            // SAFETY: the rows exist in all the planes, which lie inside `from`.
+            unsafe { gather::<S>(from.as_ptr(), from.len(), pitch, self.channels, rows * self.width, to) };
+        }
+        (first, rows)
+    }
+}
+
+/// Tiles of a strip to transform: the tile t has its corner at (`top`, `left + 4t`) of the planes.
+struct Tiles<'a> {
+    planes: Planes<'a>,
+    top: isize,
+    left: isize,
+    count: usize,
+    staging: *mut f32,
+    to: *mut f32,
+    to_point: usize,
+    to_tile: usize,
+}
+
+impl Tiles<'_> {
+    /// Applies `T` to tiles of `I × I`, with zeros outside the planes.
+    #[inline(always)]
+    unsafe fn transform<S: Simd, T: Transform<I, SIDE>, const I: usize>(&self) {
+        // SAFETY: loads stay inside the gathered rows; stores go where the maker of this value has vouched.
+        unsafe {
+            let (first, rows) = self.planes.gather::<S>(self.top, I, self.staging);
+            let width = self.planes.width;
+            let zero = S::splat(0.0);
+            for tile in 0..self.count {
+                let left = self.left + (tile * TILE) as isize;
+                let inside = left >= 0 && left as usize + I <= width && rows == I;
+                let mut d = [[zero; I]; I];
+                for (i, line) in d.iter_mut().enumerate() {
+                    let row = (self.top + i as isize).wrapping_sub(first as isize);
+                    let base = row.wrapping_mul(width as isize).wrapping_add(left).wrapping_mul(LANES as isize);
+                    let from = self.staging.wrapping_offset(base);
+                    if inside {
+                        for (j, value) in line.iter_mut().enumerate() {
+                            *value = S::load(from.add(j * LANES));
+                        }
+                    } else if row >= 0 && (row as usize) < rows {
+                        for (j, value) in line.iter_mut().enumerate() {
+                            let column = left + j as isize;
+                            if column >= 0 && (column as usize) < width {
+                                *value = S::load(from.wrapping_add(j * LANES));
+                            }
+                        }
+                    }
+                }
+                let transformed = T::square::<S>(d);
+                let to = self.to.add(tile * self.to_tile);
+                for (i, line) in transformed.iter().enumerate() {
+                    for (j, value) in line.iter().enumerate() {
+                        S::store(to.add((i * SIDE + j) * self.to_point), *value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct InputTiles<'a>(Tiles<'a>);
+
+impl Kernel for InputTiles<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        // SAFETY: the maker of the tiles vouches for them.
+        unsafe { self.0.transform::<S, Input, 6>() }
+    }
+}
+
+/// Products of a strip to turn into `rows ≤ 4` rows of output in up to sixteen planes.
+struct OutputTiles {
+    from: *const f32,
+    from_point: usize,
+    from_tile: usize,
+    rows: usize,
+    width: usize,
+    staging: *mut f32,
+    to: *mut f32,
+    pitch: usize,
+    channels: usize,
+}
+
+impl Kernel for OutputTiles {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        // SAFETY: loads and stores go where the maker of this value has vouched; the staging holds the rows.
+        unsafe {
+            for tile in 0..self.width.div_ceil(TILE) {
+                let from = self.from.add(tile * self.from_tile);
+                let m: [[S::V; SIDE]; SIDE] = std::array::from_fn(|i| {
+                    std::array::from_fn(|j| S::load(from.add((i * SIDE + j) * self.from_point)))
+                });
+                let y = Output::square::<S>(m);
+                let columns = TILE.min(self.width - tile * TILE);
+                for (i, line) in y.iter().enumerate().take(self.rows) {
+                    for (j, value) in line.iter().enumerate().take(columns) {
+                        S::store(self.staging.add((i * self.width + tile * TILE + j) * LANES), *value);
+                    }
+                }
+            }
+            scatter::<S>(self.staging, self.rows * self.width, self.to, self.pitch, self.channels);
+        }
+    }
+}
+
+/// Writes U = G g Gᵀ of all kernels: for each point, panels of 64 outputs, `in × 64` each.
+fn transform_weight(
+    conv: &Conv3,
+    weight: &[f32],
+    u: Shared,
+    apart: usize,
+    threads: usize,
+    staging: &(impl Fn(usize) -> Shared + Sync),
+) {
+    let blocks = conv.out_channels.div_ceil(LANES);
+    let inputs = conv.in_channels.div_ceil(LANES);
+    for_each(threads, blocks * inputs, |thread, task| {
+        let (output, input) = (task / inputs * LANES, task % inputs * LANES);
+        let kernels = Kernels {
+            conv,
+            weight,
+            output,
+            inputs: input..conv.in_channels.min(input + LANES),
+            staging: staging(thread).ptr(),
+            to: u.at(output / PANEL * conv.in_channels * PANEL + output % PANEL),
+            to_point: apart,
+        };
+        // SAFETY: these outputs and inputs lie in `u` and no other task writes them.
+        unsafe { dispatch(&kernels) };
+    });
+}
+
+/// Kernels of up to sixteen outputs and inputs to transform.
+struct Kernels<'a> {
+    conv: &'a Conv3,
+    weight: &'a [f32],
+    output: usize,
+    inputs: std::ops::Range<usize>,
+    staging: *mut f32,
+    to: *mut f32,
+    to_point: usize,
+}
+
+impl Kernel for Kernels<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        let outputs = LANES.min(self.conv.out_channels - self.output);
+        let flipped = self.conv.flipped;
+        // SAFETY: the kernels gathered exist in `weight`; stores go where the maker of this value has vouched.
+        unsafe {
+            if !flipped {
+                let pitch = 9 * self.conv.in_channels;
+                let from = &self.weight[self.output * pitch + 9 * self.inputs.start..];
+                gather::<S>(from.as_ptr(), from.len(), pitch, outputs, 9 * self.inputs.len(), self.staging);
+            }
+            for (i, input) in self.inputs.clone().enumerate() {
+                if flipped {
+                    let from = &self.weight[9 * (input * self.conv.out_channels + self.output)..];
+                    gather::<S>(from.as_ptr(), from.len(), 9, outputs, 9, self.staging);
+                }
+                let from = if flipped { self.staging } else { self.staging.add(9 * i * LANES) };
+                let tap = |t: usize| S::load(from.add(LANES * if flipped { 8 - t } else { t }));
+                let g = [[tap(0), tap(1), tap(2)], [tap(3), tap(4), tap(5)], [tap(6), tap(7), tap(8)]];
+                let transformed = Weight::square::<S>(g);
+                let to = self.to.add(input * PANEL);
+                for (k, line) in transformed.iter().enumerate() {
+                    for (j, value) in line.iter().enumerate() {
+                        S::store(to.add((k * SIDE + j) * self.to_point), *value);
+                    }
+                }
+            }
+        }
+    }
+}
