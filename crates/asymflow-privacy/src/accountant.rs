@@ -37,9 +37,10 @@ pub struct ZcdpAccountant {
 }
 
 impl ZcdpAccountant {
-    /// An accountant that has already spent `rho`, as a resumed run has.
+    /// An accountant that has already spent `rho`, as a resumed run has. A number that is no loss (negative
+    /// or NaN) counts as infinite: a damaged ledger must not make ε smaller.
     pub const fn resume(rho: f64) -> Self {
-        Self { rho }
+        Self { rho: if rho >= 0.0 { rho } else { f64::INFINITY } }
     }
 
     /// ρ spent so far; infinite when any release had no guarantee.

@@ -1,0 +1,8 @@
+//! What goes to the untrusted side is `Released`; private data does not fit.
+use asymflow_privacy::{Payload, Private, Released};
+
+fn submit(_: Released<Payload>) {}
+
+fn main() {
+    submit(Private::new(vec![1.0_f32]));
+}

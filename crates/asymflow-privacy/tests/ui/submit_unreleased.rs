@@ -1,0 +1,8 @@
+//! Nor does data that never went through a mechanism.
+use asymflow_privacy::{Payload, Precision, Released};
+
+fn submit(_: Released<Payload>) {}
+
+fn main() {
+    submit(Payload::encode(vec![1.0_f32], Precision::F32));
+}
