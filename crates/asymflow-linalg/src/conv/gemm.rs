@@ -75,12 +75,18 @@ impl Gemm {
     unsafe fn run_tile<S: Simd, const R: usize, const V: usize>(&self, row: usize, column: usize) {
         // SAFETY: the tile lies inside the matrices for which the caller vouches.
         unsafe {
-            let a: [*const f32; R] = std::array::from_fn(|r| self.a.add((row + r) * self.a_row));
+            let mut a = [self.a; R];
+            for (r, left) in a.iter_mut().enumerate() {
+                *left = self.a.add((row + r) * self.a_row);
+            }
             let mut b = self.b.add(column / PANEL * self.b_panel + column % PANEL);
             let mut acc = [[S::splat(0.0); V]; R];
             let mut at = 0;
             for _ in 0..self.depth {
-                let right: [S::V; V] = std::array::from_fn(|v| S::load(b.add(v * LANES)));
+                let mut right = [S::splat(0.0); V];
+                for v in 0..V {
+                    right[v] = S::load(b.add(v * LANES));
+                }
                 for r in 0..R {
                     let left = S::splat(*a[r].add(at));
                     for v in 0..V {

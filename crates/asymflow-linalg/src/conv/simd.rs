@@ -37,8 +37,8 @@ pub(super) trait Simd {
     }
 }
 
-/// Code generic over the instruction set. `run` and all it calls must be `#[inline(always)]`, or the vector code is
-/// compiled without the instruction set.
+/// Code generic over the instruction set. `run` and all it calls must be `#[inline(always)]`, and vector operations
+/// must not stand in closures, or the vector code is compiled without the instruction set.
 pub(super) trait Kernel {
     /// # Safety
     /// Those of the pointers that the kernel holds; the processor must have the instruction set `S`.
@@ -121,7 +121,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn transpose(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
         unsafe {
-            let r: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(from.add(i * from_pitch)));
+            let mut r = [_mm512_setzero_ps(); LANES];
+            for (i, row) in r.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(from.add(i * from_pitch));
+            }
             // Pairs of rows, then groups of four: t[4g + c] holds column c of each 128-bit lane for rows 4g..4g+4.
             let mut t = r;
             for g in 0..4 {

@@ -21,11 +21,18 @@ pub(super) trait Transform<const I: usize, const O: usize> {
     unsafe fn square<S: Simd>(d: [[S::V; I]; I]) -> [[S::V; O]; O] {
         // SAFETY: the caller has the instruction set.
         unsafe {
-            let rows: [[S::V; O]; I] = std::array::from_fn(|i| Self::line::<S>(d[i]));
             let zero = S::splat(0.0);
+            let mut rows = [[zero; O]; I];
+            for i in 0..I {
+                rows[i] = Self::line::<S>(d[i]);
+            }
             let mut out = [[zero; O]; O];
             for column in 0..O {
-                let line = Self::line::<S>(std::array::from_fn(|i| rows[i][column]));
+                let mut line = [zero; I];
+                for i in 0..I {
+                    line[i] = rows[i][column];
+                }
+                let line = Self::line::<S>(line);
                 for row in 0..O {
                     out[row][column] = line[row];
                 }

@@ -335,9 +335,12 @@ impl Kernel for OutputTiles {
         unsafe {
             for tile in 0..self.width.div_ceil(TILE) {
                 let from = self.from.add(tile * self.from_tile);
-                let m: [[S::V; SIDE]; SIDE] = std::array::from_fn(|i| {
-                    std::array::from_fn(|j| S::load(from.add((i * SIDE + j) * self.from_point)))
-                });
+                let mut m = [[S::splat(0.0); SIDE]; SIDE];
+                for (i, line) in m.iter_mut().enumerate() {
+                    for (j, value) in line.iter_mut().enumerate() {
+                        *value = S::load(from.add((i * SIDE + j) * self.from_point));
+                    }
+                }
                 let y = Output::square::<S>(m);
                 let columns = TILE.min(self.width - tile * TILE);
                 for (i, line) in y.iter().enumerate().take(self.rows) {
@@ -407,8 +410,10 @@ impl Kernel for Kernels<'_> {
                     gather::<S>(from.as_ptr(), from.len(), 9, outputs, 9, self.staging);
                 }
                 let from = if flipped { self.staging } else { self.staging.add(9 * i * LANES) };
-                let tap = |t: usize| S::load(from.add(LANES * if flipped { 8 - t } else { t }));
-                let g = [[tap(0), tap(1), tap(2)], [tap(3), tap(4), tap(5)], [tap(6), tap(7), tap(8)]];
+                let mut g = [[S::splat(0.0); 3]; 3];
+                for tap in 0..9 {
+                    g[tap / 3][tap % 3] = S::load(from.add(LANES * if flipped { 8 - tap } else { tap }));
+                }
                 let transformed = Weight::square::<S>(g);
                 let to = self.to.add(input * PANEL);
                 for (k, line) in transformed.iter().enumerate() {
