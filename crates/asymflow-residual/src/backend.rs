@@ -191,6 +191,22 @@ pub enum SubmitError {
         /// Samples of the gradient.
         samples: usize,
     },
+    /// A value is NaN or infinite.
+    #[error("unit {unit}: value {index} is not finite")]
+    NonFinite {
+        /// The unit.
+        unit: u32,
+        /// Index of the first such value.
+        index: usize,
+    },
+    /// The operation is not defined for this kind of unit or backend.
+    #[error("unit {unit}: {what}")]
+    Unsupported {
+        /// The unit.
+        unit: u32,
+        /// What is not supported, and what to do instead.
+        what: &'static str,
+    },
     /// The session is gone; open a new one.
     #[error("worker lost: {reason}")]
     Lost {
@@ -281,10 +297,10 @@ pub trait ResidualTraining: ResidualSession {
     /// As [`ResidualTraining::set_weights`].
     fn add_weights(&mut self, unit: UnitId, delta: Payload) -> Result<(), SubmitError>;
 
-    /// Steps the weights of a [`Unit::Network`] along the gradient of its latest backward pass.
+    /// Steps the weights of a [`Unit::Network`] along the gradient of its latest backward pass, which it consumes.
     ///
     /// # Errors
-    /// Unknown unit or a lost session.
+    /// Unknown unit, no gradient ([`SubmitError::NoForward`] of 0 samples), or a lost session.
     fn step(&mut self, unit: UnitId, sgd: SgdStep) -> Result<(), SubmitError>;
 
     /// The current weights of `unit`.
@@ -293,7 +309,7 @@ pub trait ResidualTraining: ResidualSession {
     /// As [`ResidualSession::collect`].
     fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError>;
 
-    /// Drops every kept forward pass and uncollected result, so that a step can be done again.
+    /// Drops every kept forward pass, gradient and uncollected result, so that a step can be done again.
     ///
     /// # Errors
     /// A lost session.

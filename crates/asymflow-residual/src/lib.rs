@@ -1,8 +1,34 @@
 #![doc = include_str!("../README.md")]
 
 pub mod backend;
+#[cfg(feature = "backend")]
+mod burn_backend;
+#[cfg(feature = "backend")]
+mod burn_device;
+#[cfg(feature = "backend")]
+mod burn_unit;
+mod client;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod connection;
+mod pin;
+mod protocol;
+mod queue;
+mod received;
+#[cfg(feature = "backend")]
+mod serve;
+#[cfg(feature = "backend")]
+mod serve_session;
+mod unit;
 
 pub use backend::{
     Availability, Batch, CollectError, ConvUnit, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
     ResidualTraining, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
 };
+#[cfg(feature = "backend")]
+pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};
+pub use client::{Protection, Tap, WorkerClient, WorkerConfig};
+pub use pin::{Fingerprint, FingerprintError};
+pub use protocol::{PROTOCOL_VERSION, Token};
+#[cfg(feature = "backend")]
+pub use serve::{ServeConfig, ServeError, ServeLimits, Worker, WorkerHandle};

@@ -1,0 +1,46 @@
+//! Finding a burn device.
+
+use burn::tensor::Device;
+
+use crate::burn_backend::DeviceChoice;
+
+/// The device and its description, or what is missing and how to get it.
+pub(crate) fn find(choice: DeviceChoice) -> Result<(Device, String), (String, String)> {
+    match choice {
+        DeviceChoice::Flex => Ok((Device::flex(), "flex (CPU)".to_owned())),
+        #[cfg(feature = "wgpu")]
+        DeviceChoice::Wgpu(index) => nth(choice, index, burn::tensor::DeviceType::Wgpu),
+        #[cfg(feature = "vulkan")]
+        DeviceChoice::Vulkan(index) => nth(choice, index, burn::tensor::DeviceType::Vulkan),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Cuda(index) => nth(choice, index, burn::tensor::DeviceType::Cuda),
+        #[cfg(not(all(feature = "wgpu", feature = "vulkan", feature = "cuda")))]
+        other => {
+            let name = other.to_string();
+            let feature = name.split(':').next().unwrap_or(&name);
+            Err((
+                format!("device {feature} is not built in"),
+                format!("build it in with `--features {feature}`, or use the device flex"),
+            ))
+        }
+    }
+}
+
+/// The `index`-th device of a kind. A rasteriser on the processor is named as software.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn nth(
+    choice: DeviceChoice,
+    index: usize,
+    kind: burn::tensor::DeviceType,
+) -> Result<(Device, String), (String, String)> {
+    let devices = Device::enumerate(kind).into_vec();
+    let found = devices.len();
+    let device = devices.into_iter().nth(index).ok_or_else(|| {
+        (format!("device {choice}: {found} found"), "check the driver, or use the device flex".to_owned())
+    })?;
+    let name = device.identity().map_or_else(|| "unnamed adapter".to_owned(), |identity| identity.name);
+    let software = ["llvmpipe", "swiftshader", "lavapipe", "softpipe"];
+    let lower = name.to_lowercase();
+    let note = if software.iter().any(|s| lower.contains(s)) { " (software)" } else { "" };
+    Ok((device, format!("{choice}: {name}{note}")))
+}

@@ -1,0 +1,187 @@
+//! One unit on a burn device.
+
+use burn::tensor::module::{conv_transpose2d, conv2d, conv2d_weight_backward};
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use asymflow_zoo::{Network, Shape};
+
+use crate::backend::{ConvUnit, Pass, SgdStep, Wanted};
+use crate::unit::conv_output;
+
+/// Whatever a unit is. Lengths have been checked by the session.
+pub(crate) enum BurnUnit {
+    Conv(BurnConv),
+    Network(BurnNetwork),
+}
+
+impl BurnUnit {
+    pub fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
+        match self {
+            Self::Conv(conv) => conv.forward(x, pass),
+            Self::Network(network) => network.forward(x, pass),
+        }
+    }
+
+    pub fn gradient(&mut self, dy: Vec<f32>, wanted: Wanted) -> Result<(Vec<f32>, Vec<f32>), String> {
+        match self {
+            Self::Conv(conv) => conv.gradient(dy, wanted),
+            Self::Network(network) => network.gradient(dy, wanted.input).map(|input| (input, Vec::new())),
+        }
+    }
+
+    pub fn set_weights(&mut self, weights: Vec<f32>) -> Result<(), String> {
+        match self {
+            Self::Conv(conv) => {
+                conv.set(weights);
+                Ok(())
+            }
+            Self::Network(network) => network.set(&weights),
+        }
+    }
+
+    pub fn add_weights(&mut self, delta: &[f32]) -> Result<(), String> {
+        match self {
+            Self::Conv(conv) => {
+                let sum = conv.weights.iter().zip(delta).map(|(w, d)| w + d).collect();
+                conv.set(sum);
+                Ok(())
+            }
+            Self::Network(_) => Err("weights of a network cannot be added to".to_owned()),
+        }
+    }
+
+    pub fn step(&mut self, sgd: SgdStep) -> Result<(), String> {
+        match self {
+            Self::Conv(_) => Err("a convolution is stepped by add_weights".to_owned()),
+            Self::Network(network) => network.step(sgd),
+        }
+    }
+
+    pub fn weights(&self) -> Result<Vec<f32>, String> {
+        match self {
+            Self::Conv(conv) => Ok(conv.weights.clone()),
+            Self::Network(network) => network.weights(),
+        }
+    }
+
+    pub fn reset(&mut self) {
+        match self {
+            Self::Conv(conv) => conv.kept = None,
+            Self::Network(network) => network.reset(),
+        }
+    }
+}
+
+/// A convolution. The weights live on the host, where f32 addition is exact on every device's behalf,
+/// and are uploaded when they are next needed.
+pub(crate) struct BurnConv {
+    unit: ConvUnit,
+    output: Shape,
+    device: Device,
+    weights: Vec<f32>,
+    uploaded: Option<Tensor<4>>,
+    kept: Option<Tensor<4>>,
+}
+
+impl BurnConv {
+    pub fn new(unit: &ConvUnit, device: &Device) -> Result<Self, String> {
+        let output = conv_output(unit).ok_or("the kernel does not fit")?;
+        let values = unit.out_channels * unit.input.channels * unit.kernel * unit.kernel;
+        let device = device.clone();
+        let unit = unit.clone();
+        Ok(Self { unit, output, device, weights: vec![0.0; values], uploaded: None, kept: None })
+    }
+
+    fn set(&mut self, weights: Vec<f32>) {
+        self.weights = weights;
+        self.uploaded = None;
+    }
+
+    fn weight(&mut self) -> Tensor<4> {
+        let ConvUnit { input, out_channels, kernel, .. } = self.unit;
+        let upload = || {
+            let data = TensorData::new(self.weights.clone(), [out_channels, input.channels, kernel, kernel]);
+            Tensor::from_data(data, &self.device)
+        };
+        self.uploaded.get_or_insert_with(upload).clone()
+    }
+
+    fn options(&self) -> ConvOptions<2> {
+        let ConvUnit { stride, padding, .. } = self.unit;
+        ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1)
+    }
+
+    fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
+        let x = batch(x, self.unit.input, &self.device);
+        let y = conv2d(x.clone(), self.weight(), None, self.options());
+        self.kept = match pass {
+            Pass::Training => Some(x),
+            Pass::Inference => self.kept.take(),
+        };
+        download(y)
+    }
+
+    fn gradient(&mut self, dy: Vec<f32>, wanted: Wanted) -> Result<(Vec<f32>, Vec<f32>), String> {
+        let x = self.kept.take().ok_or("no kept forward pass")?;
+        let dy = batch(dy, self.output, &self.device);
+        if dy.dims()[0] != x.dims()[0] {
+            return Err(format!("gradient of {} samples for {}", dy.dims()[0], x.dims()[0]));
+        }
+        let weight = self.weight();
+        // Both results are asked of the device before either is waited for.
+        let input = wanted.input.then(|| self.input_gradient(dy.clone(), weight.clone()));
+        let weights = wanted.weights.then(|| conv2d_weight_backward(x, weight, dy, self.options()));
+        Ok((input.map_or(Ok(Vec::new()), download)?, weights.map_or(Ok(Vec::new()), download)?))
+    }
+
+    /// The adjoint of the forward pass: a transposed convolution, padded by the rows and columns that
+    /// the stride left over.
+    fn input_gradient(&self, dy: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+        let ConvUnit { input, kernel, stride, padding, .. } = self.unit;
+        let left_over = |side: usize| (side + 2 * padding - kernel) % stride;
+        let options = ConvTransposeOptions::new(
+            [stride; 2],
+            [padding; 2],
+            [left_over(input.height), left_over(input.width)],
+            [1; 2],
+            1,
+        );
+        conv_transpose2d(dy, weight, None, options)
+    }
+}
+
+/// A whole network.
+pub(crate) struct BurnNetwork;
+
+impl BurnNetwork {
+    pub fn new(_network: &Network, _device: &Device) -> Result<Self, String> {
+        Err("networks are not built in".to_owned())
+    }
+    fn forward(&mut self, _x: Vec<f32>, _pass: Pass) -> Result<Vec<f32>, String> {
+        Err(String::new())
+    }
+    fn gradient(&mut self, _dy: Vec<f32>, _input: bool) -> Result<Vec<f32>, String> {
+        Err(String::new())
+    }
+    fn set(&mut self, _weights: &[f32]) -> Result<(), String> {
+        Err(String::new())
+    }
+    fn step(&mut self, _sgd: SgdStep) -> Result<(), String> {
+        Err(String::new())
+    }
+    fn weights(&self) -> Result<Vec<f32>, String> {
+        Err(String::new())
+    }
+    fn reset(&mut self) {}
+}
+
+/// Samples of `shape` as one tensor on `device`.
+fn batch(values: Vec<f32>, shape: Shape, device: &Device) -> Tensor<4> {
+    let samples = values.len() / shape.len();
+    Tensor::from_data(TensorData::new(values, [samples, shape.channels, shape.height, shape.width]), device)
+}
+
+fn download<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, String> {
+    tensor.try_into_vec_as::<f32>().map_err(|error| error.to_string())
+}

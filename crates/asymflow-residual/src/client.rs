@@ -1,0 +1,299 @@
+//! The trusted side's view of a worker process.
+
+use std::fmt;
+use std::io;
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use asymflow_privacy::{Payload, Precision};
+use asymflow_wire::{Frame, WireError};
+use rustls::pki_types::ServerName;
+
+use crate::backend::{
+    Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, WorkerStats,
+};
+use crate::connection::{Connection, Security};
+use crate::pin::{Fingerprint, client_config};
+use crate::protocol::{
+    BARE, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_f32, put_payload,
+    take_payload, text, with_body,
+};
+use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
+use crate::unit;
+
+/// Sees every plaintext byte that is sent to a worker, before encryption; for audits.
+#[derive(Clone)]
+pub struct Tap(Arc<dyn Fn(&[u8]) + Send + Sync>);
+
+impl Tap {
+    /// Calls `f` with each run of bytes, in order, from the session's thread.
+    pub fn new(f: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(f))
+    }
+
+    pub(crate) fn call(&self, bytes: &[u8]) {
+        (self.0)(bytes);
+    }
+}
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tap(..)")
+    }
+}
+
+/// How the channel to a worker is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// TLS 1.3 with a worker whose certificate has this fingerprint.
+    Pinned(Fingerprint),
+    /// No encryption and no proof of who answers: the token travels in the clear. For one host or a
+    /// network that is protected otherwise.
+    InsecurePlaintext,
+}
+
+/// Where a worker is and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// `host:port`.
+    pub address: String,
+    /// The secret the worker was started with.
+    pub token: Token,
+    /// Protection of the channel.
+    pub protection: Protection,
+    /// Precision of the outputs and input gradients that come back.
+    pub answers: Precision,
+    /// Longest wait for a connection, its handshake and the opening of a session.
+    pub connect_timeout: Duration,
+    /// Longest wait for one answer, from the first byte of its request on.
+    pub answer_timeout: Duration,
+    /// Sees what is sent.
+    pub tap: Option<Tap>,
+}
+
+impl WorkerConfig {
+    /// Answers in binary32, 10 s to connect, 300 s to answer.
+    pub fn new(address: impl Into<String>, token: Token, protection: Protection) -> Self {
+        Self {
+            address: address.into(),
+            token,
+            protection,
+            answers: Precision::F32,
+            connect_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(300),
+            tap: None,
+        }
+    }
+}
+
+/// A worker process as a [`ResidualBackend`]. Every session is one connection.
+#[derive(Clone, Debug)]
+pub struct WorkerClient {
+    config: WorkerConfig,
+}
+
+impl WorkerClient {
+    /// A client that connects when it is probed or opened.
+    pub const fn new(config: WorkerConfig) -> Self {
+        Self { config }
+    }
+
+    fn unreachable(&self, reason: impl fmt::Display) -> OpenError {
+        OpenError::Unreachable { address: self.config.address.clone(), reason: text(&reason.to_string()) }
+    }
+
+    fn dial(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::other("the name resolves to no address");
+        for address in self.config.address.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, self.config.connect_timeout) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// A connection that has passed the handshake and shown the token, and the worker's device.
+    fn connect(&self) -> Result<(Connection, TcpStream, String), OpenError> {
+        let stream = self.dial().map_err(|e| self.unreachable(e))?;
+        let handle = stream.try_clone().map_err(|e| self.unreachable(e))?;
+        let security = match self.config.protection {
+            Protection::InsecurePlaintext => Security::Plain,
+            Protection::Pinned(pin) => {
+                let config = client_config(pin).map_err(|e| self.unreachable(e))?;
+                let name = ServerName::try_from("asymflow-worker").map_err(|e| self.unreachable(e))?;
+                let tls = rustls::ClientConnection::new(config, name).map_err(|e| self.unreachable(e))?;
+                Security::Client(Box::new(tls))
+            }
+        };
+        let mut connection =
+            Connection::new(stream, security, self.config.tap.clone()).map_err(|e| self.unreachable(e))?;
+        connection.set_deadline(Some(Instant::now() + self.config.connect_timeout));
+        let hello = Hello { version: PROTOCOL_VERSION, token: self.config.token.clone() };
+        connection.send(&hello, &[]).map_err(|e| self.opening(&e))?;
+        let welcome: Frame<Welcome> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
+        match welcome.header {
+            Welcome::Ready { device } => Ok((connection, handle, text(&device))),
+            Welcome::Missing { what, fix } => Err(OpenError::Missing { what: text(&what), fix: text(&fix) }),
+            Welcome::Token => Err(OpenError::Token { address: self.config.address.clone() }),
+            Welcome::Version { expected } => {
+                Err(self
+                    .unreachable(format_args!("it speaks protocol version {expected}, this client {PROTOCOL_VERSION}")))
+            }
+            Welcome::Busy { sessions } => Err(self.unreachable(format_args!("all its {sessions} sessions are taken"))),
+        }
+    }
+
+    fn opening(&self, error: &WireError) -> OpenError {
+        if let WireError::Io(io) = error {
+            let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+                return OpenError::Certificate { address: self.config.address.clone() };
+            }
+        }
+        self.unreachable(error)
+    }
+}
+
+impl ResidualBackend for WorkerClient {
+    fn name(&self) -> &'static str {
+        "worker"
+    }
+
+    fn probe(&self) -> Availability {
+        match self.connect() {
+            Ok((_, _, device)) => Availability::Ready { device: format!("{device} at {}", self.config.address) },
+            Err(OpenError::Missing { what, fix }) => Availability::Missing { what, fix },
+            Err(error) => Availability::Missing {
+                what: error.to_string(),
+                fix: "start `asymflow-worker` and pass on its address, fingerprint and token".to_owned(),
+            },
+        }
+    }
+
+    fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
+        let sizes = unit::sizes(model)?;
+        let body = serde_json::to_vec(model).map_err(|e| self.unreachable(e))?;
+        let (mut connection, handle, _) = self.connect()?;
+        connection.send(&Open { answers: self.config.answers }, &body).map_err(|e| self.opening(&e))?;
+        let opened: Frame<Opened> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
+        match opened.header {
+            Opened::Ready => {}
+            Opened::Model { unit, reason } => return Err(OpenError::Model { unit, reason: text(&reason) }),
+            Opened::Failed { reason } => return Err(self.unreachable(text(&reason))),
+        }
+        let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None };
+        let hang_up = Box::new(move || {
+            let _ = handle.shutdown(Shutdown::Both);
+        });
+        let session = QueuedSession::start(sizes, remote, Some(hang_up)).map_err(|e| self.unreachable(e))?;
+        Ok(Box::new(session))
+    }
+}
+
+/// Executes requests by a round trip to the worker.
+struct Remote {
+    connection: Connection,
+    answer_timeout: Duration,
+    /// Set once the two ends may disagree about where a frame begins.
+    broken: Option<String>,
+}
+
+impl Executor for Remote {
+    fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError> {
+        if let Some(reason) = &self.broken {
+            return Err(CollectError::Lost { reason: reason.clone() });
+        }
+        let (header, body) = encode(request)?;
+        let start = Instant::now();
+        let (sent, received) = (self.connection.sent_bytes, self.connection.received_bytes);
+        self.connection.set_deadline(Some(start + self.answer_timeout));
+        self.connection.send(&header, &body).map_err(|e| self.lost(&e))?;
+        drop(body);
+        let limit = (expected.values as u64 + expected.weight_values as u64).saturating_mul(4);
+        let frame: Frame<ResponseHeader> = self.connection.receive(with_body(limit)).map_err(|e| self.lost(&e))?;
+        let mut answer = decode(frame, expected)?;
+        answer.cost.bytes_to_worker = self.connection.sent_bytes - sent;
+        answer.cost.bytes_from_worker = self.connection.received_bytes - received;
+        answer.cost.transfer_seconds = (start.elapsed().as_secs_f64() - answer.cost.busy_seconds).max(0.0);
+        Ok(answer)
+    }
+}
+
+impl Remote {
+    /// Bytes that are no frame are malformed; everything after them, and a failed stream, is lost.
+    fn lost(&mut self, error: &WireError) -> CollectError {
+        let reason = match error {
+            WireError::Io(io) if io.kind() == io::ErrorKind::TimedOut => {
+                format!("no answer within {:.1} s", self.answer_timeout.as_secs_f64())
+            }
+            other => other.to_string(),
+        };
+        if matches!(error, WireError::Io(_) | WireError::Closed) {
+            return CollectError::Lost { reason };
+        }
+        self.broken = Some(format!("after a malformed answer: {reason}"));
+        CollectError::Malformed { reason }
+    }
+}
+
+fn unit_id(unit: usize) -> Result<u32, CollectError> {
+    u32::try_from(unit).map_err(|_| CollectError::Failed { reason: format!("unit {unit} exceeds 32 bits") })
+}
+
+fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
+    Ok(match request {
+        Request::Forward { unit, x, pass } => {
+            let unit = unit_id(unit)?;
+            (RequestHeader::Forward { unit, pass, precision: x.precision() }, put_payload(&x))
+        }
+        Request::Gradient { unit, dy, wanted } => {
+            let unit = unit_id(unit)?;
+            (RequestHeader::Gradient { unit, wanted, precision: dy.precision() }, put_payload(&dy))
+        }
+        Request::SetWeights { unit, weights } => {
+            let mut body = Vec::new();
+            put_f32(&weights, &mut body);
+            (RequestHeader::SetWeights { unit: unit_id(unit)? }, body)
+        }
+        Request::AddWeights { unit, delta } => {
+            let unit = unit_id(unit)?;
+            (RequestHeader::AddWeights { unit, precision: delta.precision() }, put_payload(&delta))
+        }
+        Request::Step { unit, sgd } => (RequestHeader::Step { unit: unit_id(unit)?, sgd }, Vec::new()),
+        Request::Weights { unit } => (RequestHeader::Weights { unit: unit_id(unit)? }, Vec::new()),
+        Request::Reset => (RequestHeader::Reset, Vec::new()),
+    })
+}
+
+/// Reads an answer out of the private copy of its frame.
+fn decode(frame: Frame<ResponseHeader>, expected: Expected) -> Result<Answer, CollectError> {
+    let malformed = |reason: String| CollectError::Malformed { reason };
+    let (busy_seconds, values, precision) = match frame.header {
+        ResponseHeader::Done { busy_seconds, values, precision } => (busy_seconds, values, precision),
+        ResponseHeader::Failed { reason } => return Err(CollectError::Failed { reason: text(&reason) }),
+        ResponseHeader::Lost { reason } => return Err(CollectError::Lost { reason: text(&reason) }),
+    };
+    if values != expected.values as u64 {
+        return Err(malformed(format!("{values} values, expected {}", expected.values)));
+    }
+    if !(busy_seconds.is_finite() && busy_seconds >= 0.0) {
+        return Err(malformed(format!("{busy_seconds} busy seconds")));
+    }
+    let split = expected.values * precision.bytes();
+    let (head, tail) = frame
+        .body
+        .split_at_checked(split)
+        .ok_or_else(|| malformed(format!("{} bytes, expected at least {split}", frame.body.len())))?;
+    let take = |bytes: &[u8], precision| {
+        take_payload(bytes, precision)
+            .map(Payload::into_f32)
+            .ok_or_else(|| malformed(format!("{} bytes are no whole numbers", bytes.len())))
+    };
+    Ok(Answer {
+        values: take(head, precision)?,
+        weight_values: take(tail, Precision::F32)?,
+        cost: WorkerStats { busy_seconds, ..WorkerStats::default() },
+    })
+}

@@ -1,0 +1,145 @@
+//! A counted stream with deadlines, in TLS or in the clear.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
+
+use crate::client::Tap;
+
+/// A TCP stream on which every read and write ends by a deadline.
+#[derive(Debug)]
+pub(crate) struct Timed {
+    stream: TcpStream,
+    deadline: Option<Instant>,
+}
+
+impl Timed {
+    fn remaining(&self) -> io::Result<Option<std::time::Duration>> {
+        let Some(deadline) = self.deadline else { return Ok(None) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+/// Linux reports an expired socket timeout as `WouldBlock`, which says nothing to a reader.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.remaining()?)?;
+        self.stream.read(buf).map_err(timed_out)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.remaining()?)?;
+        self.stream.write(buf).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// How bytes are protected.
+#[derive(Debug)]
+pub(crate) enum Security {
+    Plain,
+    Client(Box<ClientConnection>),
+    Server(Box<ServerConnection>),
+}
+
+#[derive(Debug)]
+enum Stream {
+    Plain(Timed),
+    Client(Box<StreamOwned<ClientConnection, Timed>>),
+    Server(Box<StreamOwned<ServerConnection, Timed>>),
+}
+
+/// A connection that carries frames.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Stream,
+    tap: Option<Tap>,
+    /// Plaintext bytes written and read so far.
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
+
+impl Connection {
+    pub fn new(stream: TcpStream, security: Security, tap: Option<Tap>) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let timed = Timed { stream, deadline: None };
+        let stream = match security {
+            Security::Plain => Stream::Plain(timed),
+            Security::Client(tls) => Stream::Client(Box::new(StreamOwned::new(*tls, timed))),
+            Security::Server(tls) => Stream::Server(Box::new(StreamOwned::new(*tls, timed))),
+        };
+        Ok(Self { stream, tap, sent_bytes: 0, received_bytes: 0 })
+    }
+
+    /// Everything until the next call must be over by `deadline`.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) {
+        let timed = match &mut self.stream {
+            Stream::Plain(timed) => timed,
+            Stream::Client(tls) => &mut tls.sock,
+            Stream::Server(tls) => &mut tls.sock,
+        };
+        timed.deadline = deadline;
+    }
+
+    /// Writes one frame.
+    pub fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), WireError> {
+        let mut buffered = io::BufWriter::with_capacity(1 << 14, self);
+        write_frame(&mut buffered, header, body).map(|_| ())
+    }
+
+    /// Reads one frame.
+    pub fn receive<H: DeserializeOwned>(&mut self, limits: Limits) -> Result<Frame<H>, WireError> {
+        read_frame(self, limits)
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = match &mut self.stream {
+            Stream::Plain(stream) => stream.read(buf),
+            Stream::Client(stream) => stream.read(buf),
+            Stream::Server(stream) => stream.read(buf),
+        }?;
+        self.received_bytes += n as u64;
+        Ok(n)
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = match &mut self.stream {
+            Stream::Plain(stream) => stream.write(buf),
+            Stream::Client(stream) => stream.write(buf),
+            Stream::Server(stream) => stream.write(buf),
+        }?;
+        self.sent_bytes += n as u64;
+        if let (Some(tap), Some(sent)) = (&self.tap, buf.get(..n)) {
+            tap.call(sent);
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Plain(stream) => stream.flush(),
+            Stream::Client(stream) => stream.flush(),
+            Stream::Server(stream) => stream.flush(),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What travels between client and worker: one request, one response, in order.
+//!
+//! Headers are postcard inside the frames of asymflow-wire; bodies are raw little-endian numbers,
+//! or JSON for a model, whose parser bounds the nesting. Lengths are checked before memory is
+//! allocated, values on the receiver's own copy.
+
+use asymflow_privacy::{Payload, Precision};
+use asymflow_wire::Limits;
+use half::f16;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use crate::backend::{Pass, SgdStep, Wanted};
+
+/// Version of the messages; the other side must speak the same.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Longest text taken from the other side.
+const MAX_TEXT: usize = 512;
+
+/// The secret that a client shows to a worker. `Debug` is redacted; comparison takes constant time.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Token(Vec<u8>);
+
+impl Token {
+    /// A token of these bytes. Use at least 16 random ones.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// Whether there is nothing in it; a worker accepts no empty token.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn matches(&self, other: &Self) -> bool {
+        !self.is_empty() && bool::from(self.0.ct_eq(&other.0))
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// First message of a client.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub version: u16,
+    pub token: Token,
+}
+
+/// The worker's answer to [`Hello`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Welcome {
+    Ready { device: String },
+    Missing { what: String, fix: String },
+    Token,
+    Version { expected: u16 },
+    Busy { sessions: u32 },
+}
+
+/// Opens the session; the body is the model as JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Open {
+    /// Precision of outputs and input gradients; weights and their gradients are always binary32.
+    pub answers: Precision,
+}
+
+/// The worker's answer to [`Open`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Opened {
+    Ready,
+    Model { unit: u32, reason: String },
+    Failed { reason: String },
+}
+
+/// One request of a session.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum RequestHeader {
+    Forward { unit: u32, pass: Pass, precision: Precision },
+    Gradient { unit: u32, wanted: Wanted, precision: Precision },
+    SetWeights { unit: u32 },
+    AddWeights { unit: u32, precision: Precision },
+    Step { unit: u32, sgd: SgdStep },
+    Weights { unit: u32 },
+    Reset,
+}
+
+/// The answer to one request. The body holds `values` numbers, then binary32 weight gradients.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ResponseHeader {
+    Done { busy_seconds: f64, values: u64, precision: Precision },
+    Failed { reason: String },
+    Lost { reason: String },
+}
+
+/// Limits of a message without a body.
+pub(crate) const BARE: Limits = Limits { header_bytes: 4096, body_bytes: 0 };
+
+/// Limits of a message with at most `body_bytes` of body.
+pub(crate) const fn with_body(body_bytes: u64) -> Limits {
+    Limits { header_bytes: 4096, body_bytes }
+}
+
+/// Text for the other side or from it: bounded, without control characters.
+pub(crate) fn text(raw: &str) -> String {
+    raw.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
+}
+
+/// Little-endian bytes of `values`.
+pub(crate) fn put_f32(values: &[f32], out: &mut Vec<u8>) {
+    out.reserve(values.len() * 4);
+    out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+}
+
+/// Little-endian bytes of a payload.
+pub(crate) fn put_payload(payload: &Payload) -> Vec<u8> {
+    let mut out = Vec::with_capacity(payload.bytes());
+    match payload {
+        Payload::F32(values) => put_f32(values, &mut out),
+        Payload::F16(values) => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+    }
+    out
+}
+
+/// Numbers out of their little-endian bytes; `None` when the length does not fit.
+pub(crate) fn take_payload(bytes: &[u8], precision: Precision) -> Option<Payload> {
+    match precision {
+        Precision::F32 => {
+            let (numbers, rest) = bytes.as_chunks::<4>();
+            rest.is_empty().then(|| Payload::F32(numbers.iter().map(|b| f32::from_le_bytes(*b)).collect()))
+        }
+        Precision::F16 => {
+            let (numbers, rest) = bytes.as_chunks::<2>();
+            rest.is_empty().then(|| Payload::F16(numbers.iter().map(|b| f16::from_le_bytes(*b)).collect()))
+        }
+    }
+}

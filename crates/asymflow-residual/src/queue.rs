@@ -1,0 +1,366 @@
+//! The session behind every backend: it validates, numbers and queues; one thread executes in order.
+//!
+//! The caller never waits for the executor except in `collect`, and the executor never waits for the
+//! caller, so neither can block the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use asymflow_privacy::{Payload, Released};
+
+use crate::backend::{
+    Batch, CollectError, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId, Wanted,
+    WorkerStats,
+};
+use crate::unit::UnitSizes;
+
+/// What an executor is asked for. Units and lengths have been checked.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Forward { unit: usize, x: Payload, pass: Pass },
+    Gradient { unit: usize, dy: Payload, wanted: Wanted },
+    SetWeights { unit: usize, weights: Vec<f32> },
+    AddWeights { unit: usize, delta: Payload },
+    Step { unit: usize, sgd: SgdStep },
+    Weights { unit: usize },
+    Reset,
+}
+
+/// Values that an answer must hold: outputs, input gradients or weights, and weight gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Expected {
+    pub values: usize,
+    pub weight_values: usize,
+}
+
+/// An answer and what it cost.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub values: Vec<f32>,
+    pub weight_values: Vec<f32>,
+    pub cost: WorkerStats,
+}
+
+/// Executes requests one after the other. [`CollectError::Lost`] ends the session.
+pub(crate) trait Executor: Send {
+    fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError>;
+}
+
+struct Job {
+    number: u64,
+    request: Request,
+    expected: Expected,
+}
+
+type Result_ = Result<Answer, CollectError>;
+
+/// What a pending ticket will become.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Outputs,
+    Gradients,
+}
+
+/// See the module.
+pub(crate) struct QueuedSession {
+    sizes: Vec<UnitSizes>,
+    kept: Vec<Option<usize>>,
+    has_gradient: Vec<bool>,
+    next: u64,
+    jobs: Option<Sender<Job>>,
+    answers: Receiver<(u64, Result_)>,
+    pending: BTreeMap<u64, Kind>,
+    watched: BTreeSet<u64>,
+    ready: BTreeMap<u64, Result_>,
+    lost: Option<String>,
+    stats: Arc<Mutex<WorkerStats>>,
+    thread: Option<JoinHandle<()>>,
+    hang_up: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl QueuedSession {
+    /// Starts the executing thread. `hang_up` is called on drop and must make a blocked executor return.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(
+        sizes: Vec<UnitSizes>,
+        executor: impl Executor + 'static,
+        hang_up: Option<Box<dyn FnOnce() + Send>>,
+    ) -> std::io::Result<Self> {
+        let (jobs, incoming) = mpsc::channel();
+        let (outgoing, answers) = mpsc::channel();
+        let stats = Arc::new(Mutex::new(WorkerStats::default()));
+        let counters = Arc::clone(&stats);
+        let thread = std::thread::Builder::new()
+            .name("residual-session".to_owned())
+            .spawn(move || run(executor, &incoming, &outgoing, &counters))?;
+        Ok(Self {
+            kept: vec![None; sizes.len()],
+            has_gradient: vec![false; sizes.len()],
+            sizes,
+            next: 0,
+            jobs: Some(jobs),
+            answers,
+            pending: BTreeMap::new(),
+            watched: BTreeSet::new(),
+            ready: BTreeMap::new(),
+            lost: None,
+            stats,
+            thread: Some(thread),
+            hang_up,
+        })
+    }
+
+    fn unit(&self, unit: UnitId) -> Result<(usize, UnitSizes), SubmitError> {
+        let index = unit.0 as usize;
+        let sizes = self.sizes.get(index).ok_or(SubmitError::Unit { unit: unit.0, units: self.sizes.len() })?;
+        Ok((index, *sizes))
+    }
+
+    fn send(&mut self, request: Request, expected: Expected) -> Result<u64, SubmitError> {
+        loop {
+            match self.answers.try_recv() {
+                Ok((number, answer)) => self.absorb(number, answer),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.lost.get_or_insert_with(ended);
+                    break;
+                }
+            }
+        }
+        if let Some(reason) = &self.lost {
+            return Err(SubmitError::Lost { reason: reason.clone() });
+        }
+        let number = self.next;
+        self.next += 1;
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { number, request, expected }));
+        if matches!(sent, Some(Ok(()))) { Ok(number) } else { Err(SubmitError::Lost { reason: ended() }) }
+    }
+
+    /// Files one answer. A failure that no ticket reports leaves the weights unknown, so it ends the session.
+    fn absorb(&mut self, number: u64, answer: Result_) {
+        if let Err(CollectError::Lost { reason }) = &answer {
+            self.lost.get_or_insert_with(|| reason.clone());
+        }
+        let unseen = self.watched.remove(&number);
+        if self.pending.contains_key(&number) {
+            self.ready.insert(number, answer);
+        } else if let (true, Err(error)) = (unseen, answer) {
+            self.lost.get_or_insert_with(|| error.to_string());
+        }
+    }
+
+    fn wait(&mut self, number: u64) -> Result_ {
+        loop {
+            if let Some(answer) = self.ready.remove(&number) {
+                return answer;
+            }
+            match self.answers.recv() {
+                Ok((number, answer)) => self.absorb(number, answer),
+                Err(_) => {
+                    let reason = self.lost.get_or_insert_with(ended).clone();
+                    return Err(CollectError::Lost { reason });
+                }
+            }
+        }
+    }
+
+    /// Sends a request whose answer says only whether it worked.
+    fn order(&mut self, request: Request) -> Result<(), SubmitError> {
+        let number = self.send(request, Expected::default())?;
+        self.watched.insert(number);
+        Ok(())
+    }
+}
+
+fn ended() -> String {
+    "its session has ended".to_owned()
+}
+
+fn run(
+    mut executor: impl Executor,
+    incoming: &Receiver<Job>,
+    outgoing: &Sender<(u64, Result_)>,
+    stats: &Mutex<WorkerStats>,
+) {
+    while let Ok(Job { number, request, expected }) = incoming.recv() {
+        let answer = executor.execute(request, expected).and_then(|answer| {
+            let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
+            stats.busy_seconds += answer.cost.busy_seconds;
+            stats.transfer_seconds += answer.cost.transfer_seconds;
+            stats.bytes_to_worker += answer.cost.bytes_to_worker;
+            stats.bytes_from_worker += answer.cost.bytes_from_worker;
+            check(answer, expected)
+        });
+        let lost = matches!(answer, Err(CollectError::Lost { .. }));
+        if outgoing.send((number, answer)).is_err() || lost {
+            return;
+        }
+    }
+}
+
+fn check(answer: Answer, expected: Expected) -> Result_ {
+    for (what, values, expected) in [
+        ("values", &answer.values, expected.values),
+        ("weight gradients", &answer.weight_values, expected.weight_values),
+    ] {
+        if values.len() != expected {
+            let reason = format!("{} {what}, expected {expected}", values.len());
+            return Err(CollectError::Malformed { reason });
+        }
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            return Err(CollectError::Malformed { reason: format!("{what}: number {index} is not finite") });
+        }
+    }
+    Ok(answer)
+}
+
+/// Samples in `values` values.
+fn samples(unit: UnitId, got: usize, sample: usize) -> Result<usize, SubmitError> {
+    if got == 0 || sample == 0 || !got.is_multiple_of(sample) {
+        return Err(SubmitError::Length { unit: unit.0, got, sample });
+    }
+    Ok(got / sample)
+}
+
+fn exactly(unit: UnitId, got: usize, weights: usize) -> Result<(), SubmitError> {
+    if got == weights { Ok(()) } else { Err(SubmitError::Length { unit: unit.0, got, sample: weights }) }
+}
+
+fn finite(unit: UnitId, payload: &Payload) -> Result<(), SubmitError> {
+    let bad = match payload {
+        Payload::F32(values) => values.iter().position(|v| !v.is_finite()),
+        Payload::F16(values) => values.iter().position(|v| !v.is_finite()),
+    };
+    bad.map_or(Ok(()), |index| Err(SubmitError::NonFinite { unit: unit.0, index }))
+}
+
+impl ResidualSession for QueuedSession {
+    fn submit(&mut self, unit: UnitId, x: Released<Payload>, pass: Pass) -> Result<Ticket, SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        let x = x.into_inner();
+        let samples = samples(unit, x.len(), sizes.input)?;
+        finite(unit, &x)?;
+        let expected = Expected { values: samples * sizes.output, weight_values: 0 };
+        let number = self.send(Request::Forward { unit: index, x, pass }, expected)?;
+        if let (Pass::Training, Some(kept)) = (pass, self.kept.get_mut(index)) {
+            *kept = Some(samples);
+        }
+        self.pending.insert(number, Kind::Outputs);
+        Ok(Ticket(number))
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Batch, CollectError> {
+        let kind = self.pending.get(&ticket.0).copied().ok_or(CollectError::Ticket(ticket))?;
+        let answer = self.wait(ticket.0);
+        self.pending.remove(&ticket.0);
+        let Answer { values, weight_values, .. } = answer?;
+        Ok(match kind {
+            Kind::Outputs => Batch::Outputs(values),
+            Kind::Gradients => Batch::Gradients { input: values, weights: weight_values },
+        })
+    }
+
+    fn stats(&self) -> WorkerStats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResidualTraining for QueuedSession {
+    fn submit_gradient(&mut self, unit: UnitId, dy: Released<Payload>, wanted: Wanted) -> Result<Ticket, SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        let dy = dy.into_inner();
+        let samples = samples(unit, dy.len(), sizes.output)?;
+        finite(unit, &dy)?;
+        if self.kept.get(index).copied().flatten() != Some(samples) {
+            return Err(SubmitError::NoForward { unit: unit.0, samples });
+        }
+        let weights = wanted.weights && !sizes.is_network;
+        let expected = Expected {
+            values: if wanted.input { samples * sizes.input } else { 0 },
+            weight_values: if weights { sizes.weights } else { 0 },
+        };
+        let wanted = Wanted { weights, ..wanted };
+        let number = self.send(Request::Gradient { unit: index, dy, wanted }, expected)?;
+        if let (Some(kept), Some(has)) = (self.kept.get_mut(index), self.has_gradient.get_mut(index)) {
+            *kept = None;
+            *has = true;
+        }
+        self.pending.insert(number, Kind::Gradients);
+        Ok(Ticket(number))
+    }
+
+    fn set_weights(&mut self, unit: UnitId, weights: &[f32]) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        exactly(unit, weights.len(), sizes.weights)?;
+        if let Some(index) = weights.iter().position(|v| !v.is_finite()) {
+            return Err(SubmitError::NonFinite { unit: unit.0, index });
+        }
+        self.order(Request::SetWeights { unit: index, weights: weights.to_vec() })
+    }
+
+    fn add_weights(&mut self, unit: UnitId, delta: Payload) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        if sizes.is_network {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: "weights of a network cannot be added to" });
+        }
+        exactly(unit, delta.len(), sizes.weights)?;
+        finite(unit, &delta)?;
+        self.order(Request::AddWeights { unit: index, delta })
+    }
+
+    fn step(&mut self, unit: UnitId, sgd: SgdStep) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        if !sizes.is_network {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: "a convolution is stepped by add_weights" });
+        }
+        if self.has_gradient.get(index) != Some(&true) {
+            return Err(SubmitError::NoForward { unit: unit.0, samples: 0 });
+        }
+        self.order(Request::Step { unit: index, sgd })?;
+        if let Some(has) = self.has_gradient.get_mut(index) {
+            *has = false;
+        }
+        Ok(())
+    }
+
+    fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError> {
+        let (index, sizes) = self.unit(unit).map_err(|error| CollectError::Failed { reason: error.to_string() })?;
+        let expected = Expected { values: sizes.weights, weight_values: 0 };
+        let number = self.send(Request::Weights { unit: index }, expected).map_err(|error| match error {
+            SubmitError::Lost { reason } => CollectError::Lost { reason },
+            other => CollectError::Failed { reason: other.to_string() },
+        })?;
+        self.pending.insert(number, Kind::Outputs);
+        match self.collect(Ticket(number))? {
+            Batch::Outputs(weights) => Ok(weights),
+            Batch::Gradients { .. } => Err(CollectError::Malformed { reason: "gradients for weights".to_owned() }),
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), SubmitError> {
+        self.order(Request::Reset)?;
+        self.pending.clear();
+        self.ready.clear();
+        self.kept.fill(None);
+        self.has_gradient.fill(false);
+        Ok(())
+    }
+}
+
+impl Drop for QueuedSession {
+    fn drop(&mut self) {
+        // Without receivers the executor returns after the job at hand instead of working off the queue.
+        self.jobs = None;
+        self.answers = mpsc::channel().1;
+        if let Some(hang_up) = self.hang_up.take() {
+            hang_up();
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

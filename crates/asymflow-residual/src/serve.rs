@@ -1,0 +1,277 @@
+//! The worker: serves a backend to clients, one connection a session, one thread a connection.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use asymflow_wire::WireError;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use thiserror::Error;
+
+use crate::backend::{Availability, ResidualBackend};
+use crate::connection::{Connection, Security};
+use crate::pin::Fingerprint;
+use crate::protocol::{BARE, Hello, PROTOCOL_VERSION, Token, Welcome, text};
+use crate::serve_session::serve_session;
+
+/// Bounds on what clients can make a worker do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServeLimits {
+    /// Sessions at a time.
+    pub sessions: u32,
+    /// Largest body of one request or answer.
+    pub body_bytes: u64,
+    /// Estimated memory of one session: weights, kept passes and the batch at hand.
+    pub session_bytes: u64,
+    /// Longest wait for the handshake and the first message.
+    pub hello_timeout: Duration,
+    /// Longest wait for a request, and for a client to take its answer.
+    pub idle_timeout: Duration,
+}
+
+impl Default for ServeLimits {
+    /// 16 sessions, 1 GiB a message, 16 GiB a session, 10 s for the handshake, an hour between requests.
+    fn default() -> Self {
+        Self {
+            sessions: 16,
+            body_bytes: 1 << 30,
+            session_bytes: 16 << 30,
+            hello_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// How a worker is served.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// What clients must show.
+    pub token: Token,
+    /// No TLS; see [`Protection::InsecurePlaintext`](crate::Protection::InsecurePlaintext).
+    pub insecure_plaintext: bool,
+    /// Bounds.
+    pub limits: ServeLimits,
+}
+
+/// Why a worker cannot serve.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The token is empty.
+    #[error("the token is empty")]
+    Token,
+    /// The address cannot be listened on.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] io::Error),
+    /// No certificate could be made.
+    #[error("cannot make a certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// TLS could not be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+struct Shared {
+    backend: Arc<dyn ResidualBackend>,
+    config: ServeConfig,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    stopping: AtomicBool,
+    next: AtomicU64,
+    /// Open connections, so that stopping can end them.
+    open: Mutex<BTreeMap<u64, TcpStream>>,
+}
+
+impl Shared {
+    fn open(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, TcpStream>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker bound to an address, with a fresh self-signed certificate.
+pub struct Worker {
+    listener: TcpListener,
+    address: SocketAddr,
+    fingerprint: Option<Fingerprint>,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// Binds `address`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// An empty token, an address that cannot be bound, or no certificate.
+    pub fn bind(
+        address: impl ToSocketAddrs,
+        backend: Arc<dyn ResidualBackend>,
+        config: ServeConfig,
+    ) -> Result<Self, ServeError> {
+        if config.token.is_empty() {
+            return Err(ServeError::Token);
+        }
+        let (tls, fingerprint) = if config.insecure_plaintext {
+            (None, None)
+        } else {
+            let (tls, fingerprint) = self_signed()?;
+            (Some(tls), Some(fingerprint))
+        };
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            backend,
+            config,
+            tls,
+            stopping: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+            open: Mutex::new(BTreeMap::new()),
+        });
+        Ok(Self { listener, address, fingerprint, shared })
+    }
+
+    /// The address bound.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Fingerprint of the certificate; none in plaintext.
+    pub const fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
+    }
+
+    /// Serves on this thread until the process ends.
+    pub fn run(self) {
+        accept(&self.listener, &self.shared);
+    }
+
+    /// Serves on a thread of its own until the handle is dropped.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(self) -> io::Result<WorkerHandle> {
+        let Self { listener, address, fingerprint, shared } = self;
+        let serving = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("residual-accept".to_owned())
+            .spawn(move || accept(&listener, &serving))?;
+        Ok(WorkerHandle { address, fingerprint, shared, thread: Some(thread) })
+    }
+}
+
+/// A running worker; dropping it ends every session at once.
+pub struct WorkerHandle {
+    address: SocketAddr,
+    fingerprint: Option<Fingerprint>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerHandle").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl WorkerHandle {
+    /// The address bound.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Fingerprint of the certificate; none in plaintext.
+    pub const fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // A connection wakes the accept call, which then sees the flag.
+        let woken = TcpStream::connect_timeout(&self.address, Duration::from_secs(1)).is_ok();
+        for stream in self.shared.open().values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        if let (true, Some(thread)) = (woken, self.thread.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn self_signed() -> Result<(Arc<rustls::ServerConfig>, Fingerprint), ServeError> {
+    let made = rcgen::generate_simple_self_signed(vec!["asymflow-worker".to_owned()])?;
+    let certificate = made.cert.der().clone();
+    let fingerprint = Fingerprint::of(&certificate);
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?;
+    Ok((Arc::new(config), fingerprint))
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    for stream in listener.incoming() {
+        if shared.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        let Ok(stream) = stream else {
+            // Out of file descriptors, most likely: give sessions time to end.
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        };
+        let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        let Ok(handle) = stream.try_clone() else { continue };
+        // Twice the sessions may be shaking hands or being told that all are taken; further ones are dropped.
+        if shared.open().len() >= 2 * shared.config.limits.sessions as usize {
+            continue;
+        }
+        shared.open().insert(number, handle);
+        let serving = Arc::clone(shared);
+        let spawned = std::thread::Builder::new().name("residual-worker".to_owned()).spawn(move || {
+            let _ = serve_connection(stream, &serving);
+            serving.open().remove(&number);
+        });
+        if spawned.is_err() {
+            shared.open().remove(&number);
+        }
+    }
+}
+
+fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), WireError> {
+    let security = match &shared.tls {
+        None => Security::Plain,
+        Some(config) => {
+            let tls = rustls::ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+            Security::Server(Box::new(tls))
+        }
+    };
+    let limits = shared.config.limits;
+    let mut connection = Connection::new(stream, security, None)?;
+    connection.set_deadline(Some(Instant::now() + limits.hello_timeout));
+    let hello = connection.receive::<Hello>(BARE)?.header;
+    let welcome = if !shared.config.token.matches(&hello.token) {
+        Welcome::Token
+    } else if hello.version != PROTOCOL_VERSION {
+        Welcome::Version { expected: PROTOCOL_VERSION }
+    } else if shared.open().len() > limits.sessions as usize {
+        Welcome::Busy { sessions: limits.sessions }
+    } else {
+        match shared.backend.probe() {
+            Availability::Ready { device } => Welcome::Ready { device: text(&device) },
+            Availability::Missing { what, fix } => Welcome::Missing { what: text(&what), fix: text(&fix) },
+        }
+    };
+    connection.send(&welcome, &[])?;
+    match welcome {
+        Welcome::Ready { .. } => serve_session(&mut connection, shared.backend.as_ref(), &limits),
+        _ => Ok(()),
+    }
+}

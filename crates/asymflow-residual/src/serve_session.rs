@@ -1,0 +1,235 @@
+//! One session of the worker: requests in, answers out.
+
+use std::time::Instant;
+
+use asymflow_privacy::{Payload, Precision};
+use asymflow_wire::{Limits, WireError};
+
+use crate::backend::{
+    Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SubmitError, UnitId,
+};
+use crate::connection::Connection;
+use crate::protocol::{
+    Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_payload, text, with_body,
+};
+use crate::received::received;
+use crate::serve::ServeLimits;
+use crate::unit::{self, UnitSizes};
+
+/// Largest model description.
+const MODEL_BYTES: u64 = 1 << 20;
+
+/// Why a request has no result.
+enum Refusal {
+    Failed(String),
+    Lost(String),
+}
+
+impl From<SubmitError> for Refusal {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Lost { reason } => Self::Lost(reason),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<CollectError> for Refusal {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Lost { reason } => Self::Lost(reason),
+            CollectError::Failed { reason } => Self::Failed(reason),
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// Serves requests until the client leaves or the backend is lost.
+pub(crate) fn serve_session(
+    connection: &mut Connection,
+    backend: &dyn ResidualBackend,
+    limits: &ServeLimits,
+) -> Result<(), WireError> {
+    let open = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
+    let mut session = match open_model(&open.body, backend, open.header.answers, limits) {
+        Ok(session) => session,
+        Err(refusal) => return connection.send(&refusal, &[]),
+    };
+    connection.send(&Opened::Ready, &[])?;
+    loop {
+        connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
+        let request = match connection.receive::<RequestHeader>(with_body(limits.body_bytes)) {
+            Ok(request) => request,
+            Err(WireError::Closed) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let (header, body) = match session.answer(request.header, request.body) {
+            Ok(answer) => answer,
+            Err(Refusal::Failed(reason)) => (ResponseHeader::Failed { reason: text(&reason) }, Vec::new()),
+            Err(Refusal::Lost(reason)) => (ResponseHeader::Lost { reason: text(&reason) }, Vec::new()),
+        };
+        connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
+        connection.send(&header, &body)?;
+        if matches!(header, ResponseHeader::Lost { .. }) {
+            return Ok(());
+        }
+    }
+}
+
+fn open_model(
+    json: &[u8],
+    backend: &dyn ResidualBackend,
+    answers: Precision,
+    limits: &ServeLimits,
+) -> Result<Serving, Opened> {
+    let failed = |reason: String| Opened::Failed { reason: text(&reason) };
+    let refused = |error: OpenError| match error {
+        OpenError::Model { unit, reason } => Opened::Model { unit, reason: text(&reason) },
+        other => Opened::Failed { reason: text(&other.to_string()) },
+    };
+    let model: ResidualModel = serde_json::from_slice(json).map_err(|e| failed(format!("malformed model: {e}")))?;
+    let sizes = unit::sizes(&model).map_err(refused)?;
+    let memory = Memory { sizes, kept: vec![0; model.units.len()], limit: limits.session_bytes };
+    memory.check(0).map_err(failed)?;
+    let session = backend.open(&model).map_err(refused)?;
+    Ok(Serving { session, answers, memory, body_limit: limits.body_bytes })
+}
+
+/// Estimates what a session holds, so that it can be refused before it is allocated.
+struct Memory {
+    sizes: Vec<UnitSizes>,
+    /// Samples kept by each unit.
+    kept: Vec<u64>,
+    limit: u64,
+}
+
+impl Memory {
+    /// Whether `more` values fit beside everything held.
+    fn check(&self, more: u64) -> Result<(), String> {
+        let held = self.sizes.iter().zip(&self.kept).map(|(sizes, &samples)| {
+            // Weights on host and device, gradient, momentum; activations and their gradients.
+            4 * sizes.weights as u64 + 2 * samples.saturating_mul(sizes.kept as u64)
+        });
+        let values = held.fold(more, u64::saturating_add);
+        let bytes = values.saturating_mul(4);
+        if bytes <= self.limit {
+            Ok(())
+        } else {
+            Err(format!("needs about {bytes} bytes, a session may hold {}", self.limit))
+        }
+    }
+
+    /// Admits a forward pass of `values` inputs; a kept one replaces the unit's earlier one.
+    fn admit(&mut self, unit: u32, values: usize, pass: Pass) -> Result<(), String> {
+        let Some(sizes) = self.sizes.get(unit as usize).copied().filter(|s| s.input > 0) else { return Ok(()) };
+        let samples = (values / sizes.input) as u64;
+        self.check(samples.saturating_mul(2 * sizes.kept as u64 + sizes.output as u64))?;
+        if let (Pass::Training, Some(kept)) = (pass, self.kept.get_mut(unit as usize)) {
+            *kept = samples;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, unit: u32) {
+        if let Some(kept) = self.kept.get_mut(unit as usize) {
+            *kept = 0;
+        }
+    }
+}
+
+struct Serving {
+    session: Box<dyn ResidualTraining>,
+    answers: Precision,
+    memory: Memory,
+    body_limit: u64,
+}
+
+type Response = (ResponseHeader, Vec<u8>);
+
+impl Serving {
+    fn answer(&mut self, request: RequestHeader, body: Vec<u8>) -> Result<Response, Refusal> {
+        let before = self.session.stats().busy_seconds;
+        let payload = |body: Vec<u8>, precision| {
+            take_payload(&body, precision)
+                .ok_or_else(|| Refusal::Failed(format!("a body of {} bytes holds no whole numbers", body.len())))
+        };
+        let (values, weights, precision) = match request {
+            RequestHeader::Forward { unit, pass, precision } => {
+                let x = payload(body, precision)?;
+                self.room(unit, x.len())?;
+                self.memory.admit(unit, x.len(), pass).map_err(Refusal::Failed)?;
+                let ticket = self.session.submit(UnitId(unit), released(x)?, pass)?;
+                (outputs(self.session.collect(ticket)?)?, Vec::new(), self.answers)
+            }
+            RequestHeader::Gradient { unit, wanted, precision } => {
+                let dy = released(payload(body, precision)?)?;
+                let ticket = self.session.submit_gradient(UnitId(unit), dy, wanted)?;
+                self.memory.forget(unit);
+                match self.session.collect(ticket)? {
+                    Batch::Gradients { input, weights } => (input, weights, self.answers),
+                    Batch::Outputs(_) => return Err(Refusal::Failed("outputs for gradients".to_owned())),
+                }
+            }
+            RequestHeader::SetWeights { unit } => {
+                let weights = payload(body, Precision::F32)?.into_f32();
+                self.session.set_weights(UnitId(unit), &weights)?;
+                done()
+            }
+            RequestHeader::AddWeights { unit, precision } => {
+                self.session.add_weights(UnitId(unit), payload(body, precision)?)?;
+                done()
+            }
+            RequestHeader::Step { unit, sgd } => {
+                self.session.step(UnitId(unit), sgd)?;
+                done()
+            }
+            RequestHeader::Weights { unit } => (self.session.weights(UnitId(unit))?, Vec::new(), Precision::F32),
+            RequestHeader::Reset => {
+                self.session.reset()?;
+                self.memory.kept.fill(0);
+                done()
+            }
+        };
+        let busy_seconds = (self.session.stats().busy_seconds - before).max(0.0);
+        let header = ResponseHeader::Done { busy_seconds, values: values.len() as u64, precision };
+        Ok((header, encode(values, &weights, precision)?))
+    }
+
+    /// Whether the outputs for `values` inputs fit into one answer.
+    fn room(&self, unit: u32, values: usize) -> Result<(), Refusal> {
+        let Some(sizes) = self.memory.sizes.get(unit as usize).filter(|s| s.input > 0) else { return Ok(()) };
+        let bytes = ((values / sizes.input) as u64).saturating_mul(4 * sizes.output as u64);
+        if bytes <= self.body_limit {
+            Ok(())
+        } else {
+            Err(Refusal::Failed(format!("an answer of {bytes} bytes exceeds the limit of {}", self.body_limit)))
+        }
+    }
+}
+
+const fn done() -> (Vec<f32>, Vec<f32>, Precision) {
+    (Vec::new(), Vec::new(), Precision::F32)
+}
+
+fn released(payload: Payload) -> Result<asymflow_privacy::Released<Payload>, Refusal> {
+    received(payload).map_err(|error| Refusal::Failed(error.to_string()))
+}
+
+fn outputs(batch: Batch) -> Result<Vec<f32>, Refusal> {
+    match batch {
+        Batch::Outputs(values) => Ok(values),
+        Batch::Gradients { .. } => Err(Refusal::Failed("gradients for outputs".to_owned())),
+    }
+}
+
+/// Body of an answer. A value that binary16 cannot hold is an error, not a silent saturation.
+fn encode(values: Vec<f32>, weights: &[f32], precision: Precision) -> Result<Vec<u8>, Refusal> {
+    if precision == Precision::F16
+        && let Some(big) = values.iter().find(|v| v.abs() > 65504.0)
+    {
+        return Err(Refusal::Failed(format!("{big} exceeds binary16; ask for answers in f32")));
+    }
+    let mut body = put_payload(&Payload::encode(values, precision));
+    put_f32(weights, &mut body);
+    Ok(body)
+}

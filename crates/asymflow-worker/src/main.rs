@@ -1,0 +1,117 @@
+#![doc = include_str!("../README.md")]
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use asymflow_residual::{
+    Availability, BurnBackend, DeviceChoice, ResidualBackend, ServeConfig, ServeLimits, Token, Worker,
+};
+use clap::Parser;
+
+/// Exit code of a missing capability.
+const MISSING: u8 = 3;
+/// Exit code after an interrupt.
+const INTERRUPTED: i32 = 130;
+
+/// Serves residual computations on a device to clients that know its token.
+///
+/// When it is ready it prints one line of JSON to stdout: where it listens, the fingerprint of its
+/// certificate for clients to pin, and the device.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: String,
+    /// Device: flex, wgpu[:N], vulkan[:N] or cuda[:N]
+    #[arg(long, default_value = "flex")]
+    device: DeviceChoice,
+    /// File with the token that clients must show; without it, ASYMFLOW_WORKER_TOKEN
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// No TLS: everything, the token included, travels in the clear
+    #[arg(long)]
+    insecure_plaintext: bool,
+    /// Threads of the CPU device; 0 takes one a core
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Sessions at a time
+    #[arg(long, default_value_t = ServeLimits::default().sessions)]
+    sessions: u32,
+    /// Exit when stdin closes, so that a killed parent leaves no orphan
+    #[arg(long)]
+    exit_with_parent: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let backend = BurnBackend::new(args.device);
+    match backend.probe() {
+        Availability::Missing { what, fix } => {
+            report(&format!("error: {what}\nhelp: {fix}"));
+            ExitCode::from(MISSING)
+        }
+        Availability::Ready { device } => match serve(args, Arc::new(backend), &device) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                report(&format!("error: {error:#}"));
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn serve(args: Args, backend: Arc<dyn ResidualBackend>, device: &str) -> anyhow::Result<()> {
+    let token = token(args.token_file.as_deref())?;
+    if args.threads > 0 {
+        rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global().context("cannot start threads")?;
+    }
+    // Ctrl-C and termination end the process at once; a worker has nothing to save.
+    ctrlc::set_handler(|| std::process::exit(INTERRUPTED)).context("cannot handle Ctrl-C")?;
+    let limits = ServeLimits { sessions: args.sessions, ..ServeLimits::default() };
+    let config = ServeConfig { token, insecure_plaintext: args.insecure_plaintext, limits };
+    let worker = Worker::bind(args.listen.as_str(), backend, config)
+        .with_context(|| format!("cannot serve on {}", args.listen))?;
+    if args.insecure_plaintext {
+        report("warning: insecure_plaintext: no TLS, the token travels in the clear");
+    }
+    let ready = serde_json::json!({
+        "listening": worker.address().to_string(),
+        "fingerprint": worker.fingerprint().map(|f| f.to_string()),
+        "device": device,
+    });
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{ready}").and_then(|()| stdout.flush()).context("cannot write to stdout")?;
+    if args.exit_with_parent {
+        std::thread::Builder::new().spawn(exit_with_stdin).context("cannot watch stdin")?;
+    }
+    worker.run();
+    Ok(())
+}
+
+fn token(file: Option<&std::path::Path>) -> anyhow::Result<Token> {
+    let text = match file {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => std::env::var("ASYMFLOW_WORKER_TOKEN")
+            .context("no token: give --token-file or set ASYMFLOW_WORKER_TOKEN")?,
+    };
+    let text = text.trim();
+    if text.is_empty() {
+        bail!("the token is empty");
+    }
+    Ok(Token::new(text))
+}
+
+/// Reads stdin to its end, which comes when every holder of the other end is gone.
+fn exit_with_stdin() {
+    let _ = std::io::copy(&mut std::io::stdin().by_ref(), &mut std::io::sink());
+    std::process::exit(0);
+}
+
+/// Diagnostics go to stderr; a closed stderr is no reason to stop.
+fn report(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
