@@ -1,5 +1,7 @@
 //! The synthetic set: what it promises about itself, and that a linear classifier fails on it.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+
 use asymflow_zoo::Dataset;
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, synthetic};
 use rand::{RngExt, SeedableRng};

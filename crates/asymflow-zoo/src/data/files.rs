@@ -1,0 +1,130 @@
+//! Bounded reading of files, gzip and tar archives.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+
+use crate::data::DataError;
+
+/// Most bytes taken from one file, decompressed, and from one archive as a whole: five times CIFAR-100.
+const LIMIT_BYTES: usize = 1 << 30;
+
+/// The content of one file.
+#[derive(Debug)]
+pub(super) struct Content {
+    /// For messages: the file, or the member's name below its archive.
+    pub path: PathBuf,
+    pub bytes: Vec<u8>,
+}
+
+/// The files of a folder (not of its subfolders) or of an archive, by last component of their names.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub origin: PathBuf,
+    members: BTreeMap<String, Member>,
+}
+
+#[derive(Debug)]
+enum Member {
+    OnDisk(PathBuf),
+    InMemory(Content),
+}
+
+impl Files {
+    pub fn in_folder(folder: &Path) -> Result<Self, DataError> {
+        let files = entries(folder)?.into_iter().filter(|(_, path)| path.is_file());
+        let members = files.map(|(name, path)| (name, Member::OnDisk(path))).collect();
+        Ok(Self { origin: folder.to_owned(), members })
+    }
+
+    /// Reads the members of a tar archive, gzipped or not, whose names are `wanted`.
+    pub fn in_archive(archive: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self, DataError> {
+        let failed = |offset, source| DataError::Read { path: archive.to_owned(), offset, source };
+        let mut reader = tar::Archive::new(open(archive)?);
+        let mut members = BTreeMap::new();
+        let mut total = 0;
+        // Raw: names longer than a header has room for are none of those wanted, and reading them is unbounded.
+        for entry in reader.entries().map_err(|error| failed(0, error))?.raw(true) {
+            let entry = entry.map_err(|error| failed(total, error))?;
+            let path = entry.path().map_err(|error| failed(total, error))?.into_owned();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { continue };
+            if !entry.header().entry_type().is_file() || !wanted(&name) {
+                continue;
+            }
+            let size = entry.size();
+            let path = archive.join(path);
+            let content = read(entry, &path, LIMIT_BYTES - total)?;
+            total += content.bytes.len();
+            let missing = size.saturating_sub(content.bytes.len() as u64);
+            if missing > 0 {
+                let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+                return Err(DataError::Truncated { path, offset: content.bytes.len(), missing });
+            }
+            members.insert(name, Member::InMemory(content));
+        }
+        Ok(Self { origin: archive.to_owned(), members })
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
+    /// Content of the file called `name`, decompressed. A member of an archive can be taken once.
+    pub fn take(&mut self, name: &str) -> Result<Content, DataError> {
+        match self.members.remove(name) {
+            Some(Member::OnDisk(path)) => read_file(&path),
+            Some(Member::InMemory(content)) => Ok(content),
+            None => Err(DataError::Missing { path: self.origin.join(name) }),
+        }
+    }
+}
+
+/// Content of one file, decompressed where it is gzipped.
+pub(super) fn read_file(path: &Path) -> Result<Content, DataError> {
+    read(open(path)?, path, LIMIT_BYTES)
+}
+
+/// Names and paths in a folder, sorted by name; names that are not UTF-8 are left out.
+pub(super) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
+    let failed = |error| cannot_open(folder, error);
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if let Ok(name) = entry.file_name().into_string() {
+            all.push((name, entry.path()));
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+fn cannot_open(path: &Path, source: io::Error) -> DataError {
+    if source.kind() == io::ErrorKind::NotFound {
+        DataError::Missing { path: path.to_owned() }
+    } else {
+        DataError::Read { path: path.to_owned(), offset: 0, source }
+    }
+}
+
+/// Opens a file, decompressing it where it starts as gzip does.
+fn open(path: &Path) -> Result<Box<dyn Read>, DataError> {
+    use std::io::BufRead;
+    let mut file = BufReader::new(File::open(path).map_err(|error| cannot_open(path, error))?);
+    let head = file.fill_buf().map_err(|error| cannot_open(path, error))?;
+    if head.starts_with(&[0x1f, 0x8b]) { Ok(Box::new(MultiGzDecoder::new(file))) } else { Ok(Box::new(file)) }
+}
+
+/// Reads to the end, growing only with what is really there.
+fn read(reader: impl Read, path: &Path, limit_bytes: usize) -> Result<Content, DataError> {
+    let mut bytes = Vec::new();
+    if let Err(source) = reader.take(limit_bytes as u64 + 1).read_to_end(&mut bytes) {
+        return Err(DataError::Read { path: path.to_owned(), offset: bytes.len(), source });
+    }
+    if bytes.len() > limit_bytes {
+        return Err(DataError::TooLarge { path: path.to_owned(), limit: format!("{LIMIT_BYTES} bytes") });
+    }
+    Ok(Content { path: path.to_owned(), bytes })
+}
