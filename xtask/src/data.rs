@@ -1,7 +1,7 @@
 //! `cargo xtask data`: checksums of the data sets, and unpacking them into a cache.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -107,7 +107,7 @@ fn cache_dir() -> Result<PathBuf> {
 
 /// Unpacks the CIFAR-10 image folders into `into`/cifar10 and prints that folder. Does nothing when it is there.
 fn unpack(dir: &Path, into: &Path, root: &Path) -> Result<u8> {
-    let into = std::path::absolute(into).with_context(|| format!("cannot resolve {}", into.display()))?;
+    let into = resolve(into)?;
     if into.starts_with(root) {
         let message = format!("{} lies inside the project; data sets belong outside it", into.display());
         bail!(Failure::Usage(message));
@@ -146,6 +146,19 @@ fn unpack(dir: &Path, into: &Path, root: &Path) -> Result<u8> {
     moved?;
     println!("{}", target.display());
     Ok(0)
+}
+
+/// `path` as an absolute path without `..`, whether it exists or not.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()))?;
+    let mut resolved = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            Component::ParentDir => _ = resolved.pop(),
+            part => resolved.push(part),
+        }
+    }
+    Ok(resolved)
 }
 
 /// The folder that holds `train`: `dir` itself, or the single folder in it.
@@ -190,5 +203,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let error = unpack(dir.path(), &dir.path().join("cache"), dir.path()).expect_err("it refuses");
         assert!(error.to_string().contains("inside the project"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_beside_the_project_may_be_named_from_within() {
+        assert_eq!(resolve(Path::new("/project/../cache/./x")).expect("it resolves"), Path::new("/cache/x"));
     }
 }

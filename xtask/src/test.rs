@@ -48,7 +48,11 @@ fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Resul
     };
     cargo.args(&args.filter).args(["--", "--show-output"]);
     let failed_before = tally.failed;
-    let code = stream(&mut cargo, |line| tally.read(line))?;
+    let code = stream(&mut cargo, |line| {
+        if tally.read(line) {
+            println!("{line}");
+        }
+    })?;
     if code != 0 && tally.failed == failed_before {
         tally.fail(format!("cargo test ended with exit code {code}: a build failed or a test process died"));
     }
@@ -71,6 +75,7 @@ fn run_smoke_forms(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         let mut last_line = String::new();
         let path = path.strip_prefix(workspace.root()).unwrap_or(&path);
         let code = stream(experiments::asymflow(workspace).arg("run").arg(path).arg("--smoke"), |line| {
+            println!("{line}");
             if !line.trim().is_empty() {
                 last_line = line.to_owned();
             }
@@ -85,15 +90,13 @@ fn run_smoke_forms(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command`, echoes its standard output and hands every line to `read`.
+/// Runs `command` and hands every line of its standard output to `read` as it comes.
 fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Result<u8> {
     let mut child = process::spawn(command.stdout(Stdio::piped()))?;
     let stdout = child.stdout.take().context("the child has no standard output")?;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line.context("cannot read the child's output")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        read(&line);
+        read(&String::from_utf8_lossy(&line));
     }
     process::wait(&mut child)
 }
@@ -110,11 +113,19 @@ struct Tally {
     pending: BTreeMap<String, String>,
     /// The test whose output is being read.
     current: String,
+    /// Whether the output of passing tests is being read.
+    in_successes: bool,
 }
 
 impl Tally {
-    /// Reads one line of the output of `cargo test -- --show-output`.
-    fn read(&mut self, line: &str) {
+    /// Reads one line of the output of `cargo test -- --show-output`; says whether a user wants to see it.
+    /// What passing tests print is read for skips only.
+    fn read(&mut self, line: &str) -> bool {
+        if line == "successes:" {
+            self.in_successes = true;
+        } else if line == "failures:" || line.starts_with("test result:") {
+            self.in_successes = false;
+        }
         if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
             name.clone_into(&mut self.current);
         } else if line == "failures:" {
@@ -124,6 +135,7 @@ impl Tally {
         } else if let Some(test) = line.strip_prefix("test ") {
             self.read_outcome(test);
         }
+        !self.in_successes
     }
 
     fn read_skip(&mut self, reason: &str) {
@@ -185,7 +197,9 @@ mod tests {
 
     fn tally(output: &str) -> Tally {
         let mut tally = Tally::default();
-        output.lines().for_each(|line| tally.read(line));
+        for line in output.lines() {
+            tally.read(line);
+        }
         tally
     }
 
@@ -218,6 +232,14 @@ test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
         assert_eq!((tally.passed, tally.failed, tally.skipped.len()), (1, 0, 3));
         assert!(tally.skipped.contains(&("gpu::conv".into(), "no Vulkan driver; no f16 either".into())));
         assert!(tally.skipped.contains(&("slow".into(), "needs an hour".into())));
+    }
+
+    #[test]
+    fn what_passing_tests_print_is_not_shown() {
+        let mut tally = Tally::default();
+        let shown: Vec<&str> = OUTPUT.lines().filter(|line| tally.read(line)).collect();
+        assert_eq!(shown.len(), 7, "{shown:?}");
+        assert!(shown[6].starts_with("test result: ok."), "{shown:?}");
     }
 
     #[test]
