@@ -5,8 +5,10 @@ mod im2col;
 mod layout;
 mod parallel;
 mod simd;
+mod tiles;
 mod transforms;
 mod winograd;
+mod winograd_gradient;
 
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -225,6 +227,9 @@ pub fn input_gradient(
 
 /// Scratch of [`weight_gradient`]; nothing for a shape that [`ConvShape::validate`] refuses.
 pub fn weight_gradient_scratch(shape: ConvShape, par: Par) -> StackReq {
+    if let Some(conv) = winograd_forward(shape) {
+        return winograd_gradient::scratch(conv, par.degree());
+    }
     im2col::scratch(shape, par)
 }
 
@@ -245,7 +250,10 @@ pub fn weight_gradient(
     check_len("dy", shape.output_len(), dy.len())?;
     check_len("dw", shape.weight_len(), dw.len())?;
     check_scratch(weight_gradient_scratch(shape, par), stack)?;
-    im2col::weight_gradient(shape, x, dy, dw, par, stack);
+    match winograd_forward(shape) {
+        Some(conv) => winograd_gradient::weight_gradient(conv, x, dy, dw, par.degree(), stack),
+        None => im2col::weight_gradient(shape, x, dy, dw, par, stack),
+    }
     Ok(())
 }
 
