@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
+use crate::failure::{FAILED, INTERRUPTED};
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -33,5 +34,8 @@ pub fn run(workspace: &Workspace, args: &BenchArgs) -> Result<u8> {
     if let Some(name) = &args.against {
         cargo.args(["--", "--baseline", name]);
     }
-    process::run(&mut cargo)
+    Ok(match process::run(&mut cargo)? {
+        code @ (0 | INTERRUPTED) => code,
+        _ => FAILED,
+    })
 }

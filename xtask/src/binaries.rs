@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::failure::Failure;
+use crate::failure::{FAILED, Failure, INTERRUPTED};
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -32,13 +32,10 @@ pub fn build(workspace: &Workspace, packages: &[&str], worker_features: &[String
         if package == WORKER && !worker_features.is_empty() {
             cargo.args(["--features", &worker_features.join(",")]);
         }
-        eprintln!("building {package}");
-        if !is_first {
-            cargo.arg("--quiet");
-        }
         match process::run(&mut cargo)? {
             0 => {}
-            code => return Ok(code),
+            INTERRUPTED => return Ok(INTERRUPTED),
+            _ => return Ok(FAILED),
         }
     }
     Ok(0)

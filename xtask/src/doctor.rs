@@ -1,6 +1,6 @@
 //! `cargo xtask doctor`: what this machine offers, and how to get what it lacks. Compiles nothing.
 
-mod gpu;
+pub mod gpu;
 mod probe;
 mod trusted;
 

@@ -8,11 +8,15 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::binaries::{self, CLI, ENCLAVED, WORKER};
+use crate::doctor::gpu;
 use crate::experiments;
 use crate::failure::{FAILED, INTERRUPTED};
 use crate::process;
 use crate::table::table;
 use crate::workspace::Workspace;
+
+/// The backend that software Vulkan can test; `vulkan` (SPIR-V) crashes on it.
+const WGPU: &str = "asymflow-residual/wgpu";
 
 /// Arguments of `test`.
 #[derive(Debug, Args)]
@@ -46,6 +50,10 @@ fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Resul
         Some(name) => cargo.args(["--package", name]),
         None => cargo.arg("--workspace"),
     };
+    let features = features(workspace, args.only.as_deref(), tally);
+    if !features.is_empty() {
+        cargo.args(["--features", &features.join(",")]);
+    }
     cargo.args(&args.filter).args(["--", "--show-output"]);
     let failed_before = tally.failed;
     let code = stream(&mut cargo, |line| {
@@ -57,6 +65,18 @@ fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Resul
         tally.fail(format!("cargo test ended with exit code {code}: a build failed or a test process died"));
     }
     Ok(())
+}
+
+/// The features to test with: those that tests need, and the wgpu backend where there is a Vulkan driver.
+fn features(workspace: &Workspace, only: Option<&str>, tally: &mut Tally) -> Vec<String> {
+    let mut features = workspace.required_features();
+    if gpu::has_vulkan_driver() {
+        features.push(WGPU.to_owned());
+    } else if only.is_none_or(|only| WGPU.starts_with(&format!("{only}/"))) {
+        tally.skip(WGPU, "no Vulkan driver found; mesa-vulkan-drivers has one that needs no GPU");
+    }
+    features.retain(|feature| only.is_none_or(|only| feature.starts_with(&format!("{only}/"))));
+    features
 }
 
 /// Runs every experiment's smoke form; an experiment that says a capability is missing counts as skipped.

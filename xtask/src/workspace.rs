@@ -37,6 +37,17 @@ pub struct Package {
     pub name: String,
     /// What it depends on directly.
     pub dependencies: Vec<Dependency>,
+    /// What it builds.
+    #[serde(default)]
+    pub targets: Vec<Target>,
+}
+
+/// Something that a package builds: a library, a binary, a test.
+#[derive(Debug, Deserialize)]
+pub struct Target {
+    /// Features without which cargo leaves it out, and says nothing.
+    #[serde(default, rename = "required-features")]
+    pub required_features: Vec<String>,
 }
 
 /// One line of a dependency table.
@@ -70,8 +81,35 @@ impl Workspace {
         self.packages.iter().any(|package| package.name == name)
     }
 
+    /// `package/feature` for every feature that some target needs: without them cargo leaves tests out silently.
+    pub fn required_features(&self) -> Vec<String> {
+        let of_package = |package: &Package| {
+            let features = package.targets.iter().flat_map(|target| &target.required_features);
+            features.map(|feature| format!("{}/{feature}", package.name)).collect::<Vec<_>>()
+        };
+        let mut features: Vec<String> = self.packages.iter().flat_map(of_package).collect();
+        features.sort();
+        features.dedup();
+        features
+    }
+
     /// Where cargo puts the release build of the binary `name`.
     pub fn binary(&self, name: &str) -> PathBuf {
         self.target_directory.join("release").join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_that_targets_need_are_found_once() {
+        let json = r#"{"packages": [
+            {"name": "a", "dependencies": [], "targets": [
+                {"name": "a"}, {"name": "t", "required-features": ["y", "x"]}, {"name": "u", "required-features": ["x"]}]},
+            {"name": "b", "dependencies": [], "targets": [{"name": "b"}]}],
+            "workspace_root": "/w", "target_directory": "/w/target", "metadata": null}"#;
+        assert_eq!(Workspace::parse(json).expect("it parses").required_features(), ["a/x", "a/y"]);
     }
 }

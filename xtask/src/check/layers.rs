@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn crates_and_table_name_each_other() {
-        let package = Package { name: "new".into(), dependencies: Vec::new() };
+        let package = Package { name: "new".into(), dependencies: Vec::new(), targets: Vec::new() };
         let layers = BTreeMap::from([("gone".to_owned(), 1)]);
         assert_eq!(
             violations(&[package], &layers),

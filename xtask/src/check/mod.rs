@@ -99,7 +99,8 @@ fn format(workspace: &Workspace, fix: bool) -> Result<Outcome> {
 }
 
 fn clippy(workspace: &Workspace, fix: bool) -> Result<Outcome> {
-    let targets = ["--workspace", "--all-targets", "--release"];
+    let features = workspace.required_features().join(",");
+    let targets = ["--workspace", "--all-targets", "--release", "--features", &features];
     if fix {
         let mut repair = in_root(workspace, &["clippy", "--fix", "--allow-dirty", "--allow-staged", "--quiet"]);
         process::run(repair.args(targets))?;

@@ -42,6 +42,11 @@ fn feature(has_nvidia: bool, has_nvrtc: bool, drivers: &[String]) -> Option<&'st
     }
 }
 
+/// Whether Vulkan programs can run, on a GPU or in software.
+pub fn has_vulkan_driver() -> bool {
+    !vulkan_drivers().is_empty()
+}
+
 fn nvidia() -> Option<String> {
     let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
     let adapters = first_output(Command::new("nvidia-smi").args(query))?;
