@@ -154,3 +154,46 @@ fn uniform(fan_in: usize, len: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let bound = 1.0 / (fan_in as f32).sqrt();
     (0..len).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::by_name;
+
+    #[test]
+    fn initial_values_are_of_their_kind() {
+        let network = by_name("vgg11-cifar", 10, None).unwrap();
+        let weights = Weights::init(&network, 3);
+        weights.validate(&network).unwrap();
+        assert_eq!(weights, Weights::init(&network, 3));
+        assert_ne!(weights, Weights::init(&network, 4));
+        let data = |name: &str| &weights.tensors[name].data;
+        assert!(data("features.0.bias").iter().chain(data("features.1.bias")).all(|&v| v == 0.0));
+        assert!(data("features.1.weight").iter().chain(data("features.1.running_var")).all(|&v| v == 1.0));
+        // A convolution of 512 channels has standard deviation √(2 / (512 · 9)).
+        let kernel = data("features.25.weight");
+        let variance = kernel.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / kernel.len() as f64;
+        assert!((variance * 512.0 * 9.0 / 2.0 - 1.0).abs() < 0.01, "{variance}");
+        let bound = 1.0 / 512.0_f32.sqrt();
+        let largest = data("classifier.weight").iter().map(|v| v.abs()).fold(0.0, f32::max);
+        assert!(largest <= bound && largest > 0.99 * bound, "{largest}");
+        assert!(data("classifier.bias").iter().all(|v| v.abs() <= bound && *v != 0.0));
+    }
+
+    #[test]
+    fn flattened_weights_come_back() {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let mut weights = Weights::init(&network, 1);
+        let mut flat = weights.flatten(&network).unwrap();
+        assert_eq!(Weights::unflatten(&network, &flat).unwrap(), weights);
+        flat.pop();
+        assert!(matches!(Weights::unflatten(&network, &flat), Err(WeightsError::Length { .. })));
+        weights.tensors.get_mut("fc.bias").unwrap().data[4] = f32::NAN;
+        let error = weights.validate(&network).unwrap_err();
+        assert_eq!(error, WeightsError::NonFinite { name: "fc.bias".to_owned(), index: 4 });
+        weights.tensors.get_mut("fc.bias").unwrap().shape = vec![5, 2];
+        assert!(matches!(weights.validate(&network), Err(WeightsError::Shape { .. })));
+        weights.tensors.remove("conv1.weight");
+        assert!(matches!(weights.validate(&network), Err(WeightsError::Missing { .. })));
+    }
+}

@@ -4,7 +4,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::Dataset;
+use crate::data::{Dataset, MAX_SIDE};
 use crate::network::Shape;
 
 /// Mean and standard deviation of each channel, of pixels scaled to [0, 1].
@@ -43,7 +43,7 @@ fn mean_and_std(histogram: &[u64; 256]) -> (f32, f32) {
 /// Random changes to training images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Augment {
-    /// Crop at random after padding every side by so many black pixels; 0 for none.
+    /// Crop at random after padding every side by so many black pixels, at most [`MAX_SIDE`]; 0 for none.
     pub crop_padding: usize,
     /// Mirror left to right with probability one half.
     pub flip: bool,
@@ -143,9 +143,8 @@ impl<'a> Loader<'a> {
             return View::WHOLE;
         }
         let mut rng = rng_of(self.seed, epoch, u64::from(index));
-        let padding = self.augment.crop_padding as isize;
-        let down = rng.random_range(0..=2 * padding as i64) as isize - padding;
-        let right = rng.random_range(0..=2 * padding as i64) as isize - padding;
+        let padding = self.augment.crop_padding.min(MAX_SIDE) as i32;
+        let [down, right] = std::array::from_fn(|_| rng.random_range(-padding..=padding) as isize);
         View { down, right, mirrored: self.augment.flip && rng.random() }
     }
 }

@@ -65,6 +65,9 @@ impl Files {
             }
             members.insert(name, Member::InMemory(content));
         }
+        // Only the end of the file holds the checksum.
+        let mut rest = reader.into_inner().take(LIMIT_BYTES as u64);
+        io::copy(&mut rest, &mut io::sink()).map_err(|error| failed(total, error))?;
         Ok(Self { origin: archive.to_owned(), members })
     }
 
