@@ -35,6 +35,9 @@ pub struct WorkspaceMetadata {
 pub struct Package {
     /// Its name.
     pub name: String,
+    /// Absolute path of its manifest.
+    #[serde(default)]
+    pub manifest_path: PathBuf,
     /// What it depends on directly.
     pub dependencies: Vec<Dependency>,
     /// What it builds.

@@ -131,10 +131,11 @@ mod tests {
 
     #[test]
     fn crates_and_table_name_each_other() {
-        let package = Package { name: "new".into(), dependencies: Vec::new(), targets: Vec::new() };
-        let layers = BTreeMap::from([("gone".to_owned(), 1)]);
+        let json = r#"{"packages": [{"name": "new", "dependencies": []}], "workspace_root": "/w",
+            "target_directory": "/w/target", "metadata": {"layers": {"gone": 1}}}"#;
+        let workspace = Workspace::parse(json).expect("the made-up metadata parses");
         assert_eq!(
-            violations(&[package], &layers),
+            violations(&workspace.packages, &workspace.metadata.expect("it has a table").layers),
             [
                 "the layer table names gone, which is no crate of the workspace",
                 "new is missing in workspace.metadata.layers"

@@ -42,7 +42,7 @@ fn markdown_files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What lies in `dir`; nothing when it does not exist.
-fn read_dir(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn read_dir(dir: &Path) -> Result<Vec<PathBuf>> {
     if !dir.is_dir() {
         return Ok(Vec::new());
     }

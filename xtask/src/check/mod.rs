@@ -4,6 +4,7 @@ mod enclave_tree;
 mod layers;
 mod links;
 mod paths;
+mod purity;
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -48,9 +49,10 @@ impl Outcome {
 type Check = fn(&Workspace, bool) -> Result<Outcome>;
 
 /// Cheapest first.
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("format", format),
     ("layers", layers::check),
+    ("purity", purity::check),
     ("links", links::check),
     ("paths", paths::check),
     ("enclave-tree", enclave_tree::check),
