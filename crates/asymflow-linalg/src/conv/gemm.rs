@@ -10,19 +10,23 @@ const TILE_ROWS: usize = 6;
 
 /// C = A·B or C += A·B. Columns count in whole vectors.
 ///
-/// A\[i, k\] lies at `a + i·a_row + k·a_depth`; B\[k, j\] at `b + (j / 64)·b_panel + 64·k + j % 64`; C\[i, j\] at
-/// `c + i·c_row + j`.
+/// The inner index runs over `segments` of `depth`: its k-th value in segment g is g·depth + k for B. A\[i, (g, k)\]
+/// lies at `a + i·a_row + g·a_segment + k·a_depth`; B\[k, j\] at `b + (j / 64)·b_panel + k·b_row + j % 64`;
+/// C\[i, j\] at `c + i·c_row + j`.
 #[derive(Clone, Copy)]
 pub(super) struct Gemm {
     pub a: *const f32,
     pub a_row: usize,
     pub a_depth: usize,
+    pub a_segment: usize,
     pub b: *const f32,
+    pub b_row: usize,
     pub b_panel: usize,
     pub c: *mut f32,
     pub c_row: usize,
     pub rows: usize,
     pub depth: usize,
+    pub segments: usize,
     pub columns: usize,
     pub add: bool,
 }
@@ -81,20 +85,22 @@ impl Gemm {
             }
             let mut b = self.b.add(column / PANEL * self.b_panel + column % PANEL);
             let mut acc = [[S::splat(0.0); V]; R];
-            let mut at = 0;
-            for _ in 0..self.depth {
-                let mut right = [S::splat(0.0); V];
-                for v in 0..V {
-                    right[v] = S::load(b.add(v * LANES));
-                }
-                for r in 0..R {
-                    let left = S::splat(*a[r].add(at));
+            for segment in 0..self.segments {
+                let mut at = segment * self.a_segment;
+                for _ in 0..self.depth {
+                    let mut right = [S::splat(0.0); V];
                     for v in 0..V {
-                        acc[r][v] = S::mul_add(left, right[v], acc[r][v]);
+                        right[v] = S::load(b.add(v * LANES));
                     }
+                    for r in 0..R {
+                        let left = S::splat(*a[r].add(at));
+                        for v in 0..V {
+                            acc[r][v] = S::mul_add(left, right[v], acc[r][v]);
+                        }
+                    }
+                    at += self.a_depth;
+                    b = b.add(self.b_row);
                 }
-                at += self.a_depth;
-                b = b.add(PANEL);
             }
             for r in 0..R {
                 let c = self.c.add((row + r) * self.c_row + column);

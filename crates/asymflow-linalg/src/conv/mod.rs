@@ -1,12 +1,16 @@
 //! The trusted convolution kernels: forward, input gradient and weight gradient, plain and folded.
 
+mod direct;
+mod direct_gradient;
 mod gemm;
 mod im2col;
 mod layout;
 mod parallel;
+mod plain;
 mod simd;
 mod tiles;
 mod transforms;
+mod window;
 mod winograd;
 mod winograd_gradient;
 
@@ -161,10 +165,13 @@ pub enum ConvError {
 
 /// Scratch of [`forward`]; nothing for a shape that [`ConvShape::validate`] refuses.
 pub fn forward_scratch(shape: ConvShape, par: Par) -> StackReq {
+    if shape.validate().is_err() {
+        return StackReq::empty();
+    }
     if let Some(conv) = winograd_forward(shape) {
         return winograd::scratch(conv, par.degree());
     }
-    im2col::scratch(shape, par)
+    plain::forward_scratch(shape, par.degree())
 }
 
 /// Y = X ⊛ W: overwrites `y` (`samples × out × oh × ow`) from `x` (`samples × in × h × w`) and `weight`
@@ -187,17 +194,20 @@ pub fn forward(
     check_scratch(forward_scratch(shape, par), stack)?;
     match winograd_forward(shape) {
         Some(conv) => winograd::forward(conv, x, weight, y, par.degree(), stack),
-        None => im2col::forward(shape, x, weight, y, par, stack),
+        None => plain::forward(shape, x, weight, y, par.degree(), stack),
     }
     Ok(())
 }
 
 /// Scratch of [`input_gradient`]; nothing for a shape that [`ConvShape::validate`] refuses.
 pub fn input_gradient_scratch(shape: ConvShape, par: Par) -> StackReq {
+    if shape.validate().is_err() {
+        return StackReq::empty();
+    }
     if let Some(conv) = winograd_input_gradient(shape) {
         return winograd::scratch(conv, par.degree());
     }
-    im2col::scratch(shape, par)
+    plain::input_gradient_scratch(shape, par.degree())
 }
 
 /// ∇X, the adjoint of [`forward`] in X: overwrites `dx` (`samples × in × h × w`) from `dy`
@@ -220,17 +230,20 @@ pub fn input_gradient(
     check_scratch(input_gradient_scratch(shape, par), stack)?;
     match winograd_input_gradient(shape) {
         Some(conv) => winograd::forward(conv, dy, weight, dx, par.degree(), stack),
-        None => im2col::input_gradient(shape, dy, weight, dx, par, stack),
+        None => plain::input_gradient(shape, dy, weight, dx, par.degree(), stack),
     }
     Ok(())
 }
 
 /// Scratch of [`weight_gradient`]; nothing for a shape that [`ConvShape::validate`] refuses.
 pub fn weight_gradient_scratch(shape: ConvShape, par: Par) -> StackReq {
+    if shape.validate().is_err() {
+        return StackReq::empty();
+    }
     if let Some(conv) = winograd_forward(shape) {
         return winograd_gradient::scratch(conv, par.degree());
     }
-    im2col::scratch(shape, par)
+    plain::weight_gradient_scratch(shape, par.degree())
 }
 
 /// ∇W, the adjoint of [`forward`] in W, summed over the batch: overwrites `dw` (`out × in × k × k`).
@@ -252,7 +265,7 @@ pub fn weight_gradient(
     check_scratch(weight_gradient_scratch(shape, par), stack)?;
     match winograd_forward(shape) {
         Some(conv) => winograd_gradient::weight_gradient(conv, x, dy, dw, par.degree(), stack),
-        None => im2col::weight_gradient(shape, x, dy, dw, par, stack),
+        None => plain::weight_gradient(shape, x, dy, dw, par.degree(), stack),
     }
     Ok(())
 }

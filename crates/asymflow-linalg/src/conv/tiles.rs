@@ -31,7 +31,14 @@ pub(super) struct Planes<'a> {
 }
 
 impl<'a> Planes<'a> {
-    pub(super) fn new(x: &'a [f32], channels: usize, height: usize, width: usize, sample: usize, channel: usize) -> Self {
+    pub(super) fn new(
+        x: &'a [f32],
+        channels: usize,
+        height: usize,
+        width: usize,
+        sample: usize,
+        channel: usize,
+    ) -> Self {
         let from = &x[(sample * channels + channel) * height * width..];
         Self { from, channels: LANES.min(channels - channel), height, width }
     }
@@ -50,7 +57,7 @@ impl<'a> Planes<'a> {
             let from = &self.from[first * self.width..];
             let pitch = self.height * self.width;
             // SAFETY: the rows exist in all the planes, which lie inside `from`.
-            unsafe { gather::<S>(from.as_ptr(), from.len(), pitch, self.channels, rows * self.width, to) };
+            unsafe { gather::<S>(from.as_ptr(), from.len(), pitch, self.channels, rows * self.width, to, LANES) };
         }
         (first, rows)
     }

@@ -165,12 +165,15 @@ pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], thr
                 a: v.at(point * sizes.input.apart()),
                 a_row: sizes.input.pitch,
                 a_depth: 1,
+                a_segment: 0,
                 b: u.at(point * sizes.weight.apart() + panel * conv.in_channels * PANEL),
+                b_row: PANEL,
                 b_panel: 0,
                 c: m.at(point * sizes.output.apart() + panel * PANEL),
                 c_row: sizes.output.pitch,
                 rows: strips * columns,
                 depth: conv.in_channels,
+                segments: 1,
                 columns: PANEL.min(sizes.output.pitch - panel * PANEL),
                 add: false,
             };
@@ -234,7 +237,7 @@ impl Kernel for OutputTiles {
                     }
                 }
             }
-            scatter::<S>(self.staging, self.rows * self.width, self.to, self.pitch, self.channels);
+            scatter::<S>(self.staging, LANES, self.rows * self.width, self.to, self.pitch, self.channels);
         }
     }
 }
@@ -287,12 +290,12 @@ impl Kernel for Kernels<'_> {
             if !flipped {
                 let pitch = 9 * self.conv.in_channels;
                 let from = &self.weight[self.output * pitch + 9 * self.inputs.start..];
-                gather::<S>(from.as_ptr(), from.len(), pitch, outputs, 9 * self.inputs.len(), self.staging);
+                gather::<S>(from.as_ptr(), from.len(), pitch, outputs, 9 * self.inputs.len(), self.staging, LANES);
             }
             for (i, input) in self.inputs.clone().enumerate() {
                 if flipped {
                     let from = &self.weight[9 * (input * self.conv.out_channels + self.output)..];
-                    gather::<S>(from.as_ptr(), from.len(), 9, outputs, 9, self.staging);
+                    gather::<S>(from.as_ptr(), from.len(), 9, outputs, 9, self.staging, LANES);
                 }
                 let from = if flipped { self.staging } else { self.staging.add(9 * i * LANES) };
                 let mut g = [[S::splat(0.0); 3]; 3];

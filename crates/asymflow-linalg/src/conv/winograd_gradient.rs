@@ -196,12 +196,15 @@ impl Part<'_> {
                 a: self.v.at(point * cut.input.apart()),
                 a_row: 1,
                 a_depth: cut.input.pitch,
+                a_segment: 0,
                 b: self.z.at(point * cut.gradient.apart() + panel * tiles * PANEL),
+                b_row: PANEL,
                 b_panel: 0,
                 c: self.sums.at(point * cut.sums.apart() + panel * PANEL),
                 c_row: cut.sums.pitch,
                 rows: conv.in_channels,
                 depth: tiles,
+                segments: 1,
                 columns: PANEL.min(cut.sums.pitch - panel * PANEL),
                 add,
             };
@@ -247,7 +250,7 @@ impl Kernel for Kernels {
                     }
                 }
             }
-            scatter::<S>(self.staging, 9 * self.inputs, self.to, self.pitch, self.outputs);
+            scatter::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
         }
     }
 }
