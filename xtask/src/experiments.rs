@@ -198,7 +198,7 @@ fn find(workspace: &Workspace, experiment: &str) -> Result<PathBuf> {
         Some(name) => format!("did you mean `{name}`?"),
         None => "`cargo xtask list` shows what there is".to_owned(),
     };
-    bail!(Failure::Usage(format!("unknown experiment `{experiment}`\n  help: {hint}")))
+    bail!(Failure::Usage(format!("unknown experiment `{experiment}`\nhelp: {hint}")))
 }
 
 fn read_heading(path: &Path) -> Result<Heading> {

@@ -27,7 +27,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(message) => f.write_str(message),
-            Self::Missing { what, fix } => write!(f, "{what}\n  fix: {fix}"),
+            Self::Missing { what, fix } => write!(f, "{what}\nhelp: {fix}"),
             Self::Interrupted => f.write_str("interrupted"),
         }
     }

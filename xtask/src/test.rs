@@ -1,7 +1,7 @@
 //! `cargo xtask test`: the tests, the smoke form of every experiment, and what was skipped.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -69,13 +69,14 @@ fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Resul
 
 /// The features to test with: those that tests need, and the wgpu backend where there is a Vulkan driver.
 fn features(workspace: &Workspace, only: Option<&str>, tally: &mut Tally) -> Vec<String> {
+    let is_tested = |package: &str| workspace.has(package) && only.is_none_or(|only| only == package);
     let mut features = workspace.required_features();
     if gpu::has_vulkan_driver() {
         features.push(WGPU.to_owned());
-    } else if only.is_none_or(|only| WGPU.starts_with(&format!("{only}/"))) {
+    } else if WGPU.split_once('/').is_some_and(|(package, _)| is_tested(package)) {
         tally.skip(WGPU, "no Vulkan driver found; mesa-vulkan-drivers has one that needs no GPU");
     }
-    features.retain(|feature| only.is_none_or(|only| feature.starts_with(&format!("{only}/"))));
+    features.retain(|feature| feature.split_once('/').is_some_and(|(package, _)| is_tested(package)));
     features
 }
 
@@ -89,36 +90,50 @@ fn run_smoke_forms(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         tally.fail("the binaries for the experiments do not build".to_owned());
         return Ok(());
     }
+    let runs = workspace.target_directory.join("smoke-runs");
     for path in paths {
         let name = format!("experiment {} --smoke", experiments::name_of(&path));
         println!("\n{name}");
-        let mut last_line = String::new();
-        let path = path.strip_prefix(workspace.root()).unwrap_or(&path);
-        let code = stream(experiments::asymflow(workspace).arg("run").arg(path).arg("--smoke"), |line| {
-            println!("{line}");
-            if !line.trim().is_empty() {
-                last_line = line.to_owned();
-            }
-        })?;
+        let mut asymflow = experiments::asymflow(workspace);
+        asymflow.arg("run").arg(path.strip_prefix(workspace.root()).unwrap_or(&path));
+        let (code, error) = run_and_keep_error(asymflow.arg("--smoke").arg("--runs").arg(&runs))?;
         match code {
             0 => tally.passed += 1,
-            3 => tally.skip(&name, &last_line),
+            3 => tally.skip(&name, &error),
             INTERRUPTED => return Ok(()),
-            code => tally.fail(format!("{name} ended with exit code {code}")),
+            code => tally.fail(format!("{name} ended with exit code {code}: {error}")),
         }
     }
     Ok(())
 }
 
+/// Runs `command` with our terminal; gives its exit code and the `error:` that it wrote to standard error.
+fn run_and_keep_error(command: &mut Command) -> Result<(u8, String)> {
+    let mut child = process::spawn(command.stderr(Stdio::piped()))?;
+    let stderr = child.stderr.take().context("the child has no standard error")?;
+    let mut error = String::new();
+    for_each_line(stderr, |line| {
+        eprintln!("{line}");
+        if let Some(message) = line.strip_prefix("error: ") {
+            message.clone_into(&mut error);
+        }
+    })?;
+    Ok((process::wait(&mut child)?, error))
+}
+
 /// Runs `command` and hands every line of its standard output to `read` as it comes.
-fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Result<u8> {
+fn stream(command: &mut Command, read: impl FnMut(&str)) -> Result<u8> {
     let mut child = process::spawn(command.stdout(Stdio::piped()))?;
     let stdout = child.stdout.take().context("the child has no standard output")?;
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("cannot read the child's output")?;
-        read(&String::from_utf8_lossy(&line));
-    }
+    for_each_line(stdout, read)?;
     process::wait(&mut child)
+}
+
+fn for_each_line(output: impl Read, mut read: impl FnMut(&str)) -> Result<()> {
+    for line in BufReader::new(output).split(b'\n') {
+        read(&String::from_utf8_lossy(&line.context("cannot read the child's output")?));
+    }
+    Ok(())
 }
 
 /// What the tests said so far.

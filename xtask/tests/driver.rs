@@ -1,0 +1,176 @@
+//! Drives the built xtask in a made-up workspace whose binaries are a few lines each.
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Prints its arguments and ends as FAKE says.
+const CLI: &str = r#"
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    println!("asymflow {}", args.join(" "));
+    match std::env::var("FAKE").as_deref() {
+        Ok("claim") => std::process::exit(1),
+        Ok("missing") => {
+            eprintln!("error: no GPU here\nhelp: bring one");
+            std::process::exit(3);
+        }
+        Ok("wait") => {
+            std::fs::write("started", std::process::id().to_string()).unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(120));
+        }
+        _ => {}
+    }
+}
+"#;
+
+const EXPERIMENT: &str = "schema = 1\ntitle = \"A title\"\nclaim = \"it works\"\nkind = \"train\"\n";
+
+const TESTS: &str = r#"
+#[test]
+fn passes() {}
+
+#[test]
+fn needs_hardware() {
+    println!("skipped: no enclave here");
+}
+
+#[cfg(feature = "broken")]
+#[test]
+fn fails() {
+    assert_eq!(1, 2);
+}
+"#;
+
+fn write(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+}
+
+fn package(root: &Path, name: &str, extra: &str) {
+    let manifest = format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n{extra}");
+    write(root, &format!("crates/{name}/Cargo.toml"), &manifest);
+}
+
+fn workspace() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let manifest = "[workspace]\nresolver = \"3\"\nmembers = [\"crates/*\"]\n[workspace.metadata.layers]\n\
+                    low = 0\nasymflow-cli = 5\nasymflow-enclaved = 5\nasymflow-worker = 5\n";
+    write(root, "Cargo.toml", manifest);
+    for name in ["asymflow-enclaved", "asymflow-worker"] {
+        package(root, name, "");
+        write(root, &format!("crates/{name}/src/main.rs"), "fn main() {}\n");
+    }
+    package(root, "asymflow-cli", "[[bin]]\nname = \"asymflow\"\npath = \"src/main.rs\"\n");
+    write(root, "crates/asymflow-cli/src/main.rs", CLI);
+    package(root, "low", "[features]\nbroken = []\n");
+    write(root, "crates/low/src/lib.rs", TESTS);
+    for name in ["asymml-demo", "delta-cifar10"] {
+        write(root, &format!("xtask/experiments/{name}.toml"), EXPERIMENT);
+    }
+    dir
+}
+
+fn xtask(root: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.current_dir(root).args(args);
+    command.env("CARGO_TARGET_DIR", root.join("target")).env("CARGO_NET_OFFLINE", "true").env_remove("FAKE");
+    command
+}
+
+#[track_caller]
+fn assert_ends(output: &Output, code: i32, text: &str) {
+    let shown = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{shown}");
+    assert!(shown.contains(text), "{shown}");
+}
+
+#[test]
+fn experiments_get_their_flags_and_pass_on_their_exit_code() {
+    let dir = workspace();
+    let flags = ["--set", "train.lr=0.1", "--set", "a=1", "--seeds", "3", "--resume", "old", "--smoke", "--json"];
+    let run = xtask(dir.path(), &[&["run", "delta-cifar10"], &flags[..]].concat()).output().unwrap();
+    let line = format!("asymflow run xtask/experiments/delta-cifar10.toml {}\n", flags.join(" "));
+    assert_ends(&run, 0, &line);
+
+    let by_path = xtask(dir.path(), &["run", "xtask/experiments/asymml-demo.toml", "--dry-run"]).output().unwrap();
+    assert_ends(&by_path, 0, "asymml-demo.toml --dry-run\n");
+    for (fake, code) in [("claim", 1), ("missing", 3)] {
+        let demo = xtask(dir.path(), &["demo"]).env("FAKE", fake).output().unwrap();
+        assert_ends(&demo, code, "asymflow run xtask/experiments/asymml-demo.toml\n");
+    }
+}
+
+#[test]
+fn bad_usage_ends_with_2_and_a_hint() {
+    let dir = workspace();
+    let typo = xtask(dir.path(), &["run", "delta-cifar"]).output().unwrap();
+    assert_ends(&typo, 2, "error: unknown experiment `delta-cifar`\nhelp: did you mean `delta-cifar10`?\n");
+    assert_ends(&xtask(dir.path(), &["run", "asymml-demo", "--sed", "a=1"]).output().unwrap(), 2, "--sed");
+    write(dir.path(), "xtask/experiments/new.toml", &EXPERIMENT.replace("schema = 1", "schema = 9"));
+    assert_ends(&xtask(dir.path(), &["list"]).output().unwrap(), 2, "schema 9 is unknown");
+}
+
+#[test]
+fn list_shows_claims() {
+    let dir = workspace();
+    let list = xtask(dir.path(), &["list"]).output().unwrap();
+    assert_ends(&list, 0, "delta-cifar10  train  A title  it works\n");
+}
+
+#[test]
+fn tests_and_smoke_forms_are_counted_and_skips_explained() {
+    let dir = workspace();
+    let good = xtask(dir.path(), &["test"]).env("FAKE", "missing").output().unwrap();
+    assert_ends(&good, 0, "test needs_hardware ... ok");
+    let text = String::from_utf8(good.stdout).unwrap();
+    // The test that said so, and both experiments.
+    assert_eq!(text.lines().last(), Some("1 passed, 0 failed, 3 skipped"), "{text}");
+    assert!(text.contains("needs_hardware                    no enclave here\n"), "{text}");
+    assert!(text.contains("experiment asymml-demo --smoke    no GPU here\n"), "{text}");
+
+    let claim = xtask(dir.path(), &["test"]).env("FAKE", "claim").output().unwrap();
+    assert_ends(&claim, 1, "failed: experiment delta-cifar10 --smoke ended with exit code 1");
+}
+
+#[test]
+fn a_failing_test_fails_the_run() {
+    let dir = workspace();
+    write(dir.path(), "crates/low/src/lib.rs", &TESTS.replace("#[cfg(feature = \"broken\")]", ""));
+    let output = xtask(dir.path(), &["test", "--only", "low"]).output().unwrap();
+    assert_ends(&output, 1, "failed: fails\n1 passed, 1 failed, 1 skipped\n");
+    write(dir.path(), "crates/low/src/lib.rs", "not rust");
+    let output = xtask(dir.path(), &["test", "--only", "low"]).output().unwrap();
+    assert_ends(&output, 1, "0 passed, 1 failed, 0 skipped\n");
+}
+
+#[test]
+fn an_interrupt_reaches_the_child_and_ends_with_130() {
+    let dir = workspace();
+    let started = dir.path().join("started");
+    let mut demo =
+        xtask(dir.path(), &["demo"]).env("FAKE", "wait").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let patience = Instant::now() + Duration::from_secs(100);
+    while !std::fs::read_to_string(&started).is_ok_and(|pid| !pid.is_empty()) && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let child = std::fs::read_to_string(&started).unwrap();
+    assert!(Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap().success());
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    let is_alive = Command::new("kill").args(["-0", &child]).stderr(Stdio::null()).status().unwrap().success();
+    assert!(!is_alive, "the child {child} still runs");
+}
+
+#[test]
+fn check_fails_on_an_upward_dependency() {
+    let dir = workspace();
+    assert_ends(&xtask(dir.path(), &["check", "layers", "links"]).output().unwrap(), 0, "4 crates");
+    package(dir.path(), "low", "[dependencies]\nasymflow-worker = { path = \"../asymflow-worker\" }\n");
+    let output = xtask(dir.path(), &["check", "layers"]).output().unwrap();
+    assert_ends(&output, 1, "low (layer 0) depends on asymflow-worker (layer 5), which is not below it");
+}
