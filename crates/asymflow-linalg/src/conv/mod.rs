@@ -2,8 +2,8 @@
 
 mod direct;
 mod direct_gradient;
+mod folded;
 mod gemm;
-mod im2col;
 mod layout;
 mod parallel;
 mod plain;
@@ -272,7 +272,11 @@ pub fn weight_gradient(
 
 /// Scratch of [`folded_forward`] for a low-rank part of rank `rank`, shared or not.
 pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
-    im2col::folded_scratch(shape, rank, par)
+    if shape.validate().is_err() || rank == 0 {
+        return StackReq::empty();
+    }
+    let either = [true, false].map(|shared| folded::forward_scratch(shape, rank, shared, par.degree()));
+    StackReq::any_of(&either)
 }
 
 /// Adds Y_main = Σ_p X'_p ⊛ W'_p to `y`, with the folded kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6):
@@ -293,13 +297,17 @@ pub fn folded_forward(
     check_len("weight", shape.weight_len(), weight.len())?;
     check_len("y", shape.output_len(), y.len())?;
     check_scratch(folded_forward_scratch(shape, low_rank.rank, par), stack)?;
-    im2col::folded_forward(shape, low_rank, weight, y, par, stack);
+    folded::forward(shape, low_rank, weight, y, par.degree(), stack);
     Ok(())
 }
 
 /// Scratch of [`folded_weight_gradient`] for a low-rank part of rank `rank`, shared or not.
 pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
-    im2col::folded_scratch(shape, rank, par)
+    if shape.validate().is_err() || rank == 0 {
+        return StackReq::empty();
+    }
+    let either = [true, false].map(|shared| folded::weight_gradient_scratch(shape, rank, shared, par.degree()));
+    StackReq::any_of(&either)
 }
 
 /// Adds ∇W_main, ∇W_{i,j} = Σ_p a_{j,p} (X'_p ⊛ ∇Y_i) (thesis eq 2.7), summed over the batch, to `dw`: r
@@ -321,7 +329,7 @@ pub fn folded_weight_gradient(
     check_len("dy", shape.output_len(), dy.len())?;
     check_len("dw", shape.weight_len(), dw.len())?;
     check_scratch(folded_weight_gradient_scratch(shape, low_rank.rank, par), stack)?;
-    im2col::folded_weight_gradient(shape, low_rank, dy, dw, par, stack);
+    folded::weight_gradient(shape, low_rank, dy, dw, par.degree(), stack);
     Ok(())
 }
 

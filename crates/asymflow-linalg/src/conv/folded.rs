@@ -1,0 +1,216 @@
+//! Convolutions of low-rank inputs: with folded kernels forward, with recombined correlations backward.
+
+use faer::dyn_stack::{MemStack, StackReq};
+
+use super::ConvShape;
+use super::direct::{self, Left};
+use super::direct_gradient::{Collect, Correlation};
+use super::gemm::{Gemm, PANEL};
+use super::parallel::{Shared, for_each};
+use super::plain::{forward_window, output};
+use super::simd::{LANES, dispatch};
+use super::window::Window;
+use crate::LowRank;
+
+/// Output channels that a task folds at a time.
+const FOLDED: usize = 4;
+/// Input channels that a task recombines at a time.
+const RECOMBINED: usize = 48;
+
+/// The window over the r principal channels.
+const fn low_window(s: ConvShape, rank: usize, tap_major: bool) -> Window {
+    Window { tap_major, ..forward_window(ConvShape { in_channels: rank, ..s }) }
+}
+
+/// Sizes of a fold: the coefficients as panels of `in × 64`, whose columns are the ranks of all samples; the folded
+/// kernels as `out × taps × columns`.
+#[derive(Clone, Copy)]
+struct Fold {
+    columns: usize,
+    coefficients_len: usize,
+    folded_len: usize,
+    /// Kernels of a few output channels with taps before channels, for each thread.
+    staging_len: usize,
+}
+
+impl Fold {
+    fn new(s: ConvShape, rank: usize, shared: bool) -> Self {
+        let taps = s.kernel * s.kernel;
+        let columns = (rank * if shared { 1 } else { s.samples }).next_multiple_of(LANES);
+        Self {
+            columns,
+            coefficients_len: columns.next_multiple_of(PANEL) * s.in_channels,
+            folded_len: s.out_channels * taps * columns,
+            staging_len: FOLDED * taps * s.in_channels,
+        }
+    }
+
+    const fn len(&self, threads: usize) -> usize {
+        self.coefficients_len + self.folded_len + threads * self.staging_len
+    }
+}
+
+pub(super) fn forward_scratch(s: ConvShape, rank: usize, shared: bool, threads: usize) -> StackReq {
+    let products = direct::scratch(&low_window(s, rank, true), s.samples, !shared, s.out_channels, threads);
+    StackReq::new_aligned::<f32>(Fold::new(s, rank, shared).len(threads), 64).and(products)
+}
+
+/// Adds to `y`; the slices have the lengths that the shape says.
+pub(super) fn forward(s: ConvShape, l: &LowRank, weight: &[f32], y: &mut [f32], threads: usize, stack: &mut MemStack) {
+    let fold = Fold::new(s, l.rank, l.shared);
+    let (memory, stack) = stack.make_aligned_uninit::<f32>(fold.len(threads), 64);
+    let memory = Shared::uninit(memory);
+    let folded = memory.part(fold.coefficients_len, fold.folded_len);
+    fold_weight(s, l, weight, fold, memory, threads);
+    let taps = s.kernel * s.kernel;
+    let left = Left {
+        start: folded.ptr(),
+        rows: s.out_channels,
+        row: taps * fold.columns,
+        segment: fold.columns,
+        segments: taps,
+        sample: if l.shared { 0 } else { l.rank },
+    };
+    let target = output(s, Shared::new(y), true);
+    // SAFETY: the folded kernels were written above; `y` is borrowed exclusively.
+    unsafe { direct::multiply(low_window(s, l.rank, true), s.samples, &l.principal, left, target, threads, stack) };
+}
+
+/// W'\[i, tap, (s, p)\] = Σ_j W\[i, j, tap\] a\[s, j, p\], for all samples in one product.
+fn fold_weight(s: ConvShape, l: &LowRank, weight: &[f32], fold: Fold, memory: Shared, threads: usize) {
+    let (inputs, taps) = (s.in_channels, s.kernel * s.kernel);
+    let mixings = if l.shared { 1 } else { s.samples };
+    let coefficients = memory.part(0, fold.coefficients_len);
+    for column in 0..fold.columns {
+        let (sample, p) = (column / l.rank, column % l.rank);
+        for j in 0..inputs {
+            let at = (column / PANEL * inputs + j) * PANEL + column % PANEL;
+            let value = if sample < mixings { l.coefficients[(sample * inputs + j) * l.rank + p] } else { 0.0 };
+            // SAFETY: the place lies in the buffer, and no task runs yet.
+            unsafe { *coefficients.at(at) = value };
+        }
+    }
+    let folded = memory.part(fold.coefficients_len, fold.folded_len);
+    let staging_start = fold.coefficients_len + fold.folded_len;
+    for_each(threads, s.out_channels.div_ceil(FOLDED), |thread, task| {
+        let first = task * FOLDED;
+        let outputs = FOLDED.min(s.out_channels - first);
+        let staging = memory.part(staging_start + thread * fold.staging_len, fold.staging_len);
+        for (i, kernels) in weight[first * inputs * taps..][..outputs * inputs * taps].chunks(inputs * taps).enumerate()
+        {
+            for (j, kernel) in kernels.chunks(taps).enumerate() {
+                for (tap, value) in kernel.iter().enumerate() {
+                    // SAFETY: the place lies in the staging of this thread.
+                    unsafe { *staging.at((i * taps + tap) * inputs + j) = *value };
+                }
+            }
+        }
+        let product = Gemm {
+            a: staging.ptr(),
+            a_row: inputs,
+            a_depth: 1,
+            a_segment: 0,
+            b: coefficients.ptr(),
+            b_row: PANEL,
+            b_panel: inputs * PANEL,
+            c: folded.at(first * taps * fold.columns),
+            c_row: fold.columns,
+            rows: outputs * taps,
+            depth: inputs,
+            segments: 1,
+            columns: fold.columns,
+            add: false,
+        };
+        // SAFETY: both factors were written above; this task alone writes these outputs.
+        unsafe { dispatch(&product) };
+    });
+}
+
+/// Sizes of a recombination: the correlations, and for each thread the gradient of a few input channels.
+struct Recombination {
+    correlation: Correlation,
+    sums_len: usize,
+    /// Input channels of a task.
+    channels: usize,
+    thread_len: usize,
+}
+
+impl Recombination {
+    fn new(s: ConvShape, rank: usize, shared: bool, threads: usize) -> Self {
+        let window = low_window(s, rank, false);
+        let correlation = Correlation::new(window, s.samples, s.out_channels, !shared, threads);
+        let channels = RECOMBINED.min(s.in_channels.div_ceil(threads));
+        Self {
+            correlation,
+            sums_len: correlation.groups * correlation.sum_len(),
+            channels,
+            thread_len: channels * s.kernel * s.kernel * correlation.pitch(),
+        }
+    }
+
+    fn len(&self, threads: usize) -> usize {
+        self.sums_len + self.correlation.scratch_len().max(threads * self.thread_len)
+    }
+}
+
+pub(super) fn weight_gradient_scratch(s: ConvShape, rank: usize, shared: bool, threads: usize) -> StackReq {
+    StackReq::new_aligned::<f32>(Recombination::new(s, rank, shared, threads).len(threads), 64)
+}
+
+/// Adds to `dw`; the slices have the lengths that the shape says.
+pub(super) fn weight_gradient(
+    s: ConvShape,
+    l: &LowRank,
+    dy: &[f32],
+    dw: &mut [f32],
+    threads: usize,
+    stack: &mut MemStack,
+) {
+    let sizes = Recombination::new(s, l.rank, l.shared, threads);
+    let (memory, _) = stack.make_aligned_uninit::<f32>(sizes.len(threads), 64);
+    let memory = Shared::uninit(memory);
+    let (c, sums) = (sizes.correlation, memory.part(0, sizes.sums_len));
+    c.run(&l.principal, dy, sums, memory.part(sizes.sums_len, c.scratch_len()));
+
+    let taps = s.kernel * s.kernel;
+    let (row, depth) = (taps * c.pitch(), s.in_channels * taps);
+    let dw = Shared::new(dw);
+    for_each(threads, s.in_channels.div_ceil(sizes.channels), |thread, task| {
+        let first = task * sizes.channels;
+        let channels = sizes.channels.min(s.in_channels - first);
+        let gradient = memory.part(sizes.sums_len + thread * sizes.thread_len, sizes.thread_len);
+        let product = Gemm {
+            a: l.coefficients[first * l.rank..].as_ptr(),
+            a_row: l.rank,
+            a_depth: 1,
+            a_segment: if l.shared { 0 } else { s.in_channels * l.rank },
+            b: sums.ptr(),
+            b_row: row,
+            b_panel: PANEL,
+            c: gradient.ptr(),
+            c_row: row,
+            rows: channels,
+            depth: l.rank,
+            segments: c.groups,
+            columns: row,
+            add: false,
+        };
+        // SAFETY: the sums were written above; the gradient belongs to this thread.
+        unsafe { dispatch(&product) };
+        for channel in (0..s.out_channels).step_by(LANES) {
+            let collect = Collect {
+                sums: gradient.at(channel),
+                parts: 1,
+                part_len: 0,
+                pitch: c.pitch(),
+                columns: channels * taps,
+                channels: LANES.min(s.out_channels - channel),
+                to: dw.at(channel * depth + first * taps),
+                to_pitch: depth,
+                add: true,
+            };
+            // SAFETY: the gradient was written above; this task alone touches these input channels of `dw`.
+            unsafe { dispatch(&collect) };
+        }
+    });
+}
