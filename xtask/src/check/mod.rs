@@ -124,7 +124,22 @@ fn deny(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
     }
     let mut cargo = in_root(workspace, &DENY);
     cargo.args(["bans", "licenses", "sources"]);
-    by_exit_code(&mut cargo, "bans, licences, sources", "cargo-deny's messages stand above")
+    let outcome = by_exit_code(&mut cargo, "", "cargo-deny's messages stand above")?;
+    if !matches!(outcome, Outcome::Pass(_)) {
+        return Ok(outcome);
+    }
+    // Several versions of one crate are allowed, but the list should be seen.
+    let listing = process::captured(in_root(workspace, &["deny", "check", "bans"]).stderr(Stdio::piped()))?;
+    let listing = String::from_utf8_lossy(&listing.stderr).into_owned();
+    let duplicates = duplicates(&listing);
+    let detail = format!("{} crates in several versions: {}", duplicates.len(), duplicates.join(", "));
+    Ok(Outcome::Pass(detail))
+}
+
+/// The crates that cargo-deny warns of as `warning[duplicate]: found 2 duplicate entries for crate 'syn'`.
+fn duplicates(listing: &str) -> Vec<&str> {
+    let warnings = listing.lines().filter(|line| line.starts_with("warning[duplicate]"));
+    warnings.filter_map(|line| line.split('\'').nth(1)).collect()
 }
 
 /// Advisories come from a git host that not every network reaches.
@@ -156,4 +171,16 @@ fn by_exit_code(command: &mut Command, looked_at: &str, hint: &str) -> Result<Ou
         0 => Outcome::Pass(looked_at.into()),
         code => Outcome::Fail(vec![format!("{} ended with exit code {code}; {hint}", process::shown(command))]),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicate_crates_are_listed_by_name() {
+        let listing = "warning[duplicate]: found 2 duplicate entries for crate 'syn'\n   note: 'x'\n\
+                       warning[duplicate]: found 3 duplicate entries for crate 'rand'\nbans ok\n";
+        assert_eq!(duplicates(listing), ["syn", "rand"]);
+    }
 }
