@@ -1,9 +1,10 @@
 //! `cargo xtask bench`.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::failure::{FAILED, INTERRUPTED};
+use crate::failure::{FAILED, Failure, INTERRUPTED};
+use crate::nearest::nearest;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -20,14 +21,17 @@ pub struct BenchArgs {
     against: Option<String>,
 }
 
+/// The package that holds the benches.
+const PACKAGE: &str = "asymflow-benches";
+
 /// Runs the benches, each in its own process.
 pub fn run(workspace: &Workspace, args: &BenchArgs) -> Result<u8> {
     let mut cargo = process::cargo();
-    cargo.current_dir(workspace.root()).args(["bench", "--package", "asymflow-benches"]);
-    match &args.bench {
-        Some(bench) => cargo.args(["--bench", bench]),
-        None => cargo.arg("--benches"),
-    };
+    cargo.current_dir(workspace.root()).args(["bench", "--package", PACKAGE]);
+    // By name: `--benches` would also start the library's own harness, which does not know criterion's flags.
+    for bench in chosen(workspace, args.bench.as_deref())? {
+        cargo.args(["--bench", bench]);
+    }
     if let Some(name) = &args.save {
         cargo.args(["--", "--save-baseline", name]);
     }
@@ -38,4 +42,21 @@ pub fn run(workspace: &Workspace, args: &BenchArgs) -> Result<u8> {
         code @ (0 | INTERRUPTED) => code,
         _ => FAILED,
     })
+}
+
+fn chosen<'a>(workspace: &'a Workspace, wanted: Option<&'a str>) -> Result<Vec<&'a str>> {
+    let targets = workspace.packages.iter().filter(|package| package.name == PACKAGE).flat_map(|p| &p.targets);
+    let benches: Vec<&str> =
+        targets.filter(|target| target.kind.iter().any(|kind| kind == "bench")).map(|t| t.name.as_str()).collect();
+    let Some(wanted) = wanted else {
+        return Ok(benches);
+    };
+    if benches.contains(&wanted) {
+        return Ok(vec![wanted]);
+    }
+    let hint = match nearest(wanted, benches.iter().copied()) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("there are: {}", benches.join(", ")),
+    };
+    bail!(Failure::Usage(format!("unknown bench `{wanted}`\nhelp: {hint}")))
 }

@@ -48,6 +48,11 @@ pub struct Package {
 /// Something that a package builds: a library, a binary, a test.
 #[derive(Debug, Deserialize)]
 pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// `lib`, `bin`, `test`, `bench`, …
+    #[serde(default)]
+    pub kind: Vec<String>,
     /// Features without which cargo leaves it out, and says nothing.
     #[serde(default, rename = "required-features")]
     pub required_features: Vec<String>,
