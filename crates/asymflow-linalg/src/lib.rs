@@ -1,6 +1,13 @@
 #![doc = include_str!("../README.md")]
 
 pub mod conv;
+pub mod dct;
 pub mod decompose;
+pub mod rank;
+pub mod spectrum;
 
-pub use decompose::{BatchShape, DecomposeError, Decomposer, ExactSvd, Gram, LowRank, SharedBasis, by_name};
+pub use dct::BlockDct;
+pub use decompose::{
+    Alternating, BatchShape, DecomposeError, Decomposer, ExactSvd, Gram, LowRank, RandomRange, SharedBasis, by_name,
+};
+pub use rank::{LayerCost, RankPolicy};

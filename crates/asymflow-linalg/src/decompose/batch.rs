@@ -23,6 +23,19 @@ pub(super) struct Sample<'a> {
     pub residual: &'a mut [f32],
 }
 
+impl Sample<'_> {
+    /// The same sample for a shorter time.
+    pub fn reborrow(&mut self) -> Sample<'_> {
+        Sample {
+            index: self.index,
+            x: self.x,
+            coefficients: self.coefficients,
+            principal: self.principal,
+            residual: self.residual,
+        }
+    }
+}
+
 /// Checks shape, lengths, rank and scratch before anything is written.
 pub(super) fn check(
     x: &[f32],
@@ -186,17 +199,63 @@ pub(super) fn in_range(energy: f32) -> bool {
     (1e-20..1e30).contains(&energy)
 }
 
-/// Writes `x` scaled to largest magnitude 1 into `out`, for samples whose squares leave the range of f32.
+/// Largest magnitude of `x`, or 1 when all is zero.
 ///
 /// # Errors
 /// The index of the first value that is not finite.
-pub(super) fn rescaled<'a>(x: &[f32], out: &'a mut [f32]) -> Result<&'a [f32], usize> {
-    if let Some(index) = first_non_finite(x) {
-        return Err(index);
+fn largest_magnitude(x: &[f32]) -> Result<f32, usize> {
+    // Without the sign, bits of floats are ordered as integers, and infinities and NaN come last.
+    let largest = x.iter().fold(0, |largest: i32, value| largest.max((value.to_bits() & 0x7fff_ffff) as i32));
+    let largest = f32::from_bits(largest.cast_unsigned());
+    match first_non_finite(if largest.is_finite() { &[] } else { x }) {
+        Some(index) => Err(index),
+        None => Ok(if largest > 0.0 { largest } else { 1.0 }),
     }
-    let largest = x.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    // Division in two steps would round twice; a subnormal's reciprocal overflows, so divide.
-    let divisor = if largest > 0.0 { largest } else { 1.0 };
-    out.iter_mut().zip(x).for_each(|(out, value)| *out = value / divisor);
-    Ok(out)
+}
+
+/// Combines `map` of every sample, the samples shared out over `par`.
+fn reduce<T: Send>(
+    x: &[f32],
+    (first, shape): (usize, BatchShape),
+    shares: usize,
+    map: &(impl Fn(usize, &[f32]) -> T + Sync),
+    combine: &(impl Fn(T, T) -> T + Sync),
+) -> T {
+    if shape.samples > 1 {
+        // Always halves, so that sums do not depend on the number of threads.
+        let samples = shape.samples / 2;
+        let (x_left, x_right) = x.split_at(samples * shape.channels * shape.pixels);
+        let (left, right) = (BatchShape { samples, ..shape }, BatchShape { samples: shape.samples - samples, ..shape });
+        let a = || reduce(x_left, (first, left), shares / 2, map, combine);
+        let b = || reduce(x_right, (first + samples, right), shares - shares / 2, map, combine);
+        let (a, b) = if shares > 1 { rayon::join(a, b) } else { (a(), b()) };
+        return combine(a, b);
+    }
+    map(first, x)
+}
+
+/// Largest magnitude in the batch, or 1 when all is zero.
+///
+/// # Errors
+/// The index of the first value that is not finite.
+pub(super) fn largest(x: &[f32], shape: BatchShape, par: Par) -> Result<f32, usize> {
+    let each = |index: usize, sample: &[f32]| largest_magnitude(sample).map_err(|at| index * sample.len() + at);
+    reduce(x, (0, shape), shares(shape.samples, par), &each, &|a, b| Ok(a?.max(b?)))
+}
+
+/// ‖x‖² of the batch, summed in f64.
+pub(super) fn energy(x: &[f32], shape: BatchShape, par: Par) -> f64 {
+    let each = |_: usize, sample: &[f32]| sample.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+    reduce(x, (0, shape), shares(shape.samples, par), &each, &|a, b| a + b)
+}
+
+/// Writes `x` divided by its largest magnitude into `out`, so that squares stay in the range of f32; returns both.
+///
+/// # Errors
+/// The index of the first value that is not finite.
+pub(super) fn rescaled<'a>(x: &[f32], out: &'a mut [f32]) -> Result<(&'a [f32], f32), usize> {
+    let largest = largest_magnitude(x)?;
+    // The reciprocal of a subnormal overflows, so divide.
+    out.iter_mut().zip(x).for_each(|(out, value)| *out = value / largest);
+    Ok((out, largest))
 }

@@ -40,21 +40,22 @@ fn sample(
     stack: &mut MemStack,
 ) -> Result<(), DecomposeError> {
     let BatchShape { channels, pixels, .. } = shape;
-    if let Some(index) = batch::first_non_finite(sample.x) {
-        return Err(DecomposeError::NonFinite { index: sample.index * channels * pixels + index });
-    }
+    // Residual memory is free until the end; squares of tiny and huge values would leave the range of f32.
+    let (scaled, scale) = batch::rescaled(sample.x, sample.residual)
+        .map_err(|index| DecomposeError::NonFinite { index: sample.index * channels * pixels + index })?;
+    let scaled = MatRef::from_row_major_slice(scaled, channels, pixels);
     let size = channels.min(pixels);
     let x = MatRef::from_row_major_slice(sample.x, channels, pixels);
     let (mut u, stack) = temp_mat_zeroed::<f32, _, _>(channels, size, stack);
     let (mut v, stack) = temp_mat_zeroed::<f32, _, _>(pixels, size, stack);
     let (mut s, stack) = batch::zeros(stack, size);
     let (mut u, mut v) = (u.as_mat_mut(), v.as_mat_mut());
-    svd(x, DiagMut::from_slice_mut(&mut s), Some(u.rb_mut()), Some(v.rb_mut()), par, stack, Default::default())
+    svd(scaled, DiagMut::from_slice_mut(&mut s), Some(u.rb_mut()), Some(v.rb_mut()), par, stack, Default::default())
         .map_err(|_| DecomposeError::NoConvergence)?;
     let mut a = MatMut::from_row_major_slice_mut(sample.coefficients, channels, rank);
     for p in 0..rank {
         for j in 0..channels {
-            a[(j, p)] = u[(j, p)] * s[p];
+            a[(j, p)] = u[(j, p)] * s[p] * scale;
         }
     }
     let mut principal = MatMut::from_row_major_slice_mut(sample.principal, rank, pixels);

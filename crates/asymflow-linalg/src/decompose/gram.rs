@@ -25,7 +25,7 @@ pub struct Gram {
 
 impl Default for Gram {
     fn default() -> Self {
-        Self { oversample: 8, steps: 4 }
+        Self { oversample: 4, steps: 1 }
     }
 }
 
@@ -86,19 +86,20 @@ impl Gram {
         let side = |m| if wide { m } else { MatRef::transpose(m) };
         gram_of(side(x), &mut gram, Accum::Replace, par);
         if !batch::in_range(trace(&gram, plan.n)) {
-            let scaled = batch::rescaled(sample.x, sample.residual)
+            let (scaled, _) = batch::rescaled(sample.x, sample.residual)
                 .map_err(|index| DecomposeError::NonFinite { index: sample.index * channels * pixels + index })?;
             gram_of(side(MatRef::from_row_major_slice(scaled, channels, pixels)), &mut gram, Accum::Replace, par);
         }
         mirror(&mut gram, plan.n);
+        let energy = trace(&gram, plan.n);
         let mut a = MatMut::from_row_major_slice_mut(sample.coefficients, channels, rank);
         let mut v = MatMut::from_row_major_slice_mut(sample.principal, rank, pixels);
         let gram = MatRef::from_column_major_slice(&gram[..], plan.n, plan.n);
         if wide {
-            plan.run(gram, a.rb_mut(), stack)?;
+            plan.run(gram, energy, a.rb_mut(), stack)?;
             matmul(v.rb_mut(), Accum::Replace, a.rb().transpose(), x, 1.0, par);
         } else {
-            plan.run(gram, v.rb_mut().transpose_mut(), stack)?;
+            plan.run(gram, energy, v.rb_mut().transpose_mut(), stack)?;
             matmul(a.rb_mut(), Accum::Replace, x, v.rb().transpose(), 1.0, par);
         }
         batch::subtract(x, a.rb(), v.rb(), sample.residual, par);

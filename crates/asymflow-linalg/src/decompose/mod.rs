@@ -1,8 +1,10 @@
 //! Decompositions X = X_main + X_res of a batch of activations, X_main of low rank.
 
+mod alternating;
 mod batch;
 mod exact;
 mod gram;
+mod range;
 mod shared;
 mod subspace;
 #[cfg(test)]
@@ -14,9 +16,13 @@ use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
 use thiserror::Error;
 
+pub use alternating::{Alternating, Initialisation};
 pub use exact::ExactSvd;
 pub use gram::Gram;
+pub use range::RandomRange;
 pub use shared::SharedBasis;
+#[cfg(test)]
+pub(crate) use subspace::fill_uniform;
 
 /// Shape of a batch of matrices: `samples` of `channels × pixels`, row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,12 +140,17 @@ pub trait Decomposer: Send + Sync + Debug {
 /// Name of the decomposer used unless another is asked for.
 pub const DEFAULT: &str = "gram";
 
-/// The decomposer of that name with sensible settings; `None` for a name nobody has.
+/// Names that [`by_name`] knows.
+pub const NAMES: [&str; 5] = ["gram", "shared-basis", "alternating", "random-range", "exact-svd"];
+
+/// The decomposer of that name with sensible settings; `None` for a name not in [`NAMES`].
 pub fn by_name(name: &str) -> Option<Box<dyn Decomposer>> {
     Some(match name {
-        "exact-svd" => Box::new(ExactSvd),
         "gram" => Box::new(Gram::default()),
         "shared-basis" => Box::new(SharedBasis::default()),
+        "alternating" => Box::new(Alternating::default()),
+        "random-range" => Box::new(RandomRange::default()),
+        "exact-svd" => Box::new(ExactSvd),
         _ => return None,
     })
 }

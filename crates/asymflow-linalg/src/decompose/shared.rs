@@ -25,7 +25,7 @@ pub struct SharedBasis {
 impl Default for SharedBasis {
     fn default() -> Self {
         // One small problem for the whole batch: steps cost next to nothing.
-        Self { oversample: 8, steps: 12 }
+        Self { oversample: 8, steps: 4 }
     }
 }
 
@@ -90,13 +90,14 @@ impl Decomposer for SharedBasis {
         let (mut sums, stack) = batch::zeros(stack, square * batch::shares(samples, par));
         sum_grams(x, shape, &mut sums, inner);
         if !batch::in_range(trace(&sums[..square], channels)) {
-            let scaled = batch::rescaled(x, residual).map_err(|index| DecomposeError::NonFinite { index })?;
+            let (scaled, _) = batch::rescaled(x, residual).map_err(|index| DecomposeError::NonFinite { index })?;
             sum_grams(scaled, shape, &mut sums, inner);
         }
         mirror(&mut sums[..square], channels);
+        let energy = trace(&sums[..square], channels);
         let gram = MatRef::from_column_major_slice(&sums[..square], channels, channels);
         let a = MatMut::from_row_major_slice_mut(&mut low_rank.coefficients, channels, rank);
-        self.plan(shape, rank).run(gram, a, stack)?;
+        self.plan(shape, rank).run(gram, energy, a, stack)?;
         let basis = std::mem::take(&mut low_rank.coefficients);
         let a = MatRef::from_row_major_slice(&basis[..], channels, rank);
         let done = batch::for_each_sample(x, samples, low_rank, residual, (par, StackReq::EMPTY), stack, |part, _| {

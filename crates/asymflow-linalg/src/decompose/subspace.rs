@@ -25,7 +25,7 @@ pub(super) fn splitmix(state: &mut u64) -> u64 {
 }
 
 /// Fills `values` with independent uniform values in (−1, 1).
-pub(super) fn fill_uniform(values: &mut [f32], seed: u64) {
+pub(crate) fn fill_uniform(values: &mut [f32], seed: u64) {
     let mut state = seed;
     for value in values {
         // 24 bits fill the mantissa; the half step keeps zero out.
@@ -33,58 +33,107 @@ pub(super) fn fill_uniform(values: &mut [f32], seed: u64) {
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    // Eight sums that do not wait for each other, so the loop vectorises.
-    let mut sums = [0.0f32; 8];
-    let (a_chunks, b_chunks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in a_chunks.zip(b_chunks) {
-        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
-            *sum += x * y;
+/// Columns handled together: one or a few vector registers.
+pub(super) const LANES: usize = 16;
+
+/// Share of its squared length below which what is left of a column is orthogonalised again.
+const LOST: f32 = 1e-4;
+
+/// The products of column `k` of `q` with the columns `from..from + LANES`.
+fn products(q: &[f32], width: usize, k: usize, from: usize) -> [f32; LANES] {
+    let mut even = [0.0f32; LANES];
+    let mut odd = [0.0f32; LANES];
+    let add = |row: &[f32], sums: &mut [f32; LANES]| {
+        let pivot = row[k];
+        for (sum, value) in sums.iter_mut().zip(&row[from..from + LANES]) {
+            *sum += pivot * value;
+        }
+    };
+    // Two sums that do not wait for each other.
+    for rows in q.chunks(2 * width) {
+        let (first, second) = rows.split_at(width);
+        add(first, &mut even);
+        if !second.is_empty() {
+            add(second, &mut odd);
         }
     }
-    rest + sums.iter().sum::<f32>()
+    even.iter_mut().zip(odd).for_each(|(sum, value)| *sum += value);
+    even
 }
 
-/// Makes the columns of `q` (column-major, each of length `n`) orthonormal.
+/// Makes the first `columns` columns of the row-major `q` (rows of `width`, a multiple of [`LANES`]) orthonormal
+/// and returns the length the last one had left.
 ///
-/// Modified Gram-Schmidt, a column twice when it lost most of its length; a column in the span of those
-/// before it is replaced by a unit vector outside the span.
-pub(super) fn orthonormalise(q: &mut [f32], n: usize) {
-    let columns = q.len() / n;
+/// Modified Gram-Schmidt by rows: each column is taken out of all later ones at once, so nothing waits for a
+/// horizontal sum. A column within the span of those before it is replaced by one outside.
+pub(super) fn orthonormalise(q: &mut [f32], width: usize, columns: usize, entering: &mut [f32]) -> f32 {
+    entering[..width].fill(0.0);
+    for row in q.chunks_exact(width) {
+        entering.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
+    }
+    let mut length = 0.0;
     for k in 0..columns {
-        let (before, rest) = q.split_at_mut(k * n);
-        let column = &mut rest[..n];
-        let mut unit = 0;
-        loop {
-            let length = dot(column, column).sqrt();
-            let mut left = length;
-            // Twice is enough (Giraud, Langou, Rozložník 2005).
-            for _ in 0..2 {
-                let entering = left;
-                for earlier in before.chunks_exact(n) {
-                    let share = dot(earlier, column);
-                    column.iter_mut().zip(earlier).for_each(|(value, e)| *value -= share * e);
+        let first = k / LANES * LANES;
+        let mut shares = products(q, width, k, first);
+        if shares[k - first] <= LOST * entering[k] {
+            repair(q, width, k);
+            shares = products(q, width, k, first);
+        }
+        let inverse_square = 1.0 / shares[k - first];
+        length = shares[k - first].sqrt();
+        shares[..=k - first].fill(0.0);
+        for from in (first..width).step_by(LANES) {
+            if from > first {
+                shares = products(q, width, k, from);
+            }
+            shares.iter_mut().for_each(|share| *share *= inverse_square);
+            for row in q.chunks_exact_mut(width) {
+                let pivot = row[k];
+                for (value, share) in row[from..from + LANES].iter_mut().zip(&shares) {
+                    *value -= pivot * share;
                 }
-                left = dot(column, column).sqrt();
-                if left > 0.5 * entering {
-                    break;
-                }
             }
-            if left > 1e-5 * length && left.is_normal() {
-                let scale = 1.0 / left;
-                column.iter_mut().for_each(|value| *value *= scale);
-                break;
-            }
-            column.fill(0.0);
-            if unit == n {
-                break;
-            }
-            column[unit] = 1.0;
-            unit += 1;
+        }
+        q.chunks_exact_mut(width).for_each(|row| row[k] /= length);
+    }
+    length
+}
+
+/// Takes the columns before it out of column `k` once more; one within their span becomes a vector outside it.
+fn repair(q: &mut [f32], width: usize, k: usize) {
+    let mut left = length_squared(q, width, k);
+    for _ in 0..2 {
+        let entering = left;
+        for j in 0..k {
+            let share: f32 = q.chunks_exact(width).map(|row| row[j] * row[k]).sum();
+            q.chunks_exact_mut(width).for_each(|row| row[k] -= share * row[j]);
+        }
+        left = length_squared(q, width, k);
+        if left > LOST * entering && left > f32::MIN_POSITIVE {
+            return;
         }
     }
+    replace(q, width, k);
 }
+
+fn length_squared(q: &[f32], width: usize, k: usize) -> f32 {
+    q.chunks_exact(width).map(|row| row[k] * row[k]).sum()
+}
+
+/// Sets column `k` of `q` to a vector orthogonal to the columns before it.
+fn replace(q: &mut [f32], width: usize, k: usize) {
+    // 1 − Σ_j q_ij² is what orthogonalisation leaves of the unit vector e_i; the largest is at least 1 − k/n.
+    let taken = |row: &[f32]| row[..k].iter().map(|value| value * value).sum::<f32>();
+    let rows = q.chunks_exact(width).map(taken).enumerate();
+    let unit = rows.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(row, _)| row);
+    for row in 0..q.len() / width {
+        let overlap: f32 = (0..k).map(|j| q[unit * width + j] * q[row * width + j]).sum();
+        q[row * width + k] = f32::from(u8::from(row == unit)) - overlap;
+    }
+}
+
+/// Degree of the Chebyshev filter: products with the matrix for each orthonormalisation.
+const DEGREE: usize = 2;
 
 /// How the leading eigenvectors are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,44 +160,73 @@ impl Plan {
         self.block == self.n
     }
 
-    pub fn scratch(self) -> StackReq {
-        let iterate = if self.exact() { StackReq::EMPTY } else { zeros_scratch(2 * self.n * self.block) };
-        let ritz = StackReq::all_of(&[
-            temp_mat_scratch::<f32>(self.block, self.block).array(2),
-            zeros_scratch(self.block),
-            self_adjoint_evd_scratch::<f32>(self.block, ComputeEigenvectors::Yes, Par::Seq, Default::default()),
-        ]);
-        iterate.and(ritz)
+    /// Columns stored: whole groups of lanes.
+    fn width(self) -> usize {
+        self.block.next_multiple_of(LANES)
     }
 
-    /// Writes the leading eigenvectors of `gram` into the columns of `vectors` (`n × rank`).
+    pub fn scratch(self) -> StackReq {
+        let iterate = if self.exact() {
+            StackReq::EMPTY
+        } else {
+            zeros_scratch(self.n * self.width()).array(3).and(zeros_scratch(self.width()))
+        };
+        iterate.and(temp_mat_scratch::<f32>(self.block, self.block)).and(eigen_scratch(self.block))
+    }
+
+    /// Writes the leading eigenvectors of `gram`, whose trace is `energy`, into the columns of `vectors` (`n × rank`).
     pub fn run(
         self,
         gram: MatRef<'_, f32>,
-        vectors: MatMut<'_, f32>,
+        energy: f32,
+        mut vectors: MatMut<'_, f32>,
         stack: &mut MemStack,
     ) -> Result<(), DecomposeError> {
         let Self { n, rank, block, steps } = self;
         if self.exact() {
-            return eigen(gram, stack, |u| {
-                let mut vectors = vectors;
-                vectors.copy_from(u.subcols(n - rank, rank).reverse_cols());
-            });
+            return eigen(gram, stack, |u| vectors.copy_from(u.subcols(n - rank, rank).reverse_cols()));
         }
-        let (mut q, stack) = zeros(stack, n * block);
-        let (mut z, stack) = zeros(stack, n * block);
-        fill_uniform(&mut q, START_SEED);
+        let width = self.width();
+        let scale = if energy > 0.0 { 1.0 / energy } else { 1.0 };
+        let (mut q, stack) = zeros(stack, n * width);
+        let (mut z, stack) = zeros(stack, n * width);
+        let (mut w, stack) = zeros(stack, n * width);
+        let (mut entering, stack) = zeros(stack, width);
+        let multiply = |q: &[f32], z: &mut [f32], scale: f32| {
+            let q = MatRef::from_row_major_slice(q, n, width);
+            matmul(MatMut::from_row_major_slice_mut(z, n, width), Accum::Replace, gram, q, scale, Par::Seq);
+        };
+        q.chunks_exact_mut(width).zip(0..).for_each(|(row, at)| fill_uniform(&mut row[..block], START_SEED + at));
+        multiply(&q, &mut z, scale);
+        std::mem::swap(&mut q, &mut z);
+        let mut bound = orthonormalise(&mut q, width, block, &mut entering) / (n as f32 / 3.0).sqrt();
         for _ in 0..steps {
-            multiply(gram, &q, &mut z);
+            // T_d(2G/bound − 1) Q by the three-term recurrence: at most 1 on eigenvalues below the bound,
+            // growing as fast as a polynomial of the degree can above it.
+            let factor = 2.0 / bound;
+            multiply(&q, &mut z, factor * scale);
+            z.iter_mut().zip(&q[..]).for_each(|(z, q)| *z -= q);
+            for _ in 1..DEGREE {
+                multiply(&z, &mut w, 2.0 * factor * scale);
+                w.iter_mut().zip(&z[..]).zip(&q[..]).for_each(|((w, z), q)| *w -= 2.0 * z + q);
+                std::mem::swap(&mut q, &mut z);
+                std::mem::swap(&mut z, &mut w);
+            }
             std::mem::swap(&mut q, &mut z);
-            orthonormalise(&mut q, n);
+            let growth = orthonormalise(&mut q, width, block, &mut entering);
+            // The eigenvalue that grew so much.
+            bound *= if growth > 1.0 { 0.5 + 0.5 * (growth.acosh() / DEGREE as f32).cosh() } else { 0.5 };
+        }
+        if block == rank {
+            vectors.copy_from(MatRef::from_row_major_slice(&q[..], n, width).subcols(0, rank));
+            return Ok(());
         }
         // Rayleigh-Ritz: the best `rank` directions within the block.
-        multiply(gram, &q, &mut z);
+        multiply(&q, &mut z, scale);
         let (mut small, stack) = temp_mat_zeroed::<f32, _, _>(block, block, stack);
         let mut small = small.as_mat_mut();
-        let q = MatRef::from_column_major_slice(&q[..], n, block);
-        let z = MatRef::from_column_major_slice(&z[..], n, block);
+        let q = MatRef::from_row_major_slice(&q[..], n, width).subcols(0, block);
+        let z = MatRef::from_row_major_slice(&z[..], n, width).subcols(0, block);
         matmul(small.rb_mut(), Accum::Replace, q.transpose(), z, 1.0, Par::Seq);
         eigen(small.rb(), stack, |u| {
             matmul(vectors, Accum::Replace, q, u.subcols(block - rank, rank).reverse_cols(), 1.0, Par::Seq);
@@ -156,21 +234,17 @@ impl Plan {
     }
 }
 
-fn multiply(gram: MatRef<'_, f32>, q: &[f32], z: &mut [f32]) {
-    let n = gram.nrows();
-    let columns = q.len() / n;
-    matmul(
-        MatMut::from_column_major_slice_mut(z, n, columns),
-        Accum::Replace,
-        gram,
-        MatRef::from_column_major_slice(q, n, columns),
-        1.0,
-        Par::Seq,
-    );
+/// Scratch of [`eigen`].
+pub(super) fn eigen_scratch(n: usize) -> StackReq {
+    StackReq::all_of(&[
+        temp_mat_scratch::<f32>(n, n),
+        zeros_scratch(n),
+        self_adjoint_evd_scratch::<f32>(n, ComputeEigenvectors::Yes, Par::Seq, Default::default()),
+    ])
 }
 
 /// All eigenvectors of `matrix`, eigenvalues rising, handed to `then`.
-fn eigen(
+pub(super) fn eigen(
     matrix: MatRef<'_, f32>,
     stack: &mut MemStack,
     then: impl FnOnce(MatRef<'_, f32>),
