@@ -104,15 +104,35 @@ fn c_compiler() -> Finding {
     }
 }
 
+/// File or folder names by which a data set is recognised.
+const DATA_SETS: [(&str, &[&str]); 3] = [
+    ("CIFAR-10", &["cifar10.tar.xz", "cifar10", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]),
+    ("CIFAR-100", &["cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"]),
+    ("MNIST", &["mnist"]),
+];
+
 fn data_sets(workspace: &Workspace) -> Finding {
-    match data::find_dir(workspace, None) {
-        Ok(dir) => Finding::ok("data sets", dir.display().to_string()),
-        Err(_) => Finding::missing(
+    let Ok(dir) = data::find_dir(workspace, None) else {
+        return Finding::missing(
             "data sets",
             "none found; the demo has its data built in",
             "set ASYMFLOW_DATA to a folder with CIFAR-10 or MNIST",
-        ),
+        );
+    };
+    let found = data_sets_in(&dir);
+    if found.is_empty() {
+        return Finding::missing(
+            "data sets",
+            format!("{} holds none that is known by name", dir.display()),
+            "put cifar10.tar.xz, cifar-10-binary.tar.gz or mnist/ there",
+        );
     }
+    Finding::ok("data sets", format!("{} in {}", found.join(", "), dir.display()))
+}
+
+fn data_sets_in(dir: &Path) -> Vec<&'static str> {
+    let is_there = |names: &[&str]| names.iter().any(|name| dir.join(name).exists());
+    DATA_SETS.iter().filter(|(_, names)| is_there(names)).map(|(set, _)| *set).collect()
 }
 
 #[cfg(test)]
@@ -124,5 +144,13 @@ mod tests {
         let text = "vmx flags\t: a\nflags\t\t: fpu avx2\nflags : other\n";
         assert_eq!(field(text, "flags"), Some("fpu avx2"));
         assert_eq!(field(text, "model name"), None);
+    }
+    #[test]
+    fn data_sets_are_known_by_their_file_names() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(data_sets_in(dir.path()), [""; 0]);
+        std::fs::create_dir(dir.path().join("mnist")).expect("it can be made");
+        std::fs::write(dir.path().join("cifar-10-binary.tar.gz"), "").expect("it can be written");
+        assert_eq!(data_sets_in(dir.path()), ["CIFAR-10", "MNIST"]);
     }
 }
