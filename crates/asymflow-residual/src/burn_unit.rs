@@ -4,7 +4,7 @@ use burn::tensor::module::{conv_transpose2d, conv2d, conv2d_weight_backward};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use asymflow_zoo::{Network, Shape};
+use asymflow_zoo::{BurnNet, Network, ParamSpec, Sgd, Shape, Weights};
 
 use crate::backend::{ConvUnit, Pass, SgdStep, Wanted};
 use crate::unit::conv_output;
@@ -36,7 +36,7 @@ impl BurnUnit {
                 conv.set(weights);
                 Ok(())
             }
-            Self::Network(network) => network.set(&weights),
+            Self::Network(network) => network.net.set_weights(&weights).map_err(|e| e.to_string()),
         }
     }
 
@@ -61,14 +61,14 @@ impl BurnUnit {
     pub fn weights(&self) -> Result<Vec<f32>, String> {
         match self {
             Self::Conv(conv) => Ok(conv.weights.clone()),
-            Self::Network(network) => network.weights(),
+            Self::Network(network) => network.net.flat_weights().map_err(|e| e.to_string()),
         }
     }
 
     pub fn reset(&mut self) {
         match self {
             Self::Conv(conv) => conv.kept = None,
-            Self::Network(network) => network.reset(),
+            Self::Network(network) => network.net.reset(),
         }
     }
 }
@@ -151,29 +151,41 @@ impl BurnConv {
     }
 }
 
-/// A whole network.
-pub(crate) struct BurnNetwork;
+/// A whole network; its weights live on the device.
+pub(crate) struct BurnNetwork {
+    net: BurnNet,
+    device: Device,
+}
 
 impl BurnNetwork {
-    pub fn new(_network: &Network, _device: &Device) -> Result<Self, String> {
-        Err("networks are not built in".to_owned())
+    pub fn new(network: &Network, device: &Device) -> Result<Self, String> {
+        let zero = vec![0.0; network.parameters().iter().map(ParamSpec::len).sum()];
+        let weights = Weights::unflatten(network, &zero).map_err(|e| e.to_string())?;
+        let net = BurnNet::new(network, &weights, device).map_err(|e| e.to_string())?;
+        Ok(Self { net, device: device.clone() })
     }
-    fn forward(&mut self, _x: Vec<f32>, _pass: Pass) -> Result<Vec<f32>, String> {
-        Err(String::new())
+
+    fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
+        let x = self.net.batch(x).map_err(|e| e.to_string())?;
+        download(self.net.forward(x, pass == Pass::Training).map_err(|e| e.to_string())?)
     }
-    fn gradient(&mut self, _dy: Vec<f32>, _input: bool) -> Result<Vec<f32>, String> {
-        Err(String::new())
+
+    fn gradient(&mut self, dy: Vec<f32>, wanted: bool) -> Result<Vec<f32>, String> {
+        let classes = self.net.network().classes;
+        let samples = dy.len() / classes.max(1);
+        let dy = Tensor::from_data(TensorData::new(dy, [samples, classes]), &self.device);
+        let input = self.net.backward(dy).map_err(|e| e.to_string())?;
+        if wanted { download(input) } else { Ok(Vec::new()) }
     }
-    fn set(&mut self, _weights: &[f32]) -> Result<(), String> {
-        Err(String::new())
+
+    fn step(&mut self, sgd: SgdStep) -> Result<(), String> {
+        let sgd = Sgd {
+            learning_rate: f64::from(sgd.learning_rate),
+            momentum: f64::from(sgd.momentum),
+            weight_decay: f64::from(sgd.weight_decay),
+        };
+        self.net.step(sgd).map_err(|e| e.to_string())
     }
-    fn step(&mut self, _sgd: SgdStep) -> Result<(), String> {
-        Err(String::new())
-    }
-    fn weights(&self) -> Result<Vec<f32>, String> {
-        Err(String::new())
-    }
-    fn reset(&mut self) {}
 }
 
 /// Samples of `shape` as one tensor on `device`.

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::backend::{Batch, CollectError, ResidualTraining, Ticket};
 
 pub use convolutions::convolutions;
-pub use networks::networks;
+pub use networks::{network_inference, networks};
 
 /// What a backend got wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -1,12 +1,181 @@
 //! Network units.
 
-use super::Nonconformance;
-use crate::backend::ResidualBackend;
+use asymflow_privacy::Precision;
+use asymflow_zoo::{Conv, Layer, Linear, Network, ParamSpec, Shape, Weights};
 
-/// Checks everything the traits promise of network units.
+use super::reference::NetworkReference;
+use super::{Nonconformance, close, gradients, numbers, ok, outputs, refused, released, wrong};
+use crate::backend::{
+    Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, SubmitError, Unit, UnitId, Wanted,
+};
+
+const ID: UnitId = UnitId(0);
+const SAMPLES: usize = 4;
+const SGD: SgdStep = SgdStep { learning_rate: 0.05, momentum: 0.9, weight_decay: 0.01 };
+/// Step of the central differences; in f64 they are good to about its square.
+const STEP: f64 = 1e-5;
+
+/// Every kind of layer but dropout, whose randomness is the backend's own.
+fn network() -> Network {
+    let conv = |name: &str, in_channels, out_channels, kernel, stride, bias| {
+        let (name, padding) = (name.to_owned(), kernel / 2);
+        Layer::Conv(Conv { name, in_channels, out_channels, kernel, stride, padding, bias })
+    };
+    let norm = |name: &str, channels| Layer::BatchNorm { name: name.to_owned(), channels };
+    let main = vec![conv("a.conv", 4, 5, 3, 2, false), norm("a.norm", 5)];
+    let shortcut = vec![conv("a.short", 4, 5, 1, 2, true)];
+    let linear = Linear { name: "fc".to_owned(), in_features: 5 * 4, out_features: 3 };
+    let layers = vec![
+        conv("conv", 2, 4, 3, 1, true),
+        norm("norm", 4),
+        Layer::Relu,
+        Layer::MaxPool { kernel: 3, stride: 2, padding: 1 },
+        Layer::Residual { main, shortcut },
+        Layer::Relu,
+        Layer::Residual { main: vec![conv("b.conv", 5, 5, 3, 1, false)], shortcut: vec![] },
+        Layer::AdaptiveAvgPool { out: 2 },
+        Layer::Flatten,
+        Layer::Linear(linear),
+    ];
+    Network { name: "conformance".to_owned(), input: Shape::new(2, 10, 9), classes: 3, layers }
+}
+
+/// Checks everything the traits promise of network units: inference, a training step's outputs, input
+/// gradient, running statistics and updated weights, with gradients by central differences in f64.
 ///
 /// # Errors
 /// The first broken promise.
-pub fn networks(_backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub fn networks(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    inference(backend)?;
+    let model = ResidualModel { units: vec![Unit::Network(network())] };
+    let mut session = ok("open", backend.open(&model))?;
+    training(session.as_mut())?;
+    refusals(backend, session.as_mut())
+}
+
+/// Checks inference of network units, and that training is refused as unsupported where it is.
+///
+/// # Errors
+/// The first broken promise.
+pub fn network_inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    inference(backend)
+}
+
+fn weights(network: &Network) -> Result<Vec<f32>, Nonconformance> {
+    let mut flat = ok("weights", Weights::init(network, 5).flatten(network))?;
+    // Freshly initialised normalisations would hide mistakes: scale 1, shift 0, mean 0, variance 1.
+    for (value, noise) in flat.iter_mut().zip(numbers(11, network.parameters().iter().map(ParamSpec::len).sum())) {
+        *value += 0.25 * noise;
+    }
+    Ok(flat)
+}
+
+fn inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let network = network();
+    let model = ResidualModel { units: vec![Unit::Network(network.clone())] };
+    let mut session = ok("open", backend.open(&model))?;
+    let session = session.as_mut();
+    let flat = weights(&network)?;
+    if ok("weights", session.weights(ID))?.iter().any(|&w| w != 0.0) {
+        return Err(wrong("open", "weights of a new session are not zero"));
+    }
+    ok("set_weights", session.set_weights(ID, &flat))?;
+    if ok("weights", session.weights(ID))? != flat {
+        return Err(wrong("weights", "not those that were set"));
+    }
+    let x = numbers(21, SAMPLES * network.input.len());
+    let ticket = ok("submit", session.submit(ID, released(x.clone(), Precision::F32)?, Pass::Inference))?;
+    let mut reference = NetworkReference { network: &network, train: false, weights: wide(&flat) };
+    let expected = reference.forward(&wide(&x), SAMPLES);
+    close("network inference", &outputs("collect", session, ticket)?, &expected, 1e-4)
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+/// Σ logits·dy in training mode: the function whose gradients are checked.
+fn loss(network: &Network, weights: &[f64], x: &[f64], dy: &[f64]) -> f64 {
+    let mut reference = NetworkReference { network, train: true, weights: weights.to_vec() };
+    reference.forward(x, SAMPLES).iter().zip(dy).map(|(y, d)| y * d).sum()
+}
+
+/// Central difference of `f` in each coordinate of `at`.
+fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let mut moved = at.to_vec();
+    let one = |i: usize| {
+        moved[i] = at[i] + STEP;
+        let above = f(&moved);
+        moved[i] = at[i] - STEP;
+        let below = f(&moved);
+        moved[i] = at[i];
+        (above - below) / (2.0 * STEP)
+    };
+    (0..at.len()).map(one).collect()
+}
+
+fn training(session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
+    let network = network();
+    let mut flat = wide(&weights(&network)?);
+    let narrow: Vec<f32> = flat.iter().map(|&w| w as f32).collect();
+    ok("set_weights", session.set_weights(ID, &narrow))?;
+    let trained: Vec<bool> =
+        network.parameters().iter().flat_map(|spec| std::iter::repeat_n(spec.kind.is_trained(), spec.len())).collect();
+    let mut velocity = vec![0.0; flat.len()];
+    for round in 0..2 {
+        let x = numbers(31 + round, SAMPLES * network.input.len());
+        let dy = numbers(41 + round, SAMPLES * network.classes);
+        let (wide_x, wide_dy) = (wide(&x), wide(&dy));
+        let wanted = Wanted { input: round == 0, weights: false };
+        let forward = ok("submit", session.submit(ID, released(x, Precision::F32)?, Pass::Training))?;
+        let backward = ok("submit_gradient", session.submit_gradient(ID, released(dy, Precision::F32)?, wanted))?;
+        ok("step", session.step(ID, SGD))?;
+
+        let mut reference = NetworkReference { network: &network, train: true, weights: flat.clone() };
+        let logits = reference.forward(&wide_x, SAMPLES);
+        close("network training outputs", &outputs("collect", session, forward)?, &logits, 1e-4)?;
+        let (input, none) = gradients("collect", session, backward)?;
+        let dx = differences(&wide_x, |x| loss(&network, &flat, x, &wide_dy));
+        close("network input gradient", &input, if wanted.input { &dx } else { &[] }, 1e-3)?;
+        close("network weight gradient", &none, &[], 0.0)?;
+
+        let gradient = differences(&flat, |w| loss(&network, w, &wide_x, &wide_dy));
+        // Running statistics come from the forward pass, everything else from the step.
+        for (i, w) in flat.iter_mut().enumerate() {
+            if trained[i] {
+                velocity[i] = f64::from(SGD.momentum) * velocity[i] + gradient[i] + f64::from(SGD.weight_decay) * *w;
+                *w -= f64::from(SGD.learning_rate) * velocity[i];
+            } else {
+                *w = reference.weights[i];
+            }
+        }
+        let got = ok("weights", session.weights(ID))?;
+        let mut at = 0;
+        for spec in network.parameters() {
+            let range = at..at + spec.len();
+            close(&format!("{} after step {round}", spec.name), &got[range.clone()], &flat[range], 1e-4)?;
+            at += spec.len();
+        }
+    }
+    Ok(())
+}
+
+fn refusals(backend: &dyn ResidualBackend, session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
+    refused("step without a gradient", session.step(ID, SGD), "NoForward")?;
+    let delta = asymflow_privacy::Payload::F32(vec![0.0; 8]);
+    match session.add_weights(ID, delta) {
+        Err(SubmitError::Unsupported { .. }) => {}
+        other => return Err(wrong("add_weights to a network", format_args!("{other:?}"))),
+    }
+    let mut duplicate = network();
+    duplicate.layers.insert(1, duplicate.layers[0].clone());
+    let mut twisted = network();
+    twisted.classes = 4;
+    let mut twins = network();
+    twins.layers.insert(6, twins.layers[6].clone());
+    for (what, network) in [("channels", duplicate), ("classes", twisted), ("names", twins)] {
+        let model = ResidualModel { units: vec![Unit::Network(network)] };
+        refused(what, backend.open(&model).map(|_| "a session"), "Model { unit: 0")?;
+    }
     Ok(())
 }

@@ -1,0 +1,350 @@
+//! A [`Network`] on a burn device: inference and training.
+//!
+//! Parameters are kept as plain one-dimensional tensors in the order of [`Network::parameters`]. A
+//! training pass wraps them in autodiff leaves, so that inference never pays for a graph.
+
+use burn::tensor::module::{adaptive_avg_pool2d, batch_norm, batch_norm_train, conv2d, max_pool2d};
+use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
+use burn::tensor::{Device, Distribution, Tensor, TensorData, activation::relu};
+use thiserror::Error;
+
+use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec};
+use crate::weights::{Weights, WeightsError};
+
+/// ε of every batch normalisation, as in PyTorch.
+const EPSILON: f64 = 1e-5;
+/// Weight of the new batch in running statistics, as in PyTorch.
+const MOMENTUM: f64 = 0.1;
+
+/// Why a [`BurnNet`] cannot compute.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum BurnNetError {
+    /// The network is not executable.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A tensor of another shape.
+    #[error("{what} of shape {got:?}, expected {expected:?}")]
+    Shape {
+        /// Input or gradient.
+        what: &'static str,
+        /// What was given.
+        got: Vec<usize>,
+        /// What is needed.
+        expected: Vec<usize>,
+    },
+    /// Batch statistics need two values a channel.
+    #[error("batch normalisation {name}: one value a channel has no variance; use more samples")]
+    SingleValue {
+        /// The normalisation.
+        name: String,
+    },
+    /// A gradient without a training pass.
+    #[error("no training pass to differentiate")]
+    NoForward,
+    /// A step without a gradient.
+    #[error("no gradient to step along")]
+    NoGradient,
+    /// The device failed.
+    #[error("device: {0}")]
+    Device(String),
+}
+
+/// One step of stochastic gradient descent, as PyTorch's `torch.optim.SGD` does it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Momentum.
+    pub momentum: f64,
+    /// l2 penalty.
+    pub weight_decay: f64,
+}
+
+/// What a training pass keeps.
+#[derive(Debug)]
+struct Graph {
+    input: Tensor<4>,
+    leaves: Vec<Tensor<1>>,
+    logits: Tensor<2>,
+}
+
+/// A network with its weights on a device.
+#[derive(Debug)]
+pub struct BurnNet {
+    network: Network,
+    device: Device,
+    specs: Vec<ParamSpec>,
+    params: Vec<Tensor<1>>,
+    velocity: Vec<Option<Tensor<1>>>,
+    graph: Option<Graph>,
+    gradients: Option<Vec<Option<Tensor<1>>>>,
+}
+
+impl BurnNet {
+    /// Uploads `weights`.
+    ///
+    /// # Errors
+    /// A network that is not executable, or weights that do not fit it.
+    pub fn new(network: &Network, weights: &Weights, device: &Device) -> Result<Self, BurnNetError> {
+        network.validate()?;
+        let specs = network.parameters();
+        let mut net = Self {
+            network: network.clone(),
+            device: device.clone().inner(),
+            velocity: specs.iter().map(|_| None).collect(),
+            specs,
+            params: Vec::new(),
+            graph: None,
+            gradients: None,
+        };
+        net.set_weights(&weights.flatten(network)?)?;
+        Ok(net)
+    }
+
+    /// Replaces all weights by flattened ones; the momentum and a kept pass stay.
+    ///
+    /// # Errors
+    /// Another length than that of all parameters.
+    pub fn set_weights(&mut self, flat: &[f32]) -> Result<(), BurnNetError> {
+        let expected = self.specs.iter().map(ParamSpec::len).sum();
+        if flat.len() != expected {
+            return Err(WeightsError::Length { expected, got: flat.len() }.into());
+        }
+        let mut rest = flat;
+        let upload = |spec: &ParamSpec| {
+            let (head, tail) = rest.split_at(spec.len());
+            rest = tail;
+            Tensor::from_data(TensorData::new(head.to_vec(), [head.len()]), &self.device)
+        };
+        self.params = self.specs.iter().map(upload).collect();
+        Ok(())
+    }
+
+    /// Samples of the network's input shape, row-major, as a tensor on its device.
+    ///
+    /// # Errors
+    /// The length is not a positive multiple of one sample.
+    pub fn batch(&self, values: Vec<f32>) -> Result<Tensor<4>, BurnNetError> {
+        let s = self.network.input;
+        let samples = values.len() / s.len().max(1);
+        if samples == 0 || samples * s.len() != values.len() {
+            let expected = vec![samples.max(1), s.channels, s.height, s.width];
+            return Err(BurnNetError::Shape { what: "input", got: vec![values.len()], expected });
+        }
+        Ok(Tensor::from_data(TensorData::new(values, [samples, s.channels, s.height, s.width]), &self.device))
+    }
+
+    /// Logits of `x`, samples × classes.
+    ///
+    /// With `train`, batch normalisation uses and updates batch statistics, dropout drops, and the pass
+    /// is kept for [`BurnNet::backward`], replacing an earlier one. The result carries no graph.
+    ///
+    /// # Errors
+    /// An input of another shape, or a batch too small for batch statistics.
+    pub fn forward(&mut self, x: Tensor<4>, train: bool) -> Result<Tensor<2>, BurnNetError> {
+        let s = self.network.input;
+        let [samples, dims @ ..] = x.dims();
+        if dims != [s.channels, s.height, s.width] || samples == 0 {
+            let expected = vec![samples.max(1), s.channels, s.height, s.width];
+            return Err(BurnNetError::Shape { what: "input", got: x.dims().to_vec(), expected });
+        }
+        let x = x.inner();
+        if !train {
+            let mut pass = Pass { specs: &self.specs, params: &self.params, train, next: 0, statistics: Vec::new() };
+            return Ok(pass.layers(&self.network.layers, x)?.reshape([samples, self.network.classes]));
+        }
+        let input = x.autodiff().require_grad();
+        let leaf = |(param, spec): (&Tensor<1>, &ParamSpec)| {
+            if spec.kind.is_trained() { param.clone().autodiff().require_grad() } else { param.clone().autodiff() }
+        };
+        let leaves: Vec<_> = self.params.iter().zip(&self.specs).map(leaf).collect();
+        let mut pass = Pass { specs: &self.specs, params: &leaves, train, next: 0, statistics: Vec::new() };
+        let logits = pass.layers(&self.network.layers, input.clone())?.reshape([samples, self.network.classes]);
+        for (index, updated) in pass.statistics {
+            if let Some(param) = self.params.get_mut(index) {
+                *param = updated;
+            }
+        }
+        let result = logits.clone().inner();
+        self.graph = Some(Graph { input, leaves, logits });
+        Ok(result)
+    }
+
+    /// Differentiates the kept training pass, which it consumes: parameter gradients stay for
+    /// [`BurnNet::step`], that of the input is returned.
+    ///
+    /// # Errors
+    /// No kept pass, or a gradient of another shape than its logits.
+    pub fn backward(&mut self, dlogits: Tensor<2>) -> Result<Tensor<4>, BurnNetError> {
+        let graph = self.graph.take().ok_or(BurnNetError::NoForward)?;
+        if dlogits.dims() != graph.logits.dims() {
+            let (got, expected) = (dlogits.dims().to_vec(), graph.logits.dims().to_vec());
+            self.graph = Some(graph);
+            return Err(BurnNetError::Shape { what: "gradient", got, expected });
+        }
+        let mut gradients = (graph.logits * dlogits.inner()).sum().backward();
+        let input = graph.input.grad_remove(&mut gradients);
+        self.gradients = Some(graph.leaves.iter().map(|leaf| leaf.grad_remove(&mut gradients)).collect());
+        input.ok_or(BurnNetError::NoForward)
+    }
+
+    /// Steps every trained parameter along the latest gradient, which it consumes.
+    ///
+    /// # Errors
+    /// No gradient.
+    pub fn step(&mut self, sgd: Sgd) -> Result<(), BurnNetError> {
+        let gradients = self.gradients.take().ok_or(BurnNetError::NoGradient)?;
+        for ((param, velocity), gradient) in self.params.iter_mut().zip(&mut self.velocity).zip(gradients) {
+            let Some(mut gradient) = gradient else { continue };
+            if sgd.weight_decay != 0.0 {
+                gradient = gradient + param.clone() * sgd.weight_decay;
+            }
+            if sgd.momentum != 0.0 {
+                gradient = match velocity.take() {
+                    Some(old) => old * sgd.momentum + gradient,
+                    None => gradient,
+                };
+                *velocity = Some(gradient.clone());
+            }
+            *param = param.clone() - gradient * sgd.learning_rate;
+        }
+        Ok(())
+    }
+
+    /// Downloads all weights in the order of [`Network::parameters`].
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn flat_weights(&self) -> Result<Vec<f32>, BurnNetError> {
+        let mut flat = Vec::with_capacity(self.specs.iter().map(ParamSpec::len).sum());
+        for param in &self.params {
+            flat.extend(download(param.clone())?);
+        }
+        Ok(flat)
+    }
+
+    /// Downloads all weights by name.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn weights(&self) -> Result<Weights, BurnNetError> {
+        Ok(Weights::unflatten(&self.network, &self.flat_weights()?)?)
+    }
+
+    /// Drops a kept pass and gradient.
+    pub fn reset(&mut self) {
+        self.graph = None;
+        self.gradients = None;
+    }
+
+    /// The network.
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+}
+
+/// Values of a tensor, row-major.
+///
+/// # Errors
+/// The device failed.
+pub fn download<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, BurnNetError> {
+    tensor.try_into_vec_as::<f32>().map_err(|error| BurnNetError::Device(error.to_string()))
+}
+
+/// One walk through the layers, taking parameters in order.
+struct Pass<'a> {
+    specs: &'a [ParamSpec],
+    params: &'a [Tensor<1>],
+    train: bool,
+    next: usize,
+    /// Running statistics to be replaced.
+    statistics: Vec<(usize, Tensor<1>)>,
+}
+
+impl Pass<'_> {
+    /// The next parameter in its own shape.
+    fn take<const D: usize>(&mut self) -> Result<Tensor<D>, BurnNetError> {
+        let at = self.next;
+        self.next += 1;
+        let found = self.params.get(at).zip(self.specs.get(at));
+        let (param, spec) = found.ok_or_else(|| WeightsError::Missing { name: format!("parameter {at}") })?;
+        let shape: [usize; D] = spec.shape.as_slice().try_into().map_err(|_| BurnNetError::Shape {
+            what: "parameter",
+            got: spec.shape.clone(),
+            expected: vec![0; D],
+        })?;
+        Ok(param.clone().reshape(shape))
+    }
+
+    fn layers(&mut self, layers: &[Layer], x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        layers.iter().try_fold(x, |x, layer| self.layer(layer, x))
+    }
+
+    fn layer(&mut self, layer: &Layer, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        Ok(match layer {
+            Layer::Conv(conv) => self.conv(conv, x)?,
+            Layer::BatchNorm { name, .. } => self.batch_norm(name, x)?,
+            Layer::Relu => relu(x),
+            Layer::MaxPool { kernel, stride, padding } => {
+                let options = MaxPoolOptions::new([*kernel; 2]).with_stride([*stride; 2]).with_padding([*padding; 2]);
+                max_pool2d(x, options)
+            }
+            Layer::AdaptiveAvgPool { out } => adaptive_avg_pool2d(x, [*out; 2]),
+            Layer::Flatten => {
+                let [samples, channels, height, width] = x.dims();
+                x.reshape([samples, channels * height * width, 1, 1])
+            }
+            Layer::Linear(linear) => self.linear(linear, x)?,
+            Layer::Dropout { p } if self.train && *p > 0.0 => {
+                let keep = 1.0 - f64::from(*p);
+                let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device().inner());
+                x * (mask / keep)
+            }
+            Layer::Dropout { .. } => x,
+            Layer::Residual { main, shortcut } => {
+                let main = self.layers(main, x.clone())?;
+                main + self.layers(shortcut, x)?
+            }
+        })
+    }
+
+    fn conv(&mut self, conv: &Conv, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        let weight = self.take::<4>()?;
+        let bias = if conv.bias { Some(self.take::<1>()?) } else { None };
+        let options = ConvOptions::new([conv.stride; 2], [conv.padding; 2], [1; 2], 1);
+        Ok(conv2d(x, weight, bias, options))
+    }
+
+    fn linear(&mut self, linear: &Linear, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        let samples = x.dims()[0];
+        let weight = self.take::<2>()?;
+        let bias = self.take::<1>()?;
+        let x = x.reshape([samples, linear.in_features]);
+        let y = burn::tensor::module::linear(x, weight.transpose(), Some(bias));
+        Ok(y.reshape([samples, linear.out_features, 1, 1]))
+    }
+
+    fn batch_norm(&mut self, name: &str, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        let (scale, shift) = (self.take::<1>()?, self.take::<1>()?);
+        let at = self.next;
+        let (mean, variance) = (self.take::<1>()?, self.take::<1>()?);
+        if !self.train {
+            return Ok(batch_norm(x, scale, shift, mean, variance, EPSILON));
+        }
+        let [samples, _, height, width] = x.dims();
+        let count = (samples * height * width) as f64;
+        if count < 2.0 {
+            return Err(BurnNetError::SingleValue { name: name.to_owned() });
+        }
+        let normalised = batch_norm_train(x, scale, shift, EPSILON);
+        // PyTorch normalises by the biased variance and remembers the unbiased one.
+        let unbiased = normalised.variance.inner() * (count / (count - 1.0));
+        let blend = |old: Tensor<1>, new: Tensor<1>| old.inner() * (1.0 - MOMENTUM) + new * MOMENTUM;
+        self.statistics.push((at, blend(mean, normalised.mean.inner())));
+        self.statistics.push((at + 1, blend(variance, unbiased)));
+        Ok(normalised.output)
+    }
+}
