@@ -9,6 +9,7 @@ pub mod modes;
 pub mod plan;
 pub mod release;
 pub mod run;
+pub mod serve;
 pub mod speedup;
 pub mod split;
 pub mod study;

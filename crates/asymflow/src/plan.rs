@@ -73,14 +73,19 @@ pub enum PlanError {
     Rank(#[from] RankError),
 }
 
-fn cost(node: &ConvNode) -> LayerCost {
+fn cost(node: &ConvNode, shared_basis: bool) -> LayerCost {
     LayerCost {
         in_channels: node.input.channels,
         out_channels: node.output.channels,
         kernel: node.conv.kernel,
         in_pixels: node.input.pixels(),
         out_pixels: node.output.pixels(),
+        shared_basis,
     }
+}
+
+fn max_rank(node: &ConvNode) -> usize {
+    node.input.channels.min(node.input.pixels())
 }
 
 impl Plan {
@@ -90,12 +95,12 @@ impl Plan {
     /// The rank policy does not parse or does not fit.
     pub fn asymml(program: &Program, spec: &SplitSpec, batch: usize) -> Result<Self, PlanError> {
         let policy: RankPolicy = spec.rank.parse()?;
-        let samples_a_fold = if spec.decomposition == "shared-basis" { batch.max(1) } else { 1 };
+        let shared = spec.decomposition == "shared-basis";
+        let samples_a_fold = if shared { batch.max(1) } else { 1 };
         let mut split = 0;
         let mut convs = Vec::new();
         for node in program.conv_nodes() {
-            let limit = node.input.channels.min(node.input.pixels());
-            let rank = policy.rank(split, limit, &cost(node), None)?;
+            let rank = policy.rank(split, max_rank(node), &cost(node, shared), None)?;
             let mut plan = ConvPlan::split(node, rank, samples_a_fold);
             let first = node.index == 0;
             let keep_first = first && !spec.split_first;
@@ -107,6 +112,12 @@ impl Plan {
             convs.push(plan);
         }
         Ok(Self { convs })
+    }
+
+    /// Splits every convolution at `rank`, or at the largest there is, whatever it costs.
+    pub fn split_all(program: &Program, rank: usize) -> Self {
+        let split = |node: &ConvNode| ConvPlan::split(node, rank.min(max_rank(node)), 1);
+        Self { convs: program.conv_nodes().into_iter().map(split).collect() }
     }
 
     /// Everything trusted.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use asymflow_linalg::by_name;
 use asymflow_residual::{OpenError, ResidualBackend};
-use asymflow_zoo::data::{Augment, Batch, DataError, Loader, Normalization, Split};
+use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
 use asymflow_zoo::{Weights, WeightsError};
 use faer::Par;
 use thiserror::Error;
@@ -46,6 +46,14 @@ pub enum RunError {
     /// No decomposition of that name.
     #[error("unknown decomposition {0:?}")]
     Decomposition(String),
+    /// The spectrum of an activation could not be computed.
+    #[error("layer {layer}: {error}")]
+    Spectrum {
+        /// Name of the convolution.
+        layer: String,
+        /// Why.
+        error: asymflow_linalg::spectrum::SpectrumError,
+    },
     /// A mode that needs a worker has none.
     #[error("mode {0} needs a worker")]
     NoWorker(&'static str),
@@ -243,11 +251,15 @@ fn start_from(job: &JobSpec, seed: u64, body: Body, bytes: &[u8]) -> Result<(Wei
 }
 
 fn load(spec: &DataSpec) -> Result<Split, RunError> {
-    let Some(path) = &spec.path else {
-        let (train, test) = (spec.train.unwrap_or(5000), spec.test.unwrap_or(1000));
-        return Ok(asymflow_zoo::data::synthetic(train, test, spec.seed));
+    let source = match &spec.path {
+        Some(path) => DataSource::Files { path: path.clone(), resize: None },
+        None => DataSource::Synthetic {
+            train: spec.train.unwrap_or(5000),
+            test: spec.test.unwrap_or(1000),
+            seed: spec.seed,
+        },
     };
-    let mut split = asymflow_zoo::data::load(path)?;
+    let mut split = data::load(&source)?;
     if let Some(n) = spec.train.filter(|&n| n < split.train.len()) {
         split.train = split.train.subset(n, spec.seed)?;
     }

@@ -1,6 +1,7 @@
 //! The rank study: how low the rank of activations is, by layer, rank and method, on a trained network.
 
-use asymflow_linalg::{BatchShape, DecomposeError, LowRank, by_name, spectrum};
+use asymflow_linalg::spectrum::{self, SpectrumError};
+use asymflow_linalg::{BatchShape, DecomposeError, LowRank, by_name};
 use asymflow_residual::Pass;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
@@ -127,10 +128,10 @@ fn study_layer(layer: &str, x: &Activation, spec: &RankStudySpec, par: Par) -> R
         .par_chunks_exact(x.shape.len())
         .map(|sample| {
             let values = spectrum::singular_values(sample, shape.channels, shape.pixels)?;
-            Ok(f64::from(spectrum::entropy(&values)))
+            Ok(spectrum::svd_channel_entropy(&values))
         })
-        .collect::<Result<_, DecomposeError>>()
-        .map_err(failed)?;
+        .collect::<Result<_, SpectrumError>>()
+        .map_err(|error| RunError::Spectrum { layer: layer.to_owned(), error })?;
     let entropy = entropies.iter().sum::<f64>() / entropies.len().max(1) as f64;
     Ok(LayerStudy { layer: layer.to_owned(), channels: shape.channels, pixels: shape.pixels, entropy, residuals })
 }

@@ -46,6 +46,7 @@ pub enum TrainError {
 }
 
 /// Everything a training run is given.
+#[derive(Debug)]
 pub struct Training<'a> {
     /// How to train.
     pub spec: &'a TrainSpec,

@@ -1,0 +1,61 @@
+//! Errors as the user sees them: one line of what, one `help:` line, and an exit code.
+
+use std::fmt;
+
+/// Exit codes of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A claim or a run failed.
+    Failed = 1,
+    /// Bad usage or configuration.
+    Usage = 2,
+    /// A required capability is missing.
+    Missing = 3,
+    /// Interrupted, with valid artefacts.
+    Interrupted = 130,
+}
+
+/// An error with its remedy.
+#[derive(Debug)]
+pub struct CliError {
+    message: String,
+    help: String,
+    exit: Exit,
+}
+
+impl CliError {
+    /// Bad usage or configuration.
+    pub fn usage(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { message: message.into(), help: help.into(), exit: Exit::Usage }
+    }
+
+    /// Something that is needed is not there.
+    pub fn missing(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { message: message.into(), help: help.into(), exit: Exit::Missing }
+    }
+
+    /// A run that failed.
+    pub fn failed(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { message: message.into(), help: help.into(), exit: Exit::Failed }
+    }
+
+    /// The remedy.
+    #[cfg(test)]
+    pub fn help(&self) -> &str {
+        &self.help
+    }
+
+    /// The exit code.
+    pub const fn exit(&self) -> Exit {
+        self.exit
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        if self.help.is_empty() { Ok(()) } else { write!(f, "\nhelp: {}", self.help) }
+    }
+}
+
+impl std::error::Error for CliError {}

@@ -1,0 +1,486 @@
+//! Experiment files: TOML in, jobs out.
+
+use std::path::{Path, PathBuf};
+
+use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec};
+use asymflow::plan::SplitSpec;
+use asymflow::release::PrivacySpec;
+use asymflow_privacy::{Precision, Relation};
+use asymflow_zoo::Shape;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::error::CliError;
+
+/// What an experiment does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Trains and evaluates one network in every mode.
+    Train,
+    /// Times every mode, layer by layer.
+    Speedup,
+    /// Measures how low the rank of activations is.
+    RankStudy,
+}
+
+/// A whole experiment file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Version of this format: 1.
+    pub schema: u32,
+    /// One line.
+    pub title: String,
+    /// What it is to show.
+    pub claim: String,
+    /// What it does.
+    pub kind: Kind,
+    /// The data.
+    #[serde(default)]
+    pub data: DataSection,
+    /// The networks.
+    pub model: ModelSection,
+    /// The modes and how they split.
+    #[serde(default)]
+    pub mode: ModeSection,
+    /// What guards releases.
+    #[serde(default)]
+    pub privacy: PrivacySection,
+    /// The trusted part.
+    #[serde(default)]
+    pub trusted: TrustedSection,
+    /// The worker.
+    #[serde(default)]
+    pub worker: WorkerSection,
+    /// Training.
+    #[serde(default)]
+    pub train: TrainSection,
+    /// For `kind = "speedup"`.
+    #[serde(default)]
+    pub speedup: SpeedupSection,
+    /// For `kind = "rank-study"`.
+    #[serde(default)]
+    pub study: StudySection,
+    /// What decides whether the claim holds.
+    #[serde(default)]
+    pub report: ReportSection,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSection {
+    /// A data set on disk; the built-in procedural set without it. `--data` sets it.
+    pub path: Option<PathBuf>,
+    /// Training images.
+    pub train: Option<usize>,
+    /// Test images.
+    pub test: Option<usize>,
+    /// Seed of the procedural set and of subsets.
+    pub seed: u64,
+    /// Random crops and flips.
+    pub augment: bool,
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self { path: None, train: None, test: None, seed: 1, augment: true }
+    }
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Names in the zoo; more than one only for `speedup`.
+    pub names: Vec<String>,
+    /// Classes.
+    #[serde(default = "ten")]
+    pub classes: usize,
+    /// Shape of the images, where the model leaves it open.
+    #[serde(default)]
+    pub input: Option<Shape>,
+}
+
+const fn ten() -> usize {
+    10
+}
+
+/// `[mode]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModeSection {
+    /// Modes to run, in order.
+    pub run: Vec<ModeKind>,
+    /// Name of the decomposition.
+    pub decomposition: String,
+    /// Rank policy.
+    pub rank: String,
+    /// Whether the first convolution is split instead of trusted.
+    pub split_first: bool,
+}
+
+impl Default for ModeSection {
+    fn default() -> Self {
+        Self {
+            run: vec![ModeKind::Clear, ModeKind::TrustedOnly, ModeKind::Asymml],
+            decomposition: "gram".to_owned(),
+            rank: "fixed:8".to_owned(),
+            split_first: false,
+        }
+    }
+}
+
+/// `[privacy]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrivacySection {
+    /// `insecure_none` or `gaussian`.
+    pub mechanism: String,
+    /// Standard deviation of the noise on every released value.
+    pub sigma: Option<f64>,
+    /// l2 norm to which each record's release is clipped.
+    pub clip: Option<f64>,
+    /// `remove` or `replace`.
+    pub relation: Relation,
+    /// δ at which ε is reported.
+    pub delta: f64,
+}
+
+impl Default for PrivacySection {
+    fn default() -> Self {
+        let mechanism = "insecure_none".to_owned();
+        Self { mechanism, sigma: None, clip: None, relation: Relation::Remove, delta: 1e-5 }
+    }
+}
+
+/// `[trusted]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustedSection {
+    /// `sim`.
+    pub runtime: String,
+    /// Threads; 0 takes one a core.
+    pub threads: usize,
+}
+
+impl Default for TrustedSection {
+    fn default() -> Self {
+        Self { runtime: "sim".to_owned(), threads: 0 }
+    }
+}
+
+/// `[worker]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerSection {
+    /// Device of the worker process that is started: `flex`, `wgpu`, `vulkan` or `cuda`.
+    pub device: String,
+    /// A worker that runs already, `host:port`, instead of one that is started.
+    pub address: Option<String>,
+    /// SHA-256 of that worker's certificate.
+    pub fingerprint: Option<String>,
+    /// File with that worker's token.
+    pub token_file: Option<PathBuf>,
+    /// Precision on the wire: `f32` or `f16`.
+    pub precision: Precision,
+    /// No TLS to the worker.
+    pub insecure_plaintext: bool,
+    /// Threads of a CPU device; 0 takes one a core.
+    pub threads: usize,
+    /// Longest wait for one answer.
+    pub timeout_seconds: u64,
+    /// Longest wait for a lost worker to come back.
+    pub patience_seconds: u64,
+}
+
+impl Default for WorkerSection {
+    fn default() -> Self {
+        Self {
+            device: "flex".to_owned(),
+            address: None,
+            fingerprint: None,
+            token_file: None,
+            precision: Precision::F32,
+            insecure_plaintext: false,
+            threads: 0,
+            timeout_seconds: 300,
+            patience_seconds: 60,
+        }
+    }
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSection {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Samples in a step.
+    pub batch: usize,
+    /// Initial learning rate.
+    pub learning_rate: f32,
+    /// Momentum.
+    pub momentum: f32,
+    /// l2 penalty.
+    pub weight_decay: f32,
+    /// `constant` or `cosine`.
+    pub schedule: Schedule,
+    /// Seeds; each is a run of its own. `--seeds N` takes 1 to N.
+    pub seeds: Vec<u64>,
+    /// Evaluate after every so many epochs.
+    pub evaluate_every: usize,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        Self {
+            epochs: 5,
+            batch: 128,
+            learning_rate: 0.1,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            schedule: Schedule::Cosine,
+            seeds: vec![1],
+            evaluate_every: 1,
+        }
+    }
+}
+
+/// `[speedup]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpeedupSection {
+    /// Samples in a batch.
+    pub batch: usize,
+    /// Timed repetitions.
+    pub repeats: usize,
+    /// Decompositions AsymML is timed with.
+    pub decompositions: Vec<String>,
+    /// Whether training steps are timed.
+    pub train: bool,
+}
+
+impl Default for SpeedupSection {
+    fn default() -> Self {
+        let decompositions = vec!["gram".to_owned(), "shared-basis".to_owned()];
+        Self { batch: 32, repeats: 5, decompositions, train: true }
+    }
+}
+
+/// `[study]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StudySection {
+    /// Test images measured.
+    pub samples: usize,
+    /// Ranks.
+    pub ranks: Vec<usize>,
+    /// Decompositions.
+    pub methods: Vec<String>,
+}
+
+impl Default for StudySection {
+    fn default() -> Self {
+        let methods = ["exact-svd", "gram", "alternating", "shared-basis"].map(str::to_owned).to_vec();
+        Self { samples: 64, ranks: vec![1, 2, 4, 8, 16, 32], methods }
+    }
+}
+
+/// `[report]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReportSection {
+    /// The claim fails when `asymml` is less accurate than `clear` by more than this share.
+    pub max_accuracy_gap: Option<f64>,
+}
+
+/// Reads an experiment file, applies its `[smoke]` table where asked, then the overrides.
+pub fn read(path: &Path, smoke: bool, overrides: &[String]) -> Result<Experiment, CliError> {
+    let mut table = read_table(path)?;
+    if let Some(base) = table.remove("extends") {
+        let Some(name) = base.as_str() else {
+            return Err(CliError::usage("extends must be the name of a file", "write extends = \"base.toml\""));
+        };
+        let mut merged = read_table(&path.with_file_name(name))?;
+        if merged.contains_key("extends") {
+            return Err(CliError::usage(format!("{name} extends another file"), "extend once only"));
+        }
+        merge(&mut merged, table);
+        table = merged;
+    }
+    if let Some(Value::Table(changes)) = table.remove("smoke")
+        && smoke
+    {
+        merge(&mut table, changes);
+    }
+    for item in overrides {
+        set(&mut table, item)?;
+    }
+    check(table, path)
+}
+
+fn read_table(path: &Path) -> Result<Table, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        CliError::usage(format!("cannot read {}: {e}", path.display()), "`cargo xtask list` shows the experiments")
+    })?;
+    text.parse().map_err(|e| CliError::usage(format!("{}: {e}", path.display()), "mend the TOML"))
+}
+
+fn check(table: Table, path: &Path) -> Result<Experiment, CliError> {
+    let experiment: Experiment =
+        Value::Table(table).try_into().map_err(|e: toml::de::Error| unknown_key(path, e.message()))?;
+    if experiment.schema != 1 {
+        let message = format!("{}: schema {} is not known", path.display(), experiment.schema);
+        return Err(CliError::usage(message, "this version reads schema = 1"));
+    }
+    if experiment.model.names.is_empty() || experiment.mode.run.is_empty() || experiment.train.seeds.is_empty() {
+        return Err(CliError::usage(
+            format!("{}: model.names, mode.run and train.seeds need at least one entry", path.display()),
+            "add one",
+        ));
+    }
+    if experiment.kind != Kind::Speedup && experiment.model.names.len() > 1 {
+        let message = format!("{}: only kind = \"speedup\" takes several models", path.display());
+        return Err(CliError::usage(message, "name one model"));
+    }
+    Ok(experiment)
+}
+
+/// Turns serde's list of expected keys into the nearest one.
+fn unknown_key(path: &Path, message: &str) -> CliError {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let help = match quoted.split_first() {
+        Some((unknown, known)) if message.starts_with("unknown") => known
+            .iter()
+            .min_by_key(|name| strsim::damerau_levenshtein(unknown, name))
+            .map_or_else(String::new, |nearest| format!("did you mean `{nearest}`?")),
+        _ => "see the keys in crates/asymflow-cli/README.md".to_owned(),
+    };
+    CliError::usage(format!("{}: {}", path.display(), message.trim()), help)
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Applies `section.key=value`; the value is TOML, or a bare string.
+fn set(table: &mut Table, item: &str) -> Result<(), CliError> {
+    let usage = || CliError::usage(format!("--set {item}: not of the form key=value"), "e.g. --set train.epochs=3");
+    let (key, value) = item.split_once('=').ok_or_else(usage)?;
+    let parsed: Table = format!("value = {value}")
+        .parse()
+        .unwrap_or_else(|_| Table::from_iter([("value".to_owned(), Value::String(value.to_owned()))]));
+    let value = parsed.into_iter().next().map(|(_, value)| value).ok_or_else(usage)?;
+    let mut change = value;
+    for part in key.trim().rsplit('.') {
+        change = Value::Table(Table::from_iter([(part.to_owned(), change)]));
+    }
+    match change {
+        Value::Table(change) => merge(table, change),
+        _ => return Err(usage()),
+    }
+    Ok(())
+}
+
+impl Experiment {
+    /// The data a job reads.
+    pub fn data_spec(&self) -> DataSpec {
+        let DataSection { path, train, test, seed, augment } = self.data.clone();
+        DataSpec { path, train, test, seed, augment }
+    }
+
+    /// How a network is split.
+    pub fn split_spec(&self) -> SplitSpec {
+        let ModeSection { decomposition, rank, split_first, .. } = self.mode.clone();
+        SplitSpec { decomposition, rank, split_first }
+    }
+
+    /// What guards releases.
+    pub fn privacy_spec(&self) -> PrivacySpec {
+        let PrivacySection { mechanism, sigma, clip, relation, delta } = self.privacy.clone();
+        PrivacySpec { mechanism, sigma, clip, relation, delta }
+    }
+
+    /// How a network is trained with `seed`.
+    pub fn train_spec(&self, seed: u64) -> TrainSpec {
+        let t = &self.train;
+        TrainSpec {
+            epochs: t.epochs,
+            batch: t.batch,
+            learning_rate: t.learning_rate,
+            momentum: t.momentum,
+            weight_decay: t.weight_decay,
+            schedule: t.schedule,
+            seed,
+            evaluate_every: t.evaluate_every,
+        }
+    }
+
+    /// The insecure settings in force for a mode.
+    pub fn insecure(&self, mode: ModeKind) -> Vec<&'static str> {
+        let mut insecure = Vec::new();
+        if mode == ModeKind::Clear || (mode == ModeKind::Asymml && self.privacy.mechanism == "insecure_none") {
+            insecure.push("insecure_none");
+        }
+        if mode.needs_worker() && self.worker.insecure_plaintext {
+            insecure.push("insecure_plaintext");
+        }
+        insecure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str =
+        "schema = 1\ntitle = \"t\"\nclaim = \"c\"\nkind = \"train\"\n[model]\nnames = [\"demo-cnn\"]\n";
+
+    fn write(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let (_folder, path) = write(&format!("{MINIMAL}[train]\nepoch = 3\n"));
+        let error = read(&path, false, &[]).unwrap_err();
+        assert_eq!(error.help(), "did you mean `epochs`?");
+    }
+
+    #[test]
+    fn overrides_win_over_smoke_and_smoke_over_the_file() {
+        let (_folder, path) =
+            write(&format!("{MINIMAL}[train]\nepochs = 9\nbatch = 7\n[smoke.train]\nepochs = 2\nbatch = 3\n"));
+        assert_eq!(read(&path, false, &[]).unwrap().train.epochs, 9);
+        let experiment = read(&path, true, &["train.batch=5".to_owned()]).unwrap();
+        assert_eq!((experiment.train.epochs, experiment.train.batch), (2, 5));
+    }
+
+    #[test]
+    fn a_file_extends_another_once() {
+        let (folder, path) = write("extends = \"base.toml\"\n[train]\nbatch = 4\n");
+        std::fs::write(folder.path().join("base.toml"), format!("{MINIMAL}[train]\nepochs = 6\n")).unwrap();
+        let experiment = read(&path, false, &[]).unwrap();
+        assert_eq!((experiment.train.epochs, experiment.train.batch), (6, 4));
+    }
+
+    #[test]
+    fn strings_may_be_set_without_quotes() {
+        let (_folder, path) = write(MINIMAL);
+        let experiment = read(&path, false, &["mode.rank=fixed:4".to_owned()]).unwrap();
+        assert_eq!(experiment.mode.rank, "fixed:4");
+        assert!(read(&path, false, &["nonsense".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,89 @@
+//! The folder of a run: written as it goes, valid after a kill.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::CliError;
+
+/// A folder that a run writes into.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+fn disk(path: &Path, error: &std::io::Error) -> CliError {
+    let help = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "free some disk space and continue with --resume; what was written before is intact"
+        }
+        _ => "check the folder and its permissions; what was written before is intact",
+    };
+    CliError::failed(format!("cannot write {}: {error}", path.display()), help)
+}
+
+impl Folder {
+    /// The folder at `path`, made where it does not exist.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, CliError> {
+        let path = path.into();
+        fs::create_dir_all(&path).map_err(|e| disk(&path, &e))?;
+        Ok(Self { path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A folder inside.
+    pub fn inside(&self, name: &str) -> Result<Self, CliError> {
+        Self::create(self.path.join(name))
+    }
+
+    /// Adds one line of JSON to a file.
+    pub fn append(&self, name: &str, line: &impl Serialize) -> Result<(), CliError> {
+        let path = self.path.join(name);
+        let mut text = serde_json::to_string(line)
+            .map_err(|e| CliError::failed(format!("cannot write {}: {e}", path.display()), ""))?;
+        text.push('\n');
+        self.append_text(name, &text)
+    }
+
+    /// Adds text to a file.
+    pub fn append_text(&self, name: &str, text: &str) -> Result<(), CliError> {
+        let path = self.path.join(name);
+        let write = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes());
+        write().map_err(|e| disk(&path, &e))
+    }
+
+    /// Replaces a file: after a crash at any point, the old or the new one is there, whole.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), CliError> {
+        let path = self.path.join(name);
+        let new = self.path.join(format!("{name}.new"));
+        let write = || {
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            let mut file = File::create(&new)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|e| {
+            let _ = fs::remove_file(&new);
+            disk(&path, &e)
+        })
+    }
+
+    /// Reads a file, where there is one.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, CliError> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(CliError::failed(format!("cannot read {}: {e}", path.display()), "")),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The conversation with the enclave process: one job, its messages, and what they leave in the run folder.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
+use asymflow_enclave::{Availability, EnclaveSpec, Sim, TrustedRuntime, TrustedSession};
+use asymflow_wire::{Limits, WireError, read_frame, write_frame};
+
+use crate::error::CliError;
+use crate::folder::Folder;
+use crate::progress::Progress;
+
+const LIMITS: Limits = Limits { header_bytes: 4 << 20, body_bytes: 4 << 30 };
+
+/// The stream on which a job can be told to stop.
+pub type Stopper = Arc<Mutex<Option<Box<dyn Write + Send>>>>;
+
+/// Tells the running job, if there is one, to finish its step and end.
+pub fn stop(stopper: &Stopper) {
+    if let Some(stream) = stopper.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        // A job that has ended cannot be told any more.
+        let _ = write_frame(stream, &ToTrusted::Stop, &[]);
+    }
+}
+
+/// The runtime of that name.
+pub fn runtime(name: &str) -> Result<Box<dyn TrustedRuntime>, CliError> {
+    let runtime: Box<dyn TrustedRuntime> = match name {
+        "sim" => Box::new(Sim),
+        other => {
+            return Err(CliError::usage(format!("unknown trusted.runtime {other:?}"), "this version has \"sim\""));
+        }
+    };
+    match runtime.probe() {
+        Availability::Ready => Ok(runtime),
+        Availability::Missing { what, fix } => Err(CliError::missing(what, fix)),
+    }
+}
+
+/// Runs one job in a fresh enclave process and writes what it says into `folder`.
+pub fn run_job(
+    runtime: &dyn TrustedRuntime,
+    program: &Path,
+    job: JobSpec,
+    start: (Body, &[u8]),
+    folder: &Folder,
+    progress: &mut Progress,
+    stopper: &Stopper,
+) -> Result<JobReport, CliError> {
+    let mut spec = EnclaveSpec::new(program);
+    // Large activations are freed and taken again every layer: keep their pages.
+    spec.environment.push(("MALLOC_MMAP_THRESHOLD_".into(), "33554432".into()));
+    spec.environment.push(("MALLOC_TRIM_THRESHOLD_".into(), "4294967296".into()));
+    let mut session = runtime
+        .launch(&spec)
+        .map_err(|e| CliError::missing(e.to_string(), "build it: cargo build --release -p asymflow-enclaved"))?;
+    let Some((to, mut from)) = session.streams() else {
+        return Err(CliError::failed("the enclave process has no streams", ""));
+    };
+    let mut to = to;
+    write_frame(&mut to, &ToTrusted::Start(Box::new(job), start.0), start.1)
+        .map_err(|e| CliError::failed(format!("cannot start the job: {e}"), ""))?;
+    *stopper.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    let result = converse(&mut *session, &mut from, folder, progress);
+    *stopper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    result
+}
+
+fn converse(
+    session: &mut dyn TrustedSession,
+    from: &mut dyn std::io::Read,
+    folder: &Folder,
+    progress: &mut Progress,
+) -> Result<JobReport, CliError> {
+    let mut from = from;
+    loop {
+        let frame = match read_frame::<FromTrusted>(&mut from, LIMITS) {
+            Ok(frame) => frame,
+            Err(WireError::Closed) => {
+                let status = session.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+                let message = format!("the enclave process ended without an answer: {status}");
+                return Err(CliError::failed(message, "its own message, if any, stands above"));
+            }
+            Err(error) => return Err(CliError::failed(format!("the enclave process: {error}"), "")),
+        };
+        match &frame.header {
+            FromTrusted::Done(report) => return Ok((**report).clone()),
+            FromTrusted::Failed(failure) => return Err(failed(failure)),
+            FromTrusted::Checkpoint { .. } => folder.replace("checkpoints/latest.safetensors", &frame.body)?,
+            FromTrusted::Ledger(entries) => {
+                for entry in entries {
+                    folder.append("ledger.jsonl", entry)?;
+                }
+            }
+            FromTrusted::Step { .. } | FromTrusted::Epoch(_) => folder.append("metrics.jsonl", &frame.header)?,
+            FromTrusted::Ready | FromTrusted::Planned { .. } | FromTrusted::Notice(_) => {}
+        }
+        progress.hear(&frame.header, folder)?;
+    }
+}
+
+fn failed(failure: &Failure) -> CliError {
+    let help = match failure.code {
+        FailureCode::Job => "mend the experiment; `asymflow show` prints it resolved",
+        FailureCode::Data => "check the path, or leave --data away for the built-in set",
+        FailureCode::NonFinite => "lower train.learning_rate, or look for broken images",
+        FailureCode::Worker => "look at the worker's messages above; --resume goes on from the last checkpoint",
+        FailureCode::Release => "check the privacy section",
+        FailureCode::Checkpoint => "resume another run, or start afresh without --resume",
+        FailureCode::Host => "",
+    };
+    let message = failure.detail.clone();
+    match failure.code {
+        FailureCode::Job | FailureCode::Data => CliError::usage(message, help),
+        _ => CliError::failed(message, help),
+    }
+}

@@ -1,0 +1,391 @@
+//! `asymflow run`: every mode and seed of an experiment, one job after the other.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, WorkerSpec};
+use asymflow::speedup::SpeedupSpec;
+use asymflow::study::RankStudySpec;
+use asymflow_enclave::TrustedRuntime;
+use asymflow_zoo::{Network, by_name};
+
+use crate::error::CliError;
+use crate::experiment::{self, Experiment, Kind};
+use crate::folder::Folder;
+use crate::host::{Stopper, run_job, runtime};
+use crate::progress::{Output, Progress};
+use crate::summary::{self, Sources, Summary};
+use crate::worker::WorkerProcess;
+use crate::{machine, tables};
+
+/// Flags of `asymflow run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The experiment file
+    pub experiment: PathBuf,
+    /// Set a key, e.g. --set train.epochs=3; may be given often
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// A data set on disk instead of the experiment's
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The small form: CPU, simulated enclave, under a minute
+    #[arg(long)]
+    pub smoke: bool,
+    /// Show what would run and what it would cost, and end
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Run seeds 1 to N
+    #[arg(long, value_name = "N")]
+    pub seeds: Option<u64>,
+    /// Go on with the runs of this folder that are not done
+    #[arg(long, value_name = "RUN")]
+    pub resume: Option<PathBuf>,
+    /// Events and results as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Folder that run folders are made in
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    pub runs: PathBuf,
+}
+
+/// Whether the user asked to stop, and how to tell the running job.
+#[derive(Clone)]
+pub struct Interrupt {
+    /// Set by the first Ctrl-C.
+    pub asked: Arc<AtomicBool>,
+    /// The running job.
+    pub stopper: Stopper,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All done; the claim holds or there is none to check.
+    Done,
+    /// The claim does not hold.
+    ClaimFailed,
+    /// Stopped by the user.
+    Interrupted,
+}
+
+struct Runner {
+    name: String,
+    experiment: Experiment,
+    folder: Folder,
+    output: Output,
+    runtime: Box<dyn TrustedRuntime>,
+    interrupt: Interrupt,
+}
+
+/// Runs an experiment.
+pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
+    let experiment = resolve(args)?;
+    let name = args.experiment.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    if args.dry_run {
+        crate::print(&tables::dry_run(&experiment)?);
+        return Ok(Outcome::Done);
+    }
+    let runtime = runtime(&experiment.trusted.runtime)?;
+    let folder = match &args.resume {
+        Some(folder) => Folder::create(folder)?,
+        None => Folder::create(args.runs.join(format!("{}-{name}", machine::timestamp())))?,
+    };
+    let resolved = toml::to_string(&experiment)
+        .map_err(|e| CliError::failed(format!("cannot write the configuration: {e}"), ""))?;
+    folder.replace("config.toml", resolved.as_bytes())?;
+    let output = Output { json: args.json };
+    let runner = Runner { name, experiment, folder, output, runtime, interrupt };
+    runner.banner();
+    match runner.experiment.kind {
+        Kind::Train => runner.train(),
+        Kind::Speedup => runner.speedup(),
+        Kind::RankStudy => runner.rank_study(),
+    }
+}
+
+/// The experiment as it will run.
+pub fn resolve(args: &Args) -> Result<Experiment, CliError> {
+    let mut experiment = match &args.resume {
+        Some(run) => {
+            let path = run.join("config.toml");
+            if !path.is_file() {
+                let message = format!("{} is no run folder: it has no config.toml", run.display());
+                return Err(CliError::usage(message, "name a folder under runs/"));
+            }
+            experiment::read(&path, false, &args.set)?
+        }
+        None => experiment::read(&args.experiment, args.smoke, &args.set)?,
+    };
+    if let Some(path) = &args.data {
+        experiment.data.path = Some(path.clone());
+    }
+    if let Some(n) = args.seeds {
+        experiment.train.seeds = (1..=n.max(1)).collect();
+    }
+    for name in &experiment.model.names {
+        network(&experiment, name)?;
+    }
+    Ok(experiment)
+}
+
+/// A network of the experiment.
+pub fn network(experiment: &Experiment, name: &str) -> Result<Network, CliError> {
+    by_name(name, experiment.model.classes, experiment.model.input)
+        .map_err(|e| CliError::usage(e.to_string(), "`asymflow models` lists the zoo"))
+}
+
+/// A program that stands beside this one.
+fn beside(program: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.parent().unwrap_or(Path::new("")).join(program)
+}
+
+impl Runner {
+    fn banner(&self) {
+        let e = &self.experiment;
+        let mut insecure: Vec<_> = e.mode.run.iter().flat_map(|&mode| e.insecure(mode)).collect();
+        insecure.sort_unstable();
+        insecure.dedup();
+        self.output.say(&format!("{}: {}", self.name, e.title));
+        self.output.say(&format!("claim: {}", e.claim));
+        let assurance = self.runtime.assurance();
+        let note = if assurance == asymflow_enclave::Assurance::Simulated {
+            " (an ordinary process: whoever owns this machine sees everything)"
+        } else {
+            ""
+        };
+        self.output.say(&format!("runtime: {}, assurance: {assurance}{note}", self.runtime.name()));
+        self.output.say(&format!(
+            "insecure settings in force: {}",
+            if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") }
+        ));
+        if insecure.contains(&"insecure_none") {
+            self.output.say(
+                "insecure_none: what is released carries no noise. In asymml the worker sees residuals and gradients; \
+                 where an activation is zero the residual is minus the low-rank part, and the gradient shows where that \
+                 is, so the whole activation can be completed. See docs/threat-model.md.",
+            );
+        }
+    }
+
+    fn worker(&self) -> Result<Option<WorkerProcess>, CliError> {
+        let needed = self.experiment.kind == Kind::Speedup || self.experiment.mode.run.iter().any(|m| m.needs_worker());
+        if !needed {
+            return Ok(None);
+        }
+        let tell = self.output.teller(&self.folder);
+        let worker = WorkerProcess::open(&self.experiment.worker, beside("asymflow-worker"), tell)?;
+        self.output.say(&format!("worker device: {}", worker.device));
+        Ok(Some(worker))
+    }
+
+    fn job(
+        &self,
+        mode: ModeKind,
+        model: &str,
+        worker: Option<&WorkerProcess>,
+        task: Task,
+    ) -> Result<JobSpec, CliError> {
+        let e = &self.experiment;
+        let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
+        Ok(JobSpec {
+            mode,
+            network: network(e, model)?,
+            data: e.data_spec(),
+            split: e.split_spec(),
+            privacy: e.privacy_spec(),
+            precision: e.worker.precision,
+            worker: worker.map(|w| WorkerSpec {
+                address: w.address.clone(),
+                fingerprint: w.fingerprint.clone(),
+                token: w.token.clone(),
+                insecure_plaintext: e.worker.insecure_plaintext,
+                timeout_seconds: e.worker.timeout_seconds,
+                patience_seconds: e.worker.patience_seconds,
+            }),
+            threads,
+            task,
+        })
+    }
+
+    fn execute(&self, label: &str, job: JobSpec, start: (Body, &[u8]), folder: &Folder) -> Result<JobReport, CliError> {
+        let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.privacy.delta);
+        let program = beside("asymflow-enclaved");
+        run_job(&*self.runtime, &program, job, start, folder, &mut progress, &self.interrupt.stopper)
+    }
+
+    fn train(&self) -> Result<Outcome, CliError> {
+        let worker = self.worker()?;
+        let e = &self.experiment;
+        let mut runs = Vec::new();
+        for &seed in &e.train.seeds {
+            for &mode in &e.mode.run {
+                if self.interrupt.asked.load(Ordering::Relaxed) {
+                    return self.finish(runs, Outcome::Interrupted);
+                }
+                let run = self.train_one(mode, seed, worker.as_ref())?;
+                let interrupted = run.status == "interrupted";
+                runs.push(run);
+                if interrupted {
+                    return self.finish(runs, Outcome::Interrupted);
+                }
+            }
+        }
+        let outcome = self.verdict(&runs);
+        self.finish(runs, outcome)
+    }
+
+    fn train_one(&self, mode: ModeKind, seed: u64, worker: Option<&WorkerProcess>) -> Result<Summary, CliError> {
+        let label = format!("{} seed {seed}", mode.name());
+        let folder = self.folder.inside(&format!("{}-seed{seed}", mode.name()))?;
+        if let Some(done) = finished(&folder)? {
+            self.output.say(&format!("{label}: done before"));
+            return Ok(done);
+        }
+        let checkpoint = folder.read("checkpoints/latest.safetensors")?;
+        if checkpoint.is_some() {
+            self.output.say(&format!("{label}: going on from its checkpoint"));
+        }
+        let start = match &checkpoint {
+            Some(bytes) => (Body::Checkpoint, bytes.as_slice()),
+            None => (Body::Empty, &[][..]),
+        };
+        let task = Task::Train(self.experiment.train_spec(seed));
+        let worker = worker.filter(|_| mode.needs_worker());
+        let job = self.job(mode, &self.experiment.model.names[0], worker, task)?;
+        let JobReport::Train(report) = self.execute(&label, job.clone(), start, &folder)? else {
+            return Err(CliError::failed("the enclave process answered another task", ""));
+        };
+        let sources = Sources {
+            name: &self.name,
+            experiment: &self.experiment,
+            job: &job,
+            report: &report,
+            assurance: self.runtime.assurance().to_string(),
+            worker_device: worker.map(|w| w.device.clone()),
+        };
+        let summary = Summary::new(&sources);
+        write_json(&folder, "summary.json", &summary)?;
+        folder.replace("summary.md", tables::training(&summary, &report).as_bytes())?;
+        Ok(summary)
+    }
+
+    fn verdict(&self, runs: &[Summary]) -> Outcome {
+        let Some(limit) = self.experiment.report.max_accuracy_gap else { return Outcome::Done };
+        let mean = |mode: &str| {
+            let values: Vec<f64> = runs.iter().filter(|r| r.mode == mode).filter_map(|r| r.accuracy.test).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        match (mean("clear"), mean("asymml")) {
+            (Some(clear), Some(asymml)) if clear - asymml > limit => {
+                self.output.say(&format!(
+                    "claim: does not hold: asymml is {:.2} points less accurate than clear, allowed are {:.2}",
+                    100.0 * (clear - asymml),
+                    100.0 * limit
+                ));
+                Outcome::ClaimFailed
+            }
+            (Some(clear), Some(asymml)) => {
+                self.output.say(&format!(
+                    "claim: holds: asymml minus clear is {:+.2} points, allowed are -{:.2}",
+                    100.0 * (asymml - clear),
+                    100.0 * limit
+                ));
+                Outcome::Done
+            }
+            _ => Outcome::Done,
+        }
+    }
+
+    fn finish(&self, mut runs: Vec<Summary>, outcome: Outcome) -> Result<Outcome, CliError> {
+        summary::compare(&mut runs);
+        let table = summary::table(&runs);
+        let text = tables::comparison(&self.name, &self.experiment, &runs, &table);
+        self.folder.replace("summary.md", text.as_bytes())?;
+        let all = serde_json::json!({ "schema": 1, "experiment": self.name, "runs": runs });
+        write_json(&self.folder, "summary.json", &all)?;
+        self.show(&all, &table)?;
+        Ok(outcome)
+    }
+
+    fn show(&self, json: &serde_json::Value, text: &str) -> Result<(), CliError> {
+        if self.output.json {
+            crate::print(&format!("{json}\n"));
+        } else {
+            crate::print(&format!("\n{text}\n"));
+        }
+        self.output.say(&format!("run folder: {}", self.folder.path().display()));
+        Ok(())
+    }
+
+    fn speedup(&self) -> Result<Outcome, CliError> {
+        let worker = self.worker()?;
+        let s = &self.experiment.speedup;
+        let mut reports = Vec::new();
+        for model in &self.experiment.model.names {
+            if self.interrupt.asked.load(Ordering::Relaxed) {
+                return Ok(Outcome::Interrupted);
+            }
+            let spec = SpeedupSpec {
+                batch: s.batch,
+                repeats: s.repeats,
+                decompositions: s.decompositions.clone(),
+                train: s.train,
+                seed: self.experiment.train.seeds[0],
+            };
+            self.output.say(&format!("timing {model}, batch {}", s.batch));
+            let job = self.job(ModeKind::Asymml, model, worker.as_ref(), Task::Speedup(spec))?;
+            let JobReport::Speedup(report) = self.execute(model, job, (Body::Empty, &[]), &self.folder)? else {
+                return Err(CliError::failed("the enclave process answered another task", ""));
+            };
+            self.output.say(&tables::speedup_line(&report));
+            reports.push(report);
+        }
+        let device = worker.as_ref().map(|w| w.device.clone());
+        let text = tables::speedup(&self.name, &self.experiment, &reports, device.as_deref());
+        self.leave(&text, serde_json::json!({ "networks": reports, "worker_device": device }))
+    }
+
+    fn rank_study(&self) -> Result<Outcome, CliError> {
+        let s = &self.experiment.study;
+        let spec = RankStudySpec { samples: s.samples, ranks: s.ranks.clone(), methods: s.methods.clone() };
+        let task = Task::RankStudy(spec, self.experiment.train_spec(self.experiment.train.seeds[0]));
+        let job = self.job(ModeKind::TrustedOnly, &self.experiment.model.names[0], None, task)?;
+        let JobReport::RankStudy(report) = self.execute("trusted-only", job, (Body::Empty, &[]), &self.folder)? else {
+            return Err(CliError::failed("the enclave process answered another task", ""));
+        };
+        let text = tables::rank_study(&self.name, &self.experiment, &report);
+        self.leave(&text, serde_json::json!({ "study": report }))
+    }
+
+    /// Leaves the results of an experiment that is not a training.
+    fn leave(&self, text: &str, results: serde_json::Value) -> Result<Outcome, CliError> {
+        self.folder.replace("summary.md", text.as_bytes())?;
+        let all = serde_json::json!({
+            "schema": 1,
+            "experiment": self.name,
+            "assurance": self.runtime.assurance().to_string(),
+            "results": results,
+            "command": machine::command(),
+            "commit": machine::commit(),
+            "machine": machine::machine(None),
+        });
+        write_json(&self.folder, "summary.json", &all)?;
+        self.show(&all, text)?;
+        Ok(Outcome::Done)
+    }
+}
+
+fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
+    let Some(bytes) = folder.read("summary.json")? else { return Ok(None) };
+    Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status == "done"))
+}
+
+fn write_json(folder: &Folder, name: &str, value: &impl serde::Serialize) -> Result<(), CliError> {
+    let mut text =
+        serde_json::to_string_pretty(value).map_err(|e| CliError::failed(format!("cannot write {name}: {e}"), ""))?;
+    text.push('\n');
+    folder.replace(name, text.as_bytes())
+}

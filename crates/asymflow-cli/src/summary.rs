@@ -1,0 +1,363 @@
+//! What a run leaves behind in numbers: `summary.json`, and the comparison table.
+
+use asymflow::job::{JobSpec, ModeKind, Task, TrainReport};
+use asymflow_zoo::{Network, cost};
+use serde::{Deserialize, Serialize};
+
+use crate::experiment::Experiment;
+use crate::machine::Machine;
+
+/// `summary.json` of one run. Keys that do not apply are null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// 1.
+    pub schema: u32,
+    /// Name of the experiment.
+    pub experiment: String,
+    /// Name of the mode.
+    pub mode: String,
+    /// Name of the network.
+    pub model: String,
+    /// Seed.
+    pub seed: u64,
+    /// `done` or `interrupted`.
+    pub status: String,
+    /// The data.
+    pub data: DataSummary,
+    /// How far the trusted part can be trusted; null where there is none.
+    pub assurance: Option<String>,
+    /// Where the trusted part computes.
+    pub trusted_device: Option<String>,
+    /// The worker's device; null where there is none.
+    pub worker_device: Option<String>,
+    /// Insecure settings in force.
+    pub insecure: Vec<String>,
+    /// Shares of test images classified correctly.
+    pub accuracy: Accuracy,
+    /// The guarantee.
+    pub privacy: Privacy,
+    /// Bytes between the trusted part and the worker for one training sample.
+    pub bytes_per_sample: Bytes,
+    /// The same for one classified sample.
+    pub inference_bytes_per_sample: Bytes,
+    /// Multiply-accumulates of one inference.
+    pub macs_per_sample: Macs,
+    /// Seconds of training and evaluation by part; parts overlap.
+    pub seconds: PartSeconds,
+    /// Filled in by the comparison.
+    pub speedup_over_trusted_only: Speedup,
+    /// How often the worker was lost and opened again.
+    pub worker_reopened: usize,
+    /// Configuration that training ran with.
+    pub train: asymflow::job::TrainSpec,
+    /// The command.
+    pub command: String,
+    /// Commit of the program's source, where known.
+    pub commit: Option<String>,
+    /// The machine.
+    pub machine: Machine,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Name: `synthetic`, or the path's last part.
+    pub name: String,
+    /// Training images.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// Of this run.
+    pub test: Option<f64>,
+    /// Of `trusted-only` at the same seed, where it ran.
+    pub trusted_only: Option<f64>,
+    /// Of `clear` at the same seed, where it ran.
+    pub clear: Option<f64>,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Privacy {
+    /// Name of the mechanism; null where nothing is released.
+    pub mechanism: Option<String>,
+    /// ε of the record that lost most; null without a guarantee, 0 where nothing is released.
+    pub epsilon: Option<f64>,
+    /// δ of that ε.
+    pub delta: Option<f64>,
+    /// What it protects.
+    pub per: String,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// To the worker.
+    pub to_worker: u64,
+    /// From it.
+    pub from_worker: u64,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Macs {
+    /// Of the trusted part, decomposition and folding included.
+    pub trusted: u64,
+    /// Of the worker.
+    pub worker: u64,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartSeconds {
+    /// Wall clock of training and evaluation.
+    pub total: f64,
+    /// Wall clock of training.
+    pub training: f64,
+    /// Wall clock of evaluation.
+    pub inference: f64,
+    /// Trusted convolutions.
+    pub trusted: f64,
+    /// Decompositions.
+    pub decompose: f64,
+    /// The worker's device.
+    pub worker: f64,
+    /// Moving bytes.
+    pub transfer: f64,
+    /// Waiting for the worker with no trusted work left.
+    pub wait: f64,
+    /// Mechanisms and encoding.
+    pub release: f64,
+}
+
+/// Part of [`Summary`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Speedup {
+    /// Seconds of `trusted-only` evaluation over those of this run.
+    pub inference: Option<f64>,
+    /// Seconds of `trusted-only` training over those of this run.
+    pub training: Option<f64>,
+}
+
+/// Everything a summary is made of.
+pub struct Sources<'a> {
+    /// Name of the experiment.
+    pub name: &'a str,
+    /// The experiment.
+    pub experiment: &'a Experiment,
+    /// The job.
+    pub job: &'a JobSpec,
+    /// What it measured.
+    pub report: &'a TrainReport,
+    /// Assurance of the runtime.
+    pub assurance: String,
+    /// The worker's device.
+    pub worker_device: Option<String>,
+}
+
+fn macs(network: &Network, mode: ModeKind, report: &TrainReport) -> Macs {
+    let whole: u64 = cost::total_cost(network).map_or(0, |total| total.macs);
+    match (&report.plan, mode) {
+        (Some(plan), ModeKind::Asymml) => {
+            let beside_convs = whole.saturating_sub(plan.full_macs());
+            Macs { trusted: plan.trusted_macs() + beside_convs, worker: plan.worker_macs() }
+        }
+        (_, ModeKind::Clear) => Macs { trusted: 0, worker: whole },
+        _ => Macs { trusted: whole, worker: 0 },
+    }
+}
+
+impl Summary {
+    /// The summary of one finished job.
+    pub fn new(s: &Sources<'_>) -> Self {
+        let Sources { experiment, job, report, .. } = s;
+        let mode = job.mode;
+        let per = |total: u64, samples: u64| total / samples.max(1);
+        let train = match &job.task {
+            Task::Train(train) | Task::RankStudy(_, train) => train.clone(),
+            Task::Speedup(spec) => experiment.train_spec(spec.seed),
+        };
+        let released = mode != ModeKind::TrustedOnly;
+        let in_trusted = mode != ModeKind::Clear;
+        let data = match &job.data.path {
+            None => "synthetic".to_owned(),
+            Some(path) => path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+        };
+        let mechanism = match mode {
+            ModeKind::Clear => Some("insecure_none".to_owned()),
+            ModeKind::Asymml => Some(job.privacy.mechanism.clone()),
+            ModeKind::TrustedOnly => None,
+        };
+        Self {
+            schema: 1,
+            experiment: s.name.to_owned(),
+            mode: mode.name().to_owned(),
+            model: job.network.name.clone(),
+            seed: train.seed,
+            status: if report.interrupted { "interrupted" } else { "done" }.to_owned(),
+            data: DataSummary { name: data, train: report.train_images, test: report.test_images },
+            assurance: in_trusted.then(|| s.assurance.clone()),
+            trusted_device: in_trusted.then(|| format!("cpu, {} threads", job.threads)),
+            worker_device: s.worker_device.clone().filter(|_| released),
+            insecure: experiment.insecure(mode).into_iter().map(str::to_owned).collect(),
+            accuracy: Accuracy { test: report.test_accuracy, trusted_only: None, clear: None },
+            privacy: Privacy {
+                mechanism,
+                epsilon: if released { report.epsilon.filter(|e| e.is_finite()) } else { Some(0.0) },
+                delta: released.then_some(job.privacy.delta),
+                per: "record".to_owned(),
+            },
+            bytes_per_sample: Bytes {
+                to_worker: per(report.train_traffic.to_worker, report.trained_samples),
+                from_worker: per(report.train_traffic.from_worker, report.trained_samples),
+            },
+            inference_bytes_per_sample: Bytes {
+                to_worker: per(report.inference_traffic.to_worker, report.inferred_samples),
+                from_worker: per(report.inference_traffic.from_worker, report.inferred_samples),
+            },
+            macs_per_sample: macs(&job.network, mode, report),
+            seconds: PartSeconds {
+                total: report.train_seconds + report.inference_seconds,
+                training: report.train_seconds,
+                inference: report.inference_seconds,
+                trusted: report.parts.trusted,
+                decompose: report.parts.decompose,
+                worker: report.parts.worker,
+                transfer: report.parts.transfer,
+                wait: report.parts.wait,
+                release: report.parts.release,
+            },
+            speedup_over_trusted_only: Speedup::default(),
+            worker_reopened: report.reopened,
+            train,
+            command: crate::machine::command(),
+            commit: crate::machine::commit(),
+            machine: crate::machine::machine(s.worker_device.as_deref()),
+        }
+    }
+}
+
+/// Fills in what compares the runs of one seed.
+pub fn compare(runs: &mut [Summary]) {
+    let find = |runs: &[Summary], mode: &str, seed: u64| {
+        runs.iter().find(|r| r.mode == mode && r.seed == seed && r.status == "done").cloned()
+    };
+    for i in 0..runs.len() {
+        let trusted = find(runs, "trusted-only", runs[i].seed);
+        let clear = find(runs, "clear", runs[i].seed);
+        let run = &mut runs[i];
+        run.accuracy.clear = clear.and_then(|c| c.accuracy.test);
+        if let Some(trusted) = trusted {
+            run.accuracy.trusted_only = trusted.accuracy.test;
+            let ratio = |theirs: f64, ours: f64| (ours > 0.0 && theirs > 0.0).then(|| theirs / ours);
+            run.speedup_over_trusted_only = Speedup {
+                inference: ratio(trusted.seconds.inference, run.seconds.inference),
+                training: ratio(trusted.seconds.training, run.seconds.training),
+            };
+        }
+    }
+}
+
+fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
+    let n = values.len() as f64;
+    if values.is_empty() {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / (n - 1.0).max(1.0);
+    Some((mean, variance.sqrt()))
+}
+
+fn cell(values: Vec<f64>, digits: usize) -> String {
+    match mean_sd(&values) {
+        None => "-".to_owned(),
+        Some((mean, sd)) if values.len() > 1 => format!("{mean:.digits$} ± {sd:.digits$}"),
+        Some((mean, _)) => format!("{mean:.digits$}"),
+    }
+}
+
+fn row(runs: &[&Summary]) -> Option<[String; 10]> {
+    let first = runs.first()?;
+    let many = |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(runs.iter().filter_map(|r| f(r)).collect(), digits);
+    let epsilon = match (first.privacy.epsilon, first.mode.as_str()) {
+        (_, "trusted-only") => "0".to_owned(),
+        (Some(e), _) => format!("{e:.2}"),
+        (None, _) => "∞".to_owned(),
+    };
+    let kib = |bytes: u64| format!("{:.1}", bytes as f64 / 1024.0);
+    let millions = |macs: u64| format!("{:.2}", macs as f64 / 1e6);
+    Some([
+        first.mode.clone(),
+        many(1, &|r| r.accuracy.test.map(|a| 100.0 * a)),
+        epsilon,
+        kib(first.bytes_per_sample.to_worker),
+        millions(first.macs_per_sample.trusted),
+        many(1, &|r| Some(r.seconds.training)),
+        many(1, &|r| Some(r.seconds.trusted)),
+        many(1, &|r| Some(r.seconds.decompose)),
+        many(1, &|r| Some(r.seconds.worker)),
+        many(1, &|r| Some(r.seconds.transfer)),
+    ])
+}
+
+const HEAD: [&str; 10] = [
+    "mode",
+    "accuracy %",
+    "ε",
+    "KiB to worker / sample",
+    "trusted MMACs / sample",
+    "training s",
+    "trusted s",
+    "decompose s",
+    "worker s",
+    "transfer s",
+];
+
+/// The comparison table, in Markdown; means ± standard deviations over seeds.
+pub fn table(runs: &[Summary]) -> String {
+    let mut modes: Vec<&str> = Vec::new();
+    for run in runs {
+        if !modes.contains(&run.mode.as_str()) {
+            modes.push(&run.mode);
+        }
+    }
+    let mut rows: Vec<[String; 10]> = vec![HEAD.map(str::to_owned)];
+    for mode in modes {
+        let of_mode: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode).collect();
+        rows.extend(row(&of_mode));
+    }
+    markdown(&rows)
+}
+
+/// Rows of cells as an aligned Markdown table; the first row is its head.
+pub fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [3; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let pad = " ".repeat(width - cell.chars().count());
+            text += &if column == 0 { format!("| {cell}{pad} ") } else { format!("| {pad}{cell} ") };
+        }
+        text += "|\n";
+        if i == 0 {
+            for (column, width) in widths.into_iter().enumerate() {
+                text += &if column == 0 {
+                    format!("|{}", "-".repeat(width + 2))
+                } else {
+                    format!("|{}:", "-".repeat(width + 1))
+                };
+            }
+            text += "|\n";
+        }
+    }
+    text
+}

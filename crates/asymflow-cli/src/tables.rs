@@ -1,0 +1,253 @@
+//! Results as Markdown.
+
+use asymflow::job::{ModeKind, TrainReport};
+use asymflow::plan::Plan;
+use asymflow::speedup::{SpeedupReport, Variant};
+use asymflow::study::RankStudyReport;
+use asymflow::timing::Seconds;
+use asymflow::trusted::Program;
+use asymflow_zoo::cost;
+
+use crate::error::CliError;
+use crate::experiment::{Experiment, Kind};
+use crate::summary::{Summary, markdown};
+use crate::{machine, run};
+
+fn provenance(name: &str) -> String {
+    let machine = machine::machine(None);
+    format!(
+        "Experiment `{name}`, commit {}, {} with {} cores. Command: `{}`. The enclave is simulated.\n",
+        machine::commit().unwrap_or_else(|| "unknown".to_owned()),
+        machine.cpu,
+        machine.cores,
+        machine::command()
+    )
+}
+
+/// What would run and what it would cost.
+pub fn dry_run(experiment: &Experiment) -> Result<String, CliError> {
+    let mut text = toml::to_string(experiment)
+        .map_err(|e| CliError::failed(format!("cannot print the configuration: {e}"), ""))?;
+    let batch = match experiment.kind {
+        Kind::Speedup => experiment.speedup.batch,
+        _ => experiment.train.batch,
+    };
+    for name in &experiment.model.names {
+        let network = run::network(experiment, name)?;
+        let invalid = |e: String| CliError::usage(format!("{name}: {e}"), "");
+        let program = Program::new(&network).map_err(|e| invalid(e.to_string()))?;
+        let plan = Plan::asymml(&program, &experiment.split_spec(), batch).map_err(|e| invalid(e.to_string()))?;
+        let total = cost::total_cost(&network).map_err(|e| invalid(e.to_string()))?;
+        let bytes = experiment.worker.precision.bytes() as u64;
+        let sent: u64 = plan.convs.iter().map(|c| c.released_values).sum();
+        text += &format!(
+            "\n# {name}: {} parameters, {:.1} MMACs; asymml: {:.1} % of them trusted, {:.1} KiB to the worker for one \
+             inference\n{}",
+            total.parameters,
+            total.macs as f64 / 1e6,
+            100.0 * plan.trusted_macs() as f64 / plan.full_macs().max(1) as f64,
+            (sent * bytes) as f64 / 1024.0,
+            layers(&plan)
+        );
+    }
+    Ok(text)
+}
+
+fn layers(plan: &Plan) -> String {
+    let mut rows = vec![["layer", "placement", "MMACs", "low-rank", "fold", "decompose"].map(str::to_owned)];
+    let millions = |macs: u64| format!("{:.2}", macs as f64 / 1e6);
+    for conv in &plan.convs {
+        let placement = match conv.placement {
+            asymflow::plan::Placement::Trusted => "trusted".to_owned(),
+            asymflow::plan::Placement::Split { rank } => format!("split, rank {rank}"),
+        };
+        let low_rank = if conv.placement.is_split() { millions(conv.trusted_macs) } else { "-".to_owned() };
+        rows.push([
+            conv.layer.clone(),
+            placement,
+            millions(conv.full_macs),
+            low_rank,
+            millions(conv.fold_macs),
+            millions(conv.decompose_macs),
+        ]);
+    }
+    markdown(&rows)
+}
+
+fn seconds_row(name: &str, s: &Seconds) -> [String; 7] {
+    let f = |v: f64| format!("{v:.3}");
+    [name.to_owned(), f(s.decompose), f(s.release), f(s.trusted), f(s.worker), f(s.transfer), f(s.wait)]
+}
+
+const SECONDS_HEAD: [&str; 7] = ["layer", "decompose s", "release s", "trusted s", "worker s", "transfer s", "wait s"];
+
+/// One training run.
+pub fn training(summary: &Summary, report: &TrainReport) -> String {
+    let mut text = format!(
+        "# {} in mode {}, seed {}\n\n{}\n{}",
+        summary.model,
+        summary.mode,
+        summary.seed,
+        provenance(&summary.experiment),
+        crate::summary::table(std::slice::from_ref(summary))
+    );
+    if report.layers.len() > 1 {
+        let mut rows = vec![SECONDS_HEAD.map(str::to_owned)];
+        rows.extend(report.layers.iter().map(|(name, seconds)| seconds_row(name, seconds)));
+        text += &format!("\nSeconds by convolution, training and evaluation together:\n\n{}", markdown(&rows));
+    }
+    if let Some(plan) = &report.plan {
+        text += &format!("\nWhere each convolution is computed, for one inference of one sample:\n\n{}", layers(plan));
+    }
+    text
+}
+
+/// All runs of a training experiment.
+pub fn comparison(name: &str, experiment: &Experiment, runs: &[Summary], table: &str) -> String {
+    let data = runs.first().map_or_else(String::new, |run| {
+        format!("Data: {}, {} training and {} test images. ", run.data.name, run.data.train, run.data.test)
+    });
+    format!(
+        "# {}\n\n{}\n\n{}{}, {} epochs, batch {}, {} seeds; means ± standard deviations.\n\n{}\n{}",
+        experiment.title,
+        experiment.claim,
+        data,
+        experiment.model.names.join(", "),
+        experiment.train.epochs,
+        experiment.train.batch,
+        experiment.train.seeds.len(),
+        table,
+        provenance(name)
+    )
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn spread(values: &[f64]) -> String {
+    if values.is_empty() {
+        return "-".to_owned();
+    }
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(0.0, f64::max);
+    format!("{:.1} ({:.1}–{:.1})", 1e3 * median(values), 1e3 * low, 1e3 * high)
+}
+
+fn speedup_row(variant: &Variant, baseline: &Variant, batch: usize) -> [String; 8] {
+    let ratio = |ours: &[f64], theirs: &[f64]| {
+        if ours.is_empty() { "-".to_owned() } else { format!("{:.2}×", median(theirs) / median(ours)) }
+    };
+    let share = match &variant.plan {
+        Some(plan) => format!("{:.1} %", 100.0 * plan.trusted_macs() as f64 / plan.full_macs().max(1) as f64),
+        None => "0 %".to_owned(),
+    };
+    let kib = |bytes: u64| format!("{:.0}", bytes as f64 / 1024.0 / batch.max(1) as f64);
+    [
+        variant.name.clone(),
+        share,
+        spread(&variant.inference),
+        ratio(&variant.inference, &baseline.inference),
+        spread(&variant.training),
+        ratio(&variant.training, &baseline.training),
+        kib(variant.inference_traffic.to_worker),
+        kib(variant.training_traffic.to_worker),
+    ]
+}
+
+const SPEEDUP_HEAD: [&str; 8] = [
+    "mode",
+    "trusted MACs",
+    "inference ms",
+    "over trusted-only",
+    "training step ms",
+    "over trusted-only",
+    "KiB to worker / inference",
+    "KiB to worker / training sample",
+];
+
+/// The ratios of one network in one line.
+pub fn speedup_line(report: &SpeedupReport) -> String {
+    let Some(baseline) = report.variants.first() else { return String::new() };
+    let parts: Vec<String> =
+        report.variants.iter().map(|v| format!("{} {:.1} ms", v.name, 1e3 * median(&v.inference))).collect();
+    format!("{}: inference {} (baseline {})", report.network, parts.join(", "), baseline.name)
+}
+
+/// The speedup experiment.
+pub fn speedup(name: &str, experiment: &Experiment, reports: &[SpeedupReport], device: Option<&str>) -> String {
+    let mut text = format!(
+        "# {}\n\n{}\n\nMedians of {} repetitions (smallest–largest), batch {}, worker on {}.\n",
+        experiment.title,
+        experiment.claim,
+        experiment.speedup.repeats,
+        experiment.speedup.batch,
+        device.unwrap_or("no device"),
+    );
+    for report in reports {
+        let Some(baseline) = report.variants.first() else { continue };
+        let mut rows = vec![SPEEDUP_HEAD.map(str::to_owned)];
+        rows.extend(report.variants.iter().map(|v| speedup_row(v, baseline, report.batch)));
+        text += &format!("\n## {}\n\n{}", report.network, markdown(&rows));
+        for variant in &report.variants {
+            let Some(plan) = &variant.plan else { continue };
+            let counted = variant.inference.len().max(1) as f64;
+            let mut rows = vec![SECONDS_HEAD.map(|head| head.replace(" s", " ms"))];
+            for (conv, seconds) in plan.convs.iter().zip(&variant.inference_layers) {
+                rows.push(seconds_row(&conv.layer, &scaled(seconds, 1e3 / counted)));
+            }
+            text += &format!("\n{}, one inference by convolution:\n\n{}", variant.name, markdown(&rows));
+        }
+    }
+    text + "\n" + &provenance(name)
+}
+
+fn scaled(s: &Seconds, factor: f64) -> Seconds {
+    Seconds {
+        decompose: s.decompose * factor,
+        fold: s.fold * factor,
+        trusted: s.trusted * factor,
+        worker: s.worker * factor,
+        wait: s.wait * factor,
+        transfer: s.transfer * factor,
+        release: s.release * factor,
+    }
+}
+
+/// The rank study.
+pub fn rank_study(name: &str, experiment: &Experiment, report: &RankStudyReport) -> String {
+    let mut text = format!(
+        "# {}\n\n{}\n\n{} at {:.1} % test accuracy, {} test images.\n\nMean SVD-channel entropy μ in bits, and the \
+         share of energy left in the residual:\n\n",
+        experiment.title,
+        experiment.claim,
+        report.network,
+        100.0 * report.test_accuracy,
+        report.samples
+    );
+    for method in &experiment.study.methods {
+        text += &format!("## {method}\n\n| layer | channels | μ |");
+        for rank in &experiment.study.ranks {
+            text += &format!(" r = {rank} |");
+        }
+        text += &format!("\n|---|---:|---:|{}\n", "---:|".repeat(experiment.study.ranks.len()));
+        for layer in &report.layers {
+            text += &format!("| {} | {} | {:.2} |", layer.layer, layer.channels, layer.entropy);
+            for &rank in &experiment.study.ranks {
+                let found = layer.residuals.iter().find(|r| r.method == *method && r.rank == rank);
+                text += &found.map_or_else(|| " - |".to_owned(), |r| format!(" {:.4} |", r.energy));
+            }
+            text += "\n";
+        }
+        text += "\n";
+    }
+    text + &provenance(name)
+}
+
+/// The modes, for `asymflow modes`.
+pub fn modes() -> String {
+    let modes = [ModeKind::Clear, ModeKind::TrustedOnly, ModeKind::Asymml];
+    modes.map(|mode| mode.name().to_owned()).join("\n") + "\n"
+}

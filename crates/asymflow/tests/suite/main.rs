@@ -1,0 +1,5 @@
+//! Tests of the orchestrator against the unsplit network, with a backend written from outside.
+
+mod parity;
+mod toy_backend;
+mod training;

@@ -1,0 +1,260 @@
+//! The split computes the same function: logits and gradients of `asymml` against `trusted-only`.
+
+use std::sync::Arc;
+
+use asymflow::accounting::RecordAccountant;
+use asymflow::local::LocalConv;
+use asymflow::modes::{AsymMl, AsymMlParts, Mode, TrainBatch, TrustedOnly};
+use asymflow::plan::Plan;
+use asymflow::release::PrivacySpec;
+use asymflow::trusted::{Engine, Program};
+use asymflow_linalg::by_name;
+use asymflow_privacy::{Precision, Relation};
+use asymflow_residual::{Pass, SgdStep};
+use asymflow_zoo::{Network, Weights};
+use faer::Par;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::toy_backend::{Seen, ToyBackend};
+
+pub fn no_noise() -> PrivacySpec {
+    PrivacySpec {
+        mechanism: "insecure_none".to_owned(),
+        sigma: None,
+        clip: None,
+        relation: Relation::Remove,
+        delta: 1e-5,
+    }
+}
+
+fn images(network: &Network, samples: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    (0..samples * network.input.len()).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect()
+}
+
+fn asymml(
+    network: &Network,
+    weights: &Weights,
+    plan: Plan,
+    decomposition: &str,
+    precision: Precision,
+    backend: &ToyBackend,
+) -> AsymMl {
+    let parts = AsymMlParts {
+        plan,
+        decomposer: by_name(decomposition).unwrap(),
+        privacy: no_noise(),
+        precision,
+        backend: Arc::new(backend.clone()),
+        accountant: RecordAccountant::new(64),
+    };
+    AsymMl::new(network.clone(), weights, parts, Par::rayon(2)).unwrap()
+}
+
+/// ‖a − reference‖ / ‖reference‖.
+fn relative(a: &[f32], reference: &[f32]) -> f64 {
+    assert_eq!(a.len(), reference.len());
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let off = squares(&mut a.iter().zip(reference).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    (off / squares(&mut reference.iter().map(|&v| f64::from(v)))).sqrt()
+}
+
+const SGD: SgdStep = SgdStep { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 };
+
+/// After one step from the same weights the momentum is the gradient, so comparing states compares gradients.
+fn step(mode: &mut dyn Mode, images: &[f32], samples: usize) -> (f64, Vec<f32>) {
+    let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
+    let records: Vec<usize> = (0..samples).collect();
+    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: 3 };
+    let report = mode.step(batch, SGD).unwrap();
+    (report.loss, mode.state().unwrap().momentum)
+}
+
+/// Logits within 1e-4 and every gradient within 1e-3 of the largest one, at each rank and decomposition.
+fn parity(name: &str, samples: usize) {
+    let network = asymflow_zoo::by_name(name, 10, None).unwrap();
+    let weights = Weights::init(&network, 5);
+    let images = images(&network, samples);
+    let records: Vec<usize> = (0..samples).collect();
+    let mut unsplit = TrustedOnly::new(network.clone(), &weights, Par::rayon(2)).unwrap();
+    let logits = unsplit.infer(&images, &records).unwrap();
+    let (loss, gradients) = step(&mut unsplit, &images, samples);
+    let program = Program::new(&network).unwrap();
+    for decomposition in ["exact-svd", "alternating", "random-range", "gram", "shared-basis"] {
+        for rank in [1, 4, 16, usize::MAX] {
+            let plan = Plan::split_all(&program, rank);
+            let backend = ToyBackend::default();
+            let mut split = asymml(&network, &weights, plan, decomposition, Precision::F32, &backend);
+            let label = format!("{name}, {decomposition}, rank {rank}");
+            let off = relative(&split.infer(&images, &records).unwrap(), &logits);
+            assert!(off < 1e-4, "{label}: logits off by {off}");
+            let (split_loss, split_gradients) = step(&mut split, &images, samples);
+            assert!((split_loss - loss).abs() < 1e-4 * loss.abs(), "{label}: loss {split_loss}, expected {loss}");
+            let off = relative(&split_gradients, &gradients);
+            println!("{label}: {off:e}");
+            assert!(off < 1e-2, "{label}: gradients off by {off}");
+        }
+    }
+}
+
+#[test]
+fn resnet18_split_equals_unsplit() {
+    parity("resnet18-cifar", 8);
+}
+
+#[test]
+fn vgg16_split_equals_unsplit() {
+    parity("vgg16-cifar", 8);
+}
+
+#[test]
+fn f16_transfers_stay_close() {
+    let network = asymflow_zoo::by_name("demo-cnn", 10, None).unwrap();
+    let weights = Weights::init(&network, 5);
+    let images = images(&network, 8);
+    let mut unsplit = TrustedOnly::new(network.clone(), &weights, Par::Seq).unwrap();
+    let (_, gradients) = step(&mut unsplit, &images, 8);
+    let plan = Plan::split_all(&Program::new(&network).unwrap(), 4);
+    let backend = ToyBackend::default();
+    let mut split = asymml(&network, &weights, plan, "gram", Precision::F16, &backend);
+    let (_, split_gradients) = step(&mut split, &images, 8);
+    let off = relative(&split_gradients, &gradients);
+    assert!(off < 2e-2, "gradients off by {off}");
+}
+
+/// The forward pass of the engine against a network written out as naive loops over f64.
+#[test]
+fn a_small_network_equals_naive_loops() {
+    use asymflow_zoo::{Conv, Layer, Linear, Shape};
+    let conv = |name: &str, i, o, kernel, stride, padding| {
+        Layer::Conv(Conv {
+            name: name.to_owned(),
+            in_channels: i,
+            out_channels: o,
+            kernel,
+            stride,
+            padding,
+            bias: true,
+        })
+    };
+    let network = Network {
+        name: "naive".to_owned(),
+        input: Shape::new(2, 5, 7),
+        classes: 3,
+        layers: vec![
+            conv("a", 2, 4, 3, 2, 1),
+            Layer::Relu,
+            Layer::Flatten,
+            Layer::Linear(Linear { name: "fc".to_owned(), in_features: 4 * 3 * 4, out_features: 3 }),
+        ],
+    };
+    let mut weights = Weights::init(&network, 1);
+    weights.tensors.get_mut("a.bias").unwrap().data = vec![0.1, -0.2, 0.3, -0.4];
+    let images = images(&network, 2);
+    let mut engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
+    let mut convolver = LocalConv::new(1, engine.pool.clone(), Par::Seq);
+    let logits = engine.forward(&images, 2, Pass::Inference, 0, &mut convolver).unwrap();
+    let tensor = |name: &str| &weights.tensors[name].data;
+    for sample in 0..2 {
+        let x = |c: usize, i: isize, j: isize| {
+            let inside = (0..5).contains(&i) && (0..7).contains(&j);
+            if inside { f64::from(images[((sample * 2 + c) * 5 + i as usize) * 7 + j as usize]) } else { 0.0 }
+        };
+        let mut features = Vec::new();
+        for o in 0..4 {
+            for (row, column) in (0..3).flat_map(|r| (0..4).map(move |c| (r, c))) {
+                let mut sum = f64::from(tensor("a.bias")[o]);
+                for (c, k, l) in (0..2).flat_map(|c| (0..9).map(move |kl| (c, kl / 3, kl % 3))) {
+                    let w = f64::from(tensor("a.weight")[((o * 2 + c) * 3 + k) * 3 + l]);
+                    sum += w * x(c, row * 2 + k as isize - 1, column * 2 + l as isize - 1);
+                }
+                features.push(sum.max(0.0));
+            }
+        }
+        for class in 0..3 {
+            let row = &tensor("fc.weight")[class * features.len()..][..features.len()];
+            let dot: f64 = row.iter().zip(&features).map(|(&w, f)| f64::from(w) * f).sum();
+            let expected = dot + f64::from(tensor("fc.bias")[class]);
+            assert!((f64::from(logits[sample * 3 + class]) - expected).abs() < 1e-5);
+        }
+    }
+}
+
+/// Gradients of the engine against finite differences of its own loss.
+#[test]
+fn gradients_equal_finite_differences() {
+    let network = asymflow_zoo::by_name("resnet8-cifar", 10, None).unwrap();
+    let weights = Weights::init(&network, 2);
+    let images = images(&network, 4);
+    let loss_of = |weights: &Weights| {
+        let mut mode = TrustedOnly::new(network.clone(), weights, Par::Seq).unwrap();
+        step(&mut mode, &images, 4)
+    };
+    let (_, momentum) = loss_of(&weights);
+    let flat = weights.flatten(&network).unwrap();
+    let mut offset = 0;
+    for spec in network.parameters() {
+        let index = offset + spec.len() / 2;
+        offset += spec.len();
+        if !spec.kind.is_trained() {
+            continue;
+        }
+        let gradient = f64::from(momentum[index]) - 5e-4 * f64::from(flat[index]);
+        let h = 1e-2f32;
+        let shifted = |by: f32| {
+            let mut flat = flat.clone();
+            flat[index] += by;
+            loss_of(&Weights::unflatten(&network, &flat).unwrap()).0
+        };
+        let difference = (shifted(h) - shifted(-h)) / f64::from(2.0 * h);
+        let tolerance = 2e-3 + 5e-2 * gradient.abs();
+        assert!((difference - gradient).abs() < tolerance, "{}: {gradient} and {difference}", spec.name);
+    }
+}
+
+/// What reaches the worker in one training step: residuals and gradients of the split convolutions, and
+/// nothing that holds the images, the features before the classifier, or the gradient of the logits.
+#[test]
+fn no_raw_input_label_or_final_feature_reaches_the_worker() {
+    let network = asymflow_zoo::by_name("resnet8-cifar", 10, None).unwrap();
+    let weights = Weights::init(&network, 2);
+    let images = images(&network, 4);
+    let program = Program::new(&network).unwrap();
+    let split =
+        asymflow::plan::SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false };
+    let plan = Plan::asymml(&program, &split, 4).unwrap();
+    assert!(!plan.convs[0].placement.is_split(), "the first convolution is trusted");
+    let nodes = program.conv_nodes();
+    let expected: Vec<(usize, usize)> = nodes
+        .iter()
+        .filter(|n| plan.convs[n.index].placement.is_split())
+        .map(|n| (4 * n.input.len(), 4 * n.output.len()))
+        .collect();
+    let backend = ToyBackend::default();
+    let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, &backend);
+    let records = [0, 1, 2, 3];
+    mode.infer(&images, &records).unwrap();
+    step(&mut mode, &images, 4);
+    let seen = backend.seen.lock().unwrap();
+    let mut secret: std::collections::HashSet<[u32; 3]> = std::collections::HashSet::new();
+    for window in images.windows(3) {
+        secret.insert([window[0].to_bits(), window[1].to_bits(), window[2].to_bits()]);
+    }
+    for item in seen.iter() {
+        let (values, lengths): (&[f32], fn((usize, usize)) -> usize) = match item {
+            Seen::Residual(_, values) => (values, |(input, _)| input),
+            Seen::Gradient(_, values) => (values, |(_, output)| output),
+            Seen::Weights(_) => continue,
+        };
+        let (Seen::Residual(unit, _) | Seen::Gradient(unit, _) | Seen::Weights(unit)) = item;
+        assert_eq!(values.len(), lengths(expected[unit.0 as usize]), "{unit:?}");
+        for window in values.windows(3) {
+            let bits = [window[0].to_bits(), window[1].to_bits(), window[2].to_bits()];
+            assert!(!secret.contains(&bits), "{unit:?} carries raw pixels");
+        }
+    }
+    let count = |f: fn(&Seen) -> bool| seen.iter().filter(|s| f(s)).count();
+    assert_eq!(count(|s| matches!(s, Seen::Residual(..))), 2 * expected.len());
+    assert_eq!(count(|s| matches!(s, Seen::Gradient(..))), expected.len());
+}

@@ -1,0 +1,201 @@
+//! Training runs: resumed ones, ones that lose their worker, and what they account.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use asymflow::accounting::LedgerEntry;
+use asymflow::checkpoint::Checkpoint;
+use asymflow::job::{
+    Body, DataSpec, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Notice, Schedule, Task, TrainSpec,
+    WorkerSpec,
+};
+use asymflow::plan::SplitSpec;
+use asymflow::run::{RunError, run};
+use asymflow::train::{HostGone, Observer};
+use asymflow_privacy::Precision;
+use asymflow_residual::ResidualBackend;
+use asymflow_zoo::by_name;
+
+use crate::parity::no_noise;
+use crate::toy_backend::ToyBackend;
+
+#[derive(Default)]
+struct Heard {
+    losses: Vec<(usize, usize, f64)>,
+    checkpoints: Vec<Vec<u8>>,
+    ledger: Vec<LedgerEntry>,
+    notices: Vec<Notice>,
+    stop_after: Option<usize>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for Heard {
+    fn tell(&mut self, message: FromTrusted, body: &[u8]) -> Result<(), HostGone> {
+        match message {
+            FromTrusted::Step { epoch, step, loss } => {
+                self.losses.push((epoch, step, loss));
+                if self.stop_after == Some(self.losses.len()) {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            FromTrusted::Checkpoint { .. } => self.checkpoints.push(body.to_vec()),
+            FromTrusted::Ledger(entries) => self.ledger.extend(entries),
+            FromTrusted::Notice(notice) => self.notices.push(notice),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn job(mode: ModeKind) -> JobSpec {
+    JobSpec {
+        mode,
+        network: by_name("demo-cnn", 10, None).unwrap(),
+        data: DataSpec { path: None, train: Some(48), test: Some(16), seed: 1, augment: true },
+        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
+        privacy: no_noise(),
+        precision: Precision::F32,
+        worker: Some(WorkerSpec {
+            address: String::new(),
+            fingerprint: None,
+            token: String::new(),
+            insecure_plaintext: false,
+            timeout_seconds: 1,
+            patience_seconds: 1,
+        }),
+        threads: 2,
+        task: Task::Train(TrainSpec {
+            epochs: 3,
+            batch: 16,
+            learning_rate: 0.05,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            schedule: Schedule::Cosine,
+            seed: 4,
+            evaluate_every: 2,
+        }),
+    }
+}
+
+fn go(
+    job: &JobSpec,
+    body: (Body, &[u8]),
+    backend: &ToyBackend,
+    stop_after: Option<usize>,
+) -> (Result<JobReport, RunError>, Heard) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut heard = Heard { stop_after, stop: Arc::clone(&stop), ..Heard::default() };
+    let backend = backend.clone();
+    let open = move |_: &JobSpec| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
+    (run(job, body.0, body.1, &open, &stop, &mut heard), heard)
+}
+
+#[test]
+fn a_stopped_run_resumes_to_the_same_losses() {
+    for mode in [ModeKind::TrustedOnly, ModeKind::Asymml] {
+        let job = job(mode);
+        let (whole, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
+        whole.unwrap();
+        assert_eq!(heard.losses.len(), 9);
+        // In the middle of an epoch, and at its last step.
+        for stop_after in [4, 6] {
+            let (first, before) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), Some(stop_after));
+            let JobReport::Train(first) = first.unwrap() else { panic!("not a training") };
+            assert!(first.interrupted);
+            let checkpoint = before.checkpoints.last().unwrap();
+            let (second, after) = go(&job, (Body::Checkpoint, checkpoint), &ToyBackend::default(), None);
+            assert!(matches!(second, Ok(JobReport::Train(report)) if !report.interrupted));
+            let resumed: Vec<_> = before.losses.iter().chain(&after.losses).copied().collect();
+            assert_eq!(resumed, heard.losses, "{mode:?} stopped after {stop_after}");
+            let end = |heard: &Heard| Checkpoint::decode(heard.checkpoints.last().unwrap()).unwrap();
+            assert_eq!(end(&after), end(&heard));
+        }
+    }
+}
+
+#[test]
+fn a_run_survives_the_loss_of_its_worker_and_says_so() {
+    let job = job(ModeKind::Asymml);
+    let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
+    whole.unwrap();
+    for dies_after in [9, 14, 23, 40] {
+        let backend = ToyBackend::default();
+        backend.dies_after.store(dies_after, Ordering::Relaxed);
+        let (result, heard) = go(&job, (Body::Empty, &[]), &backend, None);
+        let JobReport::Train(report) = result.unwrap() else { panic!("not a training") };
+        assert_eq!(report.reopened, 1, "dies after {dies_after}");
+        assert!(matches!(heard.notices[..], [Notice::WorkerReopened { .. }]));
+        assert_eq!(heard.losses, undisturbed.losses, "dies after {dies_after}");
+    }
+}
+
+#[test]
+fn every_release_is_in_the_ledger_and_composes_by_record() {
+    let mut job = job(ModeKind::Asymml);
+    let (report, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
+    let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
+    assert_eq!(report.epsilon, Some(f64::INFINITY));
+    let split = report.plan.unwrap().convs.iter().filter(|c| c.placement.is_split()).count();
+    // 9 training steps release a residual and a gradient a layer; two evaluations release a residual.
+    assert_eq!(heard.ledger.len(), split * (9 * 2 + 2));
+    assert!(heard.ledger.iter().all(|e| e.mechanism == "insecure_none" && e.rho.is_none()));
+
+    job.privacy.mechanism = "gaussian".to_owned();
+    job.privacy.sigma = Some(2.0);
+    job.privacy.clip = Some(1.0);
+    let (report, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
+    let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
+    // A training record is in one batch an epoch: 3 epochs, a residual and a gradient a layer, each 1/(2·2²).
+    let rho = 3.0 * 2.0 * split as f64 / 8.0;
+    let expected = rho + 2.0 * (rho * (1e5f64).ln()).sqrt();
+    assert!((report.epsilon.unwrap() - expected).abs() < 1e-9 * expected);
+    assert!(heard.ledger.iter().all(|e| e.rho == Some(0.125)));
+    let checkpoint = Checkpoint::decode(heard.checkpoints.last().unwrap()).unwrap();
+    assert_eq!(checkpoint.rho.len(), 64);
+    // A resumed run keeps its ε: nothing is left to train, so it is exactly what was spent.
+    let (resumed, _) = go(&job, (Body::Checkpoint, heard.checkpoints.last().unwrap()), &ToyBackend::default(), None);
+    let JobReport::Train(resumed) = resumed.unwrap() else { panic!("not a training") };
+    assert_eq!(resumed.epsilon, report.epsilon);
+}
+
+#[test]
+fn bad_jobs_are_refused_in_words_and_nothing_is_released() {
+    let refuse = |change: fn(&mut JobSpec), body: (Body, &[u8])| {
+        let mut job = job(ModeKind::Asymml);
+        change(&mut job);
+        let backend = ToyBackend::default();
+        let (result, _) = go(&job, body, &backend, None);
+        let failure = result.unwrap_err().failure();
+        let released = backend.seen.lock().unwrap().iter().any(|s| !matches!(s, crate::toy_backend::Seen::Weights(_)));
+        assert!(!released, "{failure:?}");
+        (failure.code, failure.detail)
+    };
+    let none = (Body::Empty, &[][..]);
+    let (code, text) = refuse(|job| job.split.decomposition = "svd".to_owned(), none);
+    assert_eq!((code, text.as_str()), (FailureCode::Job, "unknown decomposition \"svd\""));
+    let (code, text) = refuse(|job| job.privacy.mechanism = "laplace".to_owned(), none);
+    assert_eq!(code, FailureCode::Job);
+    assert!(text.starts_with("unknown mechanism \"laplace\""), "{text}");
+    let (code, _) = refuse(|job| job.data.path = Some("no/such/folder".into()), none);
+    assert_eq!(code, FailureCode::Data);
+    let (code, _) = refuse(|job| job.split.rank = "fixed:0".to_owned(), none);
+    assert_eq!(code, FailureCode::Job);
+    let (code, text) = refuse(|_| (), (Body::Checkpoint, b"not a checkpoint"));
+    assert_eq!(code, FailureCode::Checkpoint, "{text}");
+    let (_, heard) = go(&job(ModeKind::TrustedOnly), none, &ToyBackend::default(), Some(1));
+    let (code, text) = refuse(|_| (), (Body::Checkpoint, heard.checkpoints.last().unwrap()));
+    assert_eq!(code, FailureCode::Checkpoint);
+    assert_eq!(text, "checkpoint of demo-cnn in mode trusted-only, expected demo-cnn in mode asymml");
+}
+
+#[test]
+fn a_nan_names_the_layer_and_never_the_value() {
+    let mut job = job(ModeKind::Asymml);
+    let Task::Train(train) = &mut job.task else { panic!("not a training") };
+    train.learning_rate = f32::MAX;
+    let (result, _) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
+    let failure = result.unwrap_err().failure();
+    assert_eq!(failure.code, FailureCode::NonFinite);
+    assert!(failure.detail.starts_with("layer "), "{}", failure.detail);
+    assert!(!failure.detail.contains("value 0"), "{}", failure.detail);
+}
