@@ -333,9 +333,14 @@ pub fn folded_weight_gradient(
     Ok(())
 }
 
-fn winograd_forward(s: ConvShape) -> Option<winograd::Conv3> {
+/// Whether Winograd's transforms are repaid: the input has enough channels and the image is larger than half a tile.
+fn winograd_pays(s: ConvShape, in_channels: usize) -> bool {
     let suits = s.validate().is_ok() && s.kernel == 3 && s.stride == 1;
-    suits.then_some(winograd::Conv3 {
+    suits && in_channels >= 12 && s.out_height().min(s.out_width()) > 2
+}
+
+fn winograd_forward(s: ConvShape) -> Option<winograd::Conv3> {
+    winograd_pays(s, s.in_channels).then_some(winograd::Conv3 {
         samples: s.samples,
         in_channels: s.in_channels,
         height: s.height,
@@ -348,8 +353,7 @@ fn winograd_forward(s: ConvShape) -> Option<winograd::Conv3> {
 
 /// The input gradient as a convolution of ∇Y.
 fn winograd_input_gradient(s: ConvShape) -> Option<winograd::Conv3> {
-    let suits = s.validate().is_ok() && s.kernel == 3 && s.stride == 1 && s.padding <= 2;
-    suits.then(|| winograd::Conv3 {
+    (winograd_pays(s, s.out_channels) && s.padding <= 2).then(|| winograd::Conv3 {
         samples: s.samples,
         in_channels: s.out_channels,
         height: s.out_height(),

@@ -25,6 +25,31 @@ pub(super) trait Simd {
     /// a · b + c.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
+    /// The lanes of `lanes`, from `from + lane · step`; zero in the others. Only the lanes asked for need be valid.
+    #[inline(always)]
+    unsafe fn load_some(from: *const f32, step: usize, lanes: &Lanes) -> Self::V {
+        let mut values = [0.0; LANES];
+        for lane in lanes.start..lanes.end {
+            // SAFETY: the caller vouches for these lanes.
+            values[lane] = unsafe { *from.wrapping_add(lane * step) };
+        }
+        // SAFETY: sixteen values.
+        unsafe { Self::load(values.as_ptr()) }
+    }
+
+    /// The first `count` lanes.
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, v: Self::V, count: usize) {
+        let mut values = [0.0; LANES];
+        // SAFETY: the caller vouches for `count` values.
+        unsafe {
+            Self::store(values.as_mut_ptr(), v);
+            for (lane, value) in values.iter().enumerate().take(count) {
+                *to.add(lane) = *value;
+            }
+        }
+    }
+
     /// Transposes 16 rows `from_pitch` apart into 16 rows `to_pitch` apart.
     #[inline(always)]
     unsafe fn transpose(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
@@ -34,6 +59,30 @@ pub(super) trait Simd {
                 unsafe { *to.add(col * to_pitch + row) = *from.add(row * from_pitch + col) };
             }
         }
+    }
+}
+
+/// Some consecutive lanes, and the values to load for them where every second one is taken.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Lanes {
+    start: usize,
+    end: usize,
+    bits: u16,
+    /// Bits of 32 values.
+    alternate: u32,
+}
+
+impl Lanes {
+    /// Lanes `start..end`, at most sixteen.
+    #[inline(always)]
+    pub(super) fn new(start: usize, end: usize) -> Self {
+        let (start, end) = (start.min(LANES), end.min(LANES));
+        let below = |bit: usize| ((1_u64 << bit) - 1) as u32;
+        if start >= end {
+            return Self::default();
+        }
+        let bits = (below(end) & !below(start)) as u16;
+        Self { start, end, bits, alternate: below(2 * end - 1) & !below(2 * start) }
     }
 }
 
@@ -116,6 +165,33 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_some(from: *const f32, step: usize, lanes: &Lanes) -> __m512 {
+        unsafe {
+            match step {
+                1 => _mm512_maskz_loadu_ps(lanes.bits, from),
+                2 => {
+                    let low = _mm512_maskz_loadu_ps(lanes.alternate as u16, from);
+                    let high = _mm512_maskz_loadu_ps((lanes.alternate >> 16) as u16, from.wrapping_add(LANES));
+                    let even =
+                        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                    _mm512_permutex2var_ps(low, even, high)
+                }
+                _ => {
+                    let mut values = [0.0; LANES];
+                    for lane in lanes.start..lanes.end {
+                        values[lane] = *from.wrapping_add(lane * step);
+                    }
+                    _mm512_loadu_ps(values.as_ptr())
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, v: __m512, count: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, ((1_u32 << count) - 1) as u16, v) }
     }
 
     #[inline(always)]

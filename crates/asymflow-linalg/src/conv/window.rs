@@ -1,7 +1,7 @@
 //! Expansion of the pixels under a moving window into panels of columns (im2col), a few at a time.
 
 use super::gemm::PANEL;
-use super::simd::{Kernel, LANES, Simd};
+use super::simd::{Kernel, LANES, Lanes, Simd};
 
 /// Which input pixels each output pixel reads: for tap (i, j), the pixel
 /// (`step`·oy + `top` + `tap_step`·i, `step`·ox + `left` + `tap_step`·j), zero outside the planes.
@@ -74,68 +74,123 @@ pub(super) struct Expand<'a> {
     pub to_panel: usize,
 }
 
+/// Up to sixteen columns of a panel that lie in one row of output.
+#[derive(Clone, Copy, Default)]
+struct Piece {
+    /// First plane of the sample, and the window's corner for the first lane.
+    plane: usize,
+    top: isize,
+    left: isize,
+    to: usize,
+    len: usize,
+    /// For the tap at hand: place of the first lane's pixel, from the first plane of the batch, perhaps outside.
+    from: isize,
+    /// For the tap at hand: the lanes that read a pixel.
+    lanes: Lanes,
+}
+
+/// `⌈n / step⌉`, without a division for the common steps.
+#[inline(always)]
+const fn steps(n: usize, step: usize) -> usize {
+    match step {
+        1 => n,
+        2 => n.div_ceil(2),
+        _ => n.div_ceil(step),
+    }
+}
+
+impl Expand<'_> {
+    /// Writes the pieces of `count` columns and returns their number.
+    #[inline(always)]
+    fn cut(&self, first: usize, count: usize, pieces: &mut [Piece; PANEL]) -> usize {
+        let w = &self.window;
+        let (runs, used) = runs(first, count, w.out_height, w.out_width);
+        let (mut cut, mut to) = (0, 0);
+        for run in &runs[..used] {
+            for first in (run.first..run.first + run.len).step_by(LANES) {
+                let len = LANES.min(run.first + run.len - first);
+                pieces[cut] = Piece {
+                    plane: run.sample * w.channels * w.height * w.width,
+                    top: (run.row * w.step) as isize + w.top,
+                    left: (first * w.step) as isize + w.left,
+                    to,
+                    len,
+                    ..Piece::default()
+                };
+                cut += 1;
+                to += len;
+            }
+        }
+        cut
+    }
+
+    /// Points the pieces at the pixels of a tap.
+    #[inline(always)]
+    fn aim(&self, pieces: &mut [Piece], tap: usize) {
+        let w = &self.window;
+        let down = w.tap_step * (tap / w.tap_columns) as isize;
+        let right = w.tap_step * (tap % w.tap_columns) as isize;
+        for piece in pieces {
+            let (y, x) = (piece.top + down, piece.left + right);
+            let before = if x < 0 { steps(x.unsigned_abs(), w.step) } else { 0 };
+            let space = (w.width as isize - x).max(0) as usize;
+            let end = if y >= 0 && (y as usize) < w.height { steps(space, w.step).min(piece.len) } else { 0 };
+            piece.from = piece.plane as isize + y * w.width as isize + x;
+            piece.lanes = Lanes::new(before, end);
+        }
+    }
+}
+
 impl Kernel for Expand<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self) {
         let w = &self.window;
+        let taps = w.taps();
+        let mut pieces = [Piece::default(); PANEL];
         for panel in 0..self.count.div_ceil(PANEL) {
             let count = PANEL.min(self.count - panel * PANEL);
-            let (runs, used) = runs(self.first + panel * PANEL, count, w.out_height, w.out_width);
+            let cut = self.cut(self.first + panel * PANEL, count, &mut pieces);
             let filled = if self.whole { PANEL } else { count.next_multiple_of(LANES) };
-            for (i, row) in self.rows.clone().enumerate() {
-                let (channel, tap) =
-                    if w.tap_major { (row % w.channels, row / w.channels) } else { (row / w.taps(), row % w.taps()) };
-                let down = w.top + w.tap_step * (tap / w.tap_columns) as isize;
-                let right = w.left + w.tap_step * (tap % w.tap_columns) as isize;
-                // SAFETY: the caller vouches for `to`: this row has 64 places.
-                let mut to = unsafe { self.to.add(panel * self.to_panel + i * PANEL) };
-                for run in &runs[..used] {
-                    let plane = (run.sample * w.channels + channel) * w.height * w.width;
-                    let y = (run.row * w.step) as isize + down;
-                    let x = (run.first * w.step) as isize + right;
-                    let inside = y >= 0 && (y as usize) < w.height;
-                    let line = if inside { &self.x[plane + y as usize * w.width..][..w.width] } else { &[] };
-                    // SAFETY: the runs of a panel have at most 64 columns together.
-                    unsafe {
-                        copy_run::<S>(line, x, w.step, to, run.len);
-                        to = to.add(run.len);
-                    }
+            let to = self.to.wrapping_add(panel * self.to_panel);
+            for tap in 0..taps {
+                // The rows of this tap: one for each channel, `stride` apart.
+                let (first, stride) = if w.tap_major { (tap * w.channels, 1) } else { (tap, taps) };
+                let start = self.rows.start.saturating_sub(first).div_ceil(stride);
+                let end = self.rows.end.saturating_sub(first).div_ceil(stride).min(w.channels);
+                if start >= end {
+                    continue;
                 }
-                for column in count..filled {
-                    // SAFETY: `filled ≤ 64`.
-                    unsafe { *self.to.add(panel * self.to_panel + i * PANEL + column) = 0.0 };
+                self.aim(&mut pieces[..cut], tap);
+                for channel in start..end {
+                    let row = first + channel * stride - self.rows.start;
+                    // SAFETY: the lanes of a piece lie inside its plane; the row has 64 places.
+                    unsafe { self.row::<S>(&pieces[..cut], channel, to.add(row * PANEL), count, filled) };
                 }
             }
         }
     }
 }
 
-/// `to[j] = line[x + j · step]` for `len` values, zero outside the line.
-#[inline(always)]
-unsafe fn copy_run<S: Simd>(line: &[f32], x: isize, step: usize, to: *mut f32, len: usize) {
-    let left = if x < 0 { x.unsigned_abs().div_ceil(step).min(len) } else { 0 };
-    let start = (x + (left * step) as isize) as usize;
-    let right = if start < line.len() { (left + (line.len() - start).div_ceil(step)).min(len) } else { left };
-    // SAFETY: `left ≤ right ≤ len`, and the values between lie inside the line.
-    unsafe {
-        for j in 0..left {
-            *to.add(j) = 0.0;
-        }
-        let from = line.as_ptr().wrapping_add(start);
-        let (to_inside, inside) = (to.add(left), right - left);
-        if step == 1 {
-            copy::<S>(from, to_inside, inside);
-        } else if step == 2 {
-            for j in 0..inside {
-                *to_inside.add(j) = *from.add(2 * j);
-            }
-        } else {
-            for j in 0..inside {
-                *to_inside.add(j) = *from.add(step * j);
+impl Expand<'_> {
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&self, pieces: &[Piece], channel: usize, to: *mut f32, count: usize, filled: usize) {
+        let plane = self.x.as_ptr().wrapping_add(channel * self.window.height * self.window.width);
+        for piece in pieces {
+            // SAFETY: the caller vouches for the lanes. A whole vector stays inside the row of 64, and what it writes
+            // beyond the piece is written again.
+            unsafe {
+                let v = S::load_some(plane.wrapping_offset(piece.from), self.window.step, &piece.lanes);
+                if piece.to + LANES <= PANEL {
+                    S::store(to.add(piece.to), v);
+                } else {
+                    S::store_first(to.add(piece.to), v, piece.len);
+                }
             }
         }
-        for j in right..len {
-            *to.add(j) = 0.0;
+        // Lanes beyond a piece are zero, but its vector may be clipped and does not reach a whole panel.
+        for column in count..filled {
+            // SAFETY: `filled ≤ 64`.
+            unsafe { *to.add(column) = 0.0 };
         }
     }
 }
