@@ -3,10 +3,10 @@
 use faer::Accum;
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::prelude::*;
 
 use super::batch::{self, Sample};
+use super::gram_matrix::{add_gram, mirror, trace};
 use super::subspace::Plan;
 use super::{BatchShape, DecomposeError, Decomposer, LowRank};
 
@@ -27,37 +27,6 @@ impl Default for Gram {
     fn default() -> Self {
         Self { oversample: 4, steps: 1 }
     }
-}
-
-/// `gram = m·mᵀ`, both halves.
-pub(super) fn gram_of(m: MatRef<'_, f32>, gram: &mut [f32], add: Accum, par: Par) {
-    let n = m.nrows();
-    let mut gram = MatMut::from_column_major_slice_mut(gram, n, n);
-    triangular::matmul(
-        gram.rb_mut(),
-        BlockStructure::TriangularLower,
-        add,
-        m,
-        BlockStructure::Rectangular,
-        m.transpose(),
-        BlockStructure::Rectangular,
-        1.0,
-        par,
-    );
-}
-
-/// Copies the lower half of `gram` (`n × n`) to the upper.
-pub(super) fn mirror(gram: &mut [f32], n: usize) {
-    for column in 0..n {
-        for row in column + 1..n {
-            gram[row * n + column] = gram[column * n + row];
-        }
-    }
-}
-
-/// Sum of the diagonal: the energy of the matrix behind `gram`.
-pub(super) fn trace(gram: &[f32], n: usize) -> f32 {
-    gram.iter().step_by(n + 1).sum()
 }
 
 impl Gram {
@@ -84,11 +53,12 @@ impl Gram {
         let (mut gram, stack) = batch::zeros(stack, plan.n * plan.n);
         let x = MatRef::from_row_major_slice(sample.x, channels, pixels);
         let side = |m| if wide { m } else { MatRef::transpose(m) };
-        gram_of(side(x), &mut gram, Accum::Replace, par);
+        add_gram(side(x), &mut gram, par);
         if !batch::in_range(trace(&gram, plan.n)) {
             let (scaled, _) = batch::rescaled(sample.x, sample.residual)
                 .map_err(|index| DecomposeError::NonFinite { index: sample.index * channels * pixels + index })?;
-            gram_of(side(MatRef::from_row_major_slice(scaled, channels, pixels)), &mut gram, Accum::Replace, par);
+            gram.fill(0.0);
+            add_gram(side(MatRef::from_row_major_slice(scaled, channels, pixels)), &mut gram, par);
         }
         mirror(&mut gram, plan.n);
         let energy = trace(&gram, plan.n);

@@ -4,6 +4,8 @@ mod alternating;
 mod batch;
 mod exact;
 mod gram;
+mod gram_matrix;
+mod orthonormal;
 mod range;
 mod shared;
 mod subspace;

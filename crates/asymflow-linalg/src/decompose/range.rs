@@ -6,7 +6,8 @@ use faer::linalg::matmul::matmul;
 use faer::prelude::*;
 
 use super::batch::{self, Sample};
-use super::subspace::{LANES, eigen, eigen_scratch, fill_uniform, orthonormalise};
+use super::orthonormal::{LANES, orthonormalise};
+use super::subspace::{eigen, eigen_scratch, fill_uniform};
 use super::{BatchShape, DecomposeError, Decomposer, LowRank};
 
 /// An orthonormal basis Q of X·Ω, Ω uniform in (−1, 1), improved by power iterations; then the best part of Q·(Qᵀ·X).
@@ -76,7 +77,6 @@ impl RandomRange {
         orthonormalise(&mut q, width, block, &mut lengths);
         for _ in 0..self.power_iterations {
             rows(&q, &mut b);
-            orthonormalise(&mut b, width, block, &mut lengths);
             range(&b, &mut q);
             orthonormalise(&mut q, width, block, &mut lengths);
         }

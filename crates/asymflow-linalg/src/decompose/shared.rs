@@ -6,7 +6,7 @@ use faer::linalg::matmul::matmul;
 use faer::prelude::*;
 
 use super::batch;
-use super::gram::{gram_of, mirror, trace};
+use super::gram_matrix::{add_gram, mirror, trace};
 use super::subspace::Plan;
 use super::{BatchShape, DecomposeError, Decomposer, LowRank};
 
@@ -56,7 +56,7 @@ fn sum_grams(x: &[f32], shape: BatchShape, sums: &mut [f32], par: Par) {
     sums.fill(0.0);
     for sample in x.chunks_exact(shape.channels * shape.pixels) {
         let sample = MatRef::from_row_major_slice(sample, shape.channels, shape.pixels);
-        gram_of(sample, sums, Accum::Add, par);
+        add_gram(sample, sums, par);
     }
 }
 

@@ -11,6 +11,7 @@ use faer::prelude::*;
 
 use super::DecomposeError;
 use super::batch::{zeros, zeros_scratch};
+use super::orthonormal::{LANES, orthonormalise};
 
 /// Seed of the fixed start: results depend on the sample alone.
 const START_SEED: u64 = 0x5eed;
@@ -30,105 +31,6 @@ pub(crate) fn fill_uniform(values: &mut [f32], seed: u64) {
     for value in values {
         // 24 bits fill the mantissa; the half step keeps zero out.
         *value = ((splitmix(&mut state) >> 40) as f32 + 0.5) * (2.0 / (1 << 24) as f32) - 1.0;
-    }
-}
-
-/// Columns handled together: one or a few vector registers.
-pub(super) const LANES: usize = 16;
-
-/// Share of its squared length below which what is left of a column is orthogonalised again.
-const LOST: f32 = 1e-4;
-
-/// The products of column `k` of `q` with the columns `from..from + LANES`.
-fn products(q: &[f32], width: usize, k: usize, from: usize) -> [f32; LANES] {
-    let mut even = [0.0f32; LANES];
-    let mut odd = [0.0f32; LANES];
-    let add = |row: &[f32], sums: &mut [f32; LANES]| {
-        let pivot = row[k];
-        for (sum, value) in sums.iter_mut().zip(&row[from..from + LANES]) {
-            *sum += pivot * value;
-        }
-    };
-    // Two sums that do not wait for each other.
-    for rows in q.chunks(2 * width) {
-        let (first, second) = rows.split_at(width);
-        add(first, &mut even);
-        if !second.is_empty() {
-            add(second, &mut odd);
-        }
-    }
-    even.iter_mut().zip(odd).for_each(|(sum, value)| *sum += value);
-    even
-}
-
-/// Makes the first `columns` columns of the row-major `q` (rows of `width`, a multiple of [`LANES`]) orthonormal
-/// and returns the length the last one had left.
-///
-/// Modified Gram-Schmidt by rows: each column is taken out of all later ones at once, so nothing waits for a
-/// horizontal sum. A column within the span of those before it is replaced by one outside.
-pub(super) fn orthonormalise(q: &mut [f32], width: usize, columns: usize, entering: &mut [f32]) -> f32 {
-    entering[..width].fill(0.0);
-    for row in q.chunks_exact(width) {
-        entering.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
-    }
-    let mut length = 0.0;
-    for k in 0..columns {
-        let first = k / LANES * LANES;
-        let mut shares = products(q, width, k, first);
-        if shares[k - first] <= LOST * entering[k] {
-            repair(q, width, k);
-            shares = products(q, width, k, first);
-        }
-        let inverse_square = 1.0 / shares[k - first];
-        length = shares[k - first].sqrt();
-        shares[..=k - first].fill(0.0);
-        for from in (first..width).step_by(LANES) {
-            if from > first {
-                shares = products(q, width, k, from);
-            }
-            shares.iter_mut().for_each(|share| *share *= inverse_square);
-            for row in q.chunks_exact_mut(width) {
-                let pivot = row[k];
-                for (value, share) in row[from..from + LANES].iter_mut().zip(&shares) {
-                    *value -= pivot * share;
-                }
-            }
-        }
-        q.chunks_exact_mut(width).for_each(|row| row[k] /= length);
-    }
-    length
-}
-
-/// Takes the columns before it out of column `k` once more; one within their span becomes a vector outside it.
-fn repair(q: &mut [f32], width: usize, k: usize) {
-    let mut left = length_squared(q, width, k);
-    for _ in 0..2 {
-        let entering = left;
-        for j in 0..k {
-            let share: f32 = q.chunks_exact(width).map(|row| row[j] * row[k]).sum();
-            q.chunks_exact_mut(width).for_each(|row| row[k] -= share * row[j]);
-        }
-        left = length_squared(q, width, k);
-        if left > LOST * entering && left > f32::MIN_POSITIVE {
-            return;
-        }
-    }
-    replace(q, width, k);
-}
-
-fn length_squared(q: &[f32], width: usize, k: usize) -> f32 {
-    q.chunks_exact(width).map(|row| row[k] * row[k]).sum()
-}
-
-/// Sets column `k` of `q` to a vector orthogonal to the columns before it.
-fn replace(q: &mut [f32], width: usize, k: usize) {
-    // 1 − Σ_j q_ij² is what orthogonalisation leaves of the unit vector e_i; the largest is at least 1 − k/n.
-    let taken = |row: &[f32]| row[..k].iter().map(|value| value * value).sum::<f32>();
-    let rows = q.chunks_exact(width).map(taken).enumerate();
-    let unit = rows.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(row, _)| row);
-    for row in 0..q.len() / width {
-        let overlap: f32 = (0..k).map(|j| q[unit * width + j] * q[row * width + j]).sum();
-        q[row * width + k] = f32::from(u8::from(row == unit)) - overlap;
     }
 }
 
