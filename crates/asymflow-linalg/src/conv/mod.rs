@@ -13,6 +13,7 @@ mod transforms;
 mod window;
 mod winograd;
 mod winograd_gradient;
+mod winograd_wide;
 
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};

@@ -7,6 +7,7 @@ use super::layout::{gather, gathered_len, scatter};
 use super::parallel::{Shared, for_each};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::tiles::{InputTiles, Planes, Points, Tiles};
+use super::winograd_wide::Wide;
 use super::transforms::{Output, POINTS, SIDE, TILE, Transform, Weight};
 
 /// A 3×3 convolution of stride 1, forward or, with `flipped`, the input gradient of one written as such: `weight` is
@@ -75,6 +76,11 @@ impl Cut {
         }
     }
 
+    /// The way for few tiles, where all threads would work on one block.
+    fn wide(&self, conv: &Conv3) -> Option<Wide> {
+        if self.workers > 1 || conv.in_channels * conv.out_channels < 1 << 14 { None } else { Wide::new(conv, self.team) }
+    }
+
     const fn blocks(&self, conv: &Conv3) -> usize {
         conv.strips().div_ceil(self.block_strips)
     }
@@ -115,12 +121,19 @@ impl Buffers {
 
 pub(super) fn scratch(conv: Conv3, threads: usize) -> StackReq {
     let cut = Cut::new(&conv, threads);
+    if let Some(wide) = cut.wide(&conv) {
+        return StackReq::new_aligned::<f32>(wide.len(), 64);
+    }
     StackReq::new_aligned::<f32>(Buffers::new(&conv, &cut).len(&cut), 64)
 }
 
 /// Overwrites `y`; the slices have the lengths that `conv` says.
 pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], threads: usize, stack: &mut MemStack) {
     let cut = Cut::new(&conv, threads);
+    if let Some(wide) = cut.wide(&conv) {
+        let (memory, _) = stack.make_aligned_uninit::<f32>(wide.len(), 64);
+        return wide.forward(&conv, x, weight, Shared::new(y), Shared::uninit(memory));
+    }
     let sizes = Buffers::new(&conv, &cut);
     let (memory, _) = stack.make_aligned_uninit::<f32>(sizes.len(&cut), 64);
     let memory = Shared::uninit(memory);
@@ -143,19 +156,10 @@ pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], thr
         for_each(cut.team, strips * channel_blocks, |member, task| {
             let (strip, channel) = (task / channel_blocks, task % channel_blocks * LANES);
             let to = v.at(strip * columns * sizes.input.pitch + channel);
-            let (sample, row) = ((first + strip) / conv.tile_rows(), (first + strip) % conv.tile_rows());
-            let tiles = Tiles {
-                planes: Planes::new(x, conv.in_channels, conv.height, conv.width, sample, channel),
-                top: (row * TILE) as isize - conv.padding as isize,
-                left: -(conv.padding as isize),
-                count: columns,
-                staging: staging(worker * cut.team + member).ptr(),
-                to,
-                to_point: sizes.input.apart(),
-                to_tile: sizes.input.pitch,
-            };
+            let staging = staging(worker * cut.team + member).ptr();
+            let tiles = input_tiles(&conv, x, first + strip, channel, staging, to, &sizes.input);
             // SAFETY: the tiles of this strip and these channels lie in `v` and no other task writes them.
-            unsafe { dispatch(&InputTiles(tiles)) };
+            unsafe { dispatch(&tiles) };
         });
 
         let panels = conv.out_channels.div_ceil(PANEL);
@@ -184,27 +188,65 @@ pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], thr
         let channel_blocks = conv.out_channels.div_ceil(LANES);
         for_each(cut.team, strips * channel_blocks, |member, task| {
             let (strip, channel) = (task / channel_blocks, task % channel_blocks * LANES);
-            let (sample, row) = ((first + strip) / conv.tile_rows(), (first + strip) % conv.tile_rows());
-            let pixels = conv.out_height() * conv.out_width();
-            let tiles = OutputTiles {
-                from: m.at(strip * columns * sizes.output.pitch + channel),
-                from_point: sizes.output.apart(),
-                from_tile: sizes.output.pitch,
-                rows: TILE.min(conv.out_height() - row * TILE),
-                width: conv.out_width(),
-                staging: staging(worker * cut.team + member).ptr(),
-                to: y.at((sample * conv.out_channels + channel) * pixels + row * TILE * conv.out_width()),
-                pitch: pixels,
-                channels: LANES.min(conv.out_channels - channel),
-            };
+            let from = m.at(strip * columns * sizes.output.pitch + channel);
+            let staging = staging(worker * cut.team + member).ptr();
+            let tiles = output_tiles(&conv, from, &sizes.output, first + strip, channel, staging, y);
             // SAFETY: the products were written above; this task alone writes these rows of `y`.
             unsafe { dispatch(&tiles) };
         });
     });
 }
 
+/// The tiles of up to sixteen channels of a strip of the batch.
+pub(super) fn input_tiles<'a>(
+    conv: &Conv3,
+    x: &'a [f32],
+    strip: usize,
+    channel: usize,
+    staging: *mut f32,
+    to: *mut f32,
+    points: &Points,
+) -> InputTiles<'a> {
+    let (sample, row) = (strip / conv.tile_rows(), strip % conv.tile_rows());
+    InputTiles(Tiles {
+        planes: Planes::new(x, conv.in_channels, conv.height, conv.width, sample, channel),
+        top: (row * TILE) as isize - conv.padding as isize,
+        left: -(conv.padding as isize),
+        count: conv.tile_columns(),
+        staging,
+        to,
+        to_point: points.apart(),
+        to_tile: points.pitch,
+    })
+}
+
+/// The output of up to sixteen channels of a strip of the batch.
+pub(super) fn output_tiles(
+    conv: &Conv3,
+    from: *const f32,
+    points: &Points,
+    strip: usize,
+    channel: usize,
+    staging: *mut f32,
+    y: Shared,
+) -> OutputTiles {
+    let (sample, row) = (strip / conv.tile_rows(), strip % conv.tile_rows());
+    let pixels = conv.out_height() * conv.out_width();
+    OutputTiles {
+        from,
+        from_point: points.apart(),
+        from_tile: points.pitch,
+        rows: TILE.min(conv.out_height() - row * TILE),
+        width: conv.out_width(),
+        staging,
+        to: y.at((sample * conv.out_channels + channel) * pixels + row * TILE * conv.out_width()),
+        pitch: pixels,
+        channels: LANES.min(conv.out_channels - channel),
+    }
+}
+
 /// Products of a strip to turn into `rows ≤ 4` rows of output in up to sixteen planes.
-struct OutputTiles {
+pub(super) struct OutputTiles {
     from: *const f32,
     from_point: usize,
     from_tile: usize,
@@ -261,7 +303,7 @@ fn transform_weight(
             output,
             inputs: input..conv.in_channels.min(input + LANES),
             staging: staging(thread).ptr(),
-            to: u.at(output / PANEL * conv.in_channels * PANEL + output % PANEL),
+            to: u.at((output / PANEL * conv.in_channels + input) * PANEL + output % PANEL),
             to_point: apart,
         };
         // SAFETY: these outputs and inputs lie in `u` and no other task writes them.
@@ -270,14 +312,14 @@ fn transform_weight(
 }
 
 /// Kernels of up to sixteen outputs and inputs to transform.
-struct Kernels<'a> {
-    conv: &'a Conv3,
-    weight: &'a [f32],
-    output: usize,
-    inputs: std::ops::Range<usize>,
-    staging: *mut f32,
-    to: *mut f32,
-    to_point: usize,
+pub(super) struct Kernels<'a> {
+    pub conv: &'a Conv3,
+    pub weight: &'a [f32],
+    pub output: usize,
+    pub inputs: std::ops::Range<usize>,
+    pub staging: *mut f32,
+    pub to: *mut f32,
+    pub to_point: usize,
 }
 
 impl Kernel for Kernels<'_> {
@@ -303,7 +345,7 @@ impl Kernel for Kernels<'_> {
                     g[tap / 3][tap % 3] = S::load(from.add(LANES * if flipped { 8 - tap } else { tap }));
                 }
                 let transformed = Weight::square::<S>(g);
-                let to = self.to.add(input * PANEL);
+                let to = self.to.add(i * PANEL);
                 for (k, line) in transformed.iter().enumerate() {
                     for (j, value) in line.iter().enumerate() {
                         S::store(to.add((k * SIDE + j) * self.to_point), *value);
