@@ -22,9 +22,11 @@ use crate::protocol::{
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
 
+type Watch = dyn Fn(&[u8]) + Send + Sync;
+
 /// Sees every plaintext byte that is sent to a worker, before encryption; for audits.
 #[derive(Clone)]
-pub struct Tap(Arc<dyn Fn(&[u8]) + Send + Sync>);
+pub struct Tap(Arc<Watch>);
 
 impl Tap {
     /// Calls `f` with each run of bytes, in order, from the session's thread.
@@ -141,7 +143,6 @@ impl WorkerClient {
                 Err(self
                     .unreachable(format_args!("it speaks protocol version {expected}, this client {PROTOCOL_VERSION}")))
             }
-            Welcome::Busy { sessions } => Err(self.unreachable(format_args!("all its {sessions} sessions are taken"))),
         }
     }
 
@@ -182,6 +183,9 @@ impl ResidualBackend for WorkerClient {
             Opened::Ready => {}
             Opened::Model { unit, reason } => return Err(OpenError::Model { unit, reason: text(&reason) }),
             Opened::Failed { reason } => return Err(self.unreachable(text(&reason))),
+            Opened::Busy { sessions } => {
+                return Err(self.unreachable(format_args!("all its {sessions} sessions are taken")));
+            }
         }
         let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None };
         let hang_up = Box::new(move || {

@@ -11,6 +11,7 @@ mod client;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod connection;
+mod data_parallel;
 mod pin;
 mod protocol;
 mod queue;
@@ -28,6 +29,7 @@ pub use backend::{
 #[cfg(feature = "backend")]
 pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};
 pub use client::{Protection, Tap, WorkerClient, WorkerConfig};
+pub use data_parallel::DataParallel;
 pub use pin::{Fingerprint, FingerprintError};
 pub use protocol::{PROTOCOL_VERSION, Token};
 #[cfg(feature = "backend")]

@@ -58,7 +58,6 @@ pub(crate) enum Welcome {
     Missing { what: String, fix: String },
     Token,
     Version { expected: u16 },
-    Busy { sessions: u32 },
 }
 
 /// Opens the session; the body is the model as JSON.
@@ -74,6 +73,7 @@ pub(crate) enum Opened {
     Ready,
     Model { unit: u32, reason: String },
     Failed { reason: String },
+    Busy { sessions: u32 },
 }
 
 /// One request of a session.

@@ -14,7 +14,7 @@ use crate::backend::{
     Batch, CollectError, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId, Wanted,
     WorkerStats,
 };
-use crate::unit::UnitSizes;
+use crate::unit::{UnitSizes, samples};
 
 /// What an executor is asked for. Units and lengths have been checked.
 #[derive(Debug)]
@@ -216,14 +216,6 @@ fn check(answer: Answer, expected: Expected) -> Result_ {
         }
     }
     Ok(answer)
-}
-
-/// Samples in `values` values.
-fn samples(unit: UnitId, got: usize, sample: usize) -> Result<usize, SubmitError> {
-    if got == 0 || sample == 0 || !got.is_multiple_of(sample) {
-        return Err(SubmitError::Length { unit: unit.0, got, sample });
-    }
-    Ok(got / sample)
 }
 
 fn exactly(unit: UnitId, got: usize, weights: usize) -> Result<(), SubmitError> {

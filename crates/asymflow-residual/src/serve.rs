@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,6 +17,9 @@ use crate::connection::{Connection, Security};
 use crate::pin::Fingerprint;
 use crate::protocol::{BARE, Hello, PROTOCOL_VERSION, Token, Welcome, text};
 use crate::serve_session::serve_session;
+
+/// Connections that may be shaking hands beside the sessions; further ones are dropped.
+const HANDSHAKES: usize = 64;
 
 /// Bounds on what clients can make a worker do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +83,8 @@ struct Shared {
     tls: Option<Arc<rustls::ServerConfig>>,
     stopping: AtomicBool,
     next: AtomicU64,
+    /// Sessions open.
+    sessions: AtomicU32,
     /// Open connections, so that stopping can end them.
     open: Mutex<BTreeMap<u64, TcpStream>>,
 }
@@ -131,6 +136,7 @@ impl Worker {
             tls,
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(0),
+            sessions: AtomicU32::new(0),
             open: Mutex::new(BTreeMap::new()),
         });
         Ok(Self { listener, address, fingerprint, shared })
@@ -229,8 +235,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         };
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let Ok(handle) = stream.try_clone() else { continue };
-        // Twice the sessions may be shaking hands or being told that all are taken; further ones are dropped.
-        if shared.open().len() >= 2 * shared.config.limits.sessions as usize {
+        if shared.open().len() >= shared.config.limits.sessions as usize + HANDSHAKES {
             continue;
         }
         shared.open().insert(number, handle);
@@ -261,8 +266,6 @@ fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), WireError>
         Welcome::Token
     } else if hello.version != PROTOCOL_VERSION {
         Welcome::Version { expected: PROTOCOL_VERSION }
-    } else if shared.open().len() > limits.sessions as usize {
-        Welcome::Busy { sessions: limits.sessions }
     } else {
         match shared.backend.probe() {
             Availability::Ready { device } => Welcome::Ready { device: text(&device) },
@@ -271,7 +274,7 @@ fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), WireError>
     };
     connection.send(&welcome, &[])?;
     match welcome {
-        Welcome::Ready { .. } => serve_session(&mut connection, shared.backend.as_ref(), &limits),
+        Welcome::Ready { .. } => serve_session(&mut connection, shared.backend.as_ref(), &limits, &shared.sessions),
         _ => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! One session of the worker: requests in, answers out.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use asymflow_privacy::{Payload, Precision};
@@ -49,8 +50,12 @@ pub(crate) fn serve_session(
     connection: &mut Connection,
     backend: &dyn ResidualBackend,
     limits: &ServeLimits,
+    sessions: &AtomicU32,
 ) -> Result<(), WireError> {
     let open = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
+    let Some(_slot) = Slot::take(sessions, limits.sessions) else {
+        return connection.send(&Opened::Busy { sessions: limits.sessions }, &[]);
+    };
     let mut session = match open_model(&open.body, backend, open.header.answers, limits) {
         Ok(session) => session,
         Err(refusal) => return connection.send(&refusal, &[]),
@@ -73,6 +78,22 @@ pub(crate) fn serve_session(
         if matches!(header, ResponseHeader::Lost { .. }) {
             return Ok(());
         }
+    }
+}
+
+/// One of the sessions that a worker may hold at a time.
+struct Slot<'a>(&'a AtomicU32);
+
+impl<'a> Slot<'a> {
+    fn take(taken: &'a AtomicU32, most: u32) -> Option<Self> {
+        let more = |n: u32| (n < most).then_some(n + 1);
+        taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Self(taken))
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

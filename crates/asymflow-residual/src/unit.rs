@@ -2,7 +2,7 @@
 
 use asymflow_zoo::{Layer, Network, Shape};
 
-use crate::backend::{ConvUnit, OpenError, ResidualModel, Unit};
+use crate::backend::{ConvUnit, OpenError, ResidualModel, SubmitError, Unit, UnitId};
 
 /// Largest channel count, side, kernel, stride or padding of a layer.
 const MAX_SETTING: usize = 1 << 16;
@@ -43,6 +43,17 @@ pub(crate) fn sizes(model: &ResidualModel) -> Result<Vec<UnitSizes>, OpenError> 
         sizes.map_err(|reason| OpenError::Model { unit: index as u32, reason })
     };
     model.units.iter().enumerate().map(one).collect()
+}
+
+/// Samples in `got` values of `sample` values each.
+///
+/// # Errors
+/// Not a positive multiple.
+pub(crate) fn samples(unit: UnitId, got: usize, sample: usize) -> Result<usize, SubmitError> {
+    if got == 0 || sample == 0 || !got.is_multiple_of(sample) {
+        return Err(SubmitError::Length { unit: unit.0, got, sample });
+    }
+    Ok(got / sample)
 }
 
 /// Shape of one output sample of a convolution that has passed [`sizes`].

@@ -1,20 +1,28 @@
 //! Every way to reach a device passes the same suite.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
-use asymflow_residual::conformance::{convolutions, networks};
+use asymflow_privacy::{InsecureNone, Precision, Private, Relation, Sensitivity, release};
+use asymflow_residual::conformance::{convolutions, network_inference, networks};
 use asymflow_residual::{
-    BurnBackend, DeviceChoice, Protection, ResidualBackend, ServeConfig, ServeLimits, Token, Worker, WorkerClient,
-    WorkerConfig, WorkerHandle,
+    BurnBackend, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig,
+    ServeLimits, SgdStep, SubmitError, Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
 };
+use asymflow_zoo::{Layer, Network, Shape};
+use rand::SeedableRng;
 
-fn serve(plaintext: bool) -> (WorkerHandle, WorkerClient) {
+fn flex() -> Arc<dyn ResidualBackend> {
+    Arc::new(BurnBackend::new(DeviceChoice::Flex))
+}
+
+fn serve(backend: Arc<dyn ResidualBackend>, plaintext: bool, answers: Precision) -> (WorkerHandle, WorkerClient) {
     let config =
         ServeConfig { token: Token::new("secret"), insecure_plaintext: plaintext, limits: ServeLimits::default() };
-    let backend = Arc::new(BurnBackend::new(DeviceChoice::Flex));
     let worker = Worker::bind("127.0.0.1:0", backend, config).unwrap().start().unwrap();
     let protection = worker.fingerprint().map_or(Protection::InsecurePlaintext, Protection::Pinned);
-    let config = WorkerConfig::new(worker.address().to_string(), Token::new("secret"), protection);
+    let mut config = WorkerConfig::new(worker.address().to_string(), Token::new("secret"), protection);
+    config.answers = answers;
     (worker, WorkerClient::new(config))
 }
 
@@ -25,17 +33,70 @@ fn conforms(backend: &dyn ResidualBackend) {
 
 #[test]
 fn flex_conforms() {
-    conforms(&BurnBackend::new(DeviceChoice::Flex));
+    conforms(flex().as_ref());
 }
 
 #[test]
 fn a_worker_over_tls_conforms() {
-    let (_worker, client) = serve(false);
+    let (_worker, client) = serve(flex(), false, Precision::F32);
     conforms(&client);
 }
 
 #[test]
 fn a_worker_in_plaintext_conforms() {
-    let (_worker, client) = serve(true);
+    let (_worker, client) = serve(flex(), true, Precision::F32);
     conforms(&client);
+}
+
+/// The positive control: rounding every answer to binary16 must be noticed.
+#[test]
+fn answers_in_f16_do_not_conform() {
+    let (_worker, client) = serve(flex(), true, Precision::F16);
+    let error = convolutions(&client).unwrap_err();
+    assert!(error.check.starts_with("inference of"), "{error}");
+}
+
+#[test]
+fn two_devices_in_parallel_conform() {
+    let (_worker, client) = serve(flex(), false, Precision::F32);
+    let parallel = DataParallel::new(vec![flex(), Arc::new(client)]);
+    convolutions(&parallel).unwrap();
+    network_inference(&parallel).unwrap();
+}
+
+#[test]
+fn a_worker_with_parallel_devices_conforms() {
+    let (_worker, client) = serve(Arc::new(DataParallel::new(vec![flex(), flex(), flex()])), true, Precision::F32);
+    convolutions(&client).unwrap();
+    network_inference(&client).unwrap();
+}
+
+#[test]
+fn parallel_devices_refuse_to_train_a_network() {
+    let network =
+        Network { name: "flat".to_owned(), input: Shape::new(2, 1, 1), classes: 2, layers: vec![Layer::Flatten] };
+    let model = ResidualModel { units: vec![Unit::Network(network)] };
+    let mut session = DataParallel::new(vec![flex(), flex()]).open(&model).unwrap();
+    let sensitivity = Sensitivity::unbounded(Relation::Remove);
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let (x, _receipt) = release(Private::new(vec![1.0, 2.0]), sensitivity, &InsecureNone, &mut rng).unwrap();
+    let refused = session.submit(UnitId(0), x.encode(Precision::F32), Pass::Training);
+    assert!(matches!(refused, Err(SubmitError::Unsupported { unit: 0, .. })), "{refused:?}");
+    let sgd = SgdStep { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 };
+    assert!(matches!(session.step(UnitId(0), sgd), Err(SubmitError::Unsupported { unit: 0, .. })));
+}
+
+/// On a machine without an adapter the reason is printed instead.
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu_conforms() {
+    use asymflow_residual::Availability;
+    let backend = BurnBackend::new(DeviceChoice::Wgpu(0));
+    match backend.probe() {
+        Availability::Ready { device } => {
+            println!("device: {device}");
+            conforms(&backend);
+        }
+        Availability::Missing { what, .. } => println!("skipped: {what}"),
+    }
 }

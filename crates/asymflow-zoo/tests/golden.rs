@@ -1,4 +1,5 @@
 //! Networks and weight files against PyTorch; the golden files are written by scripts/golden.py.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "burn")]
 
 use std::path::PathBuf;

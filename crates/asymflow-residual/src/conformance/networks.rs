@@ -46,19 +46,11 @@ fn network() -> Network {
 /// # Errors
 /// The first broken promise.
 pub fn networks(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    inference(backend)?;
+    network_inference(backend)?;
     let model = ResidualModel { units: vec![Unit::Network(network())] };
     let mut session = ok("open", backend.open(&model))?;
     training(session.as_mut())?;
     refusals(backend, session.as_mut())
-}
-
-/// Checks inference of network units, and that training is refused as unsupported where it is.
-///
-/// # Errors
-/// The first broken promise.
-pub fn network_inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    inference(backend)
 }
 
 fn weights(network: &Network) -> Result<Vec<f32>, Nonconformance> {
@@ -70,7 +62,11 @@ fn weights(network: &Network) -> Result<Vec<f32>, Nonconformance> {
     Ok(flat)
 }
 
-fn inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+/// Checks what the traits promise of network units in inference, for backends that do not train them.
+///
+/// # Errors
+/// The first broken promise.
+pub fn network_inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
     let network = network();
     let model = ResidualModel { units: vec![Unit::Network(network.clone())] };
     let mut session = ok("open", backend.open(&model))?;
