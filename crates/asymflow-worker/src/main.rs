@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use asymflow_residual::{
-    Availability, BurnBackend, DeviceChoice, ResidualBackend, ServeConfig, ServeLimits, Token, Worker,
+    Availability, BurnBackend, DataParallel, DeviceChoice, ResidualBackend, ServeConfig, ServeLimits, Token, Worker,
 };
 use clap::Parser;
 
@@ -26,9 +26,9 @@ struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
-    /// Device: flex, wgpu[:N], vulkan[:N] or cuda[:N]
-    #[arg(long, default_value = "flex")]
-    device: DeviceChoice,
+    /// Device: flex, wgpu[:N], vulkan[:N] or cuda[:N]; several, separated by commas, share each batch
+    #[arg(long, visible_alias = "devices", value_delimiter = ',', default_value = "flex")]
+    device: Vec<DeviceChoice>,
     /// File with the token that clients must show; without it, ASYMFLOW_WORKER_TOKEN
     #[arg(long)]
     token_file: Option<PathBuf>,
@@ -48,13 +48,13 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let backend = BurnBackend::new(args.device);
+    let backend = backend(&args.device);
     match backend.probe() {
         Availability::Missing { what, fix } => {
             report(&format!("error: {what}\nhelp: {fix}"));
             ExitCode::from(MISSING)
         }
-        Availability::Ready { device } => match serve(args, Arc::new(backend), &device) {
+        Availability::Ready { device } => match serve(&args, backend, &device) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 report(&format!("error: {error:#}"));
@@ -64,12 +64,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(args: Args, backend: Arc<dyn ResidualBackend>, device: &str) -> anyhow::Result<()> {
+fn backend(devices: &[DeviceChoice]) -> Arc<dyn ResidualBackend> {
+    let one = |&device: &DeviceChoice| Arc::new(BurnBackend::new(device)) as Arc<dyn ResidualBackend>;
+    match devices {
+        [device] => one(device),
+        several => Arc::new(DataParallel::new(several.iter().map(one).collect())),
+    }
+}
+
+fn serve(args: &Args, backend: Arc<dyn ResidualBackend>, device: &str) -> anyhow::Result<()> {
     let token = token(args.token_file.as_deref())?;
     if args.threads > 0 {
         rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global().context("cannot start threads")?;
     }
-    // Ctrl-C and termination end the process at once; a worker has nothing to save.
+    // A worker has nothing to save: Ctrl-C and termination end the process at once.
     ctrlc::set_handler(|| std::process::exit(INTERRUPTED)).context("cannot handle Ctrl-C")?;
     let limits = ServeLimits { sessions: args.sessions, ..ServeLimits::default() };
     let config = ServeConfig { token, insecure_plaintext: args.insecure_plaintext, limits };
