@@ -15,8 +15,8 @@ use super::winograd::Conv3;
 
 /// Values of the tiles of a block where each thread sums its own blocks.
 const CORE_VALUES: usize = 192 << 10;
-/// Values of the tiles of a block where all threads work on one.
-const SHARED_VALUES: usize = 8 << 20;
+/// Values of the tiles of a block where all threads work on one, unless there are more sums than that.
+const SHARED_VALUES: usize = 4 << 20;
 /// Values of sums that each thread may keep for itself.
 const SUMS_VALUES: usize = 320 << 10;
 
@@ -47,7 +47,7 @@ impl Cut {
         let sums = Points { rows: conv.in_channels, pitch: outputs };
         let strips = conv.strips();
         let private = sums.len() <= SUMS_VALUES && strips >= threads;
-        let (parts, team, limit) = if private { (threads, 1, CORE_VALUES) } else { (1, threads, SHARED_VALUES) };
+        let (parts, team, limit) = if private { (threads, 1, CORE_VALUES) } else { (1, threads, SHARED_VALUES.max(sums.len().min(2 * SHARED_VALUES))) };
         let at_most = (limit / (POINTS * (inputs + outputs) * conv.tile_columns())).clamp(1, strips);
         let block_strips = strips.div_ceil(strips.div_ceil(at_most).next_multiple_of(parts));
         let tiles = block_strips * conv.tile_columns();

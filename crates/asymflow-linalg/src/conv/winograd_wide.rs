@@ -9,8 +9,8 @@ use super::tiles::Points;
 use super::transforms::{POINTS, SIDE};
 use super::winograd::{Conv3, Kernels, input_tiles, output_tiles};
 
-/// Values that the tiles of the whole batch may take.
-const TILES_VALUES: usize = 5 << 20;
+/// Values that the tiles of the whole batch may take, unless the kernels take more than twice that.
+const TILES_VALUES: usize = 2 << 20;
 /// Values of products that stay in the memory of a core beside the kernels.
 const PRODUCTS_VALUES: usize = 128 << 10;
 /// Inputs whose kernels are transformed at a time where the products stay in the memory of a core.
@@ -37,7 +37,8 @@ impl Wide {
         let tiles = conv.strips() * conv.tile_columns();
         let input = Points { rows: tiles, pitch: conv.in_channels.next_multiple_of(LANES) };
         let output = Points { rows: tiles, pitch: PANEL };
-        if input.len() > TILES_VALUES || conv.out_channels.div_ceil(PANEL) < threads {
+        let most = TILES_VALUES.max(POINTS * conv.in_channels * conv.out_channels / 2);
+        if input.len() > most || conv.out_channels.div_ceil(PANEL) < threads {
             return None;
         }
         let inputs = if output.len() <= PRODUCTS_VALUES { INPUTS } else { conv.in_channels };
