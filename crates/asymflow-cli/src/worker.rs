@@ -52,7 +52,7 @@ impl Starter {
     fn start(&self, listen: &str) -> Result<(Child, Ready), CliError> {
         let mut command = Command::new(&self.program);
         command.args(["--listen", listen, "--device", &self.section.device, "--exit-with-parent"]);
-        //IDENTITY
+
         command.args(["--threads", &self.section.threads.to_string()]);
         if self.section.insecure_plaintext {
             command.arg("--insecure-plaintext");
