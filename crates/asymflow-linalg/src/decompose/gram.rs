@@ -19,7 +19,7 @@ use super::{BatchShape, DecomposeError, Decomposer, LowRank};
 pub struct Gram {
     /// Columns iterated beyond the rank.
     pub oversample: usize,
-    /// Subspace steps; each multiplies unwanted directions by the ratio of squared singular values.
+    /// Steps of the subspace iteration, each a product with the filtered Gram matrix.
     pub steps: usize,
 }
 

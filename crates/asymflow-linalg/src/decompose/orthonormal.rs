@@ -130,3 +130,65 @@ fn replace(q: &mut [f32], width: usize, k: usize) {
         q[row * width + k] = f32::from(u8::from(row == unit)) - overlap;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::subspace::fill_uniform;
+    use super::*;
+
+    /// Largest entry of |QᵀQ − I| over the first `columns` columns.
+    fn error(q: &[f32], width: usize, columns: usize) -> f64 {
+        let mut worst = 0.0f64;
+        for a in 0..columns {
+            for b in 0..=a {
+                let product: f64 = q.chunks_exact(width).map(|row| f64::from(row[a]) * f64::from(row[b])).sum();
+                worst = worst.max((product - f64::from(u8::from(a == b))).abs());
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn columns_become_orthonormal_and_keep_their_span() {
+        for (n, width, columns) in [(1, 16, 1), (7, 16, 7), (64, 16, 12), (33, 32, 30), (50, 48, 40)] {
+            let mut start = vec![0.0; n * width];
+            fill_uniform(&mut start, n as u64);
+            for by in [by_rows, orthonormalise] {
+                let (mut q, mut lengths) = (start.clone(), vec![0.0; width]);
+                by(&mut q, width, columns, &mut lengths);
+                assert!(error(&q, width, columns) < 1e-3, "{n} {columns}: {}", error(&q, width, columns));
+                // Column k of the start lies in the span of the first k + 1 columns.
+                for k in 0..columns {
+                    let shares: Vec<f64> = (0..=k)
+                        .map(|j| (0..n).map(|i| f64::from(q[i * width + j]) * f64::from(start[i * width + k])).sum())
+                        .collect();
+                    for i in 0..n {
+                        let rebuilt: f64 = (0..=k).map(|j| shares[j] * f64::from(q[i * width + j])).sum();
+                        assert!((rebuilt - f64::from(start[i * width + k])).abs() < 1e-3, "{n} column {k}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn dependent_and_empty_columns_are_replaced() {
+        let (n, width, columns) = (20, 16, 10);
+        let mut start = vec![0.0; n * width];
+        fill_uniform(&mut start[..n * width], 1);
+        for row in start.chunks_exact_mut(width) {
+            row[3] = 2.0 * row[0] - row[1];
+            row[5] = 0.0;
+            row[6] = row[2] * 1e-20;
+            row[7] = row[2] + row[4] * 1e-6;
+        }
+        for by in [by_rows, orthonormalise] {
+            let mut q = start.clone();
+            by(&mut q, width, columns, &mut [0.0; 16]);
+            assert!(error(&q, width, columns) < 1e-3, "{}", error(&q, width, columns));
+        }
+        let mut q = vec![0.0; n * width];
+        orthonormalise(&mut q, width, columns, &mut [0.0; 16]);
+        assert!(error(&q, width, columns) < 1e-6);
+    }
+}

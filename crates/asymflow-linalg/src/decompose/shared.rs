@@ -18,7 +18,7 @@ use super::{BatchShape, DecomposeError, Decomposer, LowRank};
 pub struct SharedBasis {
     /// Columns iterated beyond the rank.
     pub oversample: usize,
-    /// Subspace steps.
+    /// Steps of the subspace iteration.
     pub steps: usize,
 }
 

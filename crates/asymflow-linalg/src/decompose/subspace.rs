@@ -1,4 +1,5 @@
-//! Leading eigenvectors of a small symmetric positive semidefinite matrix.
+//! Leading eigenvectors of a small symmetric positive semidefinite matrix, by subspace iteration with a Chebyshev
+//! filter (Zhou, Saad, Tiago, Chelikowsky 2006).
 
 use faer::Accum;
 use faer::diag::DiagMut;
@@ -46,15 +47,15 @@ pub(super) struct Plan {
     pub rank: usize,
     /// Columns iterated; `n` for the exact decomposition.
     pub block: usize,
-    /// Subspace steps.
+    /// Filter steps.
     pub steps: usize,
 }
 
 impl Plan {
     pub fn new(n: usize, rank: usize, oversample: usize, steps: usize) -> Self {
-        let block = (rank + oversample).min(n);
+        let block = rank.saturating_add(oversample).min(n);
         // Past half the side the full decomposition costs no more than the iteration.
-        let block = if 2 * block > n { n } else { block };
+        let block = if block > n / 2 { n } else { block };
         Self { n, rank, block, steps }
     }
 
@@ -105,7 +106,8 @@ impl Plan {
         for _ in 0..steps {
             // T_d(2G/bound − 1) Q by the three-term recurrence: at most 1 on eigenvalues below the bound,
             // growing as fast as a polynomial of the degree can above it.
-            let factor = 2.0 / bound;
+            // Eigenvalues below the rounding of the matrix are noise; the floor keeps squares of T_d in range.
+            let factor = 2.0 / bound.max(f32::EPSILON);
             multiply(&q, &mut z, factor * scale);
             z.iter_mut().zip(&q[..]).for_each(|(z, q)| *z -= q);
             for _ in 1..DEGREE {

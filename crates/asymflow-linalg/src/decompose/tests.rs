@@ -165,7 +165,7 @@ fn an_exactly_low_rank_batch_leaves_no_residual() {
 #[test]
 fn the_orthonormal_factor_is_orthonormal() {
     let shape = BatchShape { samples: 2, channels: 64, pixels: 100 };
-    for decay in [1.0, 0.5, 0.1] {
+    for decay in [1.0, 0.5, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 0.0] {
         let x = decaying(shape, decay, 3);
         for name in ["gram", "shared-basis", "random-range"] {
             let (low_rank, _) = run(&*by_name(name).unwrap(), &x, shape, 8, Par::Seq).unwrap();

@@ -1,0 +1,1 @@
+//! Benchmarks of asymflow: one file under `benches/` for each claim.
