@@ -1,7 +1,7 @@
 //! Correlations of inputs with output gradients, for weight gradients of any kernel and stride.
 
 use super::gemm::{Gemm, PANEL};
-use super::layout::{gather, scatter};
+use super::layout::{gather, scatter, scatter_add};
 use super::parallel::{Shared, for_each};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::{Expand, Window};
@@ -202,7 +202,6 @@ pub(super) struct Collect {
 impl Kernel for Collect {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self) {
-        let mut turned = [0.0; LANES * LANES];
         for first in (0..self.columns).step_by(LANES) {
             let columns = LANES.min(self.columns - first);
             // SAFETY: the rows exist in all parts of the sums and in the weight, as the caller vouches.
@@ -217,15 +216,10 @@ impl Kernel for Collect {
                 }
                 let from = self.sums.add(first * self.pitch);
                 let to = self.to.add(first);
-                if !self.add {
+                if self.add {
+                    scatter_add::<S>(from, self.pitch, columns, to, self.to_pitch, self.channels);
+                } else {
                     scatter::<S>(from, self.pitch, columns, to, self.to_pitch, self.channels);
-                    continue;
-                }
-                scatter::<S>(from, self.pitch, columns, turned.as_mut_ptr(), LANES, self.channels);
-                for channel in 0..self.channels {
-                    for column in 0..columns {
-                        *to.add(channel * self.to_pitch + column) += turned[channel * LANES + column];
-                    }
                 }
             }
         }

@@ -3,13 +3,15 @@
 use faer::dyn_stack::{MemStack, StackReq};
 
 use super::ConvShape;
-use super::direct::{self, Left};
+use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
 use super::gemm::{Gemm, PANEL};
 use super::parallel::{Shared, for_each};
 use super::plain::{forward_window, output};
 use super::simd::{LANES, dispatch};
 use super::window::Window;
+use super::winograd::{self, Conv3};
+use super::winograd_gradient;
 use crate::LowRank;
 
 /// Output channels that a task folds at a time.
@@ -123,6 +125,80 @@ fn fold_weight(s: ConvShape, l: &LowRank, weight: &[f32], fold: Fold, memory: Sh
         };
         // SAFETY: both factors were written above; this task alone writes these outputs.
         unsafe { dispatch(&product) };
+    });
+}
+
+/// X_main = A·V as the product of a 1×1 convolution: its window, for an input of `conv`.
+const fn mixing_window(conv: Conv3, rank: usize) -> Window {
+    forward_window(ConvShape {
+        samples: conv.samples,
+        in_channels: rank,
+        height: conv.height,
+        width: conv.width,
+        out_channels: conv.in_channels,
+        kernel: 1,
+        stride: 1,
+        padding: 0,
+    })
+}
+
+fn dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> StackReq {
+    let mixing = direct::scratch(&mixing_window(conv, rank), conv.samples, !shared, conv.in_channels, threads);
+    let values = conv.samples * conv.in_channels * conv.height * conv.width;
+    StackReq::new_aligned::<f32>(values, 64).and(mixing)
+}
+
+/// Writes X_main into scratch, and hands it on with the rest of the scratch.
+fn with_dense(conv: Conv3, l: &LowRank, threads: usize, stack: &mut MemStack, run: impl FnOnce(&[f32], &mut MemStack)) {
+    let values = conv.samples * conv.in_channels * conv.height * conv.width;
+    let (mut x, stack) = stack.make_aligned_with::<f32>(values, 64, |_| 0.0);
+    let (window, plane) = (mixing_window(conv, l.rank), conv.height * conv.width);
+    let left = Left {
+        start: l.coefficients.as_ptr(),
+        rows: conv.in_channels,
+        row: l.rank,
+        segment: l.rank,
+        segments: 1,
+        sample: if l.shared { 0 } else { conv.in_channels * l.rank },
+    };
+    let start = Shared::new(&mut x);
+    let target = Target { start, planes: conv.in_channels, plane, width: conv.width, step: 1, add: false };
+    // SAFETY: the coefficients are `in × rank` for each sample or once; `x` is borrowed exclusively.
+    unsafe { direct::multiply(window, conv.samples, &l.principal, left, target, threads, stack) };
+    run(&x, stack);
+}
+
+pub(super) fn forward_dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> StackReq {
+    dense_scratch(conv, rank, shared, threads).and(winograd::scratch(conv, threads))
+}
+
+/// As [`forward`], by way of the dense X_main.
+pub(super) fn forward_dense(
+    conv: Conv3,
+    l: &LowRank,
+    weight: &[f32],
+    y: &mut [f32],
+    threads: usize,
+    stack: &mut MemStack,
+) {
+    with_dense(conv, l, threads, stack, |x, stack| winograd::forward(conv, x, weight, y, threads, stack));
+}
+
+pub(super) fn weight_gradient_dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> StackReq {
+    dense_scratch(conv, rank, shared, threads).and(winograd_gradient::scratch(conv, threads))
+}
+
+/// As [`weight_gradient`], by way of the dense X_main.
+pub(super) fn weight_gradient_dense(
+    conv: Conv3,
+    l: &LowRank,
+    dy: &[f32],
+    dw: &mut [f32],
+    threads: usize,
+    stack: &mut MemStack,
+) {
+    with_dense(conv, l, threads, stack, |x, stack| {
+        winograd_gradient::weight_gradient(conv, x, dy, dw, threads, stack);
     });
 }
 

@@ -175,8 +175,7 @@ impl Simd for Avx512 {
                 2 => {
                     let low = _mm512_maskz_loadu_ps(lanes.alternate as u16, from);
                     let high = _mm512_maskz_loadu_ps((lanes.alternate >> 16) as u16, from.wrapping_add(LANES));
-                    let even =
-                        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
                     _mm512_permutex2var_ps(low, even, high)
                 }
                 _ => {

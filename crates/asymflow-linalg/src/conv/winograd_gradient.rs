@@ -6,7 +6,7 @@ use std::ops::Range;
 use faer::dyn_stack::{MemStack, StackReq};
 
 use super::gemm::{Gemm, PANEL};
-use super::layout::{gathered_len, scatter};
+use super::layout::{gathered_len, scatter, scatter_add};
 use super::parallel::{Shared, for_each};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::tiles::{GradientTiles, InputTiles, Planes, Points, Tiles};
@@ -47,7 +47,11 @@ impl Cut {
         let sums = Points { rows: conv.in_channels, pitch: outputs };
         let strips = conv.strips();
         let private = sums.len() <= SUMS_VALUES && strips >= threads;
-        let (parts, team, limit) = if private { (threads, 1, CORE_VALUES) } else { (1, threads, SHARED_VALUES.max(sums.len().min(2 * SHARED_VALUES))) };
+        let (parts, team, limit) = if private {
+            (threads, 1, CORE_VALUES)
+        } else {
+            (1, threads, SHARED_VALUES.max(sums.len().min(2 * SHARED_VALUES)))
+        };
         let at_most = (limit / (POINTS * (inputs + outputs) * conv.tile_columns())).clamp(1, strips);
         let block_strips = strips.div_ceil(strips.div_ceil(at_most).next_multiple_of(parts));
         let tiles = block_strips * conv.tile_columns();
@@ -85,7 +89,7 @@ pub(super) fn scratch(conv: Conv3, threads: usize) -> StackReq {
     StackReq::new_aligned::<f32>(Cut::new(&conv, threads).len(), 64)
 }
 
-/// Overwrites `dw`; the slices have the lengths that `conv` says.
+/// Overwrites `dw` or adds to it; the slices have the lengths that `conv` says.
 pub(super) fn weight_gradient(
     conv: Conv3,
     x: &[f32],
@@ -97,9 +101,8 @@ pub(super) fn weight_gradient(
     let cut = Cut::new(&conv, threads);
     let (memory, _) = stack.make_aligned_uninit::<f32>(cut.len(), 64);
     let memory = Shared::uninit(memory);
-    let thread_memory = |thread: usize| {
-        memory.part(cut.parts * cut.part_len() + thread * cut.thread_len(), cut.thread_len())
-    };
+    let thread_memory =
+        |thread: usize| memory.part(cut.parts * cut.part_len() + thread * cut.thread_len(), cut.thread_len());
     let parts = cut.parts.min(cut.blocks);
     let part = |part: usize| Part {
         conv: &conv,
@@ -143,6 +146,7 @@ pub(super) fn weight_gradient(
             staging: thread_memory(thread).ptr(),
             to: dw.at(9 * (output * conv.in_channels + input)),
             pitch: 9 * conv.in_channels,
+            add: conv.add,
         };
         // SAFETY: the sums of all parts were written above; this task alone writes these kernels of `dw`.
         unsafe { dispatch(&kernels) };
@@ -260,6 +264,7 @@ impl Part<'_> {
                         staging: memory.ptr(),
                         to: dw.at(9 * (output * conv.in_channels + input)),
                         pitch: 9 * conv.in_channels,
+                        add: conv.add,
                     };
                     // SAFETY: the sums were written above; this task alone writes these kernels of `dw`.
                     unsafe { dispatch(&kernels) };
@@ -281,6 +286,7 @@ struct Kernels {
     staging: *mut f32,
     to: *mut f32,
     pitch: usize,
+    add: bool,
 }
 
 impl Kernel for Kernels {
@@ -305,7 +311,11 @@ impl Kernel for Kernels {
                     }
                 }
             }
-            scatter::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
+            if self.add {
+                scatter_add::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
+            } else {
+                scatter::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
+            }
         }
     }
 }
