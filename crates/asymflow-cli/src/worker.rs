@@ -53,6 +53,7 @@ impl Starter {
         let mut command = Command::new(&self.program);
         command.args(["--listen", listen, "--device", &self.section.device, "--exit-with-parent"]);
 
+        command.arg("--identity").arg(&self.identity);
         command.args(["--threads", &self.section.threads.to_string()]);
         if self.section.insecure_plaintext {
             command.arg("--insecure-plaintext");

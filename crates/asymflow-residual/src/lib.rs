@@ -12,6 +12,8 @@ mod client;
 pub mod conformance;
 mod connection;
 mod data_parallel;
+#[cfg(feature = "backend")]
+mod identity;
 mod pin;
 mod protocol;
 mod queue;
@@ -30,6 +32,8 @@ pub use backend::{
 pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};
 pub use client::{Protection, Tap, WorkerClient, WorkerConfig};
 pub use data_parallel::DataParallel;
+#[cfg(feature = "backend")]
+pub use identity::{Identity, IdentityError};
 pub use pin::{Fingerprint, FingerprintError};
 pub use protocol::{PROTOCOL_VERSION, Token};
 #[cfg(feature = "backend")]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::identity::{Identity, IdentityError};
 use asymflow_wire::WireError;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
 
 use crate::backend::{Availability, ResidualBackend};
@@ -50,12 +50,14 @@ impl Default for ServeLimits {
 }
 
 /// How a worker is served.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ServeConfig {
     /// What clients must show.
     pub token: Token,
     /// No TLS; see [`Protection::InsecurePlaintext`](crate::Protection::InsecurePlaintext).
     pub insecure_plaintext: bool,
+    /// Key and certificate; a fresh one without it.
+    pub identity: Option<Identity>,
     /// Bounds.
     pub limits: ServeLimits,
 }
@@ -69,12 +71,9 @@ pub enum ServeError {
     /// The address cannot be listened on.
     #[error("cannot listen: {0}")]
     Listen(#[from] io::Error),
-    /// No certificate could be made.
-    #[error("cannot make a certificate: {0}")]
-    Certificate(#[from] rcgen::Error),
-    /// TLS could not be set up.
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    /// No usable key and certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 struct Shared {
@@ -95,7 +94,7 @@ impl Shared {
     }
 }
 
-/// A worker bound to an address, with a fresh self-signed certificate.
+/// A worker bound to an address, with its certificate.
 pub struct Worker {
     listener: TcpListener,
     address: SocketAddr,
@@ -117,7 +116,7 @@ impl Worker {
     pub fn bind(
         address: impl ToSocketAddrs,
         backend: Arc<dyn ResidualBackend>,
-        config: ServeConfig,
+        mut config: ServeConfig,
     ) -> Result<Self, ServeError> {
         if config.token.is_empty() {
             return Err(ServeError::Token);
@@ -125,8 +124,11 @@ impl Worker {
         let (tls, fingerprint) = if config.insecure_plaintext {
             (None, None)
         } else {
-            let (tls, fingerprint) = self_signed()?;
-            (Some(tls), Some(fingerprint))
+            let identity = match config.identity.take() {
+                Some(identity) => identity,
+                None => Identity::generate()?,
+            };
+            (Some(identity.server_config()?), Some(identity.fingerprint()))
         };
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
@@ -209,18 +211,6 @@ impl Drop for WorkerHandle {
             let _ = thread.join();
         }
     }
-}
-
-fn self_signed() -> Result<(Arc<rustls::ServerConfig>, Fingerprint), ServeError> {
-    let made = rcgen::generate_simple_self_signed(vec!["asymflow-worker".to_owned()])?;
-    let certificate = made.cert.der().clone();
-    let fingerprint = Fingerprint::of(&certificate);
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)?;
-    Ok((Arc::new(config), fingerprint))
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {

@@ -17,8 +17,12 @@ fn flex() -> Arc<dyn ResidualBackend> {
 }
 
 fn serve(backend: Arc<dyn ResidualBackend>, plaintext: bool, answers: Precision) -> (WorkerHandle, WorkerClient) {
-    let config =
-        ServeConfig { token: Token::new("secret"), insecure_plaintext: plaintext, limits: ServeLimits::default() };
+    let config = ServeConfig {
+        token: Token::new("secret"),
+        insecure_plaintext: plaintext,
+        identity: None,
+        limits: ServeLimits::default(),
+    };
     let worker = Worker::bind("127.0.0.1:0", backend, config).unwrap().start().unwrap();
     let protection = worker.fingerprint().map_or(Protection::InsecurePlaintext, Protection::Pinned);
     let mut config = WorkerConfig::new(worker.address().to_string(), Token::new("secret"), protection);

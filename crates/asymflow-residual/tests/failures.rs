@@ -19,7 +19,7 @@ use rand::SeedableRng;
 const ID: UnitId = UnitId(0);
 
 fn start(limits: ServeLimits, plaintext: bool) -> WorkerHandle {
-    let config = ServeConfig { token: Token::new("right"), insecure_plaintext: plaintext, limits };
+    let config = ServeConfig { token: Token::new("right"), insecure_plaintext: plaintext, identity: None, limits };
     let backend = Arc::new(BurnBackend::new(DeviceChoice::Flex));
     Worker::bind("127.0.0.1:0", backend, config).unwrap().start().unwrap()
 }

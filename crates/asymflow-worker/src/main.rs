@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use asymflow_residual::{
-    Availability, BurnBackend, DataParallel, DeviceChoice, ResidualBackend, ServeConfig, ServeLimits, Token, Worker,
+    Availability, BurnBackend, DataParallel, DeviceChoice, Identity, ResidualBackend, ServeConfig, ServeLimits, Token,
+    Worker,
 };
 use clap::Parser;
 
@@ -35,6 +36,9 @@ struct Args {
     /// No TLS: everything, the token included, travels in the clear
     #[arg(long)]
     insecure_plaintext: bool,
+    /// File with the key and certificate to serve with; made there where it is missing. Without it both are fresh
+    #[arg(long)]
+    identity: Option<PathBuf>,
     /// Threads of the CPU device; 0 takes one a core
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -80,7 +84,8 @@ fn serve(args: &Args, backend: Arc<dyn ResidualBackend>, device: &str) -> anyhow
     // A worker has nothing to save: Ctrl-C and termination end the process at once.
     ctrlc::set_handler(|| std::process::exit(INTERRUPTED)).context("cannot handle Ctrl-C")?;
     let limits = ServeLimits { sessions: args.sessions, ..ServeLimits::default() };
-    let config = ServeConfig { token, insecure_plaintext: args.insecure_plaintext, limits };
+    let identity = args.identity.as_deref().map(Identity::load_or_create).transpose()?;
+    let config = ServeConfig { token, insecure_plaintext: args.insecure_plaintext, identity, limits };
     let worker = Worker::bind(args.listen.as_str(), backend, config)
         .with_context(|| format!("cannot serve on {}", args.listen))?;
     if args.insecure_plaintext {
