@@ -161,7 +161,7 @@ impl Decomposer for Alternating {
         batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
         batch::prepare(low_rank, shape, rank, false);
         let BatchShape { samples, channels, pixels } = shape;
-        let inner = batch::inner(samples, par);
+        let inner = batch::inner(shape, par);
         let work = (par, batch::zeros_scratch(channels));
         // One scale for the batch keeps squares in range and the samples' energies comparable.
         let scale = batch::largest(x, shape, par).map_err(|index| DecomposeError::NonFinite { index })?;

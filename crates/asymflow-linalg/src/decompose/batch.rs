@@ -83,9 +83,11 @@ pub(super) fn shares(samples: usize, par: Par) -> usize {
     par.degree().clamp(1, samples.max(1))
 }
 
-/// Parallelism within one sample: samples are shared out first, so only a lone sample may use every thread.
-pub(super) fn inner(samples: usize, par: Par) -> Par {
-    if samples == 1 { par } else { Par::Seq }
+/// Parallelism within one sample: samples are shared out first, so only a lone one may use every thread, and only
+/// a large one gains by it.
+pub(super) fn inner(shape: BatchShape, par: Par) -> Par {
+    const WORTH_SHARING: usize = 1 << 18;
+    if shape.samples == 1 && shape.len() >= WORTH_SHARING { par } else { Par::Seq }
 }
 
 /// Scratch for `shares` threads that need `one` each.

@@ -70,7 +70,7 @@ impl Decomposer for ExactSvd {
     }
 
     fn scratch(&self, shape: BatchShape, _rank: usize, par: Par) -> StackReq {
-        let one = sample_scratch(shape, batch::inner(shape.samples, par));
+        let one = sample_scratch(shape, batch::inner(shape, par));
         batch::shared_scratch(one, batch::shares(shape.samples, par))
     }
 
@@ -86,7 +86,7 @@ impl Decomposer for ExactSvd {
     ) -> Result<(), DecomposeError> {
         batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
         batch::prepare(low_rank, shape, rank, false);
-        let inner = batch::inner(shape.samples, par);
+        let inner = batch::inner(shape, par);
         let one = sample_scratch(shape, inner);
         batch::for_each_sample(x, shape.samples, low_rank, residual, (par, one), stack, |part, stack| {
             sample(shape, rank, inner, part, stack)

@@ -98,7 +98,7 @@ impl Decomposer for Gram {
     ) -> Result<(), DecomposeError> {
         batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
         batch::prepare(low_rank, shape, rank, false);
-        let inner = batch::inner(shape.samples, par);
+        let inner = batch::inner(shape, par);
         let one = self.sample_scratch(shape, rank);
         batch::for_each_sample(x, shape.samples, low_rank, residual, (par, one), stack, |part, stack| {
             self.sample(shape, rank, inner, part, stack)

@@ -138,7 +138,7 @@ impl Decomposer for RandomRange {
         // Columns stored beyond the block stay zero, so products leave them zero.
         omega.chunks_exact_mut(sizes.width).for_each(|row| row[sizes.block..].fill(0.0));
         let omega = &omega[..];
-        let inner = batch::inner(shape.samples, par);
+        let inner = batch::inner(shape, par);
         let work = (par, sample_scratch(sizes));
         batch::for_each_sample(x, shape.samples, low_rank, residual, work, stack, |part, stack| {
             self.sample(sizes, omega, inner, part, stack)

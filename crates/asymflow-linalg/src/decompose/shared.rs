@@ -85,7 +85,7 @@ impl Decomposer for SharedBasis {
         batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
         batch::prepare(low_rank, shape, rank, true);
         let BatchShape { samples, channels, pixels } = shape;
-        let inner = batch::inner(samples, par);
+        let inner = batch::inner(shape, par);
         let square = channels * channels;
         let (mut sums, stack) = batch::zeros(stack, square * batch::shares(samples, par));
         sum_grams(x, shape, &mut sums, inner);

@@ -118,6 +118,19 @@ fn every_decomposer_splits_every_shape() {
     }
 }
 
+/// A lone sample large enough that its products are shared out.
+#[test]
+fn a_large_lone_sample_is_split() {
+    let shape = BatchShape { samples: 1, channels: 24, pixels: 12_000 };
+    let x = decaying(shape, 0.5, 2);
+    for decomposer in all() {
+        let (low_rank, residual) = run(&*decomposer, &x, shape, 4, Par::rayon(2)).unwrap();
+        assert!(reconstruction_error(&x, shape, &low_rank, &residual) < 1e-5, "{decomposer:?}");
+        let share = (energy(&residual) / energy(&x)).sqrt();
+        assert!(share < 0.15, "{decomposer:?}: {share}");
+    }
+}
+
 /// Bounds on ‖residual‖ / smallest possible ‖residual‖, on noise (the hardest spectrum) and on falling spectra.
 #[test]
 fn residuals_are_near_the_optimum() {
