@@ -6,9 +6,10 @@ use super::ConvShape;
 use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
 use super::gemm::{Gemm, PANEL};
+use super::layout::gather;
 use super::parallel::{Shared, for_each};
 use super::plain::{forward_window, output};
-use super::simd::{LANES, dispatch};
+use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::Window;
 use super::winograd::{self, Conv3};
 use super::winograd_gradient;
@@ -76,6 +77,38 @@ pub(super) fn forward(s: ConvShape, l: &LowRank, weight: &[f32], y: &mut [f32], 
     let target = output(s, Shared::new(y), true);
     // SAFETY: the folded kernels were written above; `y` is borrowed exclusively.
     unsafe { direct::multiply(low_window(s, l.rank, true), s.samples, &l.principal, left, target, threads, stack) };
+}
+
+pub(super) fn forward_low_scratch(s: ConvShape, conv: Conv3, threads: usize) -> StackReq {
+    let (rank, weight_len) = (conv.in_channels, 9 * conv.in_channels * s.out_channels);
+    let folding = StackReq::new_aligned::<f32>(Fold::new(s, rank, true).len(threads), 64);
+    StackReq::new_aligned::<f32>(weight_len, 64).and(folding.or(winograd::scratch(conv, threads)))
+}
+
+/// As [`forward`] for a shared low-rank part, by Winograd: `conv` is the convolution of the principal channels.
+pub(super) fn forward_low(
+    s: ConvShape,
+    conv: Conv3,
+    l: &LowRank,
+    weight: &[f32],
+    y: &mut [f32],
+    threads: usize,
+    stack: &mut MemStack,
+) {
+    let fold = Fold::new(s, l.rank, true);
+    let (mut low, stack) = stack.make_aligned_with::<f32>(9 * l.rank * s.out_channels, 64, |_| 0.0);
+    {
+        let (memory, _) = stack.make_aligned_uninit::<f32>(fold.len(threads), 64);
+        let memory = Shared::uninit(memory);
+        fold_weight(s, l, weight, fold, memory, threads);
+        let folded = memory.part(fold.coefficients_len, fold.folded_len);
+        for (at, value) in low.iter_mut().enumerate() {
+            let (output, p, tap) = (at / 9 / l.rank, at / 9 % l.rank, at % 9);
+            // SAFETY: the folded kernels were written above.
+            *value = unsafe { *folded.at((output * 9 + tap) * fold.columns + p) };
+        }
+    }
+    winograd::forward(conv, &l.principal, &low, y, threads, stack);
 }
 
 /// W'\[i, tap, (s, p)\] = Σ_j W\[i, j, tap\] a\[s, j, p\], for all samples in one product.
@@ -151,7 +184,8 @@ fn dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> Stac
 /// Writes X_main into scratch, and hands it on with the rest of the scratch.
 fn with_dense(conv: Conv3, l: &LowRank, threads: usize, stack: &mut MemStack, run: impl FnOnce(&[f32], &mut MemStack)) {
     let values = conv.samples * conv.in_channels * conv.height * conv.width;
-    let (mut x, stack) = stack.make_aligned_with::<f32>(values, 64, |_| 0.0);
+    let (memory, stack) = stack.make_aligned_uninit::<f32>(values, 64);
+    let start = Shared::uninit(memory);
     let (window, plane) = (mixing_window(conv, l.rank), conv.height * conv.width);
     let left = Left {
         start: l.coefficients.as_ptr(),
@@ -161,11 +195,11 @@ fn with_dense(conv: Conv3, l: &LowRank, threads: usize, stack: &mut MemStack, ru
         segments: 1,
         sample: if l.shared { 0 } else { conv.in_channels * l.rank },
     };
-    let start = Shared::new(&mut x);
     let target = Target { start, planes: conv.in_channels, plane, width: conv.width, step: 1, add: false };
-    // SAFETY: the coefficients are `in × rank` for each sample or once; `x` is borrowed exclusively.
+    // SAFETY: the coefficients are `in × rank` for each sample or once; the memory is borrowed exclusively.
     unsafe { direct::multiply(window, conv.samples, &l.principal, left, target, threads, stack) };
-    run(&x, stack);
+    // SAFETY: the product has written all of it.
+    run(unsafe { std::slice::from_raw_parts(start.ptr(), values) }, stack);
 }
 
 pub(super) fn forward_dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> StackReq {
@@ -248,13 +282,27 @@ pub(super) fn weight_gradient(
     let (c, sums) = (sizes.correlation, memory.part(0, sizes.sums_len));
     c.run(&l.principal, dy, sums, memory.part(sizes.sums_len, c.scratch_len()));
 
+    let memory = memory.part(sizes.sums_len, threads * sizes.thread_len);
+    recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads);
+}
+
+/// Adds Σ_p a\[j, p\] · sum\[(p, tap), i\], over all groups of sums, to `dw`.
+fn recombine(
+    s: ConvShape,
+    l: &LowRank,
+    sizes: &Recombination,
+    sums: Shared,
+    dw: Shared,
+    memory: Shared,
+    threads: usize,
+) {
+    let c = &sizes.correlation;
     let taps = s.kernel * s.kernel;
     let (row, depth) = (taps * c.pitch(), s.in_channels * taps);
-    let dw = Shared::new(dw);
     for_each(threads, s.in_channels.div_ceil(sizes.channels), |thread, task| {
         let first = task * sizes.channels;
         let channels = sizes.channels.min(s.in_channels - first);
-        let gradient = memory.part(sizes.sums_len + thread * sizes.thread_len, sizes.thread_len);
+        let gradient = memory.part(thread * sizes.thread_len, sizes.thread_len);
         let product = Gemm {
             a: l.coefficients[first * l.rank..].as_ptr(),
             a_row: l.rank,
@@ -289,4 +337,61 @@ pub(super) fn weight_gradient(
             unsafe { dispatch(&collect) };
         }
     });
+}
+
+pub(super) fn weight_gradient_low_scratch(s: ConvShape, conv: Conv3, threads: usize) -> StackReq {
+    let sizes = Recombination::new(s, conv.in_channels, true, threads);
+    let sums = StackReq::new_aligned::<f32>(low_len(&sizes) + threads * sizes.thread_len, 64);
+    sums.and(StackReq::new_aligned::<f32>(9 * conv.in_channels * s.out_channels, 64))
+        .and(winograd_gradient::scratch(conv, threads))
+}
+
+/// One sum, and the vectors that a group of sixteen may reach beyond.
+const fn low_len(sizes: &Recombination) -> usize {
+    sizes.correlation.sum_len() + LANES * sizes.correlation.pitch()
+}
+
+/// As [`weight_gradient`] for a shared low-rank part, by Winograd: `conv` is the convolution of the principal
+/// channels.
+pub(super) fn weight_gradient_low(
+    s: ConvShape,
+    conv: Conv3,
+    l: &LowRank,
+    dy: &[f32],
+    dw: &mut [f32],
+    threads: usize,
+    stack: &mut MemStack,
+) {
+    let mut sizes = Recombination::new(s, l.rank, true, threads);
+    sizes.correlation.groups = 1;
+    let (memory, stack) = stack.make_aligned_uninit::<f32>(low_len(&sizes) + threads * sizes.thread_len, 64);
+    let memory = Shared::uninit(memory);
+    let (mut low, stack) = stack.make_aligned_with::<f32>(9 * l.rank * s.out_channels, 64, |_| 0.0);
+    let conv = Conv3 { add: false, ..conv };
+    winograd_gradient::weight_gradient(conv, &l.principal, dy, &mut low, threads, stack);
+    let sums = memory.part(0, low_len(&sizes));
+    // SAFETY: `low` is `out × (rank · 9)`; the sums hold its transpose.
+    unsafe { dispatch(&Transpose { from: &low, rows: s.out_channels, to: sums.ptr(), pitch: sizes.correlation.pitch() }) };
+    let memory = memory.part(low_len(&sizes), threads * sizes.thread_len);
+    recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads);
+}
+
+/// Transposes a row-major matrix; rows of the result beyond the last may be overwritten up to a multiple of 16.
+struct Transpose<'a> {
+    from: &'a [f32],
+    rows: usize,
+    to: *mut f32,
+    pitch: usize,
+}
+
+impl Kernel for Transpose<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        let columns = self.from.len() / self.rows;
+        for row in (0..self.rows).step_by(LANES) {
+            let (from, rows) = (&self.from[row * columns..], LANES.min(self.rows - row));
+            // SAFETY: the rows exist; the caller vouches for the target.
+            unsafe { gather::<S>(from.as_ptr(), from.len(), columns, rows, columns, self.to.add(row), self.pitch) };
+        }
+    }
 }

@@ -276,9 +276,11 @@ pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackR
     if shape.validate().is_err() || rank == 0 {
         return StackReq::empty();
     }
-    let either = [true, false].map(|shared| match dense(shape, rank, shared) {
-        Some(conv) => folded::forward_dense_scratch(conv, rank, shared, par.degree()),
-        None => folded::forward_scratch(shape, rank, shared, par.degree()),
+    let threads = par.degree();
+    let either = [true, false].map(|shared| match Way::new(shape, rank, shared) {
+        Way::Low(conv) => folded::forward_low_scratch(shape, conv, threads),
+        Way::Dense(conv) => folded::forward_dense_scratch(conv, rank, shared, threads),
+        Way::Direct => folded::forward_scratch(shape, rank, shared, threads),
     });
     StackReq::any_of(&either)
 }
@@ -301,9 +303,11 @@ pub fn folded_forward(
     check_len("weight", shape.weight_len(), weight.len())?;
     check_len("y", shape.output_len(), y.len())?;
     check_scratch(folded_forward_scratch(shape, low_rank.rank, par), stack)?;
-    match dense(shape, low_rank.rank, low_rank.shared) {
-        Some(conv) => folded::forward_dense(conv, low_rank, weight, y, par.degree(), stack),
-        None => folded::forward(shape, low_rank, weight, y, par.degree(), stack),
+    let threads = par.degree();
+    match Way::new(shape, low_rank.rank, low_rank.shared) {
+        Way::Low(conv) => folded::forward_low(shape, conv, low_rank, weight, y, threads, stack),
+        Way::Dense(conv) => folded::forward_dense(conv, low_rank, weight, y, threads, stack),
+        Way::Direct => folded::forward(shape, low_rank, weight, y, threads, stack),
     }
     Ok(())
 }
@@ -313,9 +317,11 @@ pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -
     if shape.validate().is_err() || rank == 0 {
         return StackReq::empty();
     }
-    let either = [true, false].map(|shared| match dense(shape, rank, shared) {
-        Some(conv) => folded::weight_gradient_dense_scratch(conv, rank, shared, par.degree()),
-        None => folded::weight_gradient_scratch(shape, rank, shared, par.degree()),
+    let threads = par.degree();
+    let either = [true, false].map(|shared| match Way::new(shape, rank, shared) {
+        Way::Low(conv) => folded::weight_gradient_low_scratch(shape, conv, threads),
+        Way::Dense(conv) => folded::weight_gradient_dense_scratch(conv, rank, shared, threads),
+        Way::Direct => folded::weight_gradient_scratch(shape, rank, shared, threads),
     });
     StackReq::any_of(&either)
 }
@@ -339,9 +345,11 @@ pub fn folded_weight_gradient(
     check_len("dy", shape.output_len(), dy.len())?;
     check_len("dw", shape.weight_len(), dw.len())?;
     check_scratch(folded_weight_gradient_scratch(shape, low_rank.rank, par), stack)?;
-    match dense(shape, low_rank.rank, low_rank.shared) {
-        Some(conv) => folded::weight_gradient_dense(conv, low_rank, dy, dw, par.degree(), stack),
-        None => folded::weight_gradient(shape, low_rank, dy, dw, par.degree(), stack),
+    let threads = par.degree();
+    match Way::new(shape, low_rank.rank, low_rank.shared) {
+        Way::Low(conv) => folded::weight_gradient_low(shape, conv, low_rank, dy, dw, threads, stack),
+        Way::Dense(conv) => folded::weight_gradient_dense(conv, low_rank, dy, dw, threads, stack),
+        Way::Direct => folded::weight_gradient(shape, low_rank, dy, dw, threads, stack),
     }
     Ok(())
 }
@@ -379,16 +387,32 @@ fn winograd_input_gradient(s: ConvShape) -> Option<winograd::Conv3> {
     })
 }
 
-/// The convolution of the dense X_main, where that costs less than folding: Winograd takes a third of the time of a
-/// plain convolution, and folding M·N·k² multiplications for each rank and, unless shared, sample.
-fn dense(s: ConvShape, rank: usize, shared: bool) -> Option<winograd::Conv3> {
-    let pixels = (s.samples * s.out_height() * s.out_width()) as f64;
-    let mixings = if shared { 1 } else { s.samples } as f64;
-    let (rank, channels, kernels) = (rank as f64, s.in_channels as f64, (9 * s.out_channels) as f64);
-    let folding = rank * kernels * (pixels + mixings * channels);
-    let dense = channels * pixels * (kernels / 3.0 + rank);
-    let conv = winograd_forward(s)?;
-    (dense < folding).then_some(winograd::Conv3 { add: true, ..conv })
+/// How a convolution of a low-rank input is computed.
+enum Way {
+    /// Folded kernels, any kernel and stride.
+    Direct,
+    /// Winograd's convolution of the principal channels with the one folded kernel.
+    Low(winograd::Conv3),
+    /// Winograd's convolution of the dense X_main: folding takes M·N·k² multiplications for each rank and sample,
+    /// which deep layers do not repay.
+    Dense(winograd::Conv3),
+}
+
+impl Way {
+    fn new(s: ConvShape, rank: usize, shared: bool) -> Self {
+        let low = ConvShape { in_channels: rank, ..s };
+        if let (true, Some(conv)) = (shared, winograd_forward(low)) {
+            return Self::Low(winograd::Conv3 { add: true, ..conv });
+        }
+        let Some(conv) = winograd_forward(s) else { return Self::Direct };
+        // Multiplications; Winograd's take a third of the time, as measured.
+        let pixels = (s.samples * s.out_height() * s.out_width()) as f64;
+        let mixings = if shared { 1 } else { s.samples } as f64;
+        let (rank, channels, kernels) = (rank as f64, s.in_channels as f64, (9 * s.out_channels) as f64);
+        let folding = rank * kernels * (pixels + mixings * channels);
+        let dense = channels * pixels * (kernels / 3.0 + rank);
+        if dense < folding { Self::Dense(winograd::Conv3 { add: true, ..conv }) } else { Self::Direct }
+    }
 }
 
 fn check_len(what: &'static str, expected: usize, got: usize) -> Result<(), ConvError> {
