@@ -16,7 +16,7 @@ use crate::backend::{Pass, SgdStep, Wanted};
 pub const PROTOCOL_VERSION: u16 = 1;
 
 /// Longest text taken from the other side.
-const MAX_TEXT: usize = 512;
+const MAX_TEXT: usize = 400;
 
 /// The secret that a client shows to a worker. `Debug` is redacted; comparison takes constant time.
 #[derive(Clone, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ pub(crate) enum Opened {
 }
 
 /// One request of a session.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum RequestHeader {
     Forward { unit: u32, pass: Pass, precision: Precision },
     Gradient { unit: u32, wanted: Wanted, precision: Precision },
@@ -138,3 +138,6 @@ pub(crate) fn take_payload(bytes: &[u8], precision: Precision) -> Option<Payload
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -254,3 +254,6 @@ fn encode(values: Vec<f32>, weights: &[f32], precision: Precision) -> Result<Vec
     put_f32(weights, &mut body);
     Ok(body)
 }
+
+#[cfg(test)]
+mod tests;
