@@ -1,5 +1,6 @@
 //! The simulated runtime: an ordinary child process.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::{Assurance, Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
@@ -31,6 +32,8 @@ impl TrustedRuntime for Sim {
             .envs(spec.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // A Ctrl-C at the terminal is for the host, which tells the program to stop in its own words.
+            .process_group(0)
             .spawn()
             .map_err(|error| LaunchError::Start { program: spec.program.clone(), error })?;
         Ok(Box::new(SimSession { child }))

@@ -313,3 +313,17 @@ fn no_raw_input_label_or_final_feature_reaches_the_worker() {
     assert_eq!(count(|s| matches!(s, Seen::Residual(..))), 2 * expected.len());
     assert_eq!(count(|s| matches!(s, Seen::Gradient(..))), expected.len());
 }
+
+#[test]
+fn a_nan_in_the_input_is_an_error_and_nothing_is_sent() {
+    let network = asymflow_zoo::by_name("demo-cnn", 10, None).unwrap();
+    let weights = Weights::init(&network, 5);
+    let mut images = images(&network, 2);
+    images[1234] = f32::NAN;
+    let plan = Plan::split_all(&Program::new(&network).unwrap(), 2);
+    let backend = ToyBackend::default();
+    let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, &backend);
+    let error = mode.infer(&images, &[0, 1]).unwrap_err();
+    assert_eq!(error.to_string(), "layer input: value 1234 is not finite");
+    assert!(backend.seen.lock().unwrap().iter().all(|seen| matches!(seen, Seen::Weights(_))));
+}

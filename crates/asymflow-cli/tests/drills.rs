@@ -1,0 +1,257 @@
+//! Failure drills on the real three processes. They need `asymflow-enclaved` and `asymflow-worker` beside
+//! the command, where `cargo xtask test` builds them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const EXPERIMENT: &str = r#"
+schema = 1
+title = "drill"
+claim = "none"
+kind = "train"
+[data]
+train = 192
+test = 32
+[model]
+names = ["demo-cnn"]
+[mode]
+run = ["asymml"]
+rank = "fixed:2"
+[train]
+epochs = 3
+batch = 16
+learning_rate = 0.05
+[worker]
+patience_seconds = 20
+"#;
+
+struct Drill {
+    folder: tempfile::TempDir,
+}
+
+impl Drill {
+    fn new() -> Self {
+        let command = Path::new(env!("CARGO_BIN_EXE_asymflow"));
+        for program in ["asymflow-enclaved", "asymflow-worker"] {
+            let beside = command.with_file_name(program);
+            assert!(beside.is_file(), "{program} is not built: cargo build --release -p {program}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("drill.toml"), EXPERIMENT).unwrap();
+        Self { folder }
+    }
+
+    fn command(&self, flags: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.current_dir(self.folder.path()).args(["run", "drill.toml"]).args(flags);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, flags: &[&str]) -> Output {
+        self.command(flags).output().unwrap()
+    }
+
+    /// The one run folder.
+    fn run_folder(&self) -> PathBuf {
+        let mut runs: Vec<_> = std::fs::read_dir(self.folder.path().join("runs")).unwrap().collect();
+        assert_eq!(runs.len(), 1);
+        runs.remove(0).unwrap().path()
+    }
+
+    fn losses(&self, run: &Path) -> Vec<String> {
+        let metrics = std::fs::read_to_string(run.join("asymml-seed1/metrics.jsonl")).unwrap();
+        metrics.lines().filter(|line| line.starts_with("{\"Step\"")).map(str::to_owned).collect()
+    }
+
+    /// Waits until the run has made `steps` steps.
+    fn wait_for_steps(&self, steps: usize) {
+        let start = Instant::now();
+        loop {
+            let runs = self.folder.path().join("runs");
+            let done = std::fs::read_dir(&runs).ok().and_then(|mut runs| runs.next()?.ok()).is_some_and(|run| {
+                let metrics = run.path().join("asymml-seed1/metrics.jsonl");
+                std::fs::read_to_string(metrics).is_ok_and(|text| text.matches("\"Step\"").count() >= steps)
+            });
+            if done {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(120), "no {steps} steps in two minutes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_run() {
+    let whole = Drill::new();
+    let output = whole.run(&[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let expected = whole.losses(&whole.run_folder());
+    assert_eq!(expected.len(), 36);
+
+    let drill = Drill::new();
+    let child = drill.command(&[]).spawn().unwrap();
+    drill.wait_for_steps(15);
+    signal(child.id(), "-INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    let run = drill.run_folder();
+    assert!(drill.losses(&run).len() < 36, "it was over before it was interrupted");
+    for file in ["config.toml", "summary.json", "summary.md", "asymml-seed1/checkpoints/latest.safetensors"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    let output = drill.run(&["--resume", run.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(drill.losses(&run), expected);
+}
+
+#[test]
+fn a_worker_killed_in_the_middle_of_an_epoch_is_started_again_and_the_losses_stay() {
+    let whole = Drill::new();
+    assert!(whole.run(&[]).status.success());
+    let drill = Drill::new();
+    let child = drill.command(&[]).spawn().unwrap();
+    drill.wait_for_steps(8);
+    let log = std::fs::read_to_string(drill.run_folder().join("log.txt")).unwrap();
+    let pid: u32 = log.split("worker ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    signal(pid, "-KILL");
+    let output = child.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("the worker ended"), "{stderr}");
+    assert!(stderr.contains("opened again, weights sent, step done again"), "{stderr}");
+    assert_eq!(drill.losses(&drill.run_folder()), whole.losses(&whole.run_folder()));
+}
+
+#[test]
+fn a_truncated_checkpoint_is_refused_and_left_alone() {
+    let drill = Drill::new();
+    let child = drill.command(&[]).spawn().unwrap();
+    drill.wait_for_steps(13);
+    signal(child.id(), "-INT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    let run = drill.run_folder();
+    let checkpoint = run.join("asymml-seed1/checkpoints/latest.safetensors");
+    let bytes = std::fs::read(&checkpoint).unwrap();
+    std::fs::write(&checkpoint, &bytes[..bytes.len() - 100]).unwrap();
+    let output = drill.run(&["--resume", run.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("error: not a complete checkpoint"), "{stderr}");
+    assert!(stderr.contains("help: resume another run"), "{stderr}");
+    assert_eq!(std::fs::metadata(&checkpoint).unwrap().len() as usize, bytes.len() - 100);
+}
+
+#[test]
+fn a_full_disk_ends_the_run_in_words_and_keeps_what_was_written() {
+    let drill = Drill::new();
+    let child = drill.command(&[]).spawn().unwrap();
+    drill.wait_for_steps(13);
+    signal(child.id(), "-INT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    let run = drill.run_folder();
+    let checkpoint = run.join("asymml-seed1/checkpoints/latest.safetensors");
+    let before = std::fs::read(&checkpoint).unwrap();
+    // Writes to this device always fail as on a full disk.
+    std::fs::remove_file(run.join("asymml-seed1/ledger.jsonl")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", run.join("asymml-seed1/ledger.jsonl")).unwrap();
+    let output = drill.run(&["--resume", run.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("ledger.jsonl: No space left on device"), "{stderr}");
+    assert!(stderr.contains("help: free some disk space and continue with --resume"), "{stderr}");
+    assert_eq!(std::fs::read(&checkpoint).unwrap(), before);
+}
+
+#[test]
+fn a_wrong_token_is_an_error_at_once() {
+    let drill = Drill::new();
+    let program = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("asymflow-worker");
+    let mut worker = Command::new(program)
+        .args(["--exit-with-parent", "--insecure-plaintext"])
+        .env("ASYMFLOW_WORKER_TOKEN", "right")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(worker.stdout.take().unwrap()), &mut line).unwrap();
+    let address = line.split("\"listening\":\"").nth(1).unwrap().split('"').next().unwrap();
+    std::fs::write(drill.folder.path().join("token"), "wrong").unwrap();
+    let output = drill.run(&[
+        "--set",
+        &format!("worker.address={address}"),
+        "--set",
+        "worker.token_file=token",
+        "--set",
+        "worker.insecure_plaintext=true",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains(&format!("error: worker {address} refused the token")), "{stderr}");
+    assert!(stderr.contains("insecure_plaintext"), "{stderr}");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+}
+
+#[test]
+fn images_that_make_the_network_overflow_stop_the_run_before_anything_wrong_is_kept() {
+    let drill = Drill::new();
+    let output = drill.run(&["--set", "train.learning_rate=1e38"]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("error: layer "), "{stderr}");
+    assert!(stderr.contains("help: lower train.learning_rate"), "{stderr}");
+}
+
+#[test]
+fn wrong_usage_is_exit_2_with_a_help_line() {
+    let drill = Drill::new();
+    for (flags, message) in [
+        (&["--set", "train.epoch=3"][..], "help: did you mean `epochs`?"),
+        (&["--set", "model.names=[\"resnet19-cifar\"]"], "help: "),
+        (&["--set", "mode.decomposition=svd"], "unknown decomposition \"svd\""),
+        (&["--data", "no/such/folder"], "no/such/folder"),
+        (&["--resume", "no/such/run"], "is no run folder"),
+        (&["--set", "trusted.runtime=sgx"], "unknown trusted.runtime \"sgx\""),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ] {
+        let output = drill.run(flags);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {stderr}");
+        assert!(stderr.contains(message), "{flags:?}: {stderr}");
+    }
+    let mut broken = std::fs::File::create(drill.folder.path().join("drill.toml")).unwrap();
+    broken.write_all(b"schema = ").unwrap();
+    assert_eq!(drill.run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn a_device_that_is_not_built_in_is_exit_3() {
+    let drill = Drill::new();
+    let output = drill.run(&["--set", "worker.device=cuda"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_dry_run_shows_the_split_and_starts_nothing() {
+    let drill = Drill::new();
+    let output = drill.run(&["--dry-run"]);
+    assert!(output.status.success());
+    let stdout = text(&output.stdout);
+    assert!(stdout.contains("| conv1"), "{stdout}");
+    assert!(stdout.contains("split, rank 2"), "{stdout}");
+    assert!(!drill.folder.path().join("runs").exists());
+}
