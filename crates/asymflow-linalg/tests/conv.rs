@@ -7,7 +7,7 @@ use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use proptest::prelude::*;
 
 /// Largest error that any kernel may show, relative to the largest magnitude of the exact result.
-const TOLERANCE: f64 = 1e-4;
+const TOLERANCE: f64 = 2e-5;
 
 fn with_scratch<T>(request: StackReq, run: impl FnOnce(&mut MemStack) -> T) -> T {
     run(MemStack::new(&mut MemBuffer::new(request)))
@@ -75,21 +75,22 @@ fn relative_error(got: &[f32], exact: &[f64]) -> f64 {
 
 fn forward(s: ConvShape, x: &[f32], w: &[f32], par: Par) -> Vec<f32> {
     let mut y = vec![f32::NAN; s.output_len()];
-    with_scratch(conv::forward_scratch(s, par), |stack| conv::forward(s, x, w, &mut y, par, stack)).unwrap();
+    let request = conv::forward_scratch(s, par);
+    assert_eq!(with_scratch(request, |stack| conv::forward(s, x, w, &mut y, par, stack)), Ok(()));
     y
 }
 
 fn input_gradient(s: ConvShape, dy: &[f32], w: &[f32], par: Par) -> Vec<f32> {
     let mut dx = vec![f32::NAN; s.input_len()];
-    with_scratch(conv::input_gradient_scratch(s, par), |stack| conv::input_gradient(s, dy, w, &mut dx, par, stack))
-        .unwrap();
+    let request = conv::input_gradient_scratch(s, par);
+    assert_eq!(with_scratch(request, |stack| conv::input_gradient(s, dy, w, &mut dx, par, stack)), Ok(()));
     dx
 }
 
 fn weight_gradient(s: ConvShape, x: &[f32], dy: &[f32], par: Par) -> Vec<f32> {
     let mut dw = vec![f32::NAN; s.weight_len()];
-    with_scratch(conv::weight_gradient_scratch(s, par), |stack| conv::weight_gradient(s, x, dy, &mut dw, par, stack))
-        .unwrap();
+    let request = conv::weight_gradient_scratch(s, par);
+    assert_eq!(with_scratch(request, |stack| conv::weight_gradient(s, x, dy, &mut dw, par, stack)), Ok(()));
     dw
 }
 
@@ -140,10 +141,10 @@ fn check_folded(s: ConvShape, rank: usize, shared: bool, seed: u64, par: Par) {
     exact_dw.iter_mut().zip(&dw).for_each(|(e, dw)| *e += f64::from(*dw));
 
     let request = conv::folded_forward_scratch(s, rank, par);
-    with_scratch(request, |stack| conv::folded_forward(s, &l, &w, &mut y, par, stack)).unwrap();
+    assert_eq!(with_scratch(request, |stack| conv::folded_forward(s, &l, &w, &mut y, par, stack)), Ok(()));
     assert!(relative_error(&y, &exact_y) < TOLERANCE, "folded forward {s:?} rank {rank} shared {shared}");
     let request = conv::folded_weight_gradient_scratch(s, rank, par);
-    with_scratch(request, |stack| conv::folded_weight_gradient(s, &l, &dy, &mut dw, par, stack)).unwrap();
+    assert_eq!(with_scratch(request, |stack| conv::folded_weight_gradient(s, &l, &dy, &mut dw, par, stack)), Ok(()));
     assert!(relative_error(&dw, &exact_dw) < TOLERANCE, "folded weight gradient {s:?} rank {rank} shared {shared}");
 }
 
@@ -176,7 +177,7 @@ proptest! {
 
     #[test]
     fn folded_kernels_match_the_dense_convolution(
-        s in shapes(20), rank in 1..9_usize, shared in any::<bool>(), seed in 0..1000_u64, par in pars(),
+        s in shapes(20), rank in 1..20_usize, shared in any::<bool>(), seed in 0..1000_u64, par in pars(),
     ) {
         check_folded(s, rank, shared, seed, par);
     }
@@ -201,15 +202,17 @@ proptest! {
         let residual: Vec<f32> = x.iter().zip(dense(s, &l)).map(|(x, main)| x - main).collect();
         let mut dw = weight_gradient(s, &residual, &dy, Par::Seq);
         let request = conv::folded_weight_gradient_scratch(s, rank, Par::Seq);
-        with_scratch(request, |stack| conv::folded_weight_gradient(s, &l, &dy, &mut dw, Par::Seq, stack)).unwrap();
+        let run = |stack: &mut MemStack| conv::folded_weight_gradient(s, &l, &dy, &mut dw, Par::Seq, stack);
+        prop_assert_eq!(with_scratch(request, run), Ok(()));
         let scale = exact_weight_gradient(s, &residual, &dy).iter().fold(1.0_f64, |m, v| m.max(v.abs()));
         let exact = exact_weight_gradient(s, &x, &dy);
         for (got, exact) in dw.iter().zip(&exact) {
-            prop_assert!((f64::from(*got) - exact).abs() < 2.0 * TOLERANCE * scale);
+            prop_assert!((f64::from(*got) - exact).abs() < 4.0 * TOLERANCE * scale);
         }
     }
 }
 
+/// A layer with square images and the usual padding.
 const fn shape(samples: usize, channels: usize, side: usize, out: usize, kernel: usize, stride: usize) -> ConvShape {
     let (height, width, padding) = (side, side, kernel / 2);
     ConvShape { samples, in_channels: channels, height, width, out_channels: out, kernel, stride, padding }
@@ -234,6 +237,7 @@ fn network_layers_match_the_naive_loop() {
         check_plain(layer, i as u64, Par::rayon(2));
         check_folded(layer, 8.min(layer.in_channels), i % 2 == 0, i as u64, Par::rayon(2));
         check_folded(layer, 2, i % 2 == 1, i as u64, Par::Seq);
+        check_folded(layer, 16, true, i as u64, Par::rayon(2));
     }
 }
 

@@ -371,7 +371,9 @@ pub(super) fn weight_gradient_low(
     winograd_gradient::weight_gradient(conv, &l.principal, dy, &mut low, threads, stack);
     let sums = memory.part(0, low_len(&sizes));
     // SAFETY: `low` is `out × (rank · 9)`; the sums hold its transpose.
-    unsafe { dispatch(&Transpose { from: &low, rows: s.out_channels, to: sums.ptr(), pitch: sizes.correlation.pitch() }) };
+    unsafe {
+        dispatch(&Transpose { from: &low, rows: s.out_channels, to: sums.ptr(), pitch: sizes.correlation.pitch() })
+    };
     let memory = memory.part(low_len(&sizes), threads * sizes.thread_len);
     recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads);
 }

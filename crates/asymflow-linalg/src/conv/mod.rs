@@ -438,3 +438,59 @@ fn check_scratch(request: StackReq, stack: &MemStack) -> Result<(), ConvError> {
         Err(ConvError::Scratch { needed: request.unaligned_bytes_required(), got: stack.len_bytes() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use faer::dyn_stack::MemBuffer;
+
+    use super::simd::tests::at_each_level;
+    use super::*;
+
+    fn values(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 5003.5 - 1.0).collect()
+    }
+
+    fn with_scratch(request: StackReq, run: impl FnOnce(&mut MemStack) -> Result<(), ConvError>) {
+        assert_eq!(run(MemStack::new(&mut MemBuffer::new(request))), Ok(()));
+    }
+
+    /// Forward pass, both gradients, and both folded forms.
+    fn all(s: ConvShape) -> [Vec<f32>; 5] {
+        let (x, weight, dy) = (values(s.input_len(), 1), values(s.weight_len(), 2), values(s.output_len(), 3));
+        let (par, rank) = (Par::Seq, 3);
+        let l = LowRank {
+            rank,
+            shared: false,
+            coefficients: values(s.samples * s.in_channels * rank, 4),
+            principal: values(s.samples * rank * s.height * s.width, 5),
+        };
+        let mut out = [dy.clone(), x.clone(), weight.clone(), dy.clone(), weight.clone()];
+        let [y, dx, dw, y_main, dw_main] = &mut out;
+        with_scratch(forward_scratch(s, par), |stack| forward(s, &x, &weight, y, par, stack));
+        with_scratch(input_gradient_scratch(s, par), |stack| input_gradient(s, &dy, &weight, dx, par, stack));
+        with_scratch(weight_gradient_scratch(s, par), |stack| weight_gradient(s, &x, &dy, dw, par, stack));
+        let request = folded_forward_scratch(s, rank, par);
+        with_scratch(request, |stack| folded_forward(s, &l, &weight, y_main, par, stack));
+        let request = folded_weight_gradient_scratch(s, rank, par);
+        with_scratch(request, |stack| folded_weight_gradient(s, &l, &dy, dw_main, par, stack));
+        out
+    }
+
+    /// The tests of the crate compare the widest level with a naive loop; here every level must agree with it.
+    #[test]
+    fn every_instruction_set_gives_the_same() {
+        let shapes = [(20, 9, 37, 3, 1, 1), (33, 12, 18, 3, 1, 2), (5, 11, 70, 3, 2, 1), (17, 7, 19, 1, 2, 0)];
+        for (in_channels, side, out_channels, kernel, stride, padding) in shapes {
+            let (height, width) = (side, side + 5);
+            let s = ConvShape { samples: 2, in_channels, height, width, out_channels, kernel, stride, padding };
+            let widest = all(s);
+            at_each_level(|level| {
+                for (got, expected) in all(s).iter().zip(&widest) {
+                    let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+                    let error = got.iter().zip(expected).fold(0.0_f32, |m, (g, e)| m.max((g - e).abs()));
+                    assert!(error <= 2e-5 * largest, "{level:?} {s:?}: {error} of {largest}");
+                }
+            });
+        }
+    }
+}

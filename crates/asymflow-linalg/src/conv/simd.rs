@@ -99,19 +99,46 @@ pub(super) trait Kernel {
 /// # Safety
 /// The pointers that the kernel holds must be valid as the kernel says.
 pub(super) unsafe fn dispatch<K: Kernel>(kernel: &K) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has AVX-512; the caller vouches for the kernel.
-            return unsafe { run_avx512(kernel) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has AVX2 and FMA; the caller vouches for the kernel.
-            return unsafe { run_avx2(kernel) };
-        }
+    match Level::here() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512; the caller vouches for the kernel.
+        Level::Avx512 => unsafe { run_avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX2 and FMA; the caller vouches for the kernel.
+        Level::Avx2 => unsafe { run_avx2(kernel) },
+        // SAFETY: portable code runs anywhere; the caller vouches for the kernel.
+        Level::Portable => unsafe { kernel.run::<Portable>() },
     }
-    // SAFETY: portable code runs anywhere; the caller vouches for the kernel.
-    unsafe { kernel.run::<Portable>() }
+}
+
+/// Instruction sets, the widest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// The widest of this processor.
+    fn here() -> Self {
+        #[cfg(test)]
+        if let Some(level) = *tests::LEVEL.read().unwrap() {
+            return level;
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -305,5 +332,29 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::RwLock;
+
+    use super::Level;
+
+    /// The level to use instead of the widest.
+    pub(super) static LEVEL: RwLock<Option<Level>> = RwLock::new(None);
+
+    /// Calls `run` with each level that this processor has.
+    pub(in crate::conv) fn at_each_level(mut run: impl FnMut(Level)) {
+        let widest = Level::here();
+        #[cfg(target_arch = "x86_64")]
+        let levels = [Level::Portable, Level::Avx2, Level::Avx512];
+        #[cfg(not(target_arch = "x86_64"))]
+        let levels = [Level::Portable];
+        for level in levels.into_iter().filter(|level| *level <= widest) {
+            *LEVEL.write().unwrap() = Some(level);
+            run(level);
+        }
+        *LEVEL.write().unwrap() = None;
     }
 }
