@@ -89,25 +89,24 @@ impl Gemm {
                 let mut at = segment * self.a_segment;
                 for _ in 0..self.depth {
                     let mut right = [S::splat(0.0); V];
-                    for v in 0..V {
-                        right[v] = S::load(b.add(v * LANES));
+                    for (v, value) in right.iter_mut().enumerate() {
+                        *value = S::load(b.add(v * LANES));
                     }
-                    for r in 0..R {
-                        let left = S::splat(*a[r].add(at));
-                        for v in 0..V {
-                            acc[r][v] = S::mul_add(left, right[v], acc[r][v]);
+                    for (left, sums) in a.iter().zip(&mut acc) {
+                        let left = S::splat(*left.add(at));
+                        for (sum, right) in sums.iter_mut().zip(&right) {
+                            *sum = S::mul_add(left, *right, *sum);
                         }
                     }
                     at += self.a_depth;
                     b = b.add(self.b_row);
                 }
             }
-            for r in 0..R {
+            for (r, sums) in acc.iter().enumerate() {
                 let c = self.c.add((row + r) * self.c_row + column);
-                for v in 0..V {
+                for (v, sum) in sums.iter().enumerate() {
                     let c = c.add(v * LANES);
-                    let sum = if self.add { S::add(S::load(c), acc[r][v]) } else { acc[r][v] };
-                    S::store(c, sum);
+                    S::store(c, if self.add { S::add(S::load(c), *sum) } else { *sum });
                 }
             }
         }

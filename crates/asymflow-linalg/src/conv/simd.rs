@@ -29,9 +29,9 @@ pub(super) trait Simd {
     #[inline(always)]
     unsafe fn load_some(from: *const f32, step: usize, lanes: &Lanes) -> Self::V {
         let mut values = [0.0; LANES];
-        for lane in lanes.start..lanes.end {
+        for (lane, value) in values.iter_mut().enumerate().take(lanes.end).skip(lanes.start) {
             // SAFETY: the caller vouches for these lanes.
-            values[lane] = unsafe { *from.wrapping_add(lane * step) };
+            *value = unsafe { *from.wrapping_add(lane * step) };
         }
         // SAFETY: sixteen values.
         unsafe { Self::load(values.as_ptr()) }
@@ -207,8 +207,8 @@ impl Simd for Avx512 {
                 }
                 _ => {
                     let mut values = [0.0; LANES];
-                    for lane in lanes.start..lanes.end {
-                        values[lane] = *from.wrapping_add(lane * step);
+                    for (lane, value) in values.iter_mut().enumerate().take(lanes.end).skip(lanes.start) {
+                        *value = *from.wrapping_add(lane * step);
                     }
                     _mm512_loadu_ps(values.as_ptr())
                 }

@@ -152,55 +152,87 @@ pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], thr
 
     transform_weight(&conv, weight, u, sizes.weight.apart(), cut.threads(), &staging);
     for_each(cut.workers, cut.blocks(&conv), |worker, block| {
-        let v = memory.part(v_start + worker * sizes.input.len(), sizes.input.len());
-        let m = memory.part(m_start + worker * sizes.output.len(), sizes.output.len());
         let first = block * cut.block_strips;
-        let strips = cut.block_strips.min(conv.strips() - first);
-        let columns = conv.tile_columns();
+        let block = Block {
+            conv: &conv,
+            sizes: &sizes,
+            team: cut.team,
+            first,
+            strips: cut.block_strips.min(conv.strips() - first),
+            v: memory.part(v_start + worker * sizes.input.len(), sizes.input.len()),
+            m: memory.part(m_start + worker * sizes.output.len(), sizes.output.len()),
+        };
+        let staging = |member: usize| staging(worker * cut.team + member);
+        block.transform(x, &staging);
+        block.multiply(u);
+        block.deliver(y, &staging);
+    });
+}
 
-        let channel_blocks = conv.in_channels.div_ceil(LANES);
-        for_each(cut.team, strips * channel_blocks, |member, task| {
-            let (strip, channel) = (task / channel_blocks, task % channel_blocks * LANES);
-            let to = v.at(strip * columns * sizes.input.pitch + channel);
-            let staging = staging(worker * cut.team + member).ptr();
-            let tiles = input_tiles(&conv, x, first + strip, channel, staging, to, &sizes.input);
+/// Some strips of the batch.
+struct Block<'a> {
+    conv: &'a Conv3,
+    sizes: &'a Buffers,
+    team: usize,
+    first: usize,
+    strips: usize,
+    v: Shared,
+    m: Shared,
+}
+
+impl Block<'_> {
+    /// Writes V, the transformed tiles of the input.
+    fn transform(&self, x: &[f32], staging: &(impl Fn(usize) -> Shared + Sync)) {
+        let (conv, points) = (self.conv, &self.sizes.input);
+        let blocks = conv.in_channels.div_ceil(LANES);
+        for_each(self.team, self.strips * blocks, |member, task| {
+            let (strip, channel) = (task / blocks, task % blocks * LANES);
+            let to = self.v.at(strip * conv.tile_columns() * points.pitch + channel);
+            let tiles = input_tiles(conv, x, self.first + strip, channel, staging(member).ptr(), to, points);
             // SAFETY: the tiles of this strip and these channels lie in `v` and no other task writes them.
             unsafe { dispatch(&tiles) };
         });
+    }
 
+    /// M = V · U for each point.
+    fn multiply(&self, u: Shared) {
+        let (conv, sizes) = (self.conv, self.sizes);
         let panels = conv.out_channels.div_ceil(PANEL);
-        for_each(cut.team, POINTS * panels, |_, task| {
+        for_each(self.team, POINTS * panels, |_, task| {
             let (point, panel) = (task / panels, task % panels);
             let product = Gemm {
-                a: v.at(point * sizes.input.apart()),
+                a: self.v.at(point * sizes.input.apart()),
                 a_row: sizes.input.pitch,
                 a_depth: 1,
                 a_segment: 0,
                 b: u.at(point * sizes.weight.apart() + panel * conv.in_channels * PANEL),
                 b_row: PANEL,
                 b_panel: 0,
-                c: m.at(point * sizes.output.apart() + panel * PANEL),
+                c: self.m.at(point * sizes.output.apart() + panel * PANEL),
                 c_row: sizes.output.pitch,
-                rows: strips * columns,
+                rows: self.strips * conv.tile_columns(),
                 depth: conv.in_channels,
                 segments: 1,
                 columns: PANEL.min(sizes.output.pitch - panel * PANEL),
                 add: false,
             };
-            // SAFETY: the factors were written above; this task alone writes this panel of `m`.
+            // SAFETY: the factors were written before; this task alone writes this panel of `m`.
             unsafe { dispatch(&product) };
         });
+    }
 
-        let channel_blocks = conv.out_channels.div_ceil(LANES);
-        for_each(cut.team, strips * channel_blocks, |member, task| {
-            let (strip, channel) = (task / channel_blocks, task % channel_blocks * LANES);
-            let from = m.at(strip * columns * sizes.output.pitch + channel);
-            let staging = staging(worker * cut.team + member).ptr();
-            let tiles = output_tiles(&conv, from, &sizes.output, first + strip, channel, staging, y);
-            // SAFETY: the products were written above; this task alone writes these rows of `y`.
+    /// Transforms M and writes it to the output.
+    fn deliver(&self, y: Shared, staging: &(impl Fn(usize) -> Shared + Sync)) {
+        let (conv, points) = (self.conv, &self.sizes.output);
+        let blocks = conv.out_channels.div_ceil(LANES);
+        for_each(self.team, self.strips * blocks, |member, task| {
+            let (strip, channel) = (task / blocks, task % blocks * LANES);
+            let from = self.m.at(strip * conv.tile_columns() * points.pitch + channel);
+            let tiles = output_tiles(conv, from, points, self.first + strip, channel, staging(member).ptr(), y);
+            // SAFETY: the products were written before; this task alone writes these rows of `y`.
             unsafe { dispatch(&tiles) };
         });
-    });
+    }
 }
 
 /// The tiles of up to sixteen channels of a strip of the batch.
