@@ -13,6 +13,7 @@ use crate::backend::{
     Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, Unit, WorkerStats,
 };
 use crate::burn_unit::{BurnConv, BurnNetwork, BurnUnit};
+use crate::protocol::widen;
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
 
@@ -161,14 +162,14 @@ impl Local {
     fn compute(&mut self, request: Request) -> Result<(Vec<f32>, Vec<f32>), String> {
         let none = Vec::new;
         match request {
-            Request::Forward { unit, x, pass } => Ok((self.unit(unit)?.forward(x.into_f32(), pass)?, none())),
-            Request::Gradient { unit, dy, wanted } => self.unit(unit)?.gradient(dy.into_f32(), wanted),
+            Request::Forward { unit, x, pass } => Ok((self.unit(unit)?.forward(widen(x), pass)?, none())),
+            Request::Gradient { unit, dy, wanted } => self.unit(unit)?.gradient(widen(dy), wanted),
             Request::SetWeights { unit, weights } => {
                 self.unit(unit)?.set_weights(weights)?;
                 Ok((none(), none()))
             }
             Request::AddWeights { unit, delta } => {
-                self.unit(unit)?.add_weights(&delta.into_f32())?;
+                self.unit(unit)?.add_weights(&widen(delta))?;
                 Ok((none(), none()))
             }
             Request::Step { unit, sgd } => {

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::{Payload, Precision};
+use asymflow_privacy::Precision;
 use asymflow_wire::{Frame, WireError};
 use rustls::pki_types::ServerName;
 
@@ -17,7 +17,7 @@ use crate::connection::{Connection, Security};
 use crate::pin::{Fingerprint, client_config};
 use crate::protocol::{
     BARE, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_f32, put_payload,
-    take_payload, text, with_body,
+    take_payload, text, widen, with_body,
 };
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
@@ -292,7 +292,7 @@ fn decode(frame: Frame<ResponseHeader>, expected: Expected) -> Result<Answer, Co
         .ok_or_else(|| malformed(format!("{} bytes, expected at least {split}", frame.body.len())))?;
     let take = |bytes: &[u8], precision| {
         take_payload(bytes, precision)
-            .map(Payload::into_f32)
+            .map(widen)
             .ok_or_else(|| malformed(format!("{} bytes are no whole numbers", bytes.len())))
     };
     Ok(Answer {

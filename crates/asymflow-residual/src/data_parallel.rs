@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use asymflow_privacy::{Payload, Released};
+use asymflow_privacy::{Payload, ReleaseError, Released};
 
 use crate::backend::{
     Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
     ResidualTraining, SgdStep, SubmitError, Ticket, UnitId, Wanted, WorkerStats,
 };
+use crate::protocol::widen;
 use crate::received::received;
 use crate::unit::{self, UnitSizes, samples};
 
@@ -103,19 +104,16 @@ impl ParallelSession {
         samples: usize,
         send: impl Fn(&mut dyn ResidualTraining, Released<Payload>) -> Result<Ticket, SubmitError>,
     ) -> Result<Ticket, SubmitError> {
-        let values = values.into_inner();
+        let precision = values.get().precision();
+        let values = widen(values.into_inner());
         let sample = values.len() / samples;
         let mut parts = Parts::new();
         for (index, range) in self.shares(samples) {
             let range = range.start * sample..range.end * sample;
-            let part = match &values {
-                Payload::F32(values) => values.get(range).map(|part| Payload::F32(part.to_vec())),
-                Payload::F16(values) => values.get(range).map(|part| Payload::F16(part.to_vec())),
-            };
-            let wrong = SubmitError::Length { unit: unit.0, got: values.len(), sample };
-            let part = received(part.ok_or_else(|| wrong.clone())?).map_err(|error| match error {
-                asymflow_privacy::ReleaseError::NonFinite { index } => SubmitError::NonFinite { unit: unit.0, index },
-                asymflow_privacy::ReleaseError::Mechanism(_) => wrong,
+            let part = values.get(range).unwrap_or_default().to_vec();
+            let part = received(part, precision).map_err(|error| match error {
+                ReleaseError::NonFinite { index } => SubmitError::NonFinite { unit: unit.0, index },
+                ReleaseError::Mechanism(_) => SubmitError::Length { unit: unit.0, got: values.len(), sample },
             })?;
             if let Some(session) = self.sessions.get_mut(index) {
                 parts.push((index, send(session.as_mut(), part)?));

@@ -7,6 +7,7 @@
 use asymflow_privacy::{Payload, Precision};
 use asymflow_wire::Limits;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
@@ -109,20 +110,36 @@ pub(crate) fn text(raw: &str) -> String {
     raw.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
 }
 
-/// Little-endian bytes of `values`.
+/// Appends the little-endian bytes of `values`. Whole chunks are written, which compiles to a copy.
 pub(crate) fn put_f32(values: &[f32], out: &mut Vec<u8>) {
-    out.reserve(values.len() * 4);
-    out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    let start = out.len();
+    out.resize(start + values.len() * 4, 0);
+    let target = out.get_mut(start..).unwrap_or_default();
+    target.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
 }
 
 /// Little-endian bytes of a payload.
 pub(crate) fn put_payload(payload: &Payload) -> Vec<u8> {
-    let mut out = Vec::with_capacity(payload.bytes());
     match payload {
-        Payload::F32(values) => put_f32(values, &mut out),
-        Payload::F16(values) => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        Payload::F32(values) => {
+            let mut out = Vec::new();
+            put_f32(values, &mut out);
+            out
+        }
+        Payload::F16(values) => {
+            let mut out = vec![0; values.len() * 2];
+            out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
+            out
+        }
     }
-    out
+}
+
+/// The values as f32, by the processor's own conversion of whole slices.
+pub(crate) fn widen(payload: Payload) -> Vec<f32> {
+    match payload {
+        Payload::F32(values) => values,
+        Payload::F16(values) => values.to_f32_vec(),
+    }
 }
 
 /// Numbers out of their little-endian bytes; `None` when the length does not fit.

@@ -9,14 +9,13 @@ use rand::rngs::StdRng;
 /// Gives numbers that their sender released the type that sessions take.
 ///
 /// For the untrusted side only: nothing private exists there, so there is no loss to account for and
-/// the receipt is spent. `InsecureNone` draws no randomness.
+/// the receipt is spent. `InsecureNone` draws no randomness. Numbers that came in binary16 go back into it exactly.
 ///
 /// # Errors
 /// A value is not finite.
-pub(crate) fn received(payload: Payload) -> Result<Released<Payload>, ReleaseError> {
-    let precision: Precision = payload.precision();
+pub(crate) fn received(values: Vec<f32>, precision: Precision) -> Result<Released<Payload>, ReleaseError> {
     let sensitivity = Sensitivity::unbounded(Relation::Remove);
     let mut unused = StdRng::seed_from_u64(0);
-    let (released, _spent) = release(Private::new(payload.into_f32()), sensitivity, &InsecureNone, &mut unused)?;
+    let (released, _spent) = release(Private::new(values), sensitivity, &InsecureNone, &mut unused)?;
     Ok(released.encode(precision))
 }

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use asymflow_privacy::{Payload, Precision};
 use asymflow_wire::{Limits, WireError};
+use half::vec::HalfFloatVecExt;
 
 use crate::backend::{
     Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SubmitError, UnitId,
 };
 use crate::connection::Connection;
 use crate::protocol::{
-    Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_payload, text, with_body,
+    Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_payload, text, widen, with_body,
 };
 use crate::received::received;
 use crate::serve::ServeLimits;
@@ -192,7 +193,7 @@ impl Serving {
                 }
             }
             RequestHeader::SetWeights { unit } => {
-                let weights = payload(body, Precision::F32)?.into_f32();
+                let weights = widen(payload(body, Precision::F32)?);
                 self.session.set_weights(UnitId(unit), &weights)?;
                 done()
             }
@@ -233,7 +234,7 @@ const fn done() -> (Vec<f32>, Vec<f32>, Precision) {
 }
 
 fn released(payload: Payload) -> Result<asymflow_privacy::Released<Payload>, Refusal> {
-    received(payload).map_err(|error| Refusal::Failed(error.to_string()))
+    received(widen(payload), Precision::F32).map_err(|error| Refusal::Failed(error.to_string()))
 }
 
 fn outputs(batch: Batch) -> Result<Vec<f32>, Refusal> {
@@ -250,7 +251,11 @@ fn encode(values: Vec<f32>, weights: &[f32], precision: Precision) -> Result<Vec
     {
         return Err(Refusal::Failed(format!("{big} exceeds binary16; ask for answers in f32")));
     }
-    let mut body = put_payload(&Payload::encode(values, precision));
+    let payload = match precision {
+        Precision::F32 => Payload::F32(values),
+        Precision::F16 => Payload::F16(Vec::from_f32_slice(&values)),
+    };
+    let mut body = put_payload(&payload);
     put_f32(weights, &mut body);
     Ok(body)
 }

@@ -56,7 +56,7 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
 }
 
 fn released(values: Vec<f32>, precision: Precision) -> Result<Released<Payload>, Nonconformance> {
-    ok("release", crate::received::received(Payload::encode(values, precision)))
+    ok("release", crate::received::received(values, precision))
 }
 
 /// Largest error relative to the largest expected value must be within `tolerance`.
