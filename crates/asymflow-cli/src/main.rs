@@ -5,7 +5,9 @@ mod experiment;
 mod folder;
 mod host;
 mod machine;
+mod plot;
 mod progress;
+mod report;
 mod run;
 mod summary;
 mod tables;
@@ -43,6 +45,8 @@ enum Command {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+    /// Render results into tables and plots
+    Report(report::Args),
     /// List the networks of the zoo
     Models,
     /// List the modes
@@ -73,6 +77,10 @@ fn execute(cli: Cli) -> Result<Outcome, CliError> {
         Command::Show { experiment, set } => {
             let experiment = experiment::read(&experiment, false, &set)?;
             print(&tables::dry_run(&experiment)?);
+            Ok(Outcome::Done)
+        }
+        Command::Report(args) => {
+            report::report(&args)?;
             Ok(Outcome::Done)
         }
         Command::Models => {

@@ -15,6 +15,7 @@ use crate::experiment::{self, Experiment, Kind};
 use crate::folder::Folder;
 use crate::host::{Stopper, run_job, runtime};
 use crate::progress::{Output, Progress};
+use crate::report::{self, Report, Results};
 use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
@@ -267,7 +268,7 @@ impl Runner {
             worker_device: worker.map(|w| w.device.clone()),
         };
         let summary = Summary::new(&sources);
-        write_json(&folder, "summary.json", &summary)?;
+        report::write_json(&folder, "summary.json", &summary)?;
         folder.replace("summary.md", tables::training(&summary, &report).as_bytes())?;
         Ok(summary)
     }
@@ -299,21 +300,35 @@ impl Runner {
         }
     }
 
-    fn finish(&self, mut runs: Vec<Summary>, outcome: Outcome) -> Result<Outcome, CliError> {
-        summary::compare(&mut runs);
-        let table = summary::table(&runs);
-        let text = tables::comparison(&self.name, &self.experiment, &runs, &table);
-        self.folder.replace("summary.md", text.as_bytes())?;
-        let all = serde_json::json!({ "schema": 1, "experiment": self.name, "runs": runs });
-        write_json(&self.folder, "summary.json", &all)?;
-        self.show(&all, &table)?;
+    fn finish(&self, runs: Vec<Summary>, outcome: Outcome) -> Result<Outcome, CliError> {
+        let mut curves = Vec::new();
+        for run in &runs {
+            curves.push(report::curve(&self.folder.inside(&format!("{}-seed{}", run.mode, run.seed))?, run)?);
+        }
+        let device = runs.iter().find_map(|run| run.worker_device.clone());
+        self.leave(report::training(runs, curves), device)?;
         Ok(outcome)
     }
 
-    fn show(&self, json: &serde_json::Value, text: &str) -> Result<(), CliError> {
+    /// Leaves the results in the run folder and on stdout.
+    fn leave(&self, results: Results, worker_device: Option<String>) -> Result<(), CliError> {
+        let report = Report {
+            schema: 1,
+            name: self.name.clone(),
+            experiment: self.experiment.clone(),
+            provenance: report::provenance(self.runtime.assurance().to_string(), worker_device),
+            results,
+        };
+        report.leave(&self.folder)?;
         if self.output.json {
+            let json = serde_json::to_string(&report)
+                .map_err(|e| CliError::failed(format!("cannot print the results: {e}"), ""))?;
             crate::print(&format!("{json}\n"));
         } else {
+            let text = match &report.results {
+                Results::Train { runs, .. } => summary::table(runs),
+                _ => tables::render(&report),
+            };
             crate::print(&format!("\n{text}\n"));
         }
         self.output.say(&format!("run folder: {}", self.folder.path().display()));
@@ -343,9 +358,8 @@ impl Runner {
             self.output.say(&tables::speedup_line(&report));
             reports.push(report);
         }
-        let device = worker.as_ref().map(|w| w.device.clone());
-        let text = tables::speedup(&self.name, &self.experiment, &reports, device.as_deref());
-        self.leave(&text, serde_json::json!({ "networks": reports, "worker_device": device }))
+        self.leave(Results::Speedup(reports), worker.as_ref().map(|w| w.device.clone()))?;
+        Ok(Outcome::Done)
     }
 
     fn rank_study(&self) -> Result<Outcome, CliError> {
@@ -356,24 +370,7 @@ impl Runner {
         let JobReport::RankStudy(report) = self.execute("trusted-only", job, (Body::Empty, &[]), &self.folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
-        let text = tables::rank_study(&self.name, &self.experiment, &report);
-        self.leave(&text, serde_json::json!({ "study": report }))
-    }
-
-    /// Leaves the results of an experiment that is not a training.
-    fn leave(&self, text: &str, results: serde_json::Value) -> Result<Outcome, CliError> {
-        self.folder.replace("summary.md", text.as_bytes())?;
-        let all = serde_json::json!({
-            "schema": 1,
-            "experiment": self.name,
-            "assurance": self.runtime.assurance().to_string(),
-            "results": results,
-            "command": machine::command(),
-            "commit": machine::commit(),
-            "machine": machine::machine(None),
-        });
-        write_json(&self.folder, "summary.json", &all)?;
-        self.show(&all, text)?;
+        self.leave(Results::RankStudy(report), None)?;
         Ok(Outcome::Done)
     }
 }
@@ -381,11 +378,4 @@ impl Runner {
 fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
     let Some(bytes) = folder.read("summary.json")? else { return Ok(None) };
     Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status == "done"))
-}
-
-fn write_json(folder: &Folder, name: &str, value: &impl serde::Serialize) -> Result<(), CliError> {
-    let mut text =
-        serde_json::to_string_pretty(value).map_err(|e| CliError::failed(format!("cannot write {name}: {e}"), ""))?;
-    text.push('\n');
-    folder.replace(name, text.as_bytes())
 }

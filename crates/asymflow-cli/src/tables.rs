@@ -10,18 +10,33 @@ use asymflow_zoo::cost;
 
 use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
-use crate::summary::{Summary, markdown};
-use crate::{machine, run};
+use crate::report::{Report, Results};
+use crate::run;
+use crate::summary::{self, Summary, markdown};
 
-fn provenance(name: &str) -> String {
-    let machine = machine::machine(None);
+fn provenance(report: &Report) -> String {
+    let p = &report.provenance;
     format!(
-        "Experiment `{name}`, commit {}, {} with {} cores. Command: `{}`. The enclave is simulated.\n",
-        machine::commit().unwrap_or_else(|| "unknown".to_owned()),
-        machine.cpu,
-        machine.cores,
-        machine::command()
+        "Commit {}, {} with {} cores{}. Command: `{}`. Trusted part: {}; worker: {}.\n",
+        p.commit.as_deref().unwrap_or("unknown"),
+        p.machine.cpu,
+        p.machine.cores,
+        p.machine.gpu.as_ref().map_or_else(String::new, |gpu| format!(" and {gpu}")),
+        p.command,
+        p.assurance,
+        p.worker_device.as_deref().unwrap_or("none")
     )
+}
+
+/// A whole report.
+pub fn render(report: &Report) -> String {
+    let body = match &report.results {
+        Results::Train { runs, .. } => comparison(&report.experiment, runs),
+        Results::Speedup(networks) => speedup(&report.experiment, networks),
+        Results::RankStudy(study) => rank_study(&report.experiment, study),
+    };
+    let Experiment { title, claim, .. } = &report.experiment;
+    format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))
 }
 
 /// What would run and what it would cost.
@@ -84,11 +99,10 @@ const SECONDS_HEAD: [&str; 7] = ["layer", "decompose s", "release s", "trusted s
 /// One training run.
 pub fn training(summary: &Summary, report: &TrainReport) -> String {
     let mut text = format!(
-        "# {} in mode {}, seed {}\n\n{}\n{}",
+        "# {} in mode {}, seed {}\n\n{}",
         summary.model,
         summary.mode,
         summary.seed,
-        provenance(&summary.experiment),
         crate::summary::table(std::slice::from_ref(summary))
     );
     if report.layers.len() > 1 {
@@ -103,21 +117,27 @@ pub fn training(summary: &Summary, report: &TrainReport) -> String {
 }
 
 /// All runs of a training experiment.
-pub fn comparison(name: &str, experiment: &Experiment, runs: &[Summary], table: &str) -> String {
+pub fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
     let data = runs.first().map_or_else(String::new, |run| {
         format!("Data: {}, {} training and {} test images. ", run.data.name, run.data.train, run.data.test)
     });
+    let seeds = match experiment.train.seeds.len() {
+        1 => "one seed (n = 1, no spread)".to_owned(),
+        n => format!("{n} seeds; means ± standard deviations"),
+    };
+    let mut gaps = String::new();
+    for run in runs.iter().filter(|run| run.mode == "asymml") {
+        if let (Some(asymml), Some(clear)) = (run.accuracy.test, run.accuracy.clear) {
+            gaps += &format!("\nSeed {}: asymml minus clear {:+.2} points.", run.seed, 100.0 * (asymml - clear));
+        }
+    }
     format!(
-        "# {}\n\n{}\n\n{}{}, {} epochs, batch {}, {} seeds; means ± standard deviations.\n\n{}\n{}",
-        experiment.title,
-        experiment.claim,
-        data,
+        "{data}{}, {} epochs, batch {}, {seeds}. Seconds are of training and evaluation together, except training s; \
+         parts overlap.\n\n{}{gaps}\n",
         experiment.model.names.join(", "),
         experiment.train.epochs,
         experiment.train.batch,
-        experiment.train.seeds.len(),
-        table,
-        provenance(name)
+        summary::table(runs),
     )
 }
 
@@ -177,14 +197,10 @@ pub fn speedup_line(report: &SpeedupReport) -> String {
 }
 
 /// The speedup experiment.
-pub fn speedup(name: &str, experiment: &Experiment, reports: &[SpeedupReport], device: Option<&str>) -> String {
+fn speedup(experiment: &Experiment, reports: &[SpeedupReport]) -> String {
     let mut text = format!(
-        "# {}\n\n{}\n\nMedians of {} repetitions (smallest–largest), batch {}, worker on {}.\n",
-        experiment.title,
-        experiment.claim,
-        experiment.speedup.repeats,
-        experiment.speedup.batch,
-        device.unwrap_or("no device"),
+        "Medians of {} repetitions (smallest–largest), batch {}, rank {}.\n",
+        experiment.speedup.repeats, experiment.speedup.batch, experiment.mode.rank,
     );
     for report in reports {
         let Some(baseline) = report.variants.first() else { continue };
@@ -201,7 +217,7 @@ pub fn speedup(name: &str, experiment: &Experiment, reports: &[SpeedupReport], d
             text += &format!("\n{}, one inference by convolution:\n\n{}", variant.name, markdown(&rows));
         }
     }
-    text + "\n" + &provenance(name)
+    text
 }
 
 fn scaled(s: &Seconds, factor: f64) -> Seconds {
@@ -217,12 +233,10 @@ fn scaled(s: &Seconds, factor: f64) -> Seconds {
 }
 
 /// The rank study.
-pub fn rank_study(name: &str, experiment: &Experiment, report: &RankStudyReport) -> String {
+fn rank_study(experiment: &Experiment, report: &RankStudyReport) -> String {
     let mut text = format!(
-        "# {}\n\n{}\n\n{} at {:.1} % test accuracy, {} test images.\n\nMean SVD-channel entropy μ in bits, and the \
+        "{} at {:.1} % test accuracy, {} test images.\n\nMean SVD-channel entropy μ in bits, and the \
          share of energy left in the residual:\n\n",
-        experiment.title,
-        experiment.claim,
         report.network,
         100.0 * report.test_accuracy,
         report.samples
@@ -243,7 +257,7 @@ pub fn rank_study(name: &str, experiment: &Experiment, report: &RankStudyReport)
         }
         text += "\n";
     }
-    text + &provenance(name)
+    text
 }
 
 /// The modes, for `asymflow modes`.
