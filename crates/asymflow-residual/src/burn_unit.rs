@@ -116,12 +116,15 @@ impl BurnConv {
     }
 
     fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
+        if pass == Pass::Training {
+            // Should this pass fail, an earlier one must not be differentiated in its place.
+            self.kept = None;
+        }
         let x = batch(x, self.unit.input, &self.device);
         let y = conv2d(x.clone(), self.weight(), None, self.options());
-        self.kept = match pass {
-            Pass::Training => Some(x),
-            Pass::Inference => self.kept.take(),
-        };
+        if pass == Pass::Training {
+            self.kept = Some(x);
+        }
         download(y)
     }
 

@@ -66,9 +66,9 @@ pub struct WorkerConfig {
     pub protection: Protection,
     /// Precision of the outputs and input gradients that come back.
     pub answers: Precision,
-    /// Longest wait for a connection, its handshake and the opening of a session.
+    /// Longest wait for a connection and its handshake.
     pub connect_timeout: Duration,
-    /// Longest wait for one answer, from the first byte of its request on.
+    /// Longest wait for the opening of a session, and for one answer from the first byte of its request on.
     pub answer_timeout: Duration,
     /// Sees what is sent.
     pub tap: Option<Tap>,
@@ -177,6 +177,7 @@ impl ResidualBackend for WorkerClient {
         let sizes = unit::sizes(model)?;
         let body = serde_json::to_vec(model).map_err(|e| self.unreachable(e))?;
         let (mut connection, handle, _) = self.connect()?;
+        connection.set_deadline(Some(Instant::now() + self.config.answer_timeout));
         connection.send(&Open { answers: self.config.answers }, &body).map_err(|e| self.opening(&e))?;
         let opened: Frame<Opened> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
         match opened.header {

@@ -54,6 +54,8 @@ pub(crate) fn serve_session(
     sessions: &AtomicU32,
 ) -> Result<(), WireError> {
     let open = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
+    // Opening may start a device, which takes longer than shaking hands.
+    connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
     let Some(_slot) = Slot::take(sessions, limits.sessions) else {
         return connection.send(&Opened::Busy { sessions: limits.sessions }, &[]);
     };

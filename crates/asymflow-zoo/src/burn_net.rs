@@ -156,6 +156,8 @@ impl BurnNet {
             let mut pass = Pass { specs: &self.specs, params: &self.params, train, next: 0, statistics: Vec::new() };
             return Ok(pass.layers(&self.network.layers, x)?.reshape([samples, self.network.classes]));
         }
+        // Should this pass fail, an earlier one must not be differentiated in its place.
+        self.graph = None;
         let input = x.autodiff().require_grad();
         let leaf = |(param, spec): (&Tensor<1>, &ParamSpec)| {
             if spec.kind.is_trained() { param.clone().autodiff().require_grad() } else { param.clone().autodiff() }
