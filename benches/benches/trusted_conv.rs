@@ -30,75 +30,71 @@ struct Times {
 struct Network {
     name: &'static str,
     samples: usize,
-    /// How often, then input channels, input side, output channels, kernel and stride.
-    layers: &'static [(usize, [usize; 5])],
+    layers: &'static [Layer],
 }
 
-const NETWORKS: [Network; 4] = [
-    Network {
-        name: "resnet18-cifar",
-        samples: 32,
-        layers: &[
-            (1, [3, 32, 64, 3, 1]),
-            (4, [64, 32, 64, 3, 1]),
-            (1, [64, 32, 128, 3, 2]),
-            (1, [64, 32, 128, 1, 2]),
-            (3, [128, 16, 128, 3, 1]),
-            (1, [128, 16, 256, 3, 2]),
-            (1, [128, 16, 256, 1, 2]),
-            (3, [256, 8, 256, 3, 1]),
-            (1, [256, 8, 512, 3, 2]),
-            (1, [256, 8, 512, 1, 2]),
-            (3, [512, 4, 512, 3, 1]),
-        ],
-    },
-    Network {
-        name: "vgg16-cifar",
-        samples: 32,
-        layers: &[
-            (1, [3, 32, 64, 3, 1]),
-            (1, [64, 32, 64, 3, 1]),
-            (1, [64, 16, 128, 3, 1]),
-            (1, [128, 16, 128, 3, 1]),
-            (1, [128, 8, 256, 3, 1]),
-            (2, [256, 8, 256, 3, 1]),
-            (1, [256, 4, 512, 3, 1]),
-            (2, [512, 4, 512, 3, 1]),
-            (3, [512, 2, 512, 3, 1]),
-        ],
-    },
-    Network {
-        name: "resnet18-224",
-        samples: 8,
-        layers: &[
-            (1, [3, 224, 64, 7, 2]),
-            (4, [64, 56, 64, 3, 1]),
-            (1, [64, 56, 128, 3, 2]),
-            (1, [64, 56, 128, 1, 2]),
-            (3, [128, 28, 128, 3, 1]),
-            (1, [128, 28, 256, 3, 2]),
-            (1, [128, 28, 256, 1, 2]),
-            (3, [256, 14, 256, 3, 1]),
-            (1, [256, 14, 512, 3, 2]),
-            (1, [256, 14, 512, 1, 2]),
-            (3, [512, 7, 512, 3, 1]),
-        ],
-    },
-    Network {
-        name: "vgg16-224",
-        samples: 8,
-        layers: &[
-            (1, [3, 224, 64, 3, 1]),
-            (1, [64, 224, 64, 3, 1]),
-            (1, [64, 112, 128, 3, 1]),
-            (1, [128, 112, 128, 3, 1]),
-            (1, [128, 56, 256, 3, 1]),
-            (2, [256, 56, 256, 3, 1]),
-            (1, [256, 28, 512, 3, 1]),
-            (2, [512, 28, 512, 3, 1]),
-            (3, [512, 14, 512, 3, 1]),
-        ],
-    },
+/// How often, then input channels, input side, output channels, kernel and stride.
+type Layer = (usize, [usize; 5]);
+
+const RESNET18_CIFAR: &[Layer] = &[
+    (1, [3, 32, 64, 3, 1]),
+    (4, [64, 32, 64, 3, 1]),
+    (1, [64, 32, 128, 3, 2]),
+    (1, [64, 32, 128, 1, 2]),
+    (3, [128, 16, 128, 3, 1]),
+    (1, [128, 16, 256, 3, 2]),
+    (1, [128, 16, 256, 1, 2]),
+    (3, [256, 8, 256, 3, 1]),
+    (1, [256, 8, 512, 3, 2]),
+    (1, [256, 8, 512, 1, 2]),
+    (3, [512, 4, 512, 3, 1]),
+];
+
+const VGG16_CIFAR: &[Layer] = &[
+    (1, [3, 32, 64, 3, 1]),
+    (1, [64, 32, 64, 3, 1]),
+    (1, [64, 16, 128, 3, 1]),
+    (1, [128, 16, 128, 3, 1]),
+    (1, [128, 8, 256, 3, 1]),
+    (2, [256, 8, 256, 3, 1]),
+    (1, [256, 4, 512, 3, 1]),
+    (2, [512, 4, 512, 3, 1]),
+    (3, [512, 2, 512, 3, 1]),
+];
+
+const RESNET18_224: &[Layer] = &[
+    (1, [3, 224, 64, 7, 2]),
+    (4, [64, 56, 64, 3, 1]),
+    (1, [64, 56, 128, 3, 2]),
+    (1, [64, 56, 128, 1, 2]),
+    (3, [128, 28, 128, 3, 1]),
+    (1, [128, 28, 256, 3, 2]),
+    (1, [128, 28, 256, 1, 2]),
+    (3, [256, 14, 256, 3, 1]),
+    (1, [256, 14, 512, 3, 2]),
+    (1, [256, 14, 512, 1, 2]),
+    (3, [512, 7, 512, 3, 1]),
+];
+
+const VGG16_224: &[Layer] = &[
+    (1, [3, 224, 64, 3, 1]),
+    (1, [64, 224, 64, 3, 1]),
+    (1, [64, 112, 128, 3, 1]),
+    (1, [128, 112, 128, 3, 1]),
+    (1, [128, 56, 256, 3, 1]),
+    (2, [256, 56, 256, 3, 1]),
+    (1, [256, 28, 512, 3, 1]),
+    (2, [512, 28, 512, 3, 1]),
+    (3, [512, 14, 512, 3, 1]),
+];
+
+const NETWORKS: [Network; 6] = [
+    Network { name: "resnet18-cifar-b32", samples: 32, layers: RESNET18_CIFAR },
+    Network { name: "vgg16-cifar-b32", samples: 32, layers: VGG16_CIFAR },
+    Network { name: "resnet18-cifar-b1", samples: 1, layers: RESNET18_CIFAR },
+    Network { name: "vgg16-cifar-b1", samples: 1, layers: VGG16_CIFAR },
+    Network { name: "resnet18-224-b8", samples: 8, layers: RESNET18_224 },
+    Network { name: "vgg16-224-b8", samples: 8, layers: VGG16_224 },
 ];
 
 fn measure(mut run: impl FnMut() -> Result<(), ConvError>) -> Result<Times, ConvError> {
@@ -195,7 +191,7 @@ fn run_network(network: &Network, threads: usize, torch: &mut Option<Torch>) -> 
         let ours = ours(shape, par)?;
         let torch = torch.as_mut().map(|torch| torch.measure(shape, threads)).transpose()?;
         let gflop = 2e-9 * (shape.output_len() * channels * kernel * kernel) as f64;
-        print!("{threads} {:14} {count}x {channels:3} {side:3}^2 {out:3} {kernel}x{kernel}/{stride}", network.name);
+        print!("{threads} {:17} {count}x {channels:3} {side:3}^2 {out:3} {kernel}x{kernel}/{stride}", network.name);
         for direction in 0..3 {
             let time = ours[direction];
             let spread = time.median / time.smallest;
@@ -217,7 +213,7 @@ fn run_network(network: &Network, threads: usize, torch: &mut Option<Torch>) -> 
     for (sum, name) in ["inference", "training step"].into_iter().enumerate() {
         let (ours, torch) = (sums.ours[sum], sums.torch[sum]);
         println!(
-            "{threads} {:14} sum {name}: {:.2} ms, PyTorch {:.2} ms, ratio {:.2}",
+            "{threads} {:17} sum {name}: {:.2} ms, PyTorch {:.2} ms, ratio {:.2}",
             network.name,
             ours * 1e3,
             torch * 1e3,

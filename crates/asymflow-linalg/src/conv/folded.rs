@@ -44,7 +44,7 @@ impl Fold {
             columns,
             coefficients_len: columns.next_multiple_of(PANEL) * s.in_channels,
             folded_len: s.out_channels * taps * columns,
-            staging_len: FOLDED * taps * s.in_channels,
+            staging_len: (FOLDED * taps + LANES) * s.in_channels.next_multiple_of(LANES),
         }
     }
 
@@ -77,6 +77,31 @@ pub(super) fn forward(s: ConvShape, l: &LowRank, weight: &[f32], y: &mut [f32], 
     let target = output(s, Shared::new(y), true);
     // SAFETY: the folded kernels were written above; `y` is borrowed exclusively.
     unsafe { direct::multiply(low_window(s, l.rank, true), s.samples, &l.principal, left, target, threads, stack) };
+}
+
+/// Turns kernels of `in × taps`, one after the other, into `taps × pitch`; up to sixteen rows beyond the last may be
+/// overwritten.
+struct TurnKernels<'a> {
+    kernels: &'a [f32],
+    inputs: usize,
+    taps: usize,
+    to: *mut f32,
+    pitch: usize,
+}
+
+impl Kernel for TurnKernels<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        for kernel in 0..self.kernels.len() / (self.inputs * self.taps) {
+            for input in (0..self.inputs).step_by(LANES) {
+                let from = &self.kernels[(kernel * self.inputs + input) * self.taps..];
+                let rows = LANES.min(self.inputs - input);
+                let to = self.to.wrapping_add(kernel * self.taps * self.pitch + input);
+                // SAFETY: the rows exist in the kernels; the caller vouches for the target.
+                unsafe { gather::<S>(from.as_ptr(), from.len(), self.taps, rows, self.taps, to, self.pitch) };
+            }
+        }
+    }
 }
 
 pub(super) fn forward_low_scratch(s: ConvShape, conv: Conv3, threads: usize) -> StackReq {
@@ -114,6 +139,7 @@ pub(super) fn forward_low(
 /// W'\[i, tap, (s, p)\] = Σ_j W\[i, j, tap\] a\[s, j, p\], for all samples in one product.
 fn fold_weight(s: ConvShape, l: &LowRank, weight: &[f32], fold: Fold, memory: Shared, threads: usize) {
     let (inputs, taps) = (s.in_channels, s.kernel * s.kernel);
+    let pitch = inputs.next_multiple_of(LANES);
     let mixings = if l.shared { 1 } else { s.samples };
     let coefficients = memory.part(0, fold.coefficients_len);
     for column in 0..fold.columns {
@@ -131,18 +157,12 @@ fn fold_weight(s: ConvShape, l: &LowRank, weight: &[f32], fold: Fold, memory: Sh
         let first = task * FOLDED;
         let outputs = FOLDED.min(s.out_channels - first);
         let staging = memory.part(staging_start + thread * fold.staging_len, fold.staging_len);
-        for (i, kernels) in weight[first * inputs * taps..][..outputs * inputs * taps].chunks(inputs * taps).enumerate()
-        {
-            for (j, kernel) in kernels.chunks(taps).enumerate() {
-                for (tap, value) in kernel.iter().enumerate() {
-                    // SAFETY: the place lies in the staging of this thread.
-                    unsafe { *staging.at((i * taps + tap) * inputs + j) = *value };
-                }
-            }
-        }
+        let kernels = &weight[first * inputs * taps..][..outputs * inputs * taps];
+        // SAFETY: the staging of this thread holds the turned kernels.
+        unsafe { dispatch(&TurnKernels { kernels, inputs, taps, to: staging.ptr(), pitch }) };
         let product = Gemm {
             a: staging.ptr(),
-            a_row: inputs,
+            a_row: pitch,
             a_depth: 1,
             a_segment: 0,
             b: coefficients.ptr(),

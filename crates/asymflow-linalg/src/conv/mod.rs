@@ -6,7 +6,7 @@
 //! code.
 //!
 //! The way follows from the shape alone ([`ConvShape`], rank):
-//! - 3×3 of stride 1 with at least 12 input channels and an image above 2×2: Winograd's F(4×4, 3×3) (Lavin and Gray,
+//! - 3×3 of stride 1 with at least 12 input channels, images above 2×2 and four tiles of 4×4 in the batch: Winograd's F(4×4, 3×3) (Lavin and Gray,
 //!   arXiv 1509.09308), 36 products where a plain convolution takes 144; the input gradient is the same with turned
 //!   kernels, the weight gradient its adjoint.
 //! - all else: matrix products with columns that are expanded a few at a time and stay in the cache of a core. The
@@ -373,10 +373,13 @@ pub fn folded_weight_gradient(
     Ok(())
 }
 
-/// Whether Winograd's transforms are repaid: the input has enough channels and the image is larger than half a tile.
+/// Whether Winograd's transforms are repaid: those of the input by enough channels and images larger than half a
+/// tile, those of the kernels by enough tiles.
 fn winograd_pays(s: ConvShape, in_channels: usize) -> bool {
     let suits = s.validate().is_ok() && s.kernel == 3 && s.stride == 1;
-    suits && in_channels >= 12 && s.out_height().min(s.out_width()) > 2
+    let (height, width) = (s.out_height(), s.out_width());
+    let tiles = s.samples * height.div_ceil(4) * width.div_ceil(4);
+    suits && in_channels >= 12 && height.min(width) > 2 && tiles >= 4
 }
 
 fn winograd_forward(s: ConvShape) -> Option<winograd::Conv3> {

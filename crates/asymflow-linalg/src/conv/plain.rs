@@ -5,7 +5,7 @@ use faer::dyn_stack::{MemStack, StackReq};
 use super::ConvShape;
 use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
-use super::layout::gather;
+use super::layout::{gather, gathered_len};
 use super::parallel::{Shared, for_each};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::{Window, copy};
@@ -92,8 +92,9 @@ pub(super) fn input_gradient_scratch(s: ConvShape, threads: usize) -> StackReq {
     }))
 }
 
+/// Values of the kernels of sixteen input channels as vectors over outputs.
 const fn turning_len(s: ConvShape) -> usize {
-    (s.kernel * s.kernel).next_multiple_of(LANES) * LANES
+    s.out_channels.div_ceil(LANES) * gathered_len(LANES * s.kernel * s.kernel)
 }
 
 pub(super) fn input_gradient(
@@ -110,10 +111,11 @@ pub(super) fn input_gradient(
     let (memory, stack) = stack.make_aligned_uninit::<f32>(s.weight_len() + threads * turning_len(s), 64);
     let memory = Shared::uninit(memory);
     let turned = memory.part(0, s.weight_len());
-    for_each(threads, s.in_channels, |thread, channel| {
+    for_each(threads, s.in_channels.div_ceil(LANES), |thread, task| {
+        let channels = task * LANES..s.in_channels.min((task + 1) * LANES);
         let staging = memory.at(s.weight_len() + thread * turning_len(s));
-        // SAFETY: this task alone writes this channel of the turned weight, and its thread's staging.
-        unsafe { dispatch(&TurnWeight { shape: s, weight, channel, staging, to: turned }) };
+        // SAFETY: this task alone writes these channels of the turned weight, and its thread's staging.
+        unsafe { dispatch(&TurnWeight { shape: s, weight, channels, staging, to: turned }) };
     });
     let dx = Shared::new(dx);
     let mut start = 0;
@@ -144,11 +146,11 @@ pub(super) fn input_gradient(
     }
 }
 
-/// Writes the kernels of one input channel, for each phase `in × taps × out`.
+/// Writes the kernels of up to sixteen input channels, for each phase `in × taps × out`.
 struct TurnWeight<'a> {
     shape: ConvShape,
     weight: &'a [f32],
-    channel: usize,
+    channels: std::ops::Range<usize>,
     staging: *mut f32,
     to: Shared,
 }
@@ -158,23 +160,34 @@ impl Kernel for TurnWeight<'_> {
     unsafe fn run<S: Simd>(&self) {
         let s = self.shape;
         let taps = s.kernel * s.kernel;
-        for output in (0..s.out_channels).step_by(LANES) {
+        let block = gathered_len(LANES * taps);
+        for (index, output) in (0..s.out_channels).step_by(LANES).enumerate() {
             let rows = LANES.min(s.out_channels - output);
-            let from = &self.weight[(output * s.in_channels + self.channel) * taps..];
-            // SAFETY: the rows exist in the weight; the staging holds the taps.
-            unsafe { gather::<S>(from.as_ptr(), from.len(), s.in_channels * taps, rows, taps, self.staging, LANES) };
-            let mut start = 0;
-            for (row, column) in phases(s) {
-                let window = phase(s, row, column);
-                for tap in 0..window.taps() {
-                    let ky = (row + s.padding) % s.stride + s.stride * (tap / window.tap_columns);
-                    let kx = (column + s.padding) % s.stride + s.stride * (tap % window.tap_columns);
-                    let to = self.to.at(start + self.channel * window.depth() + tap * s.out_channels + output);
-                    // SAFETY: the taps of all phases together are the taps of the kernel.
-                    unsafe { copy::<S>(self.staging.add((ky * s.kernel + kx) * LANES), to, rows) };
-                }
-                start += s.in_channels * window.depth();
+            let from = &self.weight[(output * s.in_channels + self.channels.start) * taps..];
+            let (pitch, columns) = (s.in_channels * taps, self.channels.len() * taps);
+            // SAFETY: the rows exist in the weight; the staging holds a block for each sixteen outputs.
+            unsafe {
+                let to = self.staging.add(index * block);
+                gather::<S>(from.as_ptr(), from.len(), pitch, rows, columns, to, LANES);
             }
+        }
+        let mut start = 0;
+        for (row, column) in phases(s) {
+            let window = phase(s, row, column);
+            for tap in 0..window.taps() {
+                let ky = (row + s.padding) % s.stride + s.stride * (tap / window.tap_columns);
+                let kx = (column + s.padding) % s.stride + s.stride * (tap % window.tap_columns);
+                for (i, channel) in self.channels.clone().enumerate() {
+                    let from = self.staging.wrapping_add((i * taps + ky * s.kernel + kx) * LANES);
+                    let to = self.to.at(start + channel * window.depth() + tap * s.out_channels);
+                    for (index, output) in (0..s.out_channels).step_by(LANES).enumerate() {
+                        let rows = LANES.min(s.out_channels - output);
+                        // SAFETY: the taps of all phases together are the taps of the kernel.
+                        unsafe { copy::<S>(from.add(index * block), to.add(output), rows) };
+                    }
+                }
+            }
+            start += s.in_channels * window.depth();
         }
     }
 }
