@@ -2,165 +2,26 @@
 
 use std::sync::Arc;
 
-use asymflow::accounting::RecordAccountant;
 use asymflow::local::LocalConv;
-use asymflow::modes::{AsymMl, AsymMlParts, Mode, TrainBatch, TrustedOnly};
+use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::Plan;
-use asymflow::release::Door;
-use asymflow::release::PrivacySpec;
-use asymflow::split::{SplitConv, open_link};
-use asymflow::trusted::{Activation, Buffer, ConvNode, Convolver, ExecError, Pool};
 use asymflow::trusted::{Engine, Program};
-use asymflow_linalg::by_name;
-use asymflow_privacy::{Precision, Relation};
-use asymflow_residual::{Pass, SgdStep};
+use asymflow_privacy::Precision;
+use asymflow_residual::Pass;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
+use crate::both::{asymml, images, parity, relative, step};
 use crate::toy_backend::{Seen, ToyBackend};
-
-pub fn no_noise() -> PrivacySpec {
-    PrivacySpec {
-        mechanism: "insecure_none".to_owned(),
-        sigma: None,
-        clip: None,
-        relation: Relation::Remove,
-        delta: 1e-5,
-    }
-}
-
-fn images(network: &Network, samples: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    (0..samples * network.input.len()).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect()
-}
-
-fn asymml(
-    network: &Network,
-    weights: &Weights,
-    plan: Plan,
-    decomposition: &str,
-    precision: Precision,
-    backend: &ToyBackend,
-) -> AsymMl {
-    let parts = AsymMlParts {
-        plan,
-        decomposer: by_name(decomposition).unwrap(),
-        privacy: no_noise(),
-        precision,
-        backend: Arc::new(backend.clone()),
-        accountant: RecordAccountant::new(64),
-    };
-    AsymMl::new(network.clone(), weights, parts, Par::rayon(2)).unwrap()
-}
-
-/// ‖a − reference‖ / ‖reference‖.
-fn relative(a: &[f32], reference: &[f32]) -> f64 {
-    assert_eq!(a.len(), reference.len());
-    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-    let off = squares(&mut a.iter().zip(reference).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-    (off / squares(&mut reference.iter().map(|&v| f64::from(v)))).sqrt()
-}
-
-const SGD: SgdStep = SgdStep { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 };
-
-/// After one step from the same weights the momentum is the gradient, so comparing states compares gradients.
-fn step(mode: &mut dyn Mode, images: &[f32], samples: usize) -> (f64, Vec<f32>) {
-    let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
-    let records: Vec<usize> = (0..samples).collect();
-    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: 3 };
-    let report = mode.step(batch, SGD).unwrap();
-    (report.loss, mode.state().unwrap().momentum)
-}
-
-/// Computes every convolution both ways on the same numbers and keeps the largest disagreement.
-///
-/// Layer by layer, because a network of ReLUs amplifies rounding: an activation that crosses zero changes
-/// its gradient wholly, whoever computes it.
-struct Both {
-    unsplit: LocalConv,
-    split: SplitConv,
-    worst: f64,
-}
-
-impl Convolver for Both {
-    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
-        let y = self.unsplit.forward(node, x, weight, pass)?;
-        self.worst = self.worst.max(relative(&self.split.forward(node, x, weight, pass)?, &y));
-        Ok(y)
-    }
-
-    fn backward(
-        &mut self,
-        node: &ConvNode,
-        dy: Buffer,
-        samples: usize,
-        weight: &[f32],
-        d_weight: &mut [f32],
-    ) -> Result<Option<Buffer>, ExecError> {
-        let copy = Pool::default().adopt(dy.to_vec());
-        let mut split_weight = vec![0.0; d_weight.len()];
-        let split = self.split.backward(node, copy, samples, weight, &mut split_weight)?;
-        let dx = self.unsplit.backward(node, dy, samples, weight, d_weight)?;
-        self.worst = self.worst.max(relative(&split_weight, d_weight));
-        if let (Some(split), Some(dx)) = (&split, &dx) {
-            self.worst = self.worst.max(relative(split, dx));
-        }
-        assert_eq!(split.is_some(), dx.is_some());
-        Ok(dx)
-    }
-}
-
-/// Outputs, input gradients and weight gradients of every convolution within 2e-4 (relative, l2), at each
-/// rank and decomposition; logits of the whole network within 1e-4.
-fn parity(name: &str) {
-    let samples = 4;
-    let par = Par::rayon(2);
-    let network = asymflow_zoo::by_name(name, 10, None).unwrap();
-    let weights = Weights::init(&network, 5);
-    let images = images(&network, samples);
-    let records: Vec<usize> = (0..samples).collect();
-    let logits = TrustedOnly::new(network.clone(), &weights, par).unwrap().infer(&images, &records).unwrap();
-    for decomposition in ["exact-svd", "alternating", "random-range", "gram", "shared-basis"] {
-        for rank in [1, 4, 16, usize::MAX] {
-            let label = format!("{name}, {decomposition}, rank {rank}");
-            let mut engine = Engine::new(network.clone(), &weights, par).unwrap();
-            let plan = Plan::split_all(&engine.program, rank);
-            let mut whole =
-                asymml(&network, &weights, plan.clone(), decomposition, Precision::F32, &ToyBackend::default());
-            let off = relative(&whole.infer(&images, &records).unwrap(), &logits);
-            assert!(off < 1e-4, "{label}: logits off by {off:e}");
-
-            let nodes = engine.program.conv_nodes();
-            let link = open_link(Arc::new(ToyBackend::default()), &nodes, &plan.placements()).unwrap();
-            let mut split = SplitConv::new(
-                plan.placements(),
-                by_name(decomposition).unwrap(),
-                Door::new(&no_noise(), Precision::F32).unwrap(),
-                link,
-                RecordAccountant::new(samples),
-                Pool::default(),
-                par,
-            );
-            split.send_weights(&nodes, &engine.params).unwrap();
-            let unsplit = LocalConv::new(engine.program.convs, Pool::default(), par);
-            let mut both = Both { unsplit, split, worst: 0.0 };
-            let logits = engine.forward(&images, samples, Pass::Training, 0, &mut both).unwrap();
-            engine.backward(logits, samples, &mut both).unwrap();
-            assert!(both.worst < 2e-4, "{label}: a layer is off by {:e}", both.worst);
-        }
-    }
-}
 
 #[test]
 fn resnet18_split_equals_unsplit() {
-    parity("resnet18-cifar");
+    parity("resnet18-cifar", 4, &|| Arc::new(ToyBackend::default()));
 }
 
 #[test]
 fn vgg16_split_equals_unsplit() {
-    parity("vgg16-cifar");
+    parity("vgg16-cifar", 4, &|| Arc::new(ToyBackend::default()));
 }
 
 #[test]
@@ -172,7 +33,7 @@ fn f16_transfers_stay_close() {
     let (_, gradients) = step(&mut unsplit, &images, 8);
     let plan = Plan::split_all(&Program::new(&network).unwrap(), 4);
     let backend = ToyBackend::default();
-    let mut split = asymml(&network, &weights, plan, "gram", Precision::F16, &backend);
+    let mut split = asymml(&network, &weights, plan, "gram", Precision::F16, Arc::new(backend.clone()));
     let (_, split_gradients) = step(&mut split, &images, 8);
     let off = relative(&split_gradients, &gradients);
     assert!(off < 2e-2, "gradients off by {off}");
@@ -287,7 +148,7 @@ fn no_raw_input_label_or_final_feature_reaches_the_worker() {
         .map(|n| (4 * n.input.len(), 4 * n.output.len()))
         .collect();
     let backend = ToyBackend::default();
-    let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, &backend);
+    let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, Arc::new(backend.clone()));
     let records = [0, 1, 2, 3];
     mode.infer(&images, &records).unwrap();
     step(&mut mode, &images, 4);
@@ -322,7 +183,7 @@ fn a_nan_in_the_input_is_an_error_and_nothing_is_sent() {
     images[1234] = f32::NAN;
     let plan = Plan::split_all(&Program::new(&network).unwrap(), 2);
     let backend = ToyBackend::default();
-    let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, &backend);
+    let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, Arc::new(backend.clone()));
     let error = mode.infer(&images, &[0, 1]).unwrap_err();
     assert_eq!(error.to_string(), "layer input: value 1234 is not finite");
     assert!(backend.seen.lock().unwrap().iter().all(|seen| matches!(seen, Seen::Weights(_))));

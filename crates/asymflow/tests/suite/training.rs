@@ -16,7 +16,7 @@ use asymflow_privacy::Precision;
 use asymflow_residual::ResidualBackend;
 use asymflow_zoo::by_name;
 
-use crate::parity::no_noise;
+use crate::both::no_noise;
 use crate::toy_backend::ToyBackend;
 
 #[derive(Default)]
