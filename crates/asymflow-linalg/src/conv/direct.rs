@@ -62,12 +62,13 @@ struct Cut {
 
 impl Cut {
     fn new(window: &Window, samples: usize, left_per_sample: bool, rows: usize, threads: usize) -> Self {
-        let groups = if left_per_sample { samples } else { 1 };
+        let groups = if left_per_sample || in_place(window) { samples } else { 1 };
         let pixels = samples / groups * window.out_pixels();
         let depth = window.depth().min(DEPTH);
         let all = pixels.div_ceil(PANEL);
         let at_most = (CORE_VALUES / (PANEL * (rows + depth))).max(1);
         let panels = at_most.min(all.div_ceil(threads.div_ceil(groups)));
+        let panels = all.div_ceil(all.div_ceil(panels));
         let row_parts = threads.div_ceil(groups * all).min(rows.div_ceil(6));
         Self { groups, pixels, panels, row_parts, rows: rows.div_ceil(row_parts), depth }
     }
@@ -75,6 +76,11 @@ impl Cut {
     const fn worker_len(&self) -> usize {
         self.panels * PANEL * (self.depth + self.rows)
     }
+}
+
+/// Whether chunks of columns keep to one sample, because planes of whole vectors can take products without a copy.
+const fn in_place(window: &Window) -> bool {
+    window.out_pixels().is_multiple_of(LANES) && window.out_pixels() >= 8 * PANEL
 }
 
 /// Scratch of [`multiply`] for `samples` samples.
@@ -112,9 +118,14 @@ pub(super) unsafe fn multiply(
         let columns = Columns { window, x, first: group * cut.pixels + start, count: chunk.min(cut.pixels - start) };
         let memory = memory.part(worker * cut.worker_len(), cut.worker_len());
         let products = memory.at(chunk * cut.depth);
+        if in_place(&window) && target.step == 1 && target.width == window.out_width {
+            let to = target.start.at((group * target.planes + row) * target.plane + start);
+            // SAFETY: the pixels of `target` belong to this task, whole vectors of one sample.
+            return unsafe { columns.multiply(left, memory.ptr(), to, target.plane, target.add) };
+        }
         // SAFETY: the buffers hold the panels and products of this task, the pixels of `target` are its own.
         unsafe {
-            columns.multiply(left, memory.ptr(), products, chunk);
+            columns.multiply(left, memory.ptr(), products, chunk, false);
             dispatch(&Deliver { products, pitch: chunk, columns: &columns, rows: left.rows, row, target });
         }
     });
@@ -129,8 +140,8 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// `products = left · columns`, rows `pitch` apart.
-    unsafe fn multiply(&self, left: Left, panels: *mut f32, products: *mut f32, pitch: usize) {
+    /// `products = left · columns`, or adds it, rows `pitch` apart.
+    unsafe fn multiply(&self, left: Left, panels: *mut f32, products: *mut f32, pitch: usize, add: bool) {
         let depth = self.window.depth();
         let segment_depth = depth / left.segments;
         let mut done = 0;
@@ -169,7 +180,7 @@ impl Columns<'_> {
                     depth: count / segments,
                     segments,
                     columns: self.count.next_multiple_of(LANES),
-                    add: done > 0,
+                    add: add || done > 0,
                 });
             }
             done += count;
