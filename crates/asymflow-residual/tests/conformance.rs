@@ -1,13 +1,14 @@
 //! Every way to reach a device passes the same suite.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use asymflow_privacy::{InsecureNone, Precision, Private, Relation, Sensitivity, release};
+use asymflow_privacy::{InsecureNone, Payload, Precision, Private, Relation, Released, Sensitivity, release};
 use asymflow_residual::conformance::{convolutions, network_inference, networks};
 use asymflow_residual::{
-    BurnBackend, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig,
-    ServeLimits, SgdStep, SubmitError, Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
+    Batch, BurnBackend, ConvUnit, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel,
+    ServeConfig, ServeLimits, SgdStep, SubmitError, Tap, Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig,
+    WorkerHandle,
 };
 use asymflow_zoo::{Layer, Network, Shape};
 use rand::SeedableRng;
@@ -28,6 +29,13 @@ fn serve(backend: Arc<dyn ResidualBackend>, plaintext: bool, answers: Precision)
     let mut config = WorkerConfig::new(worker.address().to_string(), Token::new("secret"), protection);
     config.answers = answers;
     (worker, WorkerClient::new(config))
+}
+
+fn released(values: Vec<f32>) -> Released<Payload> {
+    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+    let sensitivity = Sensitivity::unbounded(Relation::Remove);
+    let (x, _receipt) = release(Private::new(values), sensitivity, &InsecureNone, &mut rng).unwrap();
+    x.encode(Precision::F32)
 }
 
 fn conforms(backend: &dyn ResidualBackend) {
@@ -75,16 +83,42 @@ fn a_worker_with_parallel_devices_conforms() {
     network_inference(&client).unwrap();
 }
 
+/// Each worker is sent its own samples and no others.
+#[test]
+fn parallel_devices_share_the_samples() {
+    let seen: [Arc<Mutex<Vec<u8>>>; 3] = Default::default();
+    let workers: Vec<_> = seen.iter().map(|_| serve(flex(), true, Precision::F32).0).collect();
+    let client = |(worker, seen): (&WorkerHandle, &Arc<Mutex<Vec<u8>>>)| {
+        let sink = Arc::clone(seen);
+        let address = worker.address().to_string();
+        let mut config = WorkerConfig::new(address, Token::new("secret"), Protection::InsecurePlaintext);
+        config.tap = Some(Tap::new(move |bytes| sink.lock().unwrap().extend_from_slice(bytes)));
+        Arc::new(WorkerClient::new(config)) as Arc<dyn ResidualBackend>
+    };
+    let parallel = DataParallel::new(workers.iter().zip(&seen).map(client).collect());
+    let unit = ConvUnit { input: Shape::new(1, 1, 1), out_channels: 1, kernel: 1, stride: 1, padding: 0 };
+    let mut session = parallel.open(&ResidualModel { units: vec![Unit::Conv(unit)] }).unwrap();
+    session.set_weights(UnitId(0), &[2.0]).unwrap();
+    let samples: Vec<f32> = (0..5).map(|i| i as f32 + 0.765_432_1).collect();
+    let ticket = session.submit(UnitId(0), released(samples.clone()), Pass::Training).unwrap();
+    let doubled = samples.iter().map(|x| 2.0 * x).collect();
+    assert_eq!(session.collect(ticket).unwrap(), Batch::Outputs(doubled));
+    let holders = |sample: &f32| {
+        let holds = |seen: &Arc<Mutex<Vec<u8>>>| seen.lock().unwrap().windows(4).any(|w| w == sample.to_le_bytes());
+        seen.iter().map(holds).collect::<Vec<_>>()
+    };
+    let shares: Vec<_> = samples.iter().map(holders).collect();
+    let of = |worker: usize| (0..3).map(|i| i == worker).collect::<Vec<_>>();
+    assert_eq!(shares, [of(0), of(1), of(1), of(2), of(2)]);
+}
+
 #[test]
 fn parallel_devices_refuse_to_train_a_network() {
     let network =
         Network { name: "flat".to_owned(), input: Shape::new(2, 1, 1), classes: 2, layers: vec![Layer::Flatten] };
     let model = ResidualModel { units: vec![Unit::Network(network)] };
     let mut session = DataParallel::new(vec![flex(), flex()]).open(&model).unwrap();
-    let sensitivity = Sensitivity::unbounded(Relation::Remove);
-    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
-    let (x, _receipt) = release(Private::new(vec![1.0, 2.0]), sensitivity, &InsecureNone, &mut rng).unwrap();
-    let refused = session.submit(UnitId(0), x.encode(Precision::F32), Pass::Training);
+    let refused = session.submit(UnitId(0), released(vec![1.0, 2.0]), Pass::Training);
     assert!(matches!(refused, Err(SubmitError::Unsupported { unit: 0, .. })), "{refused:?}");
     let sgd = SgdStep { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 };
     assert!(matches!(session.step(UnitId(0), sgd), Err(SubmitError::Unsupported { unit: 0, .. })));
