@@ -6,8 +6,8 @@
 //! code.
 //!
 //! The way follows from the shape alone ([`ConvShape`], rank):
-//! - 3×3 of stride 1 with at least 12 input channels, images above 2×2 and four tiles of 4×4 in the batch: Winograd's F(4×4, 3×3) (Lavin and Gray,
-//!   arXiv 1509.09308), 36 products where a plain convolution takes 144; the input gradient is the same with turned
+//! - 3×3 of stride 1 with at least 12 input channels, images above 2×2 and four tiles of 4×4 in the batch: Winograd's
+//!   F(4×4, 3×3) (Lavin and Gray, arXiv 1509.09308), 36 products where a plain convolution takes 144; the input gradient is the same with turned
 //!   kernels, the weight gradient its adjoint.
 //! - all else: matrix products with columns that are expanded a few at a time and stay in the cache of a core. The
 //!   input gradient of a stride above 1 splits into one such product for each remainder of the pixel by the stride.
@@ -331,7 +331,8 @@ pub fn folded_forward(
     Ok(())
 }
 
-/// Scratch of [`folded_weight_gradient`] for a low-rank part of rank `rank`, shared or not; empty where that is refused.
+/// Scratch of [`folded_weight_gradient`] for a low-rank part of rank `rank`, shared or not; empty where that is
+/// refused.
 pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
     if (ConvShape { in_channels: rank, ..shape }).validate().is_err() || shape.validate().is_err() {
         return StackReq::empty();
