@@ -1,6 +1,8 @@
 //! Failure drills on the real three processes. They need `asymflow-enclaved` and `asymflow-worker` beside
 //! the command, where `cargo xtask test` builds them.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

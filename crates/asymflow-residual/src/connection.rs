@@ -4,7 +4,9 @@ use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
-use rustls::{ClientConnection, ServerConnection, StreamOwned};
+#[cfg(feature = "backend")]
+use rustls::ServerConnection;
+use rustls::{ClientConnection, StreamOwned};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,6 +62,7 @@ impl Write for Timed {
 pub(crate) enum Security {
     Plain,
     Client(Box<ClientConnection>),
+    #[cfg(feature = "backend")]
     Server(Box<ServerConnection>),
 }
 
@@ -67,6 +70,7 @@ pub(crate) enum Security {
 enum Stream {
     Plain(Timed),
     Client(Box<StreamOwned<ClientConnection, Timed>>),
+    #[cfg(feature = "backend")]
     Server(Box<StreamOwned<ServerConnection, Timed>>),
 }
 
@@ -87,6 +91,7 @@ impl Connection {
         let stream = match security {
             Security::Plain => Stream::Plain(timed),
             Security::Client(tls) => Stream::Client(Box::new(StreamOwned::new(*tls, timed))),
+            #[cfg(feature = "backend")]
             Security::Server(tls) => Stream::Server(Box::new(StreamOwned::new(*tls, timed))),
         };
         Ok(Self { stream, tap, sent_bytes: 0, received_bytes: 0 })
@@ -97,6 +102,7 @@ impl Connection {
         let timed = match &mut self.stream {
             Stream::Plain(timed) => timed,
             Stream::Client(tls) => &mut tls.sock,
+            #[cfg(feature = "backend")]
             Stream::Server(tls) => &mut tls.sock,
         };
         timed.deadline = deadline;
@@ -119,6 +125,7 @@ impl Read for Connection {
         let n = match &mut self.stream {
             Stream::Plain(stream) => stream.read(buf),
             Stream::Client(stream) => stream.read(buf),
+            #[cfg(feature = "backend")]
             Stream::Server(stream) => stream.read(buf),
         }?;
         self.received_bytes += n as u64;
@@ -131,6 +138,7 @@ impl Write for Connection {
         let n = match &mut self.stream {
             Stream::Plain(stream) => stream.write(buf),
             Stream::Client(stream) => stream.write(buf),
+            #[cfg(feature = "backend")]
             Stream::Server(stream) => stream.write(buf),
         }?;
         self.sent_bytes += n as u64;
@@ -144,6 +152,7 @@ impl Write for Connection {
         match &mut self.stream {
             Stream::Plain(stream) => stream.flush(),
             Stream::Client(stream) => stream.flush(),
+            #[cfg(feature = "backend")]
             Stream::Server(stream) => stream.flush(),
         }
     }

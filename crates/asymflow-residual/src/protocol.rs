@@ -9,6 +9,7 @@ use asymflow_wire::Limits;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "backend")]
 use subtle::ConstantTimeEq;
 
 use crate::backend::{Pass, SgdStep, Wanted};
@@ -34,6 +35,8 @@ impl Token {
         self.0.is_empty()
     }
 
+    /// Whether a client's token is the worker's, in constant time.
+    #[cfg(feature = "backend")]
     pub(crate) fn matches(&self, other: &Self) -> bool {
         !self.is_empty() && bool::from(self.0.ct_eq(&other.0))
     }

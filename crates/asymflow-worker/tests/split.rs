@@ -1,5 +1,5 @@
 //! The split across two processes: the same function as the unsplit network, and nothing on the wire that must not be.
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
 
 #[path = "../../asymflow/tests/suite/both.rs"]
 mod both;
@@ -152,9 +152,13 @@ fn every_byte_sent_is_a_residual_a_gradient_or_a_public_weight() {
 
     let sent = sent.lock().unwrap();
     let mut lengths = Vec::new();
-    for (header, body) in frames(&sent) {
-        // A token, a model in words, or the number of a unit: no room for activations.
-        assert!(header.len() < 1024, "a header of {} bytes", header.len());
+    let frames = frames(&sent);
+    let [(_, hello), (_, model), session @ ..] = &frames[..] else { panic!("no session was opened") };
+    assert!(hello.is_empty());
+    assert!(serde_json::from_slice::<asymflow_residual::ResidualModel>(model).is_ok(), "the public model");
+    for (header, body) in session {
+        // The kind of a request and the number of a unit: no room for activations.
+        assert!(header.len() < 64, "a header of {} bytes", header.len());
         for triple in triples(&values(body)) {
             assert!(!secret.contains(&triple), "raw pixels or final features on the wire");
         }

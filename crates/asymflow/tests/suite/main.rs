@@ -1,5 +1,7 @@
 //! Tests of the orchestrator against the unsplit network, with a backend written from outside.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking, in its helpers as well")]
+
 mod both;
 mod parity;
 mod toy_backend;

@@ -158,13 +158,12 @@ fn no_raw_input_label_or_final_feature_reaches_the_worker() {
         secret.insert([window[0].to_bits(), window[1].to_bits(), window[2].to_bits()]);
     }
     for item in seen.iter() {
-        let (values, lengths): (&[f32], fn((usize, usize)) -> usize) = match item {
-            Seen::Residual(_, values) => (values, |(input, _)| input),
-            Seen::Gradient(_, values) => (values, |(_, output)| output),
+        let (unit, values, len) = match item {
+            Seen::Residual(unit, values) => (unit, values, expected[unit.0 as usize].0),
+            Seen::Gradient(unit, values) => (unit, values, expected[unit.0 as usize].1),
             Seen::Weights(_) => continue,
         };
-        let (Seen::Residual(unit, _) | Seen::Gradient(unit, _) | Seen::Weights(unit)) = item;
-        assert_eq!(values.len(), lengths(expected[unit.0 as usize]), "{unit:?}");
+        assert_eq!(values.len(), len, "{unit:?}");
         for window in values.windows(3) {
             let bits = [window[0].to_bits(), window[1].to_bits(), window[2].to_bits()];
             assert!(!secret.contains(&bits), "{unit:?} carries raw pixels");
