@@ -31,6 +31,11 @@ pub struct TestArgs {
 /// Runs the tests; prints skipped ones and a closing line `N passed, N failed, N skipped`.
 pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     let mut tally = Tally::default();
+    // The drills of the command run all three programs.
+    let drilled = args.only.as_deref().is_none_or(|only| only == CLI) && workspace.has(CLI);
+    if drilled && binaries::build(workspace, &[ENCLAVED, WORKER, CLI], &[])? != 0 {
+        tally.fail("the binaries for the drills and experiments do not build".to_owned());
+    }
     run_tests(workspace, args, &mut tally)?;
     if args.only.is_none() && args.filter.is_none() && !process::was_interrupted() {
         run_smoke_forms(workspace, &mut tally)?;
@@ -84,10 +89,6 @@ fn features(workspace: &Workspace, only: Option<&str>, tally: &mut Tally) -> Vec
 fn run_smoke_forms(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let paths = experiments::all(workspace)?;
     if paths.is_empty() {
-        return Ok(());
-    }
-    if binaries::build(workspace, &[ENCLAVED, WORKER, CLI], &[])? != 0 {
-        tally.fail("the binaries for the experiments do not build".to_owned());
         return Ok(());
     }
     let runs = workspace.target_directory.join("smoke-runs");

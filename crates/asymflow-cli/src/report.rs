@@ -158,7 +158,8 @@ pub fn report(args: &Args) -> Result<(), CliError> {
     }
     let out = Folder::create(&args.out)?;
     for run in &args.runs {
-        let report = read(&run.join("summary.json"))?;
+        let mut report = read(&run.join("summary.json"))?;
+        without_machine_paths(&mut report);
         write_json(&out, &format!("{}.json", report.name), &report)?;
     }
     for report in all(&args.out)? {
@@ -168,6 +169,27 @@ pub fn report(args: &Args) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+/// Keeps the last part of absolute paths: a published result says which data, not where it lay.
+fn without_machine_paths(report: &mut Report) {
+    let last = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    if let Some(path) = &mut report.experiment.data.path
+        && path.is_absolute()
+    {
+        *path = PathBuf::from(last(path));
+    }
+    let shorten = |command: &mut String| {
+        let words: Vec<String> = command
+            .split(' ')
+            .map(|word| if word.starts_with('/') { last(Path::new(word)) } else { word.to_owned() })
+            .collect();
+        *command = words.join(" ");
+    };
+    shorten(&mut report.provenance.command);
+    if let Results::Train { runs, .. } = &mut report.results {
+        runs.iter_mut().for_each(|run| shorten(&mut run.command));
+    }
 }
 
 fn all(folder: &Path) -> Result<Vec<Report>, CliError> {

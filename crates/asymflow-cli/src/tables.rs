@@ -223,7 +223,6 @@ fn speedup(experiment: &Experiment, reports: &[SpeedupReport]) -> String {
 fn scaled(s: &Seconds, factor: f64) -> Seconds {
     Seconds {
         decompose: s.decompose * factor,
-        fold: s.fold * factor,
         trusted: s.trusted * factor,
         worker: s.worker * factor,
         wait: s.wait * factor,

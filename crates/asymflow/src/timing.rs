@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Seconds {
     /// Decomposing activations.
     pub decompose: f64,
-    /// Folding kernels (thesis eq 2.6) where they are folded once a sample or batch.
-    pub fold: f64,
-    /// Trusted convolutions.
+    /// Trusted convolutions, folding of kernels included (thesis eq 2.6).
     pub trusted: f64,
     /// The worker's device.
     pub worker: f64,
@@ -29,7 +27,6 @@ impl Seconds {
     /// Adds `other` to every part.
     pub fn add(&mut self, other: &Self) {
         self.decompose += other.decompose;
-        self.fold += other.fold;
         self.trusted += other.trusted;
         self.worker += other.worker;
         self.wait += other.wait;
@@ -42,7 +39,6 @@ impl Seconds {
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             decompose: self.decompose - earlier.decompose,
-            fold: self.fold - earlier.fold,
             trusted: self.trusted - earlier.trusted,
             worker: self.worker - earlier.worker,
             wait: self.wait - earlier.wait,
