@@ -431,6 +431,10 @@ impl Experiment {
         if mode == ModeKind::Clear || (mode == ModeKind::Asymml && self.privacy.mechanism == "insecure_none") {
             insecure.push("insecure_none");
         }
+        if mode == ModeKind::Asymml && self.privacy.mechanism == "gaussian" {
+            // The noise is sampled in floating point, which the guarantee does not cover.
+            insecure.push("insecure_float_noise");
+        }
         if mode.needs_worker() && self.worker.insecure_plaintext {
             insecure.push("insecure_plaintext");
         }
