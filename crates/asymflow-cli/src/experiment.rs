@@ -101,6 +101,9 @@ pub struct ModelSection {
     /// Shape of the images, where the model leaves it open.
     #[serde(default)]
     pub input: Option<Shape>,
+    /// A safetensors file to start from instead of weights made by seed.
+    #[serde(default)]
+    pub weights: Option<PathBuf>,
 }
 
 const fn ten() -> usize {

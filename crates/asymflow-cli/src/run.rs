@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use asymflow::checkpoint::Checkpoint;
 use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, WorkerSpec};
 use asymflow::speedup::SpeedupSpec;
 use asymflow::study::RankStudySpec;
+use asymflow::weights_file;
 use asymflow_enclave::TrustedRuntime;
-use asymflow_zoo::{Network, by_name};
+use asymflow_zoo::{Network, Weights, by_name};
 
 use crate::error::CliError;
 use crate::experiment::{self, Experiment, Kind};
@@ -249,9 +251,11 @@ impl Runner {
         if checkpoint.is_some() {
             self.output.say(&format!("{label}: going on from its checkpoint"));
         }
-        let start = match &checkpoint {
-            Some(bytes) => (Body::Checkpoint, bytes.as_slice()),
-            None => (Body::Empty, &[][..]),
+        let given = self.given_weights()?;
+        let start = match (&checkpoint, &given) {
+            (Some(bytes), _) => (Body::Checkpoint, bytes.as_slice()),
+            (None, Some(bytes)) => (Body::Weights, bytes.as_slice()),
+            (None, None) => (Body::Empty, &[][..]),
         };
         let task = Task::Train(self.experiment.train_spec(seed));
         let worker = worker.filter(|_| mode.needs_worker());
@@ -259,6 +263,7 @@ impl Runner {
         let JobReport::Train(report) = self.execute(&label, job.clone(), start, &folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
+        leave_weights(&folder, &job)?;
         let sources = Sources {
             name: &self.name,
             experiment: &self.experiment,
@@ -271,6 +276,20 @@ impl Runner {
         report::write_json(&folder, "summary.json", &summary)?;
         folder.replace("summary.md", tables::training(&summary, &report).as_bytes())?;
         Ok(summary)
+    }
+
+    /// The weights to start from, flattened, where the experiment names a file.
+    fn given_weights(&self) -> Result<Option<Vec<u8>>, CliError> {
+        let model = &self.experiment.model;
+        let Some(path) = &model.weights else { return Ok(None) };
+        let unusable = |e: String| {
+            CliError::usage(format!("{}: {e}", path.display()), "weights are safetensors under torchvision's names")
+        };
+        let network = network(&self.experiment, &model.names[0])?;
+        let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
+        let weights = weights_file::decode(&network, &bytes).map_err(|e| unusable(e.to_string()))?;
+        let flat = weights.flatten(&network).map_err(|e| unusable(e.to_string()))?;
+        Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
     }
 
     fn verdict(&self, runs: &[Summary]) -> Outcome {
@@ -373,6 +392,16 @@ impl Runner {
         self.leave(Results::RankStudy(report), None)?;
         Ok(Outcome::Done)
     }
+}
+
+/// Leaves the trained weights of the latest checkpoint under their names.
+fn leave_weights(folder: &Folder, job: &JobSpec) -> Result<(), CliError> {
+    let Some(bytes) = folder.read("checkpoints/latest.safetensors")? else { return Ok(()) };
+    let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
+    let checkpoint = Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?;
+    let weights = Weights::unflatten(&job.network, &checkpoint.state.weights).map_err(|e| failed(e.to_string()))?;
+    let file = weights_file::encode(&job.network, &weights).map_err(|e| failed(e.to_string()))?;
+    folder.replace("weights.safetensors", &file)
 }
 
 fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {

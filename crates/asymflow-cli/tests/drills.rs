@@ -116,6 +116,17 @@ fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_run() {
     let output = drill.run(&["--resume", run.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(drill.losses(&run), expected);
+
+    // The trained weights start another run, which is better from its first step on.
+    let weights = run.join("asymml-seed1/weights.safetensors");
+    let next = Drill::new();
+    let output = next.run(&["--set", &format!("model.weights={}", weights.display()), "--set", "train.epochs=1"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let loss = |line: &String| -> f64 {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        value["Step"]["loss"].as_f64().unwrap()
+    };
+    assert!(loss(&next.losses(&next.run_folder())[0]) < loss(&expected[0]));
 }
 
 #[test]
@@ -226,6 +237,7 @@ fn wrong_usage_is_exit_2_with_a_help_line() {
         (&["--set", "model.names=[\"resnet19-cifar\"]"], "help: "),
         (&["--set", "mode.decomposition=svd"], "unknown decomposition \"svd\""),
         (&["--data", "no/such/folder"], "no/such/folder"),
+        (&["--set", "model.weights=no-such-file"], "no-such-file"),
         (&["--resume", "no/such/run"], "is no run folder"),
         (&["--set", "trusted.runtime=sgx"], "unknown trusted.runtime \"sgx\""),
         (&["--no-such-flag"], "--no-such-flag"),

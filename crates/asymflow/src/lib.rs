@@ -16,3 +16,4 @@ pub mod study;
 pub mod timing;
 pub mod train;
 pub mod trusted;
+pub mod weights_file;
