@@ -269,3 +269,24 @@ fn a_dry_run_shows_the_split_and_starts_nothing() {
     assert!(stdout.contains("split, rank 2"), "{stdout}");
     assert!(!drill.folder.path().join("runs").exists());
 }
+
+#[test]
+fn the_published_results_are_rendered_from_their_data() {
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results");
+    let check = |folder: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.args(["report", "--check", "--out"]).arg(folder).output().unwrap()
+    };
+    let output = check(&results);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let changed = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&results).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, changed.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let table = changed.path().join("asymml-cifar10.md");
+    let by_hand = std::fs::read_to_string(&table).unwrap().replace("| clear ", "| CLEAR ");
+    std::fs::write(&table, by_hand).unwrap();
+    assert_eq!(check(changed.path()).status.code(), Some(1));
+}
