@@ -20,7 +20,8 @@ use crate::trusted::{Activation, Buffer, ConvNode, Convolver, ExecError, Params,
 /// before they are encoded. A constant, so that the scale says nothing about the data.
 const GRADIENT_GAIN_F16: f32 = 256.0;
 
-/// What the settings of an asymmetric split are.
+/// AsymML's convolver: splits each convolution as its placement says, and keeps only the low-rank factors
+/// between the passes.
 #[derive(Debug)]
 pub struct SplitConv {
     local: LocalConv,
