@@ -1,7 +1,5 @@
 //! Where a result was measured: machine, command, commit.
 
-use std::process::Command;
-
 use serde::{Deserialize, Serialize};
 
 /// The machine of a run.
@@ -36,15 +34,10 @@ pub fn command() -> String {
     std::env::args().skip(1).fold("asymflow".to_owned(), |text, argument| text + " " + &argument)
 }
 
-/// The commit of the working tree, marked where it was changed.
+/// The commit that this program was built from, with `+dirty` where its sources differed from it; none where git did
+/// not know.
 pub fn commit() -> Option<String> {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
-    Some(if changed { commit + "-changed" } else { commit })
+    option_env!("ASYMFLOW_COMMIT").map(str::to_owned)
 }
 
 /// Time of day as `YYYYMMDD-HHMMSS`, UTC.
@@ -70,7 +63,27 @@ fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::civil;
+    use std::process::Command;
+
+    use super::{civil, commit};
+
+    #[test]
+    fn the_commit_is_that_of_the_checkout() {
+        let own = concat!(env!("CARGO_MANIFEST_DIR"), "/build.rs");
+        let git = |arguments: &[&str]| {
+            let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(arguments).output();
+            let output = output.ok().filter(|output| output.status.success())?;
+            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let Some(head) = git(&["ls-files", "--error-unmatch", own]).and_then(|_| git(&["rev-parse", "HEAD"])) else {
+            println!("skipped: the sources are no checkout, or git is missing");
+            return;
+        };
+        let commit = commit().unwrap_or_default();
+        let (hash, mark) = commit.split_at_checked(12).unwrap_or((&commit, ""));
+        assert!(hash.len() == 12 && head.starts_with(hash), "{commit} for {head}");
+        assert!(["", "+dirty"].contains(&mark), "{commit}");
+    }
 
     #[test]
     fn days_become_dates() {

@@ -18,7 +18,7 @@ use crate::{plot, tables};
 pub struct Provenance {
     /// The command.
     pub command: String,
-    /// Commit of the source, where known.
+    /// Commit that the program was built from, where known.
     pub commit: Option<String>,
     /// The machine.
     pub machine: Machine,

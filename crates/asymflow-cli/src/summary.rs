@@ -52,7 +52,7 @@ pub struct Summary {
     pub train: asymflow::job::TrainSpec,
     /// The command.
     pub command: String,
-    /// Commit of the program's source, where known.
+    /// Commit that the program was built from, where known.
     pub commit: Option<String>,
     /// The machine.
     pub machine: Machine,
