@@ -124,6 +124,9 @@ pub struct PartSeconds {
     pub trusted: f64,
     /// Decompositions.
     pub decompose: f64,
+    /// Folding and recombining; zero in summaries from before it was told apart from `trusted`.
+    #[serde(default)]
+    pub fold: f64,
     /// The worker's device.
     pub worker: f64,
     /// Moving bytes.
@@ -226,6 +229,7 @@ impl Summary {
                 inference: report.inference_seconds,
                 trusted: report.parts.trusted,
                 decompose: report.parts.decompose,
+                fold: report.parts.fold,
                 worker: report.parts.worker,
                 transfer: report.parts.transfer,
                 wait: report.parts.wait,
@@ -280,7 +284,7 @@ fn cell(values: Vec<f64>, digits: usize) -> String {
     }
 }
 
-fn row(runs: &[&Summary]) -> Option<[String; 10]> {
+fn row(runs: &[&Summary]) -> Option<[String; 11]> {
     let first = runs.first()?;
     let many = |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(runs.iter().filter_map(|r| f(r)).collect(), digits);
     let epsilon = match (first.privacy.epsilon, first.mode.as_str()) {
@@ -299,12 +303,13 @@ fn row(runs: &[&Summary]) -> Option<[String; 10]> {
         many(1, &|r| Some(r.seconds.training)),
         many(1, &|r| Some(r.seconds.trusted)),
         many(1, &|r| Some(r.seconds.decompose)),
+        many(1, &|r| Some(r.seconds.fold).filter(|&fold| fold > 0.0)),
         many(1, &|r| Some(r.seconds.worker)),
         many(1, &|r| Some(r.seconds.transfer)),
     ])
 }
 
-const HEAD: [&str; 10] = [
+const HEAD: [&str; 11] = [
     "mode",
     "accuracy %",
     "ε",
@@ -313,6 +318,7 @@ const HEAD: [&str; 10] = [
     "training s",
     "trusted s",
     "decompose s",
+    "fold s",
     "worker s",
     "transfer s",
 ];
@@ -325,7 +331,7 @@ pub fn table(runs: &[Summary]) -> String {
             modes.push(&run.mode);
         }
     }
-    let mut rows: Vec<[String; 10]> = vec![HEAD.map(str::to_owned)];
+    let mut rows: Vec<[String; 11]> = vec![HEAD.map(str::to_owned)];
     for mode in modes {
         let of_mode: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode).collect();
         rows.extend(row(&of_mode));

@@ -89,12 +89,14 @@ fn layers(plan: &Plan) -> String {
     markdown(&rows)
 }
 
-fn seconds_row(name: &str, s: &Seconds) -> [String; 7] {
+fn seconds_row(name: &str, s: &Seconds) -> [String; 8] {
     let f = |v: f64| format!("{v:.3}");
-    [name.to_owned(), f(s.decompose), f(s.release), f(s.trusted), f(s.worker), f(s.transfer), f(s.wait)]
+    let fold = if s.fold > 0.0 { f(s.fold) } else { "-".to_owned() };
+    [name.to_owned(), f(s.decompose), fold, f(s.release), f(s.trusted), f(s.worker), f(s.transfer), f(s.wait)]
 }
 
-const SECONDS_HEAD: [&str; 7] = ["layer", "decompose s", "release s", "trusted s", "worker s", "transfer s", "wait s"];
+const SECONDS_HEAD: [&str; 8] =
+    ["layer", "decompose s", "fold s", "release s", "trusted s", "worker s", "transfer s", "wait s"];
 
 /// One training run.
 pub fn training(summary: &Summary, report: &TrainReport) -> String {
@@ -223,6 +225,7 @@ fn speedup(experiment: &Experiment, reports: &[SpeedupReport]) -> String {
 fn scaled(s: &Seconds, factor: f64) -> Seconds {
     Seconds {
         decompose: s.decompose * factor,
+        fold: s.fold * factor,
         trusted: s.trusted * factor,
         worker: s.worker * factor,
         wait: s.wait * factor,

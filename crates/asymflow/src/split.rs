@@ -13,7 +13,7 @@ use crate::link::Link;
 use crate::local::{LocalConv, Scratch, conv_shape};
 use crate::plan::Placement;
 use crate::release::Door;
-use crate::timing::{Seconds, timed};
+use crate::timing::{Seconds, timed, timed_folding};
 use crate::trusted::{Activation, Buffer, ConvNode, Convolver, ExecError, Params, Pool};
 
 /// Gradients of a mean loss are far below the smallest f16; they are scaled by this times the batch size
@@ -202,7 +202,7 @@ impl Convolver for SplitConv {
         let shape = conv_shape(node, x.samples);
         let mut y = self.pool.zeros(shape.output_len());
         let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
-        timed(&mut self.local.seconds[node.index].trusted, || {
+        timed_folding(&mut self.local.seconds[node.index], || {
             conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack)
         })
         .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
@@ -250,7 +250,7 @@ impl Convolver for SplitConv {
         let shape = conv_shape(node, samples);
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
         d_weight.fill(0.0);
-        timed(&mut self.local.seconds[node.index].trusted, || {
+        timed_folding(&mut self.local.seconds[node.index], || {
             conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack)
         })
         .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;

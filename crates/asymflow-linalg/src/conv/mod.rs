@@ -34,6 +34,8 @@ mod winograd;
 mod winograd_gradient;
 mod winograd_wide;
 
+use std::time::Duration;
+
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
 use thiserror::Error;
@@ -306,6 +308,7 @@ pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackR
 
 /// Adds Y_main = Σ_p X'_p ⊛ W'_p to `y`, with the folded kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6):
 /// a convolution with r instead of N input channels. Folds once where `low_rank.shared`, else once per sample.
+/// Returns how much of its wall-clock time went into the coefficients: folding, or writing X_main where that is the way.
 ///
 /// # Errors
 /// As [`forward`], and [`ConvError::Rank`].
@@ -316,19 +319,18 @@ pub fn folded_forward(
     y: &mut [f32],
     par: Par,
     stack: &mut MemStack,
-) -> Result<(), ConvError> {
+) -> Result<Duration, ConvError> {
     shape.validate()?;
     check_low_rank(shape, low_rank)?;
     check_len("weight", shape.weight_len(), weight.len())?;
     check_len("y", shape.output_len(), y.len())?;
     check_scratch(folded_forward_scratch(shape, low_rank.rank, par), stack)?;
     let threads = par.degree();
-    match Way::new(shape, low_rank.rank, low_rank.shared) {
+    Ok(match Way::new(shape, low_rank.rank, low_rank.shared) {
         Way::Low(conv) => folded::forward_low(shape, conv, low_rank, weight, y, threads, stack),
         Way::Dense(conv) => folded::forward_dense(conv, low_rank, weight, y, threads, stack),
         Way::Direct => folded::forward(shape, low_rank, weight, y, threads, stack),
-    }
-    Ok(())
+    })
 }
 
 /// Scratch of [`folded_weight_gradient`] for a low-rank part of rank `rank`, shared or not; empty where that is
@@ -348,7 +350,8 @@ pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -
 
 /// Adds ∇W_main, ∇W_{i,j} = Σ_p a_{j,p} (X'_p ⊛ ∇Y_i) (thesis eq 2.7), summed over the batch, to `dw`: r
 /// correlations instead of N, then one recombination. Where `low_rank.shared`, the correlations are summed over the
-/// batch first.
+/// batch first. Returns how much of its wall-clock time went into the coefficients: the recombination, or writing
+/// X_main where that is the way.
 ///
 /// # Errors
 /// As [`forward`], and [`ConvError::Rank`].
@@ -359,19 +362,18 @@ pub fn folded_weight_gradient(
     dw: &mut [f32],
     par: Par,
     stack: &mut MemStack,
-) -> Result<(), ConvError> {
+) -> Result<Duration, ConvError> {
     shape.validate()?;
     check_low_rank(shape, low_rank)?;
     check_len("dy", shape.output_len(), dy.len())?;
     check_len("dw", shape.weight_len(), dw.len())?;
     check_scratch(folded_weight_gradient_scratch(shape, low_rank.rank, par), stack)?;
     let threads = par.degree();
-    match Way::new(shape, low_rank.rank, low_rank.shared) {
+    Ok(match Way::new(shape, low_rank.rank, low_rank.shared) {
         Way::Low(conv) => folded::weight_gradient_low(shape, conv, low_rank, dy, dw, threads, stack),
         Way::Dense(conv) => folded::weight_gradient_dense(conv, low_rank, dy, dw, threads, stack),
         Way::Direct => folded::weight_gradient(shape, low_rank, dy, dw, threads, stack),
-    }
-    Ok(())
+    })
 }
 
 /// Whether Winograd's transforms are repaid: those of the input by enough channels and images larger than half a
@@ -493,9 +495,9 @@ mod tests {
         with_scratch(input_gradient_scratch(s, par), |stack| input_gradient(s, &dy, &weight, dx, par, stack));
         with_scratch(weight_gradient_scratch(s, par), |stack| weight_gradient(s, &x, &dy, dw, par, stack));
         let request = folded_forward_scratch(s, rank, par);
-        with_scratch(request, |stack| folded_forward(s, &l, &weight, y_main, par, stack));
+        with_scratch(request, |stack| folded_forward(s, &l, &weight, y_main, par, stack).map(drop));
         let request = folded_weight_gradient_scratch(s, rank, par);
-        with_scratch(request, |stack| folded_weight_gradient(s, &l, &dy, dw_main, par, stack));
+        with_scratch(request, |stack| folded_weight_gradient(s, &l, &dy, dw_main, par, stack).map(drop));
         out
     }
 
