@@ -7,6 +7,8 @@ pub mod data;
 pub mod models;
 pub mod network;
 #[cfg(feature = "burn")]
+mod pytorch_file;
+#[cfg(feature = "burn")]
 pub mod weight_files;
 pub mod weights;
 

@@ -1,7 +1,6 @@
-//! Weight files: safetensors and PyTorch checkpoints in, safetensors out.
+//! Weight files: safetensors and PyTorch checkpoints, in and out.
 //!
-//! Names are torchvision's. `num_batches_tracked` is ignored. PyTorch files are read only: no crate we
-//! use writes them, and PyTorch itself reads safetensors.
+//! Names are torchvision's. `num_batches_tracked` is ignored when read, and zero when written.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use thiserror::Error;
 
 use crate::network::Network;
+use crate::pytorch_file;
 use crate::weights::{WeightTensor, Weights, WeightsError};
 
 /// Largest file that is read.
@@ -110,6 +110,18 @@ pub fn write_safetensors(path: &Path, weights: &Weights) -> Result<(), WeightFil
         views.push((name.as_str(), view));
     }
     let file = safetensors::serialize(views, None).map_err(|e| format(e.to_string()))?;
+    std::fs::write(path, file).map_err(|source| WeightFileError::Io { path: path.to_owned(), source })
+}
+
+/// Writes the tensors of `network` as a PyTorch state dict, which `torch.load(weights_only=True)` reads and
+/// `load_state_dict` takes strictly.
+///
+/// # Errors
+/// The first tensor that is missing, misshapen or not finite, or a file that cannot be written.
+pub fn write_pytorch(path: &Path, network: &Network, weights: &Weights) -> Result<(), WeightFileError> {
+    weights.validate(network).map_err(|source| WeightFileError::Weights { path: path.to_owned(), source })?;
+    let file = pytorch_file::encode(network, weights)
+        .map_err(|e| WeightFileError::Format { path: path.to_owned(), reason: e.to_string() })?;
     std::fs::write(path, file).map_err(|source| WeightFileError::Io { path: path.to_owned(), source })
 }
 

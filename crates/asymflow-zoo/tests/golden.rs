@@ -3,6 +3,7 @@
 #![cfg(feature = "burn")]
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use asymflow_zoo::burn_net::download;
 use asymflow_zoo::{
@@ -150,6 +151,36 @@ fn safetensors_survive_writing_and_reading() {
     let weights = Weights::init(&tiny(), 3);
     weight_files::write_safetensors(&path, &weights).unwrap();
     assert_eq!(weight_files::read(&path, &tiny()).unwrap(), weights);
+}
+
+#[test]
+fn pytorch_files_survive_writing_and_reading() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.pth");
+    let mut weights = Weights::init(&tiny(), 3);
+    weight_files::write_pytorch(&path, &tiny(), &weights).unwrap();
+    assert_eq!(weight_files::read(&path, &tiny()).unwrap(), weights);
+    weights.tensors.remove("bn1.running_var");
+    let error = weight_files::write_pytorch(&path, &tiny(), &weights).unwrap_err().to_string();
+    assert!(error.ends_with("weights.pth: no tensor named bn1.running_var"), "{error}");
+}
+
+#[test]
+fn pytorch_loads_what_is_written() {
+    let python = std::env::var("ASYMFLOW_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let found = Command::new(&python).args(["-c", "import torch, torchvision"]).stderr(Stdio::null()).status();
+    if !found.is_ok_and(|status| status.success()) {
+        println!("skipped: {python} has no torch and torchvision; ASYMFLOW_PYTHON names one that has");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resnet18.pth");
+    let network = by_name("resnet18-imagenet", 1000, None).unwrap();
+    weight_files::write_pytorch(&path, &network, &formula(&network)).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_pytorch.py");
+    let output = Command::new(python).args(["-B", script]).arg(&path).arg("resnet18").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "122 tensors", "{stderr}");
 }
 
 #[test]
