@@ -64,11 +64,15 @@ impl Progress {
             FromTrusted::Planned { train_images, test_images, .. } => {
                 format!("{}: {train_images} training and {test_images} test images", self.label)
             }
-            FromTrusted::Notice(Notice::WorkerReopened { epoch, step, reason }) => format!(
-                "{}: worker lost in epoch {}, step {step} ({reason}); opened again, weights sent, step done again",
-                self.label,
-                epoch + 1
-            ),
+            FromTrusted::Notice(Notice::WorkerReopened { epoch, step, from, reason }) => {
+                let again =
+                    if from < step { format!("steps done again from {from}") } else { "step done again".into() };
+                format!(
+                    "{}: worker lost in epoch {}, step {step} ({reason}); opened again, weights sent, {again}",
+                    self.label,
+                    epoch + 1
+                )
+            }
             _ => return Ok(()),
         };
         self.output.say(&text);

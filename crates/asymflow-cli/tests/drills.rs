@@ -19,7 +19,7 @@ test = 32
 [model]
 names = ["demo-cnn"]
 [mode]
-run = ["asymml"]
+run = ["MODE"]
 rank = "fixed:2"
 [train]
 epochs = 6
@@ -31,18 +31,23 @@ patience_seconds = 20
 
 struct Drill {
     folder: tempfile::TempDir,
+    mode: &'static str,
 }
 
 impl Drill {
     fn new() -> Self {
+        Self::of("asymml")
+    }
+
+    fn of(mode: &'static str) -> Self {
         let command = Path::new(env!("CARGO_BIN_EXE_asymflow"));
         for program in ["asymflow-enclaved", "asymflow-worker"] {
             let beside = command.with_file_name(program);
             assert!(beside.is_file(), "{program} is not built: cargo build --release -p {program}");
         }
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("drill.toml"), EXPERIMENT).unwrap();
-        Self { folder }
+        std::fs::write(folder.path().join("drill.toml"), EXPERIMENT.replace("MODE", mode)).unwrap();
+        Self { folder, mode }
     }
 
     fn command(&self, flags: &[&str]) -> Command {
@@ -63,9 +68,20 @@ impl Drill {
         runs.remove(0).unwrap().path()
     }
 
+    /// A file of the one job in a run folder.
+    fn of_job(&self, run: &Path, file: &str) -> PathBuf {
+        run.join(format!("{}-seed1", self.mode)).join(file)
+    }
+
     fn losses(&self, run: &Path) -> Vec<String> {
-        let metrics = std::fs::read_to_string(run.join("asymml-seed1/metrics.jsonl")).unwrap();
+        let metrics = std::fs::read_to_string(self.of_job(run, "metrics.jsonl")).unwrap();
         metrics.lines().filter(|line| line.starts_with("{\"Step\"")).map(str::to_owned).collect()
+    }
+
+    fn kill_worker(&self) {
+        let log = std::fs::read_to_string(self.run_folder().join("log.txt")).unwrap();
+        let pid: u32 = log.split("worker ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        signal(pid, "-KILL");
     }
 
     /// Waits until the run has made `steps` steps.
@@ -74,7 +90,7 @@ impl Drill {
         loop {
             let runs = self.folder.path().join("runs");
             let done = std::fs::read_dir(&runs).ok().and_then(|mut runs| runs.next()?.ok()).is_some_and(|run| {
-                let metrics = run.path().join("asymml-seed1/metrics.jsonl");
+                let metrics = self.of_job(&run.path(), "metrics.jsonl");
                 std::fs::read_to_string(metrics).is_ok_and(|text| text.matches("\"Step\"").count() >= steps)
             });
             if done {
@@ -94,15 +110,15 @@ fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
-#[test]
-fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_run() {
-    let whole = Drill::new();
+/// A run that is interrupted and resumed gives the same losses as a whole one; both folders.
+fn interrupted_and_whole(mode: &'static str) -> (Drill, Drill) {
+    let whole = Drill::of(mode);
     let output = whole.run(&[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let expected = whole.losses(&whole.run_folder());
     assert_eq!(expected.len(), 72);
 
-    let drill = Drill::new();
+    let drill = Drill::of(mode);
     let child = drill.command(&[]).spawn().unwrap();
     drill.wait_for_steps(15);
     signal(child.id(), "-INT");
@@ -110,12 +126,20 @@ fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_run() {
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     let run = drill.run_folder();
     assert!(drill.losses(&run).len() < 72, "it was over before it was interrupted");
-    for file in ["config.toml", "summary.json", "summary.md", "asymml-seed1/checkpoints/latest.safetensors"] {
+    for file in ["config.toml", "summary.json", "summary.md"] {
         assert!(run.join(file).is_file(), "{file}");
     }
+    assert!(drill.of_job(&run, "checkpoints/latest.safetensors").is_file());
     let output = drill.run(&["--resume", run.to_str().unwrap()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(drill.losses(&run), expected);
+    (drill, whole)
+}
+
+#[test]
+fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_run() {
+    let (drill, whole) = interrupted_and_whole("asymml");
+    let (run, expected) = (drill.run_folder(), whole.losses(&whole.run_folder()));
 
     // The trained weights start another run, which is better from its first step on.
     let weights = run.join("asymml-seed1/weights.safetensors");
@@ -129,6 +153,28 @@ fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_run() {
     assert!(loss(&next.losses(&next.run_folder())[0]) < loss(&expected[0]));
 }
 
+/// In `clear` the worker holds weights and momentum.
+#[test]
+fn ctrl_c_then_resume_gives_the_losses_of_an_uninterrupted_clear_run() {
+    interrupted_and_whole("clear");
+}
+
+#[test]
+fn a_clear_run_whose_worker_is_killed_ends_with_the_same_weights() {
+    let whole = Drill::of("clear");
+    assert!(whole.run(&[]).status.success());
+    let drill = Drill::of("clear");
+    let child = drill.command(&[]).spawn().unwrap();
+    drill.wait_for_steps(20);
+    drill.kill_worker();
+    let output = child.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("opened again, weights sent, step"), "{stderr}");
+    let weights = |drill: &Drill| std::fs::read(drill.of_job(&drill.run_folder(), "weights.safetensors")).unwrap();
+    assert!(weights(&drill) == weights(&whole), "{stderr}");
+}
+
 #[test]
 fn a_worker_killed_in_the_middle_of_an_epoch_is_started_again_and_the_losses_stay() {
     let whole = Drill::new();
@@ -136,9 +182,7 @@ fn a_worker_killed_in_the_middle_of_an_epoch_is_started_again_and_the_losses_sta
     let drill = Drill::new();
     let child = drill.command(&[]).spawn().unwrap();
     drill.wait_for_steps(8);
-    let log = std::fs::read_to_string(drill.run_folder().join("log.txt")).unwrap();
-    let pid: u32 = log.split("worker ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-    signal(pid, "-KILL");
+    drill.kill_worker();
     let output = child.wait_with_output().unwrap();
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}");

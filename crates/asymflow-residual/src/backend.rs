@@ -241,6 +241,9 @@ pub enum CollectError {
     },
 }
 
+/// What is wrong with setting the momentum of a unit that is not stepped.
+pub(crate) const NO_MOMENTUM: &str = "it has no momentum; only networks are stepped";
+
 /// Something that computes on residuals: a device in this process, or a worker process.
 pub trait ResidualBackend: Send + Sync + Debug {
     /// Name in configuration and reports.
@@ -285,7 +288,7 @@ pub trait ResidualTraining: ResidualSession {
     /// As [`ResidualSession::submit`], or no kept forward pass.
     fn submit_gradient(&mut self, unit: UnitId, dy: Released<Payload>, wanted: Wanted) -> Result<Ticket, SubmitError>;
 
-    /// Replaces the weights of `unit`.
+    /// Replaces the weights of `unit`; a momentum stays.
     ///
     /// # Errors
     /// Unknown unit, wrong length, or a lost session.
@@ -308,6 +311,24 @@ pub trait ResidualTraining: ResidualSession {
     /// # Errors
     /// As [`ResidualSession::collect`].
     fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError>;
+
+    /// The momentum of a [`Unit::Network`], one value for each of its weights and in their order: zero until the first
+    /// step, and for weights that no step moves. With the weights it is all that a step depends on beside its gradient.
+    ///
+    /// # Errors
+    /// As [`ResidualSession::collect`]; [`CollectError::Failed`] where nothing is stepped.
+    fn momentum(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError> {
+        Err(CollectError::Failed { reason: format!("unit {}: {NO_MOMENTUM}", unit.0) })
+    }
+
+    /// Replaces the momentum of a [`Unit::Network`].
+    ///
+    /// # Errors
+    /// As [`ResidualTraining::set_weights`]; [`SubmitError::Unsupported`] where nothing is stepped.
+    fn set_momentum(&mut self, unit: UnitId, momentum: &[f32]) -> Result<(), SubmitError> {
+        let _ = momentum;
+        Err(SubmitError::Unsupported { unit: unit.0, what: NO_MOMENTUM })
+    }
 
     /// Drops every kept forward pass, gradient and uncollected result, so that a step can be done again.
     ///

@@ -176,7 +176,15 @@ impl Local {
                 self.unit(unit)?.step(sgd)?;
                 Ok((none(), none()))
             }
+            Request::SetMomentum { unit, momentum } => {
+                self.unit(unit)?.network()?.set_momentum(&momentum).map_err(|e| e.to_string())?;
+                Ok((none(), none()))
+            }
             Request::Weights { unit } => Ok((self.unit(unit)?.weights()?, none())),
+            Request::Momentum { unit } => {
+                let momentum = self.unit(unit)?.network()?.flat_momentum().map_err(|e| e.to_string())?;
+                Ok((momentum, none()))
+            }
             Request::Reset => {
                 self.units.iter_mut().for_each(BurnUnit::reset);
                 Ok((none(), none()))

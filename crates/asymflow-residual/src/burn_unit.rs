@@ -65,6 +65,14 @@ impl BurnUnit {
         }
     }
 
+    /// The network of a unit that is stepped.
+    pub fn network(&mut self) -> Result<&mut BurnNet, String> {
+        match self {
+            Self::Conv(_) => Err("a convolution has no momentum".to_owned()),
+            Self::Network(network) => Ok(&mut network.net),
+        }
+    }
+
     pub fn reset(&mut self) {
         match self {
             Self::Conv(conv) => conv.kept = None,

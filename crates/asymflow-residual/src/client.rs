@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::Precision;
+use asymflow_privacy::{Payload, Precision};
 use asymflow_wire::{Frame, WireError};
 use rustls::pki_types::ServerName;
 
@@ -16,7 +16,7 @@ use crate::backend::{
 use crate::connection::{Connection, Security};
 use crate::pin::{Fingerprint, client_config};
 use crate::protocol::{
-    BARE, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_f32, put_payload,
+    BARE, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_payload,
     take_payload, text, widen, with_body,
 };
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
@@ -258,9 +258,10 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
             (RequestHeader::Gradient { unit, wanted, precision: dy.precision() }, put_payload(&dy))
         }
         Request::SetWeights { unit, weights } => {
-            let mut body = Vec::new();
-            put_f32(&weights, &mut body);
-            (RequestHeader::SetWeights { unit: unit_id(unit)? }, body)
+            (RequestHeader::SetWeights { unit: unit_id(unit)? }, put_payload(&Payload::F32(weights)))
+        }
+        Request::SetMomentum { unit, momentum } => {
+            (RequestHeader::SetMomentum { unit: unit_id(unit)? }, put_payload(&Payload::F32(momentum)))
         }
         Request::AddWeights { unit, delta } => {
             let unit = unit_id(unit)?;
@@ -268,6 +269,7 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
         }
         Request::Step { unit, sgd } => (RequestHeader::Step { unit: unit_id(unit)?, sgd }, Vec::new()),
         Request::Weights { unit } => (RequestHeader::Weights { unit: unit_id(unit)? }, Vec::new()),
+        Request::Momentum { unit } => (RequestHeader::Momentum { unit: unit_id(unit)? }, Vec::new()),
         Request::Reset => (RequestHeader::Reset, Vec::new()),
     })
 }

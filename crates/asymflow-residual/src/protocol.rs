@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 use crate::backend::{Pass, SgdStep, Wanted};
 
 /// Version of the messages; the other side must speak the same.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Longest text taken from the other side.
 const MAX_TEXT: usize = 400;
@@ -89,6 +89,8 @@ pub(crate) enum RequestHeader {
     AddWeights { unit: u32, precision: Precision },
     Step { unit: u32, sgd: SgdStep },
     Weights { unit: u32 },
+    Momentum { unit: u32 },
+    SetMomentum { unit: u32 },
     Reset,
 }
 

@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use asymflow_privacy::{Payload, Released};
 
 use crate::backend::{
-    Batch, CollectError, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId, Wanted,
-    WorkerStats,
+    Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId,
+    Wanted, WorkerStats,
 };
 use crate::unit::{UnitSizes, samples};
 
@@ -25,10 +25,12 @@ pub(crate) enum Request {
     AddWeights { unit: usize, delta: Payload },
     Step { unit: usize, sgd: SgdStep },
     Weights { unit: usize },
+    Momentum { unit: usize },
+    SetMomentum { unit: usize, momentum: Vec<f32> },
     Reset,
 }
 
-/// Values that an answer must hold: outputs, input gradients or weights, and weight gradients.
+/// Values that an answer must hold: outputs, input gradients, weights or momentum, and weight gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Expected {
     pub values: usize,
@@ -174,6 +176,16 @@ impl QueuedSession {
         self.watched.insert(number);
         Ok(())
     }
+
+    /// Sends a request whose answer is one number for each weight.
+    fn fetch(&mut self, request: Request, sizes: UnitSizes) -> Result<Vec<f32>, CollectError> {
+        let number = self.send(request, Expected { values: sizes.weights, weight_values: 0 }).map_err(failed)?;
+        self.pending.insert(number, Kind::Outputs);
+        match self.collect(Ticket(number))? {
+            Batch::Outputs(values) => Ok(values),
+            Batch::Gradients { .. } => Err(CollectError::Malformed { reason: "gradients for weights".to_owned() }),
+        }
+    }
 }
 
 fn ended() -> String {
@@ -220,6 +232,28 @@ fn check(answer: Answer, expected: Expected) -> Result_ {
 
 fn exactly(unit: UnitId, got: usize, weights: usize) -> Result<(), SubmitError> {
     if got == weights { Ok(()) } else { Err(SubmitError::Length { unit: unit.0, got, sample: weights }) }
+}
+
+/// Whether `values` are one finite number for each weight of `unit`.
+fn fitting(unit: UnitId, values: &[f32], sizes: UnitSizes) -> Result<(), SubmitError> {
+    exactly(unit, values.len(), sizes.weights)?;
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(SubmitError::NonFinite { unit: unit.0, index }),
+        None => Ok(()),
+    }
+}
+
+/// Whether `unit` is stepped, and so has a momentum.
+fn stepped(unit: UnitId, sizes: UnitSizes) -> Result<(), SubmitError> {
+    if sizes.is_network { Ok(()) } else { Err(SubmitError::Unsupported { unit: unit.0, what: NO_MOMENTUM }) }
+}
+
+/// A request that could not be sent, as the error of its answer.
+fn failed(error: SubmitError) -> CollectError {
+    match error {
+        SubmitError::Lost { reason } => CollectError::Lost { reason },
+        other => CollectError::Failed { reason: other.to_string() },
+    }
 }
 
 fn finite(unit: UnitId, payload: &Payload) -> Result<(), SubmitError> {
@@ -287,10 +321,7 @@ impl ResidualTraining for QueuedSession {
 
     fn set_weights(&mut self, unit: UnitId, weights: &[f32]) -> Result<(), SubmitError> {
         let (index, sizes) = self.unit(unit)?;
-        exactly(unit, weights.len(), sizes.weights)?;
-        if let Some(index) = weights.iter().position(|v| !v.is_finite()) {
-            return Err(SubmitError::NonFinite { unit: unit.0, index });
-        }
+        fitting(unit, weights, sizes)?;
         self.order(Request::SetWeights { unit: index, weights: weights.to_vec() })
     }
 
@@ -320,17 +351,21 @@ impl ResidualTraining for QueuedSession {
     }
 
     fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError> {
-        let (index, sizes) = self.unit(unit).map_err(|error| CollectError::Failed { reason: error.to_string() })?;
-        let expected = Expected { values: sizes.weights, weight_values: 0 };
-        let number = self.send(Request::Weights { unit: index }, expected).map_err(|error| match error {
-            SubmitError::Lost { reason } => CollectError::Lost { reason },
-            other => CollectError::Failed { reason: other.to_string() },
-        })?;
-        self.pending.insert(number, Kind::Outputs);
-        match self.collect(Ticket(number))? {
-            Batch::Outputs(weights) => Ok(weights),
-            Batch::Gradients { .. } => Err(CollectError::Malformed { reason: "gradients for weights".to_owned() }),
-        }
+        let (index, sizes) = self.unit(unit).map_err(failed)?;
+        self.fetch(Request::Weights { unit: index }, sizes)
+    }
+
+    fn momentum(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError> {
+        let (index, sizes) = self.unit(unit).map_err(failed)?;
+        stepped(unit, sizes).map_err(failed)?;
+        self.fetch(Request::Momentum { unit: index }, sizes)
+    }
+
+    fn set_momentum(&mut self, unit: UnitId, momentum: &[f32]) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        stepped(unit, sizes)?;
+        fitting(unit, momentum, sizes)?;
+        self.order(Request::SetMomentum { unit: index, momentum: momentum.to_vec() })
     }
 
     fn reset(&mut self) -> Result<(), SubmitError> {

@@ -199,6 +199,11 @@ impl Serving {
                 self.session.set_weights(UnitId(unit), &weights)?;
                 done()
             }
+            RequestHeader::SetMomentum { unit } => {
+                let momentum = widen(payload(body, Precision::F32)?);
+                self.session.set_momentum(UnitId(unit), &momentum)?;
+                done()
+            }
             RequestHeader::AddWeights { unit, precision } => {
                 self.session.add_weights(UnitId(unit), payload(body, precision)?)?;
                 done()
@@ -208,6 +213,7 @@ impl Serving {
                 done()
             }
             RequestHeader::Weights { unit } => (self.session.weights(UnitId(unit))?, Vec::new(), Precision::F32),
+            RequestHeader::Momentum { unit } => (self.session.momentum(UnitId(unit))?, Vec::new(), Precision::F32),
             RequestHeader::Reset => {
                 self.session.reset()?;
                 self.memory.kept.fill(0);

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use asymflow_privacy::{InsecureNone, Payload, Precision, Private, Relation, Released, Sensitivity, release};
 use asymflow_residual::{
-    Availability, Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, Fingerprint, OpenError, Pass, Protection,
-    ResidualBackend, ResidualModel, ResidualTraining, ServeConfig, ServeLimits, SubmitError, Tap, Token, Unit, UnitId,
-    Worker, WorkerClient, WorkerConfig, WorkerHandle,
+    Availability, Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, Fingerprint, OpenError, PROTOCOL_VERSION,
+    Pass, Protection, ResidualBackend, ResidualModel, ResidualTraining, ServeConfig, ServeLimits, SubmitError, Tap,
+    Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
 };
 use asymflow_wire::{Frame, Limits, read_frame, write_frame};
 use asymflow_zoo::{Layer, Network, Shape};
@@ -233,7 +233,7 @@ fn garbage_does_not_end_the_worker() {
     for plaintext in [false, true] {
         let worker = start(ServeLimits::default(), plaintext);
         let mut whole = Vec::new();
-        write_frame(&mut whole, &(1u16, b"right".to_vec()), &[]).unwrap();
+        write_frame(&mut whole, &(PROTOCOL_VERSION, b"right".to_vec()), &[]).unwrap();
         let mut lying = whole.clone();
         lying[10..18].copy_from_slice(&u64::MAX.to_le_bytes());
         let oversize = [whole.clone(), whole.clone()].concat();
@@ -250,7 +250,7 @@ fn garbage_does_not_end_the_worker() {
 /// Opens a session by hand and returns the worker's answer to `model`.
 fn raw_open(worker: &WorkerHandle, model: &[u8]) -> Option<u32> {
     let mut stream = TcpStream::connect(worker.address()).unwrap();
-    write_frame(&mut stream, &(1u16, b"right".to_vec()), &[]).unwrap();
+    write_frame(&mut stream, &(PROTOCOL_VERSION, b"right".to_vec()), &[]).unwrap();
     let _: Frame<u32> = read_frame(&mut stream, Limits::default()).unwrap();
     write_frame(&mut stream, &0u32, model).ok()?;
     read_frame(&mut stream, Limits::default()).ok().map(|frame: Frame<u32>| frame.header)

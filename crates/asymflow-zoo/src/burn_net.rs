@@ -109,6 +109,20 @@ impl BurnNet {
     /// # Errors
     /// Another length than that of all parameters.
     pub fn set_weights(&mut self, flat: &[f32]) -> Result<(), BurnNetError> {
+        self.params = self.upload(flat)?;
+        Ok(())
+    }
+
+    /// Replaces the momentum of every parameter by flattened ones, in the order of the weights.
+    ///
+    /// # Errors
+    /// As [`BurnNet::set_weights`].
+    pub fn set_momentum(&mut self, flat: &[f32]) -> Result<(), BurnNetError> {
+        self.velocity = self.upload(flat)?.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    fn upload(&self, flat: &[f32]) -> Result<Vec<Tensor<1>>, BurnNetError> {
         let expected = self.specs.iter().map(ParamSpec::len).sum();
         if flat.len() != expected {
             return Err(WeightsError::Length { expected, got: flat.len() }.into());
@@ -119,8 +133,7 @@ impl BurnNet {
             rest = tail;
             Tensor::from_data(TensorData::new(head.to_vec(), [head.len()]), &self.device)
         };
-        self.params = self.specs.iter().map(upload).collect();
-        Ok(())
+        Ok(self.specs.iter().map(upload).collect())
     }
 
     /// Samples of the network's input shape, row-major, as a tensor on its device.
@@ -224,6 +237,21 @@ impl BurnNet {
         let mut flat = Vec::with_capacity(self.specs.iter().map(ParamSpec::len).sum());
         for param in &self.params {
             flat.extend(download(param.clone())?);
+        }
+        Ok(flat)
+    }
+
+    /// Downloads the momentum of every parameter, in the order of the weights; zeros where there is none yet.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn flat_momentum(&self) -> Result<Vec<f32>, BurnNetError> {
+        let mut flat = Vec::with_capacity(self.specs.iter().map(ParamSpec::len).sum());
+        for (spec, velocity) in self.specs.iter().zip(&self.velocity) {
+            match velocity {
+                Some(velocity) => flat.extend(download(velocity.clone())?),
+                None => flat.resize(flat.len() + spec.len(), 0.0),
+            }
         }
         Ok(flat)
     }

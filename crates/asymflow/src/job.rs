@@ -162,12 +162,15 @@ pub enum ToTrusted {
 /// Something the user should know and a log should keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notice {
-    /// The worker was lost and opened again; the step was done again.
+    /// The worker was lost and opened again, and steps are done again.
     WorkerReopened {
         /// Epoch, from 0.
         epoch: usize,
         /// Step within it, from 0.
         step: usize,
+        /// The step of this epoch that training goes on from: that one, or an earlier one where the worker took steps
+        /// with it that it alone knew.
+        from: usize,
         /// Why it was lost.
         reason: String,
     },

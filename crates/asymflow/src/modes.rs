@@ -43,7 +43,8 @@ pub struct StepReport {
 
 /// A way to execute one network.
 ///
-/// A step that fails with a lost worker has changed nothing: after [`Mode::recover`] it can be done again.
+/// A step that fails with a lost worker can be done again after [`Mode::recover`], which says whether steps before it
+/// must be as well.
 pub trait Mode: Send {
     /// Logits of a batch, samples × classes.
     ///
@@ -61,7 +62,7 @@ pub trait Mode: Send {
     ///
     /// # Errors
     /// The worker stayed away for longer than `patience`.
-    fn recover(&mut self, patience: Duration) -> Result<(), ExecError>;
+    fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError>;
 
     /// Weights and optimiser state, each in the order of the network's parameters.
     ///
@@ -85,12 +86,21 @@ pub trait Mode: Send {
     fn seconds(&self) -> &[Seconds];
 }
 
+/// Where training stands after [`Mode::recover`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// Where it was: a failed step has changed nothing.
+    Here,
+    /// At the state that [`Mode::state`] or [`Mode::restore`] handled last: the worker took later steps with it.
+    AtState,
+}
+
 /// What training needs to go on exactly where it was.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainState {
     /// Weights, flattened.
     pub weights: Vec<f32>,
-    /// Momentum, flattened; empty where the worker keeps it.
+    /// Momentum, flattened; empty for none yet.
     pub momentum: Vec<f32>,
 }
 
@@ -148,8 +158,8 @@ impl Mode for TrustedOnly {
         Ok(report)
     }
 
-    fn recover(&mut self, _patience: Duration) -> Result<(), ExecError> {
-        Ok(())
+    fn recover(&mut self, _patience: Duration) -> Result<Recovered, ExecError> {
+        Ok(Recovered::Here)
     }
 
     fn state(&mut self) -> Result<TrainState, ExecError> {
@@ -265,10 +275,11 @@ impl Mode for AsymMl {
         }
     }
 
-    fn recover(&mut self, patience: Duration) -> Result<(), ExecError> {
+    fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError> {
         self.convolver.forget();
         self.convolver.link.reopen(patience)?;
-        self.send_weights()
+        self.send_weights()?;
+        Ok(Recovered::Here)
     }
 
     fn state(&mut self) -> Result<TrainState, ExecError> {
@@ -293,14 +304,18 @@ impl Mode for AsymMl {
     }
 }
 
-/// Baseline: everything on the accelerator, which sees images, logits and gradients as they are.
+/// Baseline: everything on the accelerator, which sees images, logits and gradients as they are, and keeps weights and
+/// momentum.
 #[derive(Debug)]
 pub struct Clear {
     network: Network,
     link: Link,
     door: Door,
     accountant: RecordAccountant,
-    weights: Vec<f32>,
+    /// The state that was sent or fetched last.
+    state: TrainState,
+    /// Whether the worker may have stepped since.
+    has_stepped: bool,
     seconds: Seconds,
 }
 
@@ -328,16 +343,20 @@ impl Clear {
             delta: 1e-5,
         };
         let door = Door::new(&everything, Precision::F32)?;
-        let mut mode = Self { network, link, door, accountant, weights, seconds: Seconds::default() };
-        mode.send_weights()?;
+        let state = TrainState { weights, momentum: Vec::new() };
+        let mut mode = Self { network, link, door, accountant, state, has_stepped: false, seconds: Seconds::default() };
+        mode.send_state()?;
         Ok(mode)
     }
 
-    fn send_weights(&mut self) -> Result<(), ExecError> {
-        let weights = std::mem::take(&mut self.weights);
-        let sent = self.link.session().set_weights(WHOLE, &weights);
-        self.weights = weights;
-        sent.map_err(submit)
+    fn send_state(&mut self) -> Result<(), ExecError> {
+        self.link.session().set_weights(WHOLE, &self.state.weights).map_err(submit)?;
+        // A new session has none.
+        if !self.state.momentum.is_empty() {
+            self.link.session().set_momentum(WHOLE, &self.state.momentum).map_err(submit)?;
+        }
+        self.has_stepped = false;
+        Ok(())
     }
 
     fn forward(&mut self, images: &[f32], samples: usize, pass: Pass) -> Result<Vec<f32>, ExecError> {
@@ -371,6 +390,8 @@ impl Mode for Clear {
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
         let samples = batch.labels.len();
         self.accountant.begin(batch.records.iter().copied());
+        // From its forward pass on, which moves the running statistics.
+        self.has_stepped = true;
         let logits = self.forward(batch.images, samples, Pass::Training)?;
         let (report, d_logits) = loss(&self.network, &logits, batch.labels);
         let released = self
@@ -384,21 +405,30 @@ impl Mode for Clear {
         Ok(report)
     }
 
-    /// The worker's weights are lost with it; training goes on from the latest state that was fetched.
-    fn recover(&mut self, patience: Duration) -> Result<(), ExecError> {
+    /// The worker's weights and momentum are lost with it, and so is what it did since they were fetched.
+    fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError> {
+        let recovered = if self.has_stepped { Recovered::AtState } else { Recovered::Here };
         self.link.reopen(patience)?;
-        self.send_weights()
+        self.send_state()?;
+        Ok(recovered)
     }
 
     fn state(&mut self) -> Result<TrainState, ExecError> {
-        self.weights = self.link.session().weights(WHOLE).map_err(collect)?;
-        Ok(TrainState { weights: self.weights.clone(), momentum: Vec::new() })
+        if self.has_stepped {
+            let session = self.link.session();
+            let weights = session.weights(WHOLE).map_err(collect)?;
+            let momentum = session.momentum(WHOLE).map_err(collect)?;
+            self.state = TrainState { weights, momentum };
+            self.has_stepped = false;
+        }
+        Ok(self.state.clone())
     }
 
     fn restore(&mut self, state: &TrainState) -> Result<(), ExecError> {
         Weights::unflatten(&self.network, &state.weights)?;
-        self.weights.clone_from(&state.weights);
-        self.send_weights()
+        self.state.clone_from(state);
+        self.state.momentum.resize(state.weights.len(), 0.0);
+        self.send_state()
     }
 
     fn accountant(&mut self) -> Option<&mut RecordAccountant> {

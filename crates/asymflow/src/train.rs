@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
-use crate::modes::{Mode, TrainBatch};
+use crate::modes::{Mode, Recovered, TrainBatch, TrainState};
 use crate::timing::Seconds;
 use crate::trusted::{ExecError, ops};
 
@@ -79,8 +79,22 @@ fn learning_rate(spec: &TrainSpec, step: usize, steps: usize) -> f32 {
 
 struct Progress {
     position: Position,
+    /// The position that belongs to the state which the mode can go back to by itself.
+    kept: Position,
     report: TrainReport,
+    /// Seconds of training in the epoch at hand.
     epoch_seconds: f64,
+}
+
+/// How far [`Training::epoch`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// The epoch is over.
+    Whole,
+    /// It was asked to stop.
+    Stopped,
+    /// The worker was lost; the epoch goes on at the progress' position.
+    Lost,
 }
 
 impl Training<'_> {
@@ -100,13 +114,16 @@ impl Training<'_> {
         let train = Loader::new(&self.data.train, &normalization, augment, self.spec.seed);
         let test = Loader::new(&self.data.test, &normalization, Augment::NONE, self.spec.seed);
         while progress.position.epoch < self.spec.epochs {
-            let finished = self.epoch(mode, &train, &mut progress, observer)?;
-            if !finished {
-                progress.report.interrupted = true;
-                self.checkpoint(mode, &progress.position, observer)?;
-                break;
+            match self.epoch(mode, &train, &mut progress, observer)? {
+                Ended::Whole => self.end_epoch(mode, &test, &mut progress, observer)?,
+                Ended::Lost => {}
+                Ended::Stopped => {
+                    let Some(state) = self.state(mode, &mut progress, observer)? else { continue };
+                    progress.report.interrupted = true;
+                    checkpoint(mode, state, &progress.position, observer)?;
+                    break;
+                }
             }
-            self.end_epoch(mode, &test, &mut progress, observer)?;
         }
         let mut report = progress.report;
         report.layers = mode.seconds().iter().map(|s| (String::new(), *s)).collect();
@@ -147,41 +164,46 @@ impl Training<'_> {
             reopened: 0,
             plan: None,
         };
-        Ok(Progress { position, report, epoch_seconds: 0.0 })
+        Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
     }
 
-    /// Runs the rest of the current epoch; false when it was stopped.
+    /// Runs the rest of the current epoch.
     fn epoch(
         &self,
         mode: &mut dyn Mode,
         loader: &Loader<'_>,
         progress: &mut Progress,
         observer: &mut dyn Observer,
-    ) -> Result<bool, TrainError> {
+    ) -> Result<Ended, TrainError> {
         let epoch = progress.position.epoch;
         let order = epoch_order(self.spec.seed, epoch as u64, self.data.train.len());
         let steps = order.len().div_ceil(self.spec.batch);
         let mut batch = Batch::default();
         let start = Instant::now();
         let traffic = mode.worker().unwrap_or_default();
-        let mut finished = true;
+        let mut ended = Ended::Whole;
         for (step, indices) in order.chunks(self.spec.batch).enumerate().skip(progress.position.step) {
             if self.stop.load(Ordering::Relaxed) {
-                finished = false;
+                ended = Ended::Stopped;
                 break;
             }
             loader.gather(Some(epoch as u64), indices, &mut batch);
             let rate = learning_rate(self.spec, epoch * steps + step, self.spec.epochs * steps);
-            let loss = self.step(mode, &batch, rate, progress, observer)?;
+            let Some(loss) = self.step(mode, &batch, rate, progress, observer)? else {
+                ended = Ended::Lost;
+                break;
+            };
             observer.tell(FromTrusted::Step { epoch, step, loss }, &[])?;
             tell_ledger(mode, observer)?;
         }
-        progress.epoch_seconds = start.elapsed().as_secs_f64();
-        progress.report.train_seconds += progress.epoch_seconds;
+        let seconds = start.elapsed().as_secs_f64();
+        progress.epoch_seconds += seconds;
+        progress.report.train_seconds += seconds;
         add_traffic(&mut progress.report.train_traffic, traffic, mode.worker().unwrap_or_default());
-        Ok(finished)
+        Ok(ended)
     }
 
+    /// The loss of one step; none where the worker was lost, and with it the step.
     fn step(
         &self,
         mode: &mut dyn Mode,
@@ -189,42 +211,62 @@ impl Training<'_> {
         learning_rate: f32,
         progress: &mut Progress,
         observer: &mut dyn Observer,
-    ) -> Result<f64, TrainError> {
+    ) -> Result<Option<f64>, TrainError> {
         let Position { epoch, step, .. } = progress.position;
         let records: Vec<usize> = batch.indices.iter().map(|&i| i as usize).collect();
         let sgd = SgdStep { learning_rate, momentum: self.spec.momentum, weight_decay: self.spec.weight_decay };
         let dropout_seed = self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209;
         let train = TrainBatch { images: &batch.images, labels: &batch.labels, records: &records, dropout_seed };
-        let report = self.surviving(mode, progress, observer, |mode| mode.step(train, sgd))?;
+        let done = mode.step(train, sgd);
+        let Some(report) = self.unless_lost(done, mode, progress, observer)? else { return Ok(None) };
         let samples = batch.labels.len();
         progress.position.step += 1;
         progress.position.loss_sum += report.loss * samples as f64;
         progress.position.correct += report.correct;
         progress.position.samples += samples;
         progress.report.trained_samples += samples as u64;
-        Ok(report.loss)
+        Ok(Some(report.loss))
     }
 
-    /// Does `work`; when the worker is lost, opens it again and does the work again.
-    fn surviving<T>(
+    /// What was `done`; none where the worker was lost with it. Then the worker is open again and the position is where
+    /// training goes on.
+    fn unless_lost<T>(
+        &self,
+        done: Result<T, ExecError>,
+        mode: &mut dyn Mode,
+        progress: &mut Progress,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<T>, TrainError> {
+        match done {
+            Err(lost) if lost.is_worker_lost() => {
+                let recovered = mode.recover(self.patience)?;
+                progress.report.reopened += 1;
+                let Position { epoch, step, .. } = progress.position;
+                if recovered == Recovered::AtState {
+                    progress.position = progress.kept.clone();
+                }
+                let from = progress.position.step;
+                let notice = Notice::WorkerReopened { epoch, step, from, reason: lost.to_string() };
+                observer.tell(FromTrusted::Notice(notice), &[])?;
+                Ok(None)
+            }
+            other => Ok(Some(other?)),
+        }
+    }
+
+    /// The state at the position, which the mode can go back to from now on; none where the worker was lost.
+    fn state(
         &self,
         mode: &mut dyn Mode,
         progress: &mut Progress,
         observer: &mut dyn Observer,
-        mut work: impl FnMut(&mut dyn Mode) -> Result<T, ExecError>,
-    ) -> Result<T, TrainError> {
-        loop {
-            match work(mode) {
-                Err(lost) if lost.is_worker_lost() => {
-                    mode.recover(self.patience)?;
-                    progress.report.reopened += 1;
-                    let Position { epoch, step, .. } = progress.position;
-                    let notice = Notice::WorkerReopened { epoch, step, reason: lost.to_string() };
-                    observer.tell(FromTrusted::Notice(notice), &[])?;
-                }
-                other => return Ok(other?),
-            }
+    ) -> Result<Option<TrainState>, TrainError> {
+        let fetched = mode.state();
+        let state = self.unless_lost(fetched, mode, progress, observer)?;
+        if state.is_some() {
+            progress.kept = progress.position.clone();
         }
+        Ok(state)
     }
 
     fn end_epoch(
@@ -234,12 +276,15 @@ impl Training<'_> {
         progress: &mut Progress,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
+        // Before the evaluation, which a worker may be lost in: the steps of this epoch are safe from here on.
+        let Some(state) = self.state(mode, progress, observer)? else { return Ok(()) };
         let done = progress.position.clone();
         progress.position.epoch += 1;
         progress.position.step = 0;
         progress.position.loss_sum = 0.0;
         progress.position.correct = 0;
         progress.position.samples = 0;
+        progress.kept = progress.position.clone();
         let epoch = progress.position.epoch;
         let last = epoch == self.spec.epochs;
         let before = progress.report.inference_seconds;
@@ -258,12 +303,12 @@ impl Training<'_> {
                 train_accuracy: done.correct as f64 / count,
                 test_accuracy,
                 epsilon: self.epsilon(mode)?,
-                train_seconds: progress.epoch_seconds,
+                train_seconds: std::mem::take(&mut progress.epoch_seconds),
                 evaluate_seconds: progress.report.inference_seconds - before,
             }),
             &[],
         )?;
-        self.checkpoint(mode, &progress.position, observer)
+        checkpoint(mode, state, &progress.position, observer)
     }
 
     fn evaluate(
@@ -282,7 +327,12 @@ impl Training<'_> {
             // Test records are numbered after the training records.
             let first = self.data.train.len();
             let records: Vec<usize> = batch.indices.iter().map(|&i| first + i as usize).collect();
-            let logits = self.surviving(mode, progress, observer, |mode| mode.infer(&batch.images, &records))?;
+            let logits = loop {
+                let inferred = mode.infer(&batch.images, &records);
+                if let Some(logits) = self.unless_lost(inferred, mode, progress, observer)? {
+                    break logits;
+                }
+            };
             let classes = logits.len() / batch.labels.len().max(1);
             let hits = logits.chunks_exact(classes.max(1)).zip(&batch.labels);
             correct += hits.filter(|(row, label)| ops::argmax(row) == **label as usize).count();
@@ -295,21 +345,21 @@ impl Training<'_> {
         Ok(correct as f64 / samples.max(1) as f64)
     }
 
-    fn checkpoint(
-        &self,
-        mode: &mut dyn Mode,
-        position: &Position,
-        observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
-        let rho = mode.accountant().map(|a| a.rho().to_vec()).unwrap_or_default();
-        let bytes = Checkpoint { state: mode.state()?, rho, position: position.clone() }.encode()?;
-        let (epoch, step) = (position.epoch, position.step);
-        Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)
-    }
-
     fn epsilon(&self, mode: &mut dyn Mode) -> Result<Option<f64>, AccountantError> {
         mode.accountant().map(|accountant| accountant.epsilon(self.delta)).transpose()
     }
+}
+
+fn checkpoint(
+    mode: &mut dyn Mode,
+    state: TrainState,
+    position: &Position,
+    observer: &mut dyn Observer,
+) -> Result<(), TrainError> {
+    let rho = mode.accountant().map(|a| a.rho().to_vec()).unwrap_or_default();
+    let bytes = Checkpoint { state, rho, position: position.clone() }.encode()?;
+    let (epoch, step) = (position.epoch, position.step);
+    Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)
 }
 
 fn tell_ledger(mode: &mut dyn Mode, observer: &mut dyn Observer) -> Result<(), HostGone> {

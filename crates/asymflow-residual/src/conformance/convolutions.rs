@@ -155,6 +155,7 @@ fn refusals(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), N
     refused("short delta", session.add_weights(id, Payload::F32(vec![1.0])), "Length")?;
     let len = unit.out_channels * unit.input.channels * unit.kernel * unit.kernel;
     refused("weights not finite", session.set_weights(id, &vec![f32::NAN; len]), "NonFinite")?;
+    refused("momentum of a convolution", session.set_momentum(id, &vec![0.0; len]), "Unsupported")?;
     refused("delta not finite", session.add_weights(id, Payload::F32(vec![f32::INFINITY; len])), "NonFinite")?;
     refused("collect of no ticket", session.collect(Ticket(u64::MAX)), "Ticket")?;
 

@@ -41,7 +41,7 @@ fn network() -> Network {
 }
 
 /// Checks everything the traits promise of network units: inference, a training step's outputs, input
-/// gradient, running statistics and updated weights, with gradients by central differences in f64.
+/// gradient, running statistics, momentum and updated weights, with gradients by central differences in f64.
 ///
 /// # Errors
 /// The first broken promise.
@@ -49,7 +49,7 @@ pub fn networks(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
     network_inference(backend)?;
     let model = ResidualModel { units: vec![Unit::Network(network())] };
     let mut session = ok("open", backend.open(&model))?;
-    training(session.as_mut())?;
+    training(&mut session, &mut ok("open", backend.open(&model))?)?;
     refusals(backend, session.as_mut())
 }
 
@@ -110,7 +110,11 @@ fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     (0..at.len()).map(one).collect()
 }
 
-fn training(session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
+/// Three steps; before the last, `another` session takes over with the weights and momentum of `session`.
+fn training(
+    session: &mut Box<dyn ResidualTraining>,
+    another: &mut Box<dyn ResidualTraining>,
+) -> Result<(), Nonconformance> {
     let network = network();
     let mut flat = wide(&weights(&network)?);
     let narrow: Vec<f32> = flat.iter().map(|&w| w as f32).collect();
@@ -118,7 +122,14 @@ fn training(session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
     let trained: Vec<bool> =
         network.parameters().iter().flat_map(|spec| std::iter::repeat_n(spec.kind.is_trained(), spec.len())).collect();
     let mut velocity = vec![0.0; flat.len()];
-    for round in 0..2 {
+    if ok("momentum", session.momentum(ID))? != vec![0.0; flat.len()] {
+        return Err(wrong("momentum", "not zero before the first step"));
+    }
+    for round in 0..3 {
+        if round == 2 {
+            hand_over(session.as_mut(), another.as_mut())?;
+            std::mem::swap(session, another);
+        }
         let x = numbers(31 + round, SAMPLES * network.input.len());
         let dy = numbers(41 + round, SAMPLES * network.classes);
         let (wide_x, wide_dy) = (wide(&x), wide(&dy));
@@ -129,8 +140,8 @@ fn training(session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
 
         let mut reference = NetworkReference { network: &network, train: true, weights: flat.clone() };
         let logits = reference.forward(&wide_x, SAMPLES);
-        close("network training outputs", &outputs("collect", session, forward)?, &logits, 1e-4)?;
-        let (input, none) = gradients("collect", session, backward)?;
+        close("network training outputs", &outputs("collect", session.as_mut(), forward)?, &logits, 1e-4)?;
+        let (input, none) = gradients("collect", session.as_mut(), backward)?;
         let dx = differences(&wide_x, |x| loss(&network, &flat, x, &wide_dy));
         close("network input gradient", &input, if wanted.input { &dx } else { &[] }, 1e-3)?;
         close("network weight gradient", &none, &[], 0.0)?;
@@ -152,12 +163,26 @@ fn training(session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
             close(&format!("{} after step {round}", spec.name), &got[range.clone()], &flat[range], 1e-4)?;
             at += spec.len();
         }
+        close(&format!("momentum after step {round}"), &ok("momentum", session.momentum(ID))?, &velocity, 1e-3)?;
+    }
+    Ok(())
+}
+
+fn hand_over(from: &mut dyn ResidualTraining, to: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
+    let (weights, momentum) = (ok("weights", from.weights(ID))?, ok("momentum", from.momentum(ID))?);
+    ok("set_momentum", to.set_momentum(ID, &momentum))?;
+    ok("set_weights", to.set_weights(ID, &weights))?;
+    if ok("momentum", to.momentum(ID))? != momentum {
+        return Err(wrong("momentum", "not that which was set"));
     }
     Ok(())
 }
 
 fn refusals(backend: &dyn ResidualBackend, session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
     refused("step without a gradient", session.step(ID, SGD), "NoForward")?;
+    let len = ok("momentum", session.momentum(ID))?.len();
+    refused("momentum of another length", session.set_momentum(ID, &vec![0.0; len - 1]), "Length")?;
+    refused("momentum not finite", session.set_momentum(ID, &vec![f32::NAN; len]), "NonFinite")?;
     let delta = asymflow_privacy::Payload::F32(vec![0.0; 8]);
     match session.add_weights(ID, delta) {
         Err(SubmitError::Unsupported { .. }) => {}

@@ -5,4 +5,5 @@
 mod both;
 mod parity;
 mod toy_backend;
+mod toy_units;
 mod training;

@@ -1,18 +1,18 @@
 //! A residual backend written from outside, as `docs/how-to/add-a-backend.md` describes it: convolutions on
-//! the kernels of `asymflow-linalg`, in this thread. It records what it is sent and can be told to die.
+//! the kernels of `asymflow-linalg` and whole networks on the trusted engine, in this thread. It records what it is sent
+//! and can be told to die.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use asymflow_linalg::conv::{self, ConvShape};
 use asymflow_privacy::{Payload, Released};
 use asymflow_residual::{
-    Availability, Batch, CollectError, ConvUnit, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
+    Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
     ResidualTraining, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
 };
-use faer::Par;
-use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+
+use crate::toy_units::{ToyConv, ToyNetwork, ToyUnit};
 
 /// One thing that reached the untrusted side.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,48 +40,23 @@ impl ResidualBackend for ToyBackend {
     }
 
     fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
-        let mut units = Vec::new();
-        for (index, unit) in model.units.iter().enumerate() {
-            let Unit::Conv(conv) = unit else {
-                let reason = "the toy computes convolutions only".to_owned();
-                return Err(OpenError::Model { unit: index as u32, reason });
-            };
-            let weights = vec![0.0; shape(conv, 1).weight_len()];
-            units.push(ToyUnit { conv: conv.clone(), weights, kept: None });
-        }
+        let make = |unit: &Unit| -> Box<dyn ToyUnit> {
+            match unit {
+                Unit::Conv(conv) => Box::new(ToyConv::new(conv)),
+                Unit::Network(network) => Box::new(ToyNetwork::new(network)),
+            }
+        };
+        let units = model.units.iter().map(make).collect();
         Ok(Box::new(ToySession { backend: self.clone(), units, results: HashMap::new(), next: 0, dead: false }))
     }
 }
 
-struct ToyUnit {
-    conv: ConvUnit,
-    weights: Vec<f32>,
-    kept: Option<Vec<f32>>,
-}
-
 struct ToySession {
     backend: ToyBackend,
-    units: Vec<ToyUnit>,
+    units: Vec<Box<dyn ToyUnit>>,
     results: HashMap<Ticket, Batch>,
     next: u64,
     dead: bool,
-}
-
-fn shape(unit: &ConvUnit, samples: usize) -> ConvShape {
-    ConvShape {
-        samples,
-        in_channels: unit.input.channels,
-        height: unit.input.height,
-        width: unit.input.width,
-        out_channels: unit.out_channels,
-        kernel: unit.kernel,
-        stride: unit.stride,
-        padding: unit.padding,
-    }
-}
-
-fn with_stack<T>(request: StackReq, f: impl FnOnce(&mut MemStack) -> T) -> T {
-    f(MemStack::new(&mut MemBuffer::new(request)))
 }
 
 impl ToySession {
@@ -96,9 +71,19 @@ impl ToySession {
         if self.dead { Err(SubmitError::Lost { reason: "told to die".to_owned() }) } else { Ok(()) }
     }
 
-    fn unit(&mut self, unit: UnitId) -> Result<&mut ToyUnit, SubmitError> {
+    fn unit(&mut self, unit: UnitId) -> Result<&mut dyn ToyUnit, SubmitError> {
         let units = self.units.len();
-        self.units.get_mut(unit.0 as usize).ok_or(SubmitError::Unit { unit: unit.0, units })
+        let missing = SubmitError::Unit { unit: unit.0, units };
+        Ok(self.units.get_mut(unit.0 as usize).ok_or(missing)?.as_mut())
+    }
+
+    /// What a unit holds.
+    fn held(&mut self, unit: UnitId, read: fn(&dyn ToyUnit) -> Vec<f32>) -> Result<Vec<f32>, CollectError> {
+        let held = self.alive().and_then(|()| Ok(read(self.unit(unit)?)));
+        held.map_err(|error| match error {
+            SubmitError::Lost { reason } => CollectError::Lost { reason },
+            other => CollectError::Failed { reason: other.to_string() },
+        })
     }
 
     fn saw(&self, seen: Seen) {
@@ -117,13 +102,7 @@ impl ResidualSession for ToySession {
         self.alive()?;
         let x = x.into_inner().into_f32();
         self.saw(Seen::Residual(id, x.clone()));
-        let unit = self.unit(id)?;
-        let s = shape(&unit.conv, x.len() / unit.conv.input.len());
-        let mut y = vec![0.0; s.output_len()];
-        let par = Par::Seq;
-        with_stack(conv::forward_scratch(s, par), |stack| conv::forward(s, &x, &unit.weights, &mut y, par, stack))
-            .expect("shapes were checked");
-        unit.kept = (pass == Pass::Training).then_some(x);
+        let y = self.unit(id)?.forward(x, pass);
         Ok(self.ticket(Batch::Outputs(y)))
     }
 
@@ -141,50 +120,49 @@ impl ResidualTraining for ToySession {
         self.alive()?;
         let dy = dy.into_inner().into_f32();
         self.saw(Seen::Gradient(id, dy.clone()));
-        let unit = self.unit(id)?;
-        let x = unit.kept.take().ok_or(SubmitError::NoForward { unit: id.0, samples: 0 })?;
-        let s = shape(&unit.conv, x.len() / unit.conv.input.len());
-        let (mut dx, mut dw, par) = (Vec::new(), vec![0.0; s.weight_len()], Par::Seq);
-        with_stack(conv::weight_gradient_scratch(s, par), |stack| {
-            conv::weight_gradient(s, &x, &dy, &mut dw, par, stack)
-        })
-        .expect("shapes were checked");
-        if wanted.input {
-            dx = vec![0.0; s.input_len()];
-            with_stack(conv::input_gradient_scratch(s, par), |stack| {
-                conv::input_gradient(s, &dy, &unit.weights, &mut dx, par, stack)
-            })
-            .expect("shapes were checked");
-        }
+        let gradients = self.unit(id)?.gradient(dy, wanted);
+        let (dx, dw) = gradients.ok_or(SubmitError::NoForward { unit: id.0, samples: 0 })?;
         Ok(self.ticket(Batch::Gradients { input: dx, weights: dw }))
     }
 
     fn set_weights(&mut self, id: UnitId, weights: &[f32]) -> Result<(), SubmitError> {
         self.alive()?;
         self.saw(Seen::Weights(id));
-        self.unit(id)?.weights.copy_from_slice(weights);
+        self.unit(id)?.set_weights(weights.to_vec());
         Ok(())
     }
 
     fn add_weights(&mut self, id: UnitId, delta: Payload) -> Result<(), SubmitError> {
         self.alive()?;
         self.saw(Seen::Weights(id));
-        let delta = delta.into_f32();
-        self.unit(id)?.weights.iter_mut().zip(delta).for_each(|(w, d)| *w += d);
+        let unit = self.unit(id)?;
+        let sum = unit.weights().iter().zip(delta.into_f32()).map(|(w, d)| w + d).collect();
+        unit.set_weights(sum);
         Ok(())
     }
 
-    fn step(&mut self, id: UnitId, _sgd: SgdStep) -> Result<(), SubmitError> {
-        Err(SubmitError::Unit { unit: id.0, units: 0 })
+    fn step(&mut self, id: UnitId, sgd: SgdStep) -> Result<(), SubmitError> {
+        self.alive()?;
+        self.unit(id)?.step(sgd);
+        Ok(())
     }
 
     fn weights(&mut self, id: UnitId) -> Result<Vec<f32>, CollectError> {
-        let unit = self.units.get(id.0 as usize);
-        unit.map(|u| u.weights.clone()).ok_or(CollectError::Failed { reason: "no such unit".to_owned() })
+        self.held(id, |unit| unit.weights())
+    }
+
+    fn momentum(&mut self, id: UnitId) -> Result<Vec<f32>, CollectError> {
+        self.held(id, |unit| unit.momentum())
+    }
+
+    fn set_momentum(&mut self, id: UnitId, momentum: &[f32]) -> Result<(), SubmitError> {
+        self.alive()?;
+        self.unit(id)?.set_momentum(momentum);
+        Ok(())
     }
 
     fn reset(&mut self) -> Result<(), SubmitError> {
-        self.units.iter_mut().for_each(|unit| unit.kept = None);
+        self.units.iter_mut().for_each(|unit| unit.reset());
         self.results.clear();
         Ok(())
     }

@@ -92,7 +92,7 @@ fn go(
 
 #[test]
 fn a_stopped_run_resumes_to_the_same_losses() {
-    for mode in [ModeKind::TrustedOnly, ModeKind::Asymml] {
+    for mode in [ModeKind::TrustedOnly, ModeKind::Asymml, ModeKind::Clear] {
         let job = job(mode);
         let (whole, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
         whole.unwrap();
@@ -126,6 +126,31 @@ fn a_run_survives_the_loss_of_its_worker_and_says_so() {
         assert_eq!(report.reopened, 1, "dies after {dies_after}");
         assert!(matches!(heard.notices[..], [Notice::WorkerReopened { .. }]));
         assert_eq!(heard.losses, undisturbed.losses, "dies after {dies_after}");
+    }
+}
+
+/// In `clear` the worker holds what was trained since the last checkpoint, and takes it with it.
+#[test]
+fn a_clear_run_does_lost_steps_again_wherever_its_worker_dies() {
+    let job = job(ModeKind::Clear);
+    let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
+    whole.unwrap();
+    // The first message sends the weights; a step takes three, an epoch's state two, an evaluation one.
+    let messages = 1 + 9 * 3 + 3 * 2 + 2;
+    for dies_after in 2..=messages {
+        let backend = ToyBackend::default();
+        backend.dies_after.store(dies_after, Ordering::Relaxed);
+        let (result, heard) = go(&job, (Body::Empty, &[]), &backend, None);
+        let JobReport::Train(report) = result.unwrap() else { panic!("not a training") };
+        assert_eq!(report.reopened, 1, "dies after {dies_after}");
+        let [Notice::WorkerReopened { step, from, .. }] = heard.notices[..] else { panic!("{:?}", heard.notices) };
+        assert!(from == step || from == 0, "step {step}, from {from}");
+        let mut losses = heard.losses.clone();
+        assert_eq!(losses.len(), 9 + step - from, "dies after {dies_after}");
+        losses.sort_by_key(|&(epoch, step, _)| (epoch, step));
+        losses.dedup();
+        assert_eq!(losses, undisturbed.losses, "dies after {dies_after}");
+        assert_eq!(heard.checkpoints, undisturbed.checkpoints, "dies after {dies_after}");
     }
 }
 
