@@ -233,7 +233,13 @@ pub enum CollectError {
         /// What it said.
         reason: String,
     },
-    /// The worker's answer has the wrong size or is not finite.
+    /// The computation left the finite numbers; the worker lives on.
+    #[error("answer not finite: {reason}")]
+    NonFinite {
+        /// Where.
+        reason: String,
+    },
+    /// The worker's answer has the wrong size.
     #[error("malformed answer: {reason}")]
     Malformed {
         /// What is wrong.

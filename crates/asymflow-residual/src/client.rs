@@ -281,6 +281,7 @@ fn decode(frame: Frame<ResponseHeader>, expected: Expected) -> Result<Answer, Co
         ResponseHeader::Done { busy_seconds, values, precision } => (busy_seconds, values, precision),
         ResponseHeader::Failed { reason } => return Err(CollectError::Failed { reason: text(&reason) }),
         ResponseHeader::Lost { reason } => return Err(CollectError::Lost { reason: text(&reason) }),
+        ResponseHeader::NonFinite { reason } => return Err(CollectError::NonFinite { reason: text(&reason) }),
     };
     if values != expected.values as u64 {
         return Err(malformed(format!("{values} values, expected {}", expected.values)));

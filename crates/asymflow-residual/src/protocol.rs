@@ -100,6 +100,7 @@ pub(crate) enum ResponseHeader {
     Done { busy_seconds: f64, values: u64, precision: Precision },
     Failed { reason: String },
     Lost { reason: String },
+    NonFinite { reason: String },
 }
 
 /// Limits of a message without a body.

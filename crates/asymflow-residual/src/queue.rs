@@ -224,7 +224,7 @@ fn check(answer: Answer, expected: Expected) -> Result_ {
             return Err(CollectError::Malformed { reason });
         }
         if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-            return Err(CollectError::Malformed { reason: format!("{what}: number {index} is not finite") });
+            return Err(CollectError::NonFinite { reason: format!("number {index} of the {what}") });
         }
     }
     Ok(answer)

@@ -25,6 +25,7 @@ const MODEL_BYTES: u64 = 1 << 20;
 enum Refusal {
     Failed(String),
     Lost(String),
+    NonFinite(String),
 }
 
 impl From<SubmitError> for Refusal {
@@ -41,6 +42,7 @@ impl From<CollectError> for Refusal {
         match error {
             CollectError::Lost { reason } => Self::Lost(reason),
             CollectError::Failed { reason } => Self::Failed(reason),
+            CollectError::NonFinite { reason } => Self::NonFinite(reason),
             other => Self::Failed(other.to_string()),
         }
     }
@@ -74,6 +76,7 @@ pub(crate) fn serve_session(
         let (header, body) = match session.answer(request.header, request.body) {
             Ok(answer) => answer,
             Err(Refusal::Failed(reason)) => (ResponseHeader::Failed { reason: text(&reason) }, Vec::new()),
+            Err(Refusal::NonFinite(reason)) => (ResponseHeader::NonFinite { reason: text(&reason) }, Vec::new()),
             Err(Refusal::Lost(reason)) => (ResponseHeader::Lost { reason: text(&reason) }, Vec::new()),
         };
         connection.set_deadline(Some(Instant::now() + limits.idle_timeout));

@@ -93,12 +93,12 @@ impl RunError {
             Self::Mode(ModeError::Exec(exec)) | Self::Train(TrainError::Exec(exec)) => Some(exec),
             _ => None,
         };
+        if let Some(layer) = exec.and_then(ExecError::non_finite_layer) {
+            // The index would say where in a private tensor the value stands.
+            let detail = format!("layer {layer}: a value is not finite");
+            return Failure { code: FailureCode::NonFinite, detail };
+        }
         let code = match (self, exec) {
-            (_, Some(ExecError::NonFinite { layer, .. })) => {
-                // The index would say where in a private tensor the value stands.
-                let detail = format!("layer {layer}: a value is not finite");
-                return Failure { code: FailureCode::NonFinite, detail };
-            }
             (_, Some(ExecError::Release { layer, .. })) => {
                 let detail = format!("layer {layer}: a release was refused; nothing left");
                 return Failure { code: FailureCode::Release, detail };

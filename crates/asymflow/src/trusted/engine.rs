@@ -105,6 +105,17 @@ impl ExecError {
                 | Self::Collect { error: CollectError::Lost { .. }, .. }
         )
     }
+
+    /// The layer where NaN or an infinity appeared, whoever saw it first: the engine, the worker, or the link to it.
+    pub fn non_finite_layer(&self) -> Option<&str> {
+        match self {
+            Self::NonFinite { layer, .. }
+            | Self::Release { layer, error: ReleaseError::NonFinite { .. } }
+            | Self::Submit { layer, error: SubmitError::NonFinite { .. } }
+            | Self::Collect { layer, error: CollectError::NonFinite { .. } } => Some(layer),
+            _ => None,
+        }
+    }
 }
 
 /// Computes the convolutions of a network, wherever that happens.
