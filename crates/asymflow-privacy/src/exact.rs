@@ -7,65 +7,86 @@
 use rand::CryptoRng;
 use zeroize::Zeroize;
 
-const BUFFERED: usize = 64;
+const BUFFERED: usize = 128;
 
 /// Random words, drawn from the generator in bulk. What was drawn is wiped on drop.
 pub(crate) struct Words<'a> {
     rng: &'a mut dyn CryptoRng,
-    bytes: [u8; 8 * BUFFERED],
+    bytes: [u8; 4 * BUFFERED],
     next: usize,
 }
 
 impl<'a> Words<'a> {
     pub(crate) const fn new(rng: &'a mut dyn CryptoRng) -> Self {
-        Self { rng, bytes: [0; 8 * BUFFERED], next: BUFFERED }
+        Self { rng, bytes: [0; 4 * BUFFERED], next: BUFFERED }
     }
 
-    /// 64 uniform bits.
-    pub(crate) fn word(&mut self) -> u64 {
+    /// 32 uniform bits.
+    fn word(&mut self) -> u32 {
         if self.next == BUFFERED {
             self.rng.fill_bytes(&mut self.bytes);
             self.next = 0;
         }
-        let mut word = [0; 8];
-        word.copy_from_slice(&self.bytes[8 * self.next..8 * self.next + 8]);
+        let word = self.bytes.as_chunks::<4>().0[self.next];
         self.next += 1;
-        u64::from_le_bytes(word)
+        u32::from_le_bytes(word)
+    }
+
+    /// 64 uniform bits.
+    pub(crate) fn long_word(&mut self) -> u64 {
+        (u64::from(self.word()) << 32) | u64::from(self.word())
     }
 
     /// A uniform integer below `bound`, which is positive (Lemire 2019: multiply, reject the uneven remainder).
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        let mut product = u128::from(self.word()) * u128::from(bound);
-        if (product as u64) < bound {
+    pub(crate) fn below(&mut self, bound: u32) -> u32 {
+        let mut product = u64::from(self.word()) * u64::from(bound);
+        if (product as u32) < bound {
             let uneven = bound.wrapping_neg() % bound;
-            while (product as u64) < uneven {
-                product = u128::from(self.word()) * u128::from(bound);
+            while (product as u32) < uneven {
+                product = u64::from(self.word()) * u64::from(bound);
             }
         }
-        (product >> 64) as u64
+        (product >> 32) as u32
     }
 
-    /// A uniform integer below `bound`, which is positive.
-    fn below_wide(&mut self, bound: u128) -> u128 {
-        if let Ok(bound) = u64::try_from(bound) {
-            return u128::from(self.below(bound));
+    /// The same for a `bound` beyond 32 bits.
+    fn below_long(&mut self, bound: u64) -> u64 {
+        if let Ok(bound) = u32::try_from(bound) {
+            return u64::from(self.below(bound));
         }
-        let mask = u128::MAX >> (bound - 1).leading_zeros();
+        let mask = u64::MAX >> (bound - 1).leading_zeros();
         loop {
-            let draw = ((u128::from(self.word()) << 64) | u128::from(self.word())) & mask;
+            let draw = self.long_word() & mask;
             if draw < bound {
                 return draw;
             }
         }
     }
 
-    /// True with probability exp(−`numerator`/`denominator`), for `numerator` ≤ `denominator` (CKS20 algorithm 1).
+    /// True with probability `numerator`/`denominator`, for `numerator` ≤ `denominator` < 2⁹⁸.
+    ///
+    /// Compares a uniform real number, digit by digit to the base 2³⁰, with the fraction: one digit nearly always decides.
+    fn bernoulli(&mut self, mut numerator: u128, denominator: u128) -> bool {
+        loop {
+            let digit = u128::from(self.word() >> 2);
+            let (scaled, below) = (numerator << 30, denominator * digit);
+            if scaled <= below {
+                return false;
+            }
+            numerator = scaled - below;
+            if numerator >= denominator {
+                return true;
+            }
+        }
+    }
+
+    /// True with probability exp(−`numerator`/`denominator`), for `numerator` ≤ `denominator` < 2⁹⁸ (CKS20 algorithm 1).
     ///
     /// The algorithm draws Bernoulli(γ/k) for k = 1, 2, … until the first failure; here as the conjunction of the
     /// independent Bernoulli(γ) and Bernoulli(1/k), which needs no product that could overflow.
     fn exp_minus_fraction(&mut self, numerator: u128, denominator: u128) -> bool {
-        let mut k = 1_u64;
-        while (k == 1 || self.below(k) == 0) && self.below_wide(denominator) < numerator {
+        let mut k = 1_u32;
+        while (k == 1 || self.below(k) == 0) && self.bernoulli(numerator, denominator) {
             k += 1;
         }
         !k.is_multiple_of(2)
@@ -73,7 +94,7 @@ impl<'a> Words<'a> {
 
     /// True with probability e⁻¹.
     fn exp_minus_one(&mut self) -> bool {
-        let mut k = 2_u64;
+        let mut k = 2_u32;
         while self.below(k) == 0 {
             k += 1;
         }
@@ -95,7 +116,7 @@ impl<'a> Words<'a> {
     /// A magnitude X ≥ 0 with P(X = x) ∝ exp(−x/`scale`), for `scale` ≥ 1 (first part of CKS20 algorithm 2).
     fn geometric(&mut self, scale: u64) -> u64 {
         loop {
-            let remainder = self.below(scale);
+            let remainder = self.below_long(scale);
             if !self.exp_minus_fraction(u128::from(remainder), u128::from(scale)) {
                 continue;
             }

@@ -61,9 +61,9 @@ impl RandomisedResponse {
     /// One label. The same words are drawn and the same instructions run whatever it is, up to the rejections in drawing
     /// a uniform integer, which do not depend on it.
     fn respond(&self, label: u32, words: &mut Words<'_>) -> u32 {
-        let changed = u64::from(words.word() < self.change);
+        let changed = u64::from(words.long_word() < self.change);
         // Adding 1 to k − 1 modulo k reaches every other label once.
-        let offset = changed * (1 + words.below(u64::from(self.classes - 1)));
+        let offset = changed * (1 + u64::from(words.below(self.classes - 1)));
         let sum = u64::from(label) + offset;
         let classes = u64::from(self.classes);
         let wrapped = u64::from(sum >= classes) * classes;

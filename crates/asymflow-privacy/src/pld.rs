@@ -17,8 +17,8 @@ const MAX_TRANSFORM: usize = 1 << 20;
 const MAX_EVENTS: usize = 256;
 /// Part of δ given away at every cut of a distribution.
 const CUT: f64 = 1e-6;
-/// Relative error of one transform value: 4·log2(2^20) roundings of 2^-53.
-const TRANSFORM_ERROR: f64 = 80.0 * 0.5 * f64::EPSILON;
+/// Error of one value of a spectrum, or of its product with another: 8·log2(2^20) roundings of 2^-53.
+const TRANSFORM_ERROR: f64 = 160.0 * 0.5 * f64::EPSILON;
 
 /// Composes privacy loss distributions numerically; the ε it gives is an upper bound, and tight.
 ///
@@ -261,22 +261,20 @@ impl Composition<'_> {
 /// The least ε ≥ 0 at which the masses have a hockey-stick divergence of at most `delta`: Σ m·(1 − e^(ε−loss)) over losses
 /// above ε.
 fn epsilon_of(masses: &[f64], window: &Window, delta: f64) -> f64 {
-    let loss = |index: usize| (window.first + index as i64) as f64 * window.interval;
     let decay = (-window.interval).exp();
-    // Mass above the current point, and that mass weighted by e^(loss here − loss there).
+    let mut loss = (window.first + masses.len() as i64 - 1) as f64 * window.interval;
+    // Mass above `loss`, and that mass weighted by e^(loss − its own).
     let (mut mass, mut weighted) = (0.0, 0.0);
-    for index in (0..masses.len()).rev() {
-        // δ at this grid point; between it and the one above, δ(ε) = mass − e^(ε − loss)·weighted.
-        if mass - weighted > delta {
-            return (loss(index) + ((mass - delta) / weighted).ln()).max(0.0);
+    for (index, here) in masses.iter().enumerate().rev() {
+        if mass - weighted > delta || loss <= 0.0 {
+            break;
         }
-        if loss(index) <= 0.0 {
-            return 0.0;
-        }
-        mass += masses[index];
-        weighted = (weighted + masses[index]) * decay;
+        mass += here;
+        weighted = (weighted + here) * decay;
+        loss = (window.first + index as i64 - 1) as f64 * window.interval;
     }
-    0.0
+    // From here to the next grid point, or down from the lowest one, the divergence is mass − e^(ε − loss)·weighted.
+    if mass > delta { (loss + ((mass - delta) / weighted).ln()).max(0.0) } else { 0.0 }
 }
 
 /// The least value of `f` found by golden section on [`low`, `high`]; every value is a valid answer to callers.
