@@ -90,7 +90,7 @@ fn pld_is_that_of_dp_accounting_and_within_the_bounds_of_opacus() {
         let (epsilon, theirs, name) =
             (accountant.epsilon(DELTA).unwrap(), point.dp_accounting_pld.epsilon, point.name());
         // Both are upper bounds. Theirs has a fixed grid, which is the coarser one wherever losses are small.
-        assert!(epsilon <= theirs * (1.0 + 2e-6), "{name}: {epsilon} is above {theirs}");
+        assert!(epsilon <= theirs * (1.0 + 1e-5), "{name}: {epsilon} is above {theirs}");
         assert!(epsilon >= theirs * 0.99, "{name}: {epsilon} is far below {theirs}");
         if let (Some(lower), Some(upper)) = (point.opacus_prv.lower, point.opacus_prv.epsilon) {
             assert!(lower <= epsilon && epsilon <= upper, "{name}: {epsilon} is outside {lower} to {upper}");

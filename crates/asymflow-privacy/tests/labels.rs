@@ -1,5 +1,4 @@
 //! Randomised response: frequencies, the ratio that ε bounds, and its door.
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{LabelError, Loss, MechanismError, Private, RandomisedResponse, release_labels};
 use proptest::prelude::*;

@@ -28,16 +28,16 @@ fn probabilities_are_phi_but_never_further_from_one_half() {
     assert_eq!((unit.probability(0.0), unit.probability(-0.0)), (0.5, 0.5));
 }
 
-/// Against 20 digits of mpmath 1.3 (`ncdf`), independent of the error function used above.
+/// Against mpmath 1.3 (`ncdf`), independent of the error function used above.
 #[test]
 fn probabilities_are_those_of_high_precision_arithmetic() {
     let exact = [
         (0.25, 0.598_706_325_682_923_7),
-        (1.0, 0.841_344_746_068_542_95),
-        (2.5, 0.993_790_334_674_223_86),
-        (4.0, 0.999_968_328_758_166_88),
-        (5.5, 0.999_999_981_010_437_54),
-        (6.0, 0.999_999_999_013_412_35),
+        (1.0, 0.841_344_746_068_543),
+        (2.5, 0.993_790_334_674_223_9),
+        (4.0, 0.999_968_328_758_166_9),
+        (5.5, 0.999_999_981_010_437_5),
+        (6.0, 0.999_999_999_013_412_4),
     ];
     for (x, exact) in exact {
         let p = OneBit::new(1.0).unwrap().probability(x);
