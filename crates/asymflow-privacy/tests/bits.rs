@@ -1,5 +1,4 @@
 //! Packed bits: order, padding, and what is refused.
-#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{Format, PackedBits, PackedBitsError, Payload};
 use proptest::prelude::*;

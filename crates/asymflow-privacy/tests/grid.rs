@@ -43,7 +43,7 @@ fn assert_distributed(what: &str, samples: &[i64], width: i64, weight: impl Fn(f
             pooled = (0.0, 0.0);
         }
     }
-    let quantile = degrees * (1.0 - 2.0 / (9.0 * degrees) + 4.753 * (2.0 / (9.0 * degrees) as f64).sqrt()).powi(3);
+    let quantile = degrees * (1.0 - 2.0 / (9.0 * degrees) + 4.753 * (2.0_f64 / (9.0 * degrees)).sqrt()).powi(3);
     assert!(degrees > 1.0 && statistic < quantile, "{what}: chi-square {statistic} at {degrees}, limit {quantile}");
 }
 
