@@ -133,6 +133,8 @@ impl RecordLedger {
 }
 
 /// A ledger with a limit: every loss is charged **before** its release, and refused if it does not fit.
+///
+/// The losses must not depend on what was released before; with fixed clip bounds and noise they do not.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BudgetedAccountant {
     budget: Budget,

@@ -143,8 +143,8 @@ fn unreachable_target(target: f64) -> CalibrationError {
     CalibrationError::Unreachable { target, to: 2.0_f64.powi(DOUBLINGS) }
 }
 
-/// σ as the thesis prints it: σ² = 2·C²·ln(2/δ′)/ε′ (Niu 2024, theorem 7, with local ε′ and δ′; [`thesis_local_epsilon`]
-/// gives ε′). For comparison with its figures only.
+/// σ as the thesis prints it: σ² = 2·C²·ln(2/δ′)/ε′ (Niu 2024, section 3, theorems 7 to 9, with local ε′ and δ′;
+/// [`thesis_local_epsilon`] gives ε′). For comparison with its figures only.
 ///
 /// **It is no guarantee.** The classical formula divides by ε′², this one by ε′: it adds too little noise for ε′ below
 /// about 0.5 (at ε′ = 0.1 and δ′ = 1e-5 the real ε is 0.210), and too much above. Use [`gaussian_sigma`].
@@ -157,7 +157,8 @@ pub fn thesis_sigma(epsilon: f64, delta: f64, clip: f64) -> Result<f64, Calibrat
     Ok(positive("clip", clip)? * (2.0 * (2.0 / delta).ln() / epsilon).sqrt())
 }
 
-/// ε = ln(1 + p·(e^ε′ − 1)): what sampling every record with probability `p` makes of a local ε′ (Niu 2024, theorem 9).
+/// ε = ln(1 + p·(e^ε′ − 1)): what sampling every record with probability `p` makes of a local ε′ (Niu 2024,
+/// theorems 7 to 9).
 ///
 /// **It does not apply** where every record is released once, as in the system of the thesis: who sees all releases knows
 /// that a record took part. It exists to map its published figures.

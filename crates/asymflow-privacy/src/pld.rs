@@ -26,7 +26,7 @@ const CUT: f64 = 1e-6;
 ///
 /// Serialised, it keeps what was spent; what is no event is read as infinite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "StoredPld")]
+#[serde(from = "StoredPld", into = "StoredPld")]
 pub struct PldAccountant {
     /// Σμ² of Gaussian releases.
     mu_squared: f64,
@@ -38,22 +38,36 @@ pub struct PldAccountant {
     infinite: bool,
 }
 
-#[derive(Deserialize)]
+/// `None` is infinite, for which JSON has no number.
+#[derive(Serialize, Deserialize)]
 struct StoredPld {
-    mu_squared: f64,
-    rho: f64,
+    mu_squared: Option<f64>,
+    rho: Option<f64>,
     events: Vec<(Event, u64)>,
     infinite: bool,
 }
 
 impl From<StoredPld> for PldAccountant {
     fn from(stored: StoredPld) -> Self {
-        let intact = stored.mu_squared >= 0.0
-            && stored.rho >= 0.0
-            && stored.events.iter().all(|(event, _)| event.checked().is_ok());
-        let infinite = stored.infinite || !intact;
-        Self { mu_squared: stored.mu_squared, rho: stored.rho, events: stored.events, infinite }
+        let loss = |value: Option<f64>| value.filter(|&v| v >= 0.0).unwrap_or(f64::INFINITY);
+        let (mu_squared, rho) = (loss(stored.mu_squared), loss(stored.rho));
+        let intact = stored.events.iter().all(|(event, count)| *count > 0 && composable(*event));
+        let infinite = stored.infinite || !intact || !mu_squared.is_finite() || !rho.is_finite();
+        Self { mu_squared, rho, events: stored.events, infinite }
     }
+}
+
+impl From<PldAccountant> for StoredPld {
+    fn from(accountant: PldAccountant) -> Self {
+        let stored = |value: f64| value.is_finite().then_some(value);
+        let (mu_squared, rho) = (stored(accountant.mu_squared), stored(accountant.rho));
+        Self { mu_squared, rho, events: accountant.events, infinite: accountant.infinite }
+    }
+}
+
+/// Whether `event` is one that [`PldAccountant::compose`] keeps in its list.
+fn composable(event: Event) -> bool {
+    matches!(event, Event::PoissonSampled { .. } | Event::Pure { .. }) && event.checked() == Ok(event)
 }
 
 impl PldAccountant {
@@ -77,6 +91,7 @@ impl PldAccountant {
                 None => self.events.push((other, count)),
             },
         }
+        self.infinite |= !(self.mu_squared.is_finite() && self.rho.is_finite());
         Ok(())
     }
 
@@ -110,7 +125,7 @@ impl Accountant for PldAccountant {
 
     fn epsilon(&self, delta: f64) -> Result<f64, AccountantError> {
         checked_delta(delta)?;
-        if self.infinite || !self.mu_squared.is_finite() || !self.rho.is_finite() {
+        if self.infinite {
             return Ok(f64::INFINITY);
         }
         if self.rho == 0.0 {

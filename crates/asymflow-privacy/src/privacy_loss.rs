@@ -9,7 +9,7 @@ use crate::accountant::AccountantError;
 use crate::normal::{cdf, probability_between};
 
 /// Most grid points of one distribution.
-pub(crate) const MAX_POINTS: usize = 1 << 20;
+pub(crate) const MAX_POINTS: usize = 1 << 19;
 
 /// Which neighbour is which: the record is in P's input, or in Q's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,8 +66,7 @@ impl RdpAccountant {
 
     /// The order that gives the least ε at `delta`, and that ε.
     ///
-    /// ε = D_α + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020, proposition 12; Balle et al. 2020,
-    /// theorem 21), at least 0.
+    /// ε = D_α + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020; Balle et al. 2020, theorem 21), at least 0.
     ///
     /// # Errors
     /// `delta` outside (0, 1).

@@ -3,8 +3,7 @@
 use crate::calibration::gdp_epsilon;
 use crate::pld::golden_minimum;
 
-/// The least ε over all orders α > 1 of ρα + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020,
-/// corollary 13), at least 0.
+/// The least ε over all orders α > 1 of ρα + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020), at least 0.
 pub(crate) fn zcdp_epsilon(rho: f64, delta: f64) -> f64 {
     if rho == 0.0 || !rho.is_finite() {
         return rho;

@@ -66,6 +66,14 @@ fn many_pure_releases_cost_what_optimal_composition_says() {
     }
 }
 
+/// `cdp_epsilon(1/32, 1e-3)` in the tests of opendp 0.14.2, after the code published with the paper.
+#[test]
+fn zcdp_is_converted_as_opendp_does() {
+    let epsilon = pld(&[(Event::Zcdp { rho: 1.0 / 32.0 }, 1)], 1e-3).unwrap();
+    assert!((epsilon / 0.6880024554878086 - 1.0).abs() < 1e-9, "{epsilon}");
+    assert_eq!(pld(&[(Event::Zcdp { rho: 1.0 / 32.0 }, 1)], 0.151), Ok(0.0));
+}
+
 #[test]
 fn sampling_nearly_everything_is_sampling_nothing() {
     for (sigma, steps) in [(1.0_f64, 1), (4.0, 100), (20.0, 5000)] {
@@ -205,6 +213,9 @@ fn a_damaged_state_counts_as_infinite() {
         r#"{"mu_squared": -1.0, "rho": 0.0, "events": [], "infinite": false}"#,
         r#"{"mu_squared": 0.0, "rho": -1e-9, "events": [], "infinite": false}"#,
         r#"{"mu_squared": 0.0, "rho": 0.0, "events": [[{"pure": {"epsilon": -1.0}}, 1]], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": 0.0, "events": [[{"pure": {"epsilon": 1.0}}, 0]], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": 0.0, "events": [[{"zcdp": {"rho": 1.0}}, 1]], "infinite": false}"#,
+        r#"{"mu_squared": null, "rho": 0.0, "events": [], "infinite": false}"#,
         r#"{"mu_squared": 0.0, "rho": 0.0, "events": [], "infinite": true}"#,
     ] {
         let accountant: PldAccountant = serde_json::from_str(state).unwrap();
