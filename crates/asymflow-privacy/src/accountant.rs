@@ -2,10 +2,11 @@
 
 use std::fmt::Debug;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::boundary::Receipt;
-use crate::mechanism::Loss;
+use crate::loss::Loss;
 
 /// Why no ε can be given.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -15,6 +16,32 @@ pub enum AccountantError {
     Delta {
         /// The δ asked for.
         delta: f64,
+    },
+    /// An event is none: its noise, probability or loss is out of range.
+    #[error("{what} of an event is out of range, got {value}")]
+    Event {
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// δ is so small that rounding errors could exceed it.
+    #[error("delta {delta} is below {least}, what the numerical error of this composition allows")]
+    Precision {
+        /// The δ asked for.
+        delta: f64,
+        /// The least δ for which an ε can be given.
+        least: f64,
+    },
+    /// The composition needs more memory than the accountant takes.
+    #[error("{what} would take {needed}, the limit is {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// How many are needed.
+        needed: f64,
+        /// How many there may be.
+        limit: usize,
     },
 }
 
@@ -26,8 +53,72 @@ pub trait Accountant: Send + Debug {
     /// The ε of everything absorbed so far at `delta`; infinite when any release had no guarantee.
     ///
     /// # Errors
-    /// `delta` outside (0, 1).
+    /// `delta` outside (0, 1), or, for numerical accountants, beyond their precision or memory.
     fn epsilon(&self, delta: f64) -> Result<f64, AccountantError>;
+}
+
+/// One use of a mechanism, as accountants compose it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// Gaussian noise of `noise_multiplier` times the l2 sensitivity.
+    Gaussian {
+        /// σ/Δ₂.
+        noise_multiplier: f64,
+    },
+    /// The same for a sum over records, each of which takes part with probability `q` of its own; neighbours add or remove
+    /// one record. The sampling must stay secret.
+    PoissonSampled {
+        /// Probability with which a record takes part.
+        q: f64,
+        /// σ/Δ₂.
+        noise_multiplier: f64,
+    },
+    /// ρ-zero-concentrated differential privacy.
+    Zcdp {
+        /// ρ.
+        rho: f64,
+    },
+    /// Pure ε-differential privacy.
+    Pure {
+        /// ε.
+        epsilon: f64,
+    },
+}
+
+impl Event {
+    /// The event that a loss stands for; `None` when there is no guarantee.
+    pub const fn of_loss(loss: Loss) -> Option<Self> {
+        match loss.checked() {
+            Loss::Gaussian { mu } => Some(Self::Gaussian { noise_multiplier: 1.0 / mu }),
+            Loss::Zcdp { rho } => Some(Self::Zcdp { rho }),
+            Loss::Pure { epsilon } => Some(Self::Pure { epsilon }),
+            Loss::Infinite => None,
+        }
+    }
+
+    /// The event, if its numbers are in range; sampling with probability 1 is none.
+    pub(crate) fn checked(self) -> Result<Self, AccountantError> {
+        let event = match self {
+            Self::PoissonSampled { q: 1.0, noise_multiplier } => Self::Gaussian { noise_multiplier },
+            other => other,
+        };
+        let (what, value, valid) = match event {
+            Self::Gaussian { noise_multiplier } => ("noise multiplier", noise_multiplier, noise_multiplier > 0.0),
+            Self::PoissonSampled { q, .. } if !(q > 0.0 && q < 1.0) => ("sampling probability", q, false),
+            Self::PoissonSampled { noise_multiplier, .. } => {
+                ("noise multiplier", noise_multiplier, noise_multiplier > 0.0 && noise_multiplier.is_finite())
+            }
+            Self::Zcdp { rho } => ("rho", rho, rho >= 0.0 && rho.is_finite()),
+            Self::Pure { epsilon } => ("epsilon", epsilon, epsilon >= 0.0 && epsilon.is_finite()),
+        };
+        if valid { Ok(event) } else { Err(AccountantError::Event { what, value }) }
+    }
+}
+
+/// `delta`, if it is a probability strictly between 0 and 1.
+pub(crate) fn checked_delta(delta: f64) -> Result<f64, AccountantError> {
+    if delta > 0.0 && delta < 1.0 { Ok(delta) } else { Err(AccountantError::Delta { delta }) }
 }
 
 /// Zero-concentrated differential privacy: ρ adds up over releases (Bun and Steinke 2016, lemma 1.7).
@@ -51,17 +142,12 @@ impl ZcdpAccountant {
 
 impl Accountant for ZcdpAccountant {
     fn absorb(&mut self, receipt: Receipt) {
-        self.rho += match receipt.loss() {
-            Loss::Zcdp { rho } => rho,
-            Loss::Infinite => f64::INFINITY,
-        };
+        self.rho += receipt.loss().rho();
     }
 
     /// ε = ρ + 2·√(ρ·ln(1/δ)) (Bun and Steinke 2016, proposition 1.3).
     fn epsilon(&self, delta: f64) -> Result<f64, AccountantError> {
-        if !(delta > 0.0 && delta < 1.0) {
-            return Err(AccountantError::Delta { delta });
-        }
+        checked_delta(delta)?;
         Ok(self.rho + 2.0 * (self.rho * (1.0 / delta).ln()).sqrt())
     }
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use thiserror::Error;
 use zeroize::Zeroize;
 
-use crate::mechanism::{Loss, Mechanism, MechanismError, Sensitivity};
+use crate::loss::{Loss, Sensitivity};
+use crate::mechanism::{Mechanism, MechanismError};
 
 /// Data that must not leave the trusted side.
 ///
@@ -46,13 +47,18 @@ impl<T: Zeroize> Drop for Private<T> {
     }
 }
 
-/// Data that a [`Mechanism`] let out. Only [`release`] makes it.
+/// Data that a mechanism let out. Only [`release`] and [`release_labels`](crate::release_labels) make it.
 #[derive(Debug)]
 pub struct Released<T> {
     value: T,
 }
 
 impl<T> Released<T> {
+    /// What a mechanism of this crate made. Private to the crate.
+    pub(crate) const fn new(value: T) -> Self {
+        Self { value }
+    }
+
     /// The released value.
     pub const fn get(&self) -> &T {
         &self.value
@@ -80,6 +86,11 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Private to the crate: whoever makes a receipt states a privacy loss.
+    pub(crate) const fn new(mechanism: &'static str, loss: Loss, sensitivity: Sensitivity) -> Self {
+        Self { mechanism, loss, sensitivity }
+    }
+
     /// Name of the mechanism.
     pub const fn mechanism(&self) -> &'static str {
         self.mechanism
@@ -127,7 +138,7 @@ pub fn release<M: Mechanism + ?Sized>(
     if let Some(index) = x.expose().iter().position(|v| !v.is_finite()) {
         return Err(ReleaseError::NonFinite { index });
     }
-    let loss = mechanism.loss(sensitivity)?;
+    let loss = mechanism.loss(sensitivity)?.checked();
     let value = mechanism.apply(x.take(), rng)?;
-    Ok((Released { value }, Receipt { mechanism: mechanism.name(), loss, sensitivity }))
+    Ok((Released::new(value), Receipt::new(mechanism.name(), loss, sensitivity)))
 }

@@ -1,11 +1,39 @@
 #![doc = include_str!("../README.md")]
 
 mod accountant;
+mod bits;
 mod boundary;
+mod budget;
+mod calibration;
+mod clip;
+mod exact;
+mod fourier;
+mod grid;
+mod labels;
+mod loss;
 mod mechanism;
+mod normal;
+mod one_bit;
 mod payload;
+mod pld;
+mod privacy_loss;
+mod rdp;
+mod zcdp;
 
-pub use accountant::{Accountant, AccountantError, ZcdpAccountant};
+pub use accountant::{Accountant, AccountantError, Event, ZcdpAccountant};
+pub use bits::{PackedBits, PackedBitsError};
 pub use boundary::{Private, Receipt, ReleaseError, Released, release};
-pub use mechanism::{Gaussian, InsecureNone, Loss, Mechanism, MechanismError, Relation, Sensitivity};
-pub use payload::{Payload, Precision};
+pub use budget::{Budget, BudgetError, BudgetedAccountant, RecordLedger};
+pub use calibration::{
+    CalibrationError, calibrate_sigma, gaussian_delta, gaussian_epsilon, gaussian_sigma, thesis_amplified_epsilon,
+    thesis_local_epsilon, thesis_sigma,
+};
+pub use clip::{ClipError, clip_coordinates, clip_l2};
+pub use grid::{DiscreteGaussian, Laplace};
+pub use labels::{LabelError, RandomisedResponse, release_labels};
+pub use loss::{Loss, Relation, Sensitivity};
+pub use mechanism::{InsecureFloatNoise, InsecureNone, Mechanism, MechanismError};
+pub use one_bit::OneBit;
+pub use payload::{Format, Payload, Precision};
+pub use pld::PldAccountant;
+pub use rdp::RdpAccountant;

@@ -4,64 +4,9 @@ use std::fmt::Debug;
 
 use rand::CryptoRng;
 use rand_distr::{Distribution, StandardNormal};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Which inputs count as neighbours.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Relation {
-    /// One record is removed (replaced by zero): a record clipped to norm C moves the output by C.
-    #[default]
-    Remove,
-    /// One record is replaced by another: a record clipped to norm C moves the output by 2C.
-    Replace,
-}
-
-/// Largest l2 change of the released vector between neighbouring inputs; `f64::INFINITY` when unclipped.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Sensitivity {
-    l2: f64,
-    relation: Relation,
-}
-
-impl Sensitivity {
-    /// Sensitivity of one record clipped to l2 norm `clip`.
-    pub fn of_clipped(clip: f64, relation: Relation) -> Self {
-        let factor = match relation {
-            Relation::Remove => 1.0,
-            Relation::Replace => 2.0,
-        };
-        Self { l2: factor * clip, relation }
-    }
-
-    /// No bound: no noise gives a finite loss.
-    pub const fn unbounded(relation: Relation) -> Self {
-        Self { l2: f64::INFINITY, relation }
-    }
-
-    /// The l2 bound.
-    pub const fn l2(&self) -> f64 {
-        self.l2
-    }
-
-    /// The relation it holds for.
-    pub const fn relation(&self) -> Relation {
-        self.relation
-    }
-}
-
-/// Privacy loss of one release for one record.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub enum Loss {
-    /// ρ-zero-concentrated differential privacy.
-    Zcdp {
-        /// ρ; infinite when the sensitivity is unbounded.
-        rho: f64,
-    },
-    /// No guarantee at all.
-    Infinite,
-}
+use crate::loss::{Loss, Sensitivity};
 
 /// Why a mechanism cannot run.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -72,11 +17,59 @@ pub enum MechanismError {
         /// The standard deviation asked for.
         sigma: f64,
     },
+    /// The noise is not a positive finite number.
+    #[error("scale must be positive and finite, got {scale}")]
+    Scale {
+        /// The scale asked for.
+        scale: f64,
+    },
+    /// The loss is not a positive finite number.
+    #[error("epsilon must be positive and finite, got {epsilon}")]
+    Epsilon {
+        /// The ε asked for.
+        epsilon: f64,
+    },
+    /// Too few classes to hide a label among.
+    #[error("classes must be at least 2, got {classes}")]
+    Classes {
+        /// The number of classes asked for.
+        classes: u32,
+    },
+    /// The grid is not one on which sums are exact.
+    #[error("step must be a power of two between 2^-100 and 2^100, got {step}")]
+    Step {
+        /// The grid step asked for.
+        step: f64,
+    },
+    /// The noise is too fine or too coarse for its grid.
+    #[error("noise of {noise_steps} steps is outside {min} to {max} steps")]
+    NoiseSteps {
+        /// Noise in steps of the grid.
+        noise_steps: f64,
+        /// Least noise that the sampler takes.
+        min: f64,
+        /// Most noise that the sampler takes.
+        max: f64,
+    },
+    /// A value lies too far from zero for the grid.
+    #[error("value {index} exceeds {limit}, 2^52 steps of the grid")]
+    Range {
+        /// Index of the first such value.
+        index: usize,
+        /// The largest magnitude.
+        limit: f64,
+    },
     /// The sensitivity is not a positive number.
     #[error("l2 sensitivity must be positive, got {l2}")]
     Sensitivity {
         /// The sensitivity given.
         l2: f64,
+    },
+    /// The l1 sensitivity is missing, or not a positive number.
+    #[error("l1 sensitivity must be given and positive, got {l1:?}")]
+    SensitivityL1 {
+        /// The sensitivity given.
+        l1: Option<f64>,
     },
 }
 
@@ -85,7 +78,7 @@ pub trait Mechanism: Send + Sync + Debug {
     /// What it lets out.
     type Output;
 
-    /// Name in receipts and configuration; starts with `insecure_` when there is no guarantee.
+    /// Name in receipts and configuration; starts with `insecure_` when its guarantee does not hold for what is computed.
     fn name(&self) -> &'static str;
 
     /// The privacy map: loss of one release at this sensitivity.
@@ -97,8 +90,19 @@ pub trait Mechanism: Send + Sync + Debug {
     /// Applies the mechanism. Randomness comes from the caller's CSPRNG.
     ///
     /// # Errors
-    /// Parameters for which the mechanism is not defined.
+    /// Parameters or values for which the mechanism is not defined.
     fn apply(&self, x: Vec<f32>, rng: &mut dyn CryptoRng) -> Result<Self::Output, MechanismError>;
+}
+
+/// `sigma`, if it is a standard deviation.
+pub(crate) fn checked_sigma(sigma: f64) -> Result<f64, MechanismError> {
+    if sigma.is_finite() && sigma > 0.0 { Ok(sigma) } else { Err(MechanismError::Sigma { sigma }) }
+}
+
+/// The l2 bound, which may be infinite.
+pub(crate) fn checked_l2(sensitivity: Sensitivity) -> Result<f64, MechanismError> {
+    let l2 = sensitivity.l2();
+    if l2 > 0.0 { Ok(l2) } else { Err(MechanismError::Sensitivity { l2 }) }
 }
 
 /// Lets everything out as it is. It protects nothing and exists as a baseline.
@@ -121,23 +125,24 @@ impl Mechanism for InsecureNone {
     }
 }
 
-/// Adds independent N(0, σ²) noise to every value.
+/// Adds independent N(0, σ²) noise to every value, in floating point: for simulation only.
 ///
 /// # Guarantee
-/// ρ-zCDP with ρ = Δ²/(2σ²) for real-valued noise (Bun and Steinke 2016, proposition 1.6). The noise
-/// here is sampled in floating point, which the guarantee does not cover (Mironov 2012).
+/// None for what is computed. The stated loss, μ = Δ₂/σ, is that of real-valued noise; which floating-point numbers can
+/// come out depends on the value that they hide (Mironov 2012). Release with
+/// [`DiscreteGaussian`](crate::DiscreteGaussian) or [`OneBit`](crate::OneBit) instead.
 #[derive(Clone, Copy, Debug)]
-pub struct Gaussian {
+pub struct InsecureFloatNoise {
     sigma: f64,
 }
 
-impl Gaussian {
+impl InsecureFloatNoise {
     /// Noise of standard deviation `sigma`.
     ///
     /// # Errors
     /// `sigma` is not positive and finite.
     pub fn new(sigma: f64) -> Result<Self, MechanismError> {
-        if sigma.is_finite() && sigma > 0.0 { Ok(Self { sigma }) } else { Err(MechanismError::Sigma { sigma }) }
+        checked_sigma(sigma).map(|sigma| Self { sigma })
     }
 
     /// Standard deviation of the noise.
@@ -146,22 +151,15 @@ impl Gaussian {
     }
 }
 
-impl Mechanism for Gaussian {
+impl Mechanism for InsecureFloatNoise {
     type Output = Vec<f32>;
 
     fn name(&self) -> &'static str {
-        "gaussian"
+        "insecure_float_noise"
     }
 
     fn loss(&self, sensitivity: Sensitivity) -> Result<Loss, MechanismError> {
-        let l2 = sensitivity.l2();
-        if l2.is_nan() || l2 <= 0.0 {
-            return Err(MechanismError::Sensitivity { l2 });
-        }
-        if l2.is_infinite() {
-            return Ok(Loss::Infinite);
-        }
-        Ok(Loss::Zcdp { rho: l2 * l2 / (2.0 * self.sigma * self.sigma) })
+        Ok(Loss::Gaussian { mu: checked_l2(sensitivity)? / self.sigma }.checked())
     }
 
     fn apply(&self, mut x: Vec<f32>, rng: &mut dyn CryptoRng) -> Result<Self::Output, MechanismError> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bits::PackedBits;
 use crate::boundary::Released;
 
 /// Precision of numbers on the wire.
@@ -25,6 +26,38 @@ impl Precision {
     }
 }
 
+/// Form of the values of a [`Payload`]: a [`Precision`], or one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// One bit a value.
+    Bit,
+}
+
+impl Format {
+    /// Bytes that `len` values take.
+    pub const fn bytes_of(self, len: usize) -> usize {
+        match self {
+            Self::F32 => 4 * len,
+            Self::F16 => 2 * len,
+            Self::Bit => len.div_ceil(8),
+        }
+    }
+}
+
+impl From<Precision> for Format {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::F16 => Self::F16,
+        }
+    }
+}
+
 /// Numbers in the form in which they travel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
@@ -32,6 +65,8 @@ pub enum Payload {
     F32(Vec<f32>),
     /// binary16 values.
     F16(Vec<half::f16>),
+    /// Bits: 0 or 1.
+    Bits(PackedBits),
 }
 
 impl Payload {
@@ -45,11 +80,16 @@ impl Payload {
         }
     }
 
-    /// The values as f32.
+    /// The values as f32; bits become 0.0 and 1.0.
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Self::F32(values) => values,
             Self::F16(values) => values.into_iter().map(half::f16::to_f32).collect(),
+            Self::Bits(bits) => {
+                let mut values = vec![0.0; bits.len()];
+                bits.unpack_into(&mut values, 0.0, 1.0);
+                values
+            }
         }
     }
 
@@ -58,6 +98,7 @@ impl Payload {
         match self {
             Self::F32(values) => values.len(),
             Self::F16(values) => values.len(),
+            Self::Bits(bits) => bits.len(),
         }
     }
 
@@ -66,17 +107,18 @@ impl Payload {
         self.len() == 0
     }
 
-    /// Precision of the values.
-    pub const fn precision(&self) -> Precision {
+    /// Form of the values.
+    pub const fn format(&self) -> Format {
         match self {
-            Self::F32(_) => Precision::F32,
-            Self::F16(_) => Precision::F16,
+            Self::F32(_) => Format::F32,
+            Self::F16(_) => Format::F16,
+            Self::Bits(_) => Format::Bit,
         }
     }
 
     /// Bytes of the values on the wire.
     pub fn bytes(&self) -> usize {
-        self.len() * self.precision().bytes()
+        self.format().bytes_of(self.len())
     }
 }
 
@@ -84,5 +126,12 @@ impl Released<Vec<f32>> {
     /// Encodes released numbers for the wire. Rounding a released number releases nothing more.
     pub fn encode(self, precision: Precision) -> Released<Payload> {
         self.post_process(|values| Payload::encode(values, precision))
+    }
+}
+
+impl Released<PackedBits> {
+    /// Released bits for the wire, as they are.
+    pub fn into_payload(self) -> Released<Payload> {
+        self.post_process(Payload::Bits)
     }
 }

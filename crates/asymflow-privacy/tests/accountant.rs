@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, Gaussian, InsecureNone, Mechanism, Private, Receipt, Relation, Sensitivity,
+    Accountant, AccountantError, InsecureFloatNoise, InsecureNone, Mechanism, Private, Receipt, Relation, Sensitivity,
     ZcdpAccountant, release,
 };
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn receipt<M: Mechanism>(mechanism: &M) -> Receipt {
 fn after(steps: u32, sigma: f64) -> ZcdpAccountant {
     let mut accountant = ZcdpAccountant::default();
     for _ in 0..steps {
-        accountant.absorb(receipt(&Gaussian::new(sigma).unwrap()));
+        accountant.absorb(receipt(&InsecureFloatNoise::new(sigma).unwrap()));
     }
     accountant
 }
@@ -50,7 +50,7 @@ fn epsilon_bounds_the_exact_value_from_above_and_not_by_much() {
 fn one_release_without_noise_costs_everything_forever() {
     let mut accountant = after(3, 2.0);
     accountant.absorb(receipt(&InsecureNone));
-    accountant.absorb(receipt(&Gaussian::new(2.0).unwrap()));
+    accountant.absorb(receipt(&InsecureFloatNoise::new(2.0).unwrap()));
     assert_eq!(accountant.rho(), f64::INFINITY);
     assert_eq!(accountant.epsilon(1e-5), Ok(f64::INFINITY));
 }
@@ -60,7 +60,7 @@ fn a_resumed_accountant_keeps_what_was_spent() {
     let whole = after(10, 1.5);
     let mut resumed = ZcdpAccountant::resume(after(4, 1.5).rho());
     for _ in 0..6 {
-        resumed.absorb(receipt(&Gaussian::new(1.5).unwrap()));
+        resumed.absorb(receipt(&InsecureFloatNoise::new(1.5).unwrap()));
     }
     assert_eq!(resumed.rho(), whole.rho());
 }
@@ -101,7 +101,7 @@ proptest! {
     fn losses_add_up_in_any_order(sigmas in prop::collection::vec(0.1..10.0_f64, 1..20)) {
         let total = |sigmas: &mut dyn Iterator<Item = &f64>| {
             let mut accountant = ZcdpAccountant::default();
-            sigmas.for_each(|&sigma| accountant.absorb(receipt(&Gaussian::new(sigma).unwrap())));
+            sigmas.for_each(|&sigma| accountant.absorb(receipt(&InsecureFloatNoise::new(sigma).unwrap())));
             accountant.rho()
         };
         let expected: f64 = sigmas.iter().map(|sigma| 0.5 / (sigma * sigma)).sum();

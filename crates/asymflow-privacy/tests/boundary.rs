@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use asymflow_privacy::{
-    Gaussian, InsecureNone, Loss, MechanismError, Private, Relation, ReleaseError, Sensitivity, release,
+    InsecureFloatNoise, InsecureNone, Loss, MechanismError, Private, Relation, ReleaseError, Sensitivity, release,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -45,8 +45,9 @@ fn non_finite_input_is_refused_and_its_place_named() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for values in [vec![bad, 0.0, 0.0], vec![0.0, 0.0, bad], vec![0.0, bad, bad]] {
             let index = values.iter().position(|v| !v.is_finite()).unwrap();
-            let gaussian = release(Private::new(values.clone()), clipped(), &Gaussian::new(1.0).unwrap(), &mut rng());
-            assert_eq!(gaussian.unwrap_err(), ReleaseError::NonFinite { index });
+            let noise =
+                release(Private::new(values.clone()), clipped(), &InsecureFloatNoise::new(1.0).unwrap(), &mut rng());
+            assert_eq!(noise.unwrap_err(), ReleaseError::NonFinite { index });
             let none = release(Private::new(values), clipped(), &InsecureNone, &mut rng());
             assert_eq!(none.unwrap_err(), ReleaseError::NonFinite { index });
         }
@@ -57,7 +58,7 @@ fn non_finite_input_is_refused_and_its_place_named() {
 fn a_sensitivity_that_is_no_bound_is_refused() {
     for clip in [0.0, -1.0, f64::NAN] {
         let sensitivity = Sensitivity::of_clipped(clip, Relation::Remove);
-        let refused = release(Private::new(vec![0.0]), sensitivity, &Gaussian::new(1.0).unwrap(), &mut rng());
+        let refused = release(Private::new(vec![0.0]), sensitivity, &InsecureFloatNoise::new(1.0).unwrap(), &mut rng());
         let error = refused.unwrap_err();
         assert!(matches!(error, ReleaseError::Mechanism(MechanismError::Sensitivity { .. })), "{error:?}");
     }
@@ -66,13 +67,20 @@ fn a_sensitivity_that_is_no_bound_is_refused() {
 #[test]
 fn the_receipt_says_what_was_released() {
     let sensitivity = Sensitivity::of_clipped(3.0, Relation::Replace);
-    let mechanism = Gaussian::new(2.0).unwrap();
+    let mechanism = InsecureFloatNoise::new(2.0).unwrap();
     let (released, receipt) = release(Private::new(vec![0.0; 5]), sensitivity, &mechanism, &mut rng()).unwrap();
     assert_eq!(released.get().len(), 5);
-    assert_eq!(receipt.mechanism(), "gaussian");
+    assert_eq!(receipt.mechanism(), "insecure_float_noise");
     assert_eq!(receipt.sensitivity(), sensitivity);
-    // Replacing a record clipped to 3 moves the output by 6; ρ = 36 / (2 · 4).
-    assert_eq!(receipt.loss(), Loss::Zcdp { rho: 4.5 });
+    // Replacing a record clipped to 3 moves the output by 6.
+    assert_eq!(receipt.loss(), Loss::Gaussian { mu: 3.0 });
+    let line = serde_json::to_value(&receipt).unwrap();
+    let expected = serde_json::json!({
+        "mechanism": "insecure_float_noise",
+        "loss": {"gaussian": {"mu": 3.0}},
+        "sensitivity": {"l2": 6.0, "relation": "replace"},
+    });
+    assert_eq!(line, expected);
 }
 
 #[test]
@@ -87,6 +95,6 @@ fn without_noise_the_numbers_leave_as_they_are_at_infinite_loss() {
 #[test]
 fn nothing_can_be_released_as_nothing() {
     let (released, _receipt) =
-        release(Private::new(Vec::new()), clipped(), &Gaussian::new(1.0).unwrap(), &mut rng()).unwrap();
+        release(Private::new(Vec::new()), clipped(), &InsecureFloatNoise::new(1.0).unwrap(), &mut rng()).unwrap();
     assert!(released.get().is_empty());
 }

@@ -1,6 +1,6 @@
 //! Payloads: rounding, saturation and size.
 
-use asymflow_privacy::{InsecureNone, Payload, Precision, Private, Relation, Sensitivity, release};
+use asymflow_privacy::{Format, InsecureNone, Payload, Precision, Private, Relation, Sensitivity, release};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -48,8 +48,8 @@ proptest! {
     fn f32_is_exact_and_sizes_are_those_of_the_wire(values in prop::collection::vec(-1e30_f32..1e30, 0..50)) {
         let single = Payload::encode(values.clone(), Precision::F32);
         let half = Payload::encode(values.clone(), Precision::F16);
-        prop_assert_eq!((single.len(), single.bytes(), single.precision()), (values.len(), 4 * values.len(), Precision::F32));
-        prop_assert_eq!((half.len(), half.bytes(), half.precision()), (values.len(), 2 * values.len(), Precision::F16));
+        prop_assert_eq!((single.len(), single.bytes(), single.format()), (values.len(), 4 * values.len(), Format::F32));
+        prop_assert_eq!((half.len(), half.bytes(), half.format()), (values.len(), 2 * values.len(), Format::F16));
         prop_assert_eq!(single.is_empty(), values.is_empty());
         prop_assert_eq!(single.into_f32(), values);
     }

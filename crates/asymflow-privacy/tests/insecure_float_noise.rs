@@ -1,10 +1,10 @@
-//! The Gaussian mechanism: its loss against the closed formula, its noise against the normal distribution.
+//! Floating-point Gaussian noise: its loss against the closed formula, its noise against the normal distribution.
 //!
 //! The noise comes from fixed seeds, and every statistic must lie within 4.9 standard errors: a correct sampler
 //! leaves that range with probability 1e-6, so a failure means a wrong sampler, not bad luck.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
-use asymflow_privacy::{Gaussian, Loss, Mechanism, MechanismError, Private, Relation, Sensitivity, release};
+use asymflow_privacy::{InsecureFloatNoise, Loss, Mechanism, MechanismError, Private, Relation, Sensitivity, release};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -17,7 +17,7 @@ fn standardised_noise(sigma: f64, seed: u64) -> Vec<f64> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
     let zeros = Private::new(vec![0.0_f32; SAMPLES]);
     let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
-    let (released, _receipt) = release(zeros, sensitivity, &Gaussian::new(sigma).unwrap(), &mut rng).unwrap();
+    let (released, _receipt) = release(zeros, sensitivity, &InsecureFloatNoise::new(sigma).unwrap(), &mut rng).unwrap();
     released.get().iter().map(|&v| f64::from(v) / sigma).collect()
 }
 
@@ -73,7 +73,7 @@ fn neighbouring_values_get_independent_noise() {
 fn noise_is_added_to_the_value() {
     let noise_of = |value: f32| {
         let mut rng = ChaCha20Rng::seed_from_u64(6);
-        Gaussian::new(0.5).unwrap().apply(vec![value; 100], &mut rng).unwrap()
+        InsecureFloatNoise::new(0.5).unwrap().apply(vec![value; 100], &mut rng).unwrap()
     };
     for (from_zero, from_eight) in noise_of(0.0).iter().zip(noise_of(8.0)) {
         // The sum is rounded to the spacing of f32 around 8, which is below 2e-6.
@@ -84,26 +84,24 @@ fn noise_is_added_to_the_value() {
 #[test]
 fn sigma_must_be_positive_and_finite() {
     for sigma in [0.0, -1.0, f64::INFINITY, f64::NEG_INFINITY] {
-        assert_eq!(Gaussian::new(sigma).unwrap_err(), MechanismError::Sigma { sigma });
+        assert_eq!(InsecureFloatNoise::new(sigma).unwrap_err(), MechanismError::Sigma { sigma });
     }
-    assert!(matches!(Gaussian::new(f64::NAN), Err(MechanismError::Sigma { .. })));
+    assert!(matches!(InsecureFloatNoise::new(f64::NAN), Err(MechanismError::Sigma { .. })));
 }
 
 #[test]
 fn an_unbounded_sensitivity_costs_everything() {
-    let loss = Gaussian::new(1e9).unwrap().loss(Sensitivity::unbounded(Relation::Remove));
+    let loss = InsecureFloatNoise::new(1e9).unwrap().loss(Sensitivity::unbounded(Relation::Remove));
     assert_eq!(loss, Ok(Loss::Infinite));
 }
 
 proptest! {
     #[test]
     fn loss_is_the_closed_formula(clip in 1e-3..1e3_f64, sigma in 1e-3..1e3_f64) {
-        let rho = |relation| match Gaussian::new(sigma).unwrap().loss(Sensitivity::of_clipped(clip, relation)).unwrap() {
-            Loss::Zcdp { rho } => rho,
-            Loss::Infinite => f64::INFINITY,
-        };
-        let expected = (clip / sigma).powi(2) / 2.0;
-        prop_assert!((rho(Relation::Remove) / expected - 1.0).abs() < 1e-12);
-        prop_assert!((rho(Relation::Replace) / (4.0 * expected) - 1.0).abs() < 1e-12);
+        let noise = InsecureFloatNoise::new(sigma).unwrap();
+        let mu = clip / sigma;
+        prop_assert_eq!(noise.loss(Sensitivity::of_clipped(clip, Relation::Remove)), Ok(Loss::Gaussian { mu }));
+        let replaced = noise.loss(Sensitivity::of_clipped(clip, Relation::Replace)).unwrap();
+        prop_assert!((replaced.rho() / (2.0 * mu * mu) - 1.0).abs() < 1e-12);
     }
 }

@@ -1,0 +1,109 @@
+//! Labels: randomised response over k classes, and its door.
+
+use rand::CryptoRng;
+use thiserror::Error;
+
+use crate::boundary::{Private, Receipt, Released};
+use crate::exact::Words;
+use crate::loss::{Loss, Relation, Sensitivity};
+use crate::mechanism::MechanismError;
+
+/// Keeps a label with probability e^ε/(e^ε + k − 1) and otherwise names one of the k − 1 others, each as likely.
+///
+/// # Guarantee
+/// Pure ε-differential privacy of every label on its own, whichever other label it is replaced by (Warner 1965; for k classes
+/// Kairouz, Bonawitz and Ramage 2016). The probability of a change is an integer multiple of 2⁻⁶⁴, rounded up, so that the
+/// real ε is at most the stated one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RandomisedResponse {
+    classes: u32,
+    epsilon: f64,
+    /// Probability of a change, in units of 2⁻⁶⁴.
+    change: u64,
+}
+
+impl RandomisedResponse {
+    /// Randomised response over labels 0 to `classes` − 1 at `epsilon`.
+    ///
+    /// # Errors
+    /// Fewer than two classes, or `epsilon` not positive and finite.
+    pub fn new(classes: u32, epsilon: f64) -> Result<Self, MechanismError> {
+        if classes < 2 {
+            return Err(MechanismError::Classes { classes });
+        }
+        if !(epsilon.is_finite() && epsilon > 0.0) {
+            return Err(MechanismError::Epsilon { epsilon });
+        }
+        // P(change) = (k − 1)/(e^ε + k − 1). The margin covers four roundings and the exponential. More change than a
+        // uniform answer has, 1 − 1/k, would point away from the label.
+        let others = f64::from(classes - 1);
+        let change = others * (-epsilon).exp() / (1.0 + others * (-epsilon).exp());
+        let change = (change * (1.0 + 16.0 * f64::EPSILON) * 18_446_744_073_709_551_616.0).ceil() as u64;
+        let uniform = (u128::from(classes - 1) << 64) / u128::from(classes);
+        Ok(Self { classes, epsilon, change: u128::from(change.max(1)).min(uniform) as u64 })
+    }
+
+    /// Number of classes.
+    pub const fn classes(&self) -> u32 {
+        self.classes
+    }
+
+    /// ε of one label.
+    pub const fn epsilon(&self) -> f64 {
+        self.epsilon
+    }
+
+    /// Probability that a label stays as it is.
+    pub fn keep_probability(&self) -> f64 {
+        1.0 - self.change as f64 / 18_446_744_073_709_551_616.0
+    }
+
+    /// One label. The same words are drawn and the same instructions run whatever it is, up to the rejections in drawing
+    /// a uniform integer, which do not depend on it.
+    fn respond(&self, label: u32, words: &mut Words<'_>) -> u32 {
+        let changed = u64::from(words.long_word() < self.change);
+        // Adding 1 to k − 1 modulo k reaches every other label once.
+        let offset = changed * (1 + u64::from(words.below(self.classes - 1)));
+        let sum = u64::from(label) + offset;
+        let classes = u64::from(self.classes);
+        let wrapped = u64::from(sum >= classes) * classes;
+        (sum - wrapped) as u32
+    }
+}
+
+/// Why no labels were released.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LabelError {
+    /// A label names no class. (The label itself is private and not shown.)
+    #[error("label {index} is not below {classes}, the number of classes")]
+    Class {
+        /// Index of the first such label.
+        index: usize,
+        /// Number of classes.
+        classes: u32,
+    },
+}
+
+/// Releases private labels, one per record, through `mechanism`.
+///
+/// # Guarantee
+/// Each record loses the receipt's [`Loss::Pure`]: labels are randomised independently, so releases of different records
+/// compose in parallel. Replacing the label by any other is covered, whatever the relation used for its record.
+///
+/// # Errors
+/// A label is not below the number of classes; then nothing leaves.
+pub fn release_labels(
+    labels: Private<Vec<u32>>,
+    mechanism: &RandomisedResponse,
+    rng: &mut dyn CryptoRng,
+) -> Result<(Released<Vec<u32>>, Receipt), LabelError> {
+    let classes = mechanism.classes;
+    if let Some(index) = labels.expose().iter().position(|&label| label >= classes) {
+        return Err(LabelError::Class { index, classes });
+    }
+    let mut words = Words::new(rng);
+    let released = labels.expose().iter().map(|&label| mechanism.respond(label, &mut words)).collect();
+    let loss = Loss::Pure { epsilon: mechanism.epsilon };
+    let receipt = Receipt::new("randomised_response", loss, Sensitivity::unbounded(Relation::Replace));
+    Ok((Released::new(released), receipt))
+}

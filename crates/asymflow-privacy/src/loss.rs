@@ -1,0 +1,164 @@
+//! What a release costs: sensitivities, neighbours and privacy losses.
+
+use serde::{Deserialize, Serialize};
+
+/// Which inputs count as neighbours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Relation {
+    /// One record is removed (replaced by zero): a record clipped to norm C moves the output by C.
+    #[default]
+    Remove,
+    /// One record is replaced by another: a record clipped to norm C moves the output by 2C.
+    Replace,
+}
+
+impl Relation {
+    /// How many clipped records the outputs of neighbours differ by: 1 or 2.
+    const fn records(self) -> f64 {
+        match self {
+            Self::Remove => 1.0,
+            Self::Replace => 2.0,
+        }
+    }
+}
+
+/// Largest change of the released vector between neighbouring inputs; `f64::INFINITY` when unclipped.
+///
+/// The bounds come from a bound on the norm of **each record**, and mechanisms rely on it: they round a record towards
+/// zero, which keeps its norm within the clip bound and therefore its distance to any neighbour within the
+/// sensitivity, whatever the number of values. A bound on the difference alone would not survive rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sensitivity {
+    l2: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    l1: Option<f64>,
+    relation: Relation,
+}
+
+impl Sensitivity {
+    /// Sensitivity of one record clipped to l2 norm `clip`.
+    pub fn of_clipped(clip: f64, relation: Relation) -> Self {
+        Self { l2: relation.records() * clip, l1: None, relation }
+    }
+
+    /// Sensitivity of one record of `values` values, each clipped to [−`limit`, `limit`]: l1 norm `values`·`limit`,
+    /// l2 norm √`values`·`limit`.
+    pub fn of_clipped_coordinates(limit: f64, values: usize, relation: Relation) -> Self {
+        let values = values as f64;
+        Self::of_clipped(values.sqrt() * limit, relation).with_l1_clip(values * limit)
+    }
+
+    /// The same with a bound `clip` on the l1 norm of one record as well.
+    #[must_use]
+    pub fn with_l1_clip(self, clip: f64) -> Self {
+        Self { l1: Some(self.relation.records() * clip), ..self }
+    }
+
+    /// No bound: no noise gives a finite loss.
+    pub const fn unbounded(relation: Relation) -> Self {
+        Self { l2: f64::INFINITY, l1: None, relation }
+    }
+
+    /// The l2 bound.
+    pub const fn l2(&self) -> f64 {
+        self.l2
+    }
+
+    /// The l1 bound, where one was given.
+    pub const fn l1(&self) -> Option<f64> {
+        self.l1
+    }
+
+    /// The relation it holds for.
+    pub const fn relation(&self) -> Relation {
+        self.relation
+    }
+}
+
+/// Privacy loss of one release for one record.
+///
+/// A number that is no loss (negative, NaN or infinite) means [`Loss::Infinite`]: see [`Loss::checked`]. It is
+/// serialised as that, and deserialised as that.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredLoss", into = "StoredLoss")]
+pub enum Loss {
+    /// μ-Gaussian differential privacy: dominated by N(0, 1) against N(μ, 1) (Dong, Roth and Su 2022).
+    Gaussian {
+        /// μ = Δ₂/σ; the noise multiplier is 1/μ.
+        mu: f64,
+    },
+    /// ρ-zero-concentrated differential privacy (Bun and Steinke 2016).
+    Zcdp {
+        /// ρ.
+        rho: f64,
+    },
+    /// Pure ε-differential privacy.
+    Pure {
+        /// ε.
+        epsilon: f64,
+    },
+    /// No guarantee at all.
+    Infinite,
+}
+
+impl Loss {
+    /// The same loss, or [`Loss::Infinite`] when its number is negative, NaN or infinite: a damaged number must not make
+    /// the loss smaller.
+    #[must_use]
+    pub const fn checked(self) -> Self {
+        let number = match self {
+            Self::Gaussian { mu } => mu,
+            Self::Zcdp { rho } => rho,
+            Self::Pure { epsilon } => epsilon,
+            Self::Infinite => f64::INFINITY,
+        };
+        if number >= 0.0 && number < f64::INFINITY { self } else { Self::Infinite }
+    }
+
+    /// A ρ such that the release is ρ-zCDP; infinite when there is no guarantee.
+    ///
+    /// μ-GDP is μ²/2-zCDP; ε-DP is ε²/2-zCDP (Bun and Steinke 2016, proposition 1.4) and, its Rényi divergences being at
+    /// most ε, also ε-zCDP.
+    pub fn rho(&self) -> f64 {
+        match self.checked() {
+            Self::Gaussian { mu } => 0.5 * mu * mu,
+            Self::Zcdp { rho } => rho,
+            Self::Pure { epsilon } => epsilon.min(0.5 * epsilon * epsilon),
+            Self::Infinite => f64::INFINITY,
+        }
+    }
+}
+
+/// What is stored of a [`Loss`].
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum StoredLoss {
+    Gaussian { mu: f64 },
+    Zcdp { rho: f64 },
+    Pure { epsilon: f64 },
+    Infinite,
+}
+
+impl From<StoredLoss> for Loss {
+    fn from(stored: StoredLoss) -> Self {
+        match stored {
+            StoredLoss::Gaussian { mu } => Self::Gaussian { mu },
+            StoredLoss::Zcdp { rho } => Self::Zcdp { rho },
+            StoredLoss::Pure { epsilon } => Self::Pure { epsilon },
+            StoredLoss::Infinite => Self::Infinite,
+        }
+        .checked()
+    }
+}
+
+impl From<Loss> for StoredLoss {
+    fn from(loss: Loss) -> Self {
+        match loss.checked() {
+            Loss::Gaussian { mu } => Self::Gaussian { mu },
+            Loss::Zcdp { rho } => Self::Zcdp { rho },
+            Loss::Pure { epsilon } => Self::Pure { epsilon },
+            Loss::Infinite => Self::Infinite,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Budgets: charged before a release, refused without a trace, kept across restarts.
+
+use asymflow_privacy::{Budget, BudgetError, BudgetedAccountant, Loss, RecordLedger, gaussian_epsilon, gaussian_sigma};
+use proptest::prelude::*;
+
+const BUDGET: Budget = Budget { epsilon: 2.0, delta: 1e-5 };
+
+#[test]
+fn a_budget_calibrated_for_three_releases_allows_three() {
+    let sigma = gaussian_sigma(BUDGET.epsilon, BUDGET.delta, 3.0_f64.sqrt()).unwrap() * (1.0 + 1e-9);
+    let loss = Loss::Gaussian { mu: 1.0 / sigma };
+    let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+    for _ in 0..3 {
+        accountant.charge(loss).unwrap();
+    }
+    let before = accountant;
+    let refused = accountant.charge(loss).unwrap_err();
+    assert_eq!(accountant, before);
+    let BudgetError::Exhausted { spent, asked, limit, delta } = refused else { panic!("{refused}") };
+    assert!((spent - 2.0).abs() < 1e-6 && asked > 2.2 && asked < 2.5, "{spent} {asked}");
+    assert_eq!((limit, delta), (BUDGET.epsilon, BUDGET.delta));
+    // What does not fit does not block what does.
+    assert_eq!(accountant.charge(Loss::Pure { epsilon: 0.0 }), Ok(()));
+}
+
+#[test]
+fn the_refusal_says_what_was_asked() {
+    let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+    accountant.charge(Loss::Pure { epsilon: 0.5 }).unwrap();
+    let said = accountant.charge(Loss::Pure { epsilon: 1.75 }).unwrap_err().to_string();
+    let expected = "epsilon 0.5 is spent and the release would make it 2.25, above the limit 2 at delta 0.00001";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn no_guarantee_fits_no_budget() {
+    for loss in [
+        Loss::Infinite,
+        Loss::Gaussian { mu: f64::NAN },
+        Loss::Gaussian { mu: -1.0 },
+        Loss::Zcdp { rho: f64::INFINITY },
+        Loss::Pure { epsilon: -0.5 },
+    ] {
+        let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+        let refused = accountant.charge(loss);
+        assert!(matches!(refused, Err(BudgetError::Exhausted { asked: f64::INFINITY, .. })), "{refused:?}");
+        assert_eq!(accountant, BudgetedAccountant::new(BUDGET).unwrap());
+    }
+}
+
+#[test]
+fn a_budget_that_is_none_is_refused() {
+    for (epsilon, delta) in
+        [(0.0, 1e-5), (-1.0, 1e-5), (f64::NAN, 1e-5), (f64::INFINITY, 1e-5), (1.0, 0.0), (1.0, 1.0), (1.0, f64::NAN)]
+    {
+        let refused = BudgetedAccountant::new(Budget { epsilon, delta });
+        assert!(matches!(refused, Err(BudgetError::Budget { .. })));
+    }
+    let read = r#"{"budget": {"epsilon": 1.0, "delta": 7.0}, "spent": {"mu_squared": 0.0, "rho": 0.0, "pure_epsilon": 0.0, "pure_rho": 0.0}}"#;
+    let mut accountant: BudgetedAccountant = serde_json::from_str(read).unwrap();
+    assert!(matches!(accountant.charge(Loss::Zcdp { rho: 0.1 }), Err(BudgetError::Budget { .. })));
+}
+
+#[test]
+fn a_restart_keeps_what_was_spent_and_damage_counts_as_infinite() {
+    let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+    for loss in [Loss::Gaussian { mu: 0.1 }, Loss::Zcdp { rho: 0.01 }, Loss::Pure { epsilon: 0.2 }] {
+        accountant.charge(loss).unwrap();
+    }
+    let stored = serde_json::to_string(&accountant).unwrap();
+    assert_eq!(serde_json::from_str::<BudgetedAccountant>(&stored).unwrap(), accountant);
+    for (field, value) in [("mu_squared", "-1.0"), ("rho", "null"), ("pure_epsilon", "-1e-300"), ("pure_rho", "null")] {
+        let mut state = serde_json::to_value(accountant).unwrap();
+        state["spent"][field] = serde_json::from_str(value).unwrap();
+        let mut damaged: BudgetedAccountant = serde_json::from_value(state).unwrap();
+        assert_eq!(damaged.spent().epsilon(1e-5), Ok(f64::INFINITY), "{field}");
+        assert!(damaged.charge(Loss::Pure { epsilon: 0.0 }).is_err(), "{field}");
+    }
+    let mut ledger = RecordLedger::default();
+    ledger.add(Loss::Infinite);
+    let stored = serde_json::to_string(&ledger).unwrap();
+    assert_eq!(serde_json::from_str::<RecordLedger>(&stored).unwrap().epsilon(1e-5), Ok(f64::INFINITY));
+}
+
+#[test]
+fn losses_are_stored_by_name_and_damaged_ones_read_as_infinite() {
+    for (loss, stored) in [
+        (Loss::Gaussian { mu: 0.5 }, r#"{"gaussian":{"mu":0.5}}"#),
+        (Loss::Zcdp { rho: 0.5 }, r#"{"zcdp":{"rho":0.5}}"#),
+        (Loss::Pure { epsilon: 0.5 }, r#"{"pure":{"epsilon":0.5}}"#),
+        (Loss::Infinite, r#""infinite""#),
+    ] {
+        assert_eq!(serde_json::to_string(&loss).unwrap(), stored);
+        assert_eq!(serde_json::from_str::<Loss>(stored).unwrap(), loss);
+    }
+    assert_eq!(serde_json::to_string(&Loss::Zcdp { rho: f64::INFINITY }).unwrap(), r#""infinite""#);
+    assert_eq!(serde_json::from_str::<Loss>(r#"{"gaussian":{"mu":-0.5}}"#).unwrap(), Loss::Infinite);
+}
+
+#[test]
+fn gaussian_losses_alone_cost_the_exact_epsilon() {
+    let mut ledger = RecordLedger::default();
+    (0..16).for_each(|_| ledger.add(Loss::Gaussian { mu: 0.25 }));
+    assert_eq!(ledger.epsilon(1e-5).unwrap(), gaussian_epsilon(1.0, 1.0, 1e-5).unwrap());
+}
+
+fn any_loss() -> impl Strategy<Value = Loss> {
+    prop_oneof![
+        (0.0..0.5_f64).prop_map(|mu| Loss::Gaussian { mu }),
+        (0.0..0.1_f64).prop_map(|rho| Loss::Zcdp { rho }),
+        (0.0..0.3_f64).prop_map(|epsilon| Loss::Pure { epsilon }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_charged_never_exceeds_the_budget(losses in prop::collection::vec(any_loss(), 0..60)) {
+        let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+        for loss in losses {
+            let before = *accountant.spent();
+            let charged = accountant.charge(loss);
+            prop_assert!(accountant.spent().epsilon(BUDGET.delta).unwrap() <= BUDGET.epsilon);
+            if charged.is_err() {
+                prop_assert_eq!(*accountant.spent(), before);
+            } else {
+                prop_assert!(accountant.spent().epsilon(1e-5).unwrap() >= before.epsilon(1e-5).unwrap() - 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_losses_does_not_matter(losses in prop::collection::vec(any_loss(), 0..20)) {
+        let total = |losses: &mut dyn Iterator<Item = &Loss>| {
+            let mut ledger = RecordLedger::default();
+            losses.for_each(|&loss| ledger.add(loss));
+            ledger.epsilon(1e-5).unwrap()
+        };
+        let (forward, backward) = (total(&mut losses.iter()), total(&mut losses.iter().rev()));
+        prop_assert!((forward - backward).abs() <= 1e-9 * forward);
+    }
+}

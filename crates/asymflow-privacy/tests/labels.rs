@@ -1,0 +1,82 @@
+//! Randomised response: frequencies, the ratio that ε bounds, and its door.
+
+use asymflow_privacy::{LabelError, Loss, MechanismError, Private, RandomisedResponse, release_labels};
+use proptest::prelude::*;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+const LABELS: usize = 300_000;
+
+#[test]
+fn answers_come_with_their_probabilities() {
+    for (classes, epsilon, label, seed) in
+        [(2, 0.5, 0, 1), (2, 0.5, 1, 2), (10, 1.0, 3, 3), (10, 1.0, 9, 4), (100, 4.0, 99, 5)]
+    {
+        let mechanism = RandomisedResponse::new(classes, epsilon).unwrap();
+        let labels = Private::new(vec![label; LABELS]);
+        let (released, receipt) = release_labels(labels, &mechanism, &mut ChaCha20Rng::seed_from_u64(seed)).unwrap();
+        assert_eq!((receipt.mechanism(), receipt.loss()), ("randomised_response", Loss::Pure { epsilon }));
+        let mut counts = vec![0.0; classes as usize];
+        released.get().iter().for_each(|&answer| counts[answer as usize] += 1.0);
+        let others = f64::from(classes - 1);
+        let keep = epsilon.exp() / (epsilon.exp() + others);
+        for (answer, count) in counts.into_iter().enumerate() {
+            let p = if answer as u32 == label { keep } else { (1.0 - keep) / others };
+            let deviation = (LABELS as f64 * p * (1.0 - p)).sqrt();
+            assert!((count - LABELS as f64 * p).abs() < 4.9 * deviation, "{classes} classes, {answer}: {count}");
+        }
+    }
+}
+
+#[test]
+fn a_label_that_names_no_class_is_refused_and_not_shown() {
+    let mechanism = RandomisedResponse::new(10, 1.0).unwrap();
+    let refused = release_labels(Private::new(vec![0, 9, 10, 77]), &mechanism, &mut ChaCha20Rng::seed_from_u64(6));
+    let error = refused.unwrap_err();
+    assert_eq!(error, LabelError::Class { index: 2, classes: 10 });
+    assert_eq!(error.to_string(), "label 2 is not below 10, the number of classes");
+}
+
+#[test]
+fn no_labels_can_be_released() {
+    let mechanism = RandomisedResponse::new(3, 1.0).unwrap();
+    let (released, _receipt) =
+        release_labels(Private::new(Vec::new()), &mechanism, &mut ChaCha20Rng::seed_from_u64(7)).unwrap();
+    assert!(released.get().is_empty());
+}
+
+#[test]
+fn parameters_out_of_range_are_refused() {
+    for classes in [0, 1] {
+        assert_eq!(RandomisedResponse::new(classes, 1.0), Err(MechanismError::Classes { classes }));
+    }
+    for epsilon in [0.0, -1.0, f64::INFINITY, f64::NAN] {
+        assert!(matches!(RandomisedResponse::new(10, epsilon), Err(MechanismError::Epsilon { .. })));
+    }
+    assert!(RandomisedResponse::new(u32::MAX, 1.0).is_ok());
+}
+
+#[test]
+fn a_receipt_of_labels_is_a_line_of_the_ledger() {
+    let mechanism = RandomisedResponse::new(10, 2.0).unwrap();
+    let (_, receipt) = release_labels(Private::new(vec![1]), &mechanism, &mut ChaCha20Rng::seed_from_u64(8)).unwrap();
+    let expected = serde_json::json!({
+        "mechanism": "randomised_response",
+        "loss": {"pure": {"epsilon": 2.0}},
+        "sensitivity": {"l2": null, "relation": "replace"}, // JSON has no infinity
+    });
+    assert_eq!(serde_json::to_value(&receipt).unwrap(), expected);
+}
+
+proptest! {
+    /// ln(P(keep)/P(one other)) is the real ε: at most the stated one, and no less than f64 can tell.
+    #[test]
+    fn the_ratio_of_answers_is_within_epsilon(classes in 2_u32..2000, epsilon in 1e-3..25.0_f64) {
+        let mechanism = RandomisedResponse::new(classes, epsilon).unwrap();
+        let keep = mechanism.keep_probability();
+        let real = (keep * f64::from(classes - 1) / (1.0 - keep)).ln();
+        prop_assert!((real - epsilon).abs() < 1e-4, "{real} {epsilon}");
+        let exact = epsilon.exp() / (epsilon.exp() + f64::from(classes - 1));
+        prop_assert!(keep <= exact + 2e-16 && keep > exact - 1e-14);
+    }
+}

@@ -1,0 +1,276 @@
+//! RDP and PLD against exact values and against each other, and what they keep across a restart.
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
+
+use asymflow_privacy::{
+    Accountant, AccountantError, DiscreteGaussian, Event, InsecureNone, Laplace, Mechanism, OneBit, PldAccountant,
+    Private, RdpAccountant, Receipt, Relation, Sensitivity, ZcdpAccountant, gaussian_epsilon, release,
+};
+use proptest::prelude::*;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+const DELTA: f64 = 1e-5;
+
+fn pld(events: &[(Event, u64)], delta: f64) -> Result<f64, AccountantError> {
+    let mut accountant = PldAccountant::default();
+    events.iter().for_each(|&(event, count)| accountant.compose(event, count).unwrap());
+    accountant.epsilon(delta)
+}
+
+fn rdp(events: &[(Event, u64)], delta: f64) -> f64 {
+    let mut accountant = RdpAccountant::default();
+    events.iter().for_each(|&(event, count)| accountant.compose(event, count).unwrap());
+    accountant.epsilon(delta).unwrap()
+}
+
+fn phi(x: f64) -> f64 {
+    0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// δ(ε) of one subsampled Gaussian release, both directions, in closed form: the outputs with loss above ε are those
+/// beyond one point.
+fn sampled_delta(q: f64, sigma: f64, epsilon: f64) -> f64 {
+    let point = |loss: f64| sigma * sigma * ((loss.exp() - 1.0 + q) / q).ln() + 0.5;
+    let removed = point(epsilon);
+    let with = (1.0 - q) * phi(-removed / sigma) + q * phi((1.0 - removed) / sigma);
+    let removed = with - epsilon.exp() * phi(-removed / sigma);
+    if (-epsilon).exp() <= 1.0 - q {
+        return removed; // no output has so large a loss in the other direction
+    }
+    let added = point(-epsilon);
+    let with = (1.0 - q) * phi(added / sigma) + q * phi((added - 1.0) / sigma);
+    removed.max(phi(added / sigma) - epsilon.exp() * with)
+}
+
+/// Optimal composition of `count` pure ε₀-DP mechanisms (Kairouz, Oh and Viswanath 2015, theorem 3.3): the answers of `count`
+/// randomised responses, i of which point the other way.
+fn pure_delta(epsilon: f64, count: u32, at: f64) -> f64 {
+    let (count_f, mut log_binomial, mut delta) = (f64::from(count), 0.0_f64, 0.0);
+    for i in 0..=count {
+        let loss = (count_f - 2.0 * f64::from(i)) * epsilon;
+        let log_mass = log_binomial + (count_f - f64::from(i)) * epsilon - count_f * epsilon.exp().ln_1p();
+        delta += log_mass.exp() * (-(at - loss).exp_m1()).max(0.0);
+        log_binomial += ((count_f - f64::from(i)) / (f64::from(i) + 1.0)).ln();
+    }
+    delta
+}
+
+#[test]
+fn many_pure_releases_cost_what_optimal_composition_says() {
+    for (epsilon, count) in [(0.01, 1000), (0.1, 200), (0.5, 20), (1.0, 5), (2.0, 1)] {
+        let found = pld(&[(Event::Pure { epsilon }, u64::from(count))], DELTA).unwrap();
+        assert!(pure_delta(epsilon, count, found) <= DELTA, "epsilon {epsilon}, {count} times: {found} is too small");
+        let below = found - 1e-3 * found - 1e-4;
+        assert!(pure_delta(epsilon, count, below) > DELTA, "epsilon {epsilon}, {count} times: {found} is too large");
+        assert!(found <= f64::from(count) * epsilon + 1e-5);
+    }
+}
+
+/// `cdp_epsilon(1/32, 1e-3)` in the tests of opendp 0.14.2, after the code published with the paper.
+#[test]
+fn zcdp_is_converted_as_opendp_does() {
+    let epsilon = pld(&[(Event::Zcdp { rho: 1.0 / 32.0 }, 1)], 1e-3).unwrap();
+    assert!((epsilon / 0.6880024554878086 - 1.0).abs() < 1e-9, "{epsilon}");
+    assert_eq!(pld(&[(Event::Zcdp { rho: 1.0 / 32.0 }, 1)], 0.151), Ok(0.0));
+}
+
+#[test]
+fn sampling_nearly_everything_is_sampling_nothing() {
+    for (sigma, steps) in [(1.0_f64, 1), (4.0, 100), (20.0, 5000)] {
+        let sampled = pld(&[(Event::PoissonSampled { q: 1.0 - 1e-9, noise_multiplier: sigma }, steps)], DELTA).unwrap();
+        let exact = gaussian_epsilon(sigma / (steps as f64).sqrt(), 1.0, DELTA).unwrap();
+        assert!((sampled / exact - 1.0).abs() < 1e-4, "sigma {sigma}: {sampled} {exact}");
+        assert!(sampled > exact * (1.0 - 1e-8));
+    }
+}
+
+#[test]
+fn mixtures_cost_at_least_their_parts_and_at_most_their_sum() {
+    let sampled = (Event::PoissonSampled { q: 0.01, noise_multiplier: 0.8 }, 1000);
+    let parts = [
+        vec![sampled, (Event::Gaussian { noise_multiplier: 2.0 }, 3)],
+        vec![sampled, (Event::Pure { epsilon: 0.2 }, 4)],
+        vec![sampled, (Event::Zcdp { rho: 0.05 }, 2)],
+        vec![(Event::Gaussian { noise_multiplier: 2.0 }, 3), (Event::Pure { epsilon: 0.2 }, 4)],
+        vec![(Event::Gaussian { noise_multiplier: 2.0 }, 3), (Event::Zcdp { rho: 0.05 }, 2)],
+    ];
+    for events in parts {
+        let whole = pld(&events, DELTA).unwrap();
+        let (first, second) = (&events[..1], &events[1..]);
+        assert!(whole >= pld(first, DELTA).unwrap().max(pld(second, DELTA).unwrap()), "{events:?}");
+        let halves = pld(first, DELTA / 2.0).unwrap() + pld(second, DELTA / 2.0).unwrap();
+        assert!(whole <= halves * (1.0 + 1e-6), "{events:?}: {whole} {halves}");
+        let reversed: Vec<_> = events.iter().copied().rev().collect();
+        let other = pld(&reversed, DELTA).unwrap();
+        assert!((whole / other - 1.0).abs() < 1e-9, "{events:?}: {whole} {other}");
+    }
+}
+
+#[test]
+fn a_million_steps_fit() {
+    let event = Event::PoissonSampled { q: 0.001, noise_multiplier: 1.0 };
+    let (tight, loose) = (pld(&[(event, 1_000_000)], DELTA).unwrap(), rdp(&[(event, 1_000_000)], DELTA));
+    assert!(tight < loose && tight > 0.8 * loose, "{tight} {loose}");
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_and_not_a_guess() {
+    let event = Event::PoissonSampled { q: 0.5, noise_multiplier: 1.0 };
+    let tiny = pld(&[(event, 1_000_000)], 1e-30);
+    assert!(matches!(tiny, Err(AccountantError::Precision { .. })), "{tiny:?}");
+    let mut many = PldAccountant::default();
+    for i in 0..300 {
+        many.compose(Event::Pure { epsilon: 0.01 + f64::from(i) * 1e-5 }, 1).unwrap();
+    }
+    assert!(matches!(many.epsilon(DELTA), Err(AccountantError::TooLarge { .. })));
+}
+
+#[test]
+fn events_out_of_range_change_nothing() {
+    let bad = [
+        Event::Gaussian { noise_multiplier: 0.0 },
+        Event::Gaussian { noise_multiplier: f64::NAN },
+        Event::PoissonSampled { q: 0.0, noise_multiplier: 1.0 },
+        Event::PoissonSampled { q: 1.1, noise_multiplier: 1.0 },
+        Event::PoissonSampled { q: f64::NAN, noise_multiplier: 1.0 },
+        Event::PoissonSampled { q: 0.5, noise_multiplier: -1.0 },
+        Event::PoissonSampled { q: 0.5, noise_multiplier: f64::INFINITY },
+        Event::Zcdp { rho: -1.0 },
+        Event::Zcdp { rho: f64::INFINITY },
+        Event::Pure { epsilon: f64::NAN },
+        Event::Pure { epsilon: f64::INFINITY },
+    ];
+    for event in bad {
+        let (mut rdp, mut pld) = (RdpAccountant::default(), PldAccountant::default());
+        assert!(matches!(rdp.compose(event, 1), Err(AccountantError::Event { .. })), "{event:?}");
+        assert!(matches!(pld.compose(event, 1), Err(AccountantError::Event { .. })), "{event:?}");
+        assert_eq!((rdp.epsilon(DELTA), pld.epsilon(DELTA)), (Ok(0.0), Ok(0.0)));
+    }
+    for delta in [0.0, 1.0, -1.0, f64::NAN] {
+        assert!(matches!(RdpAccountant::default().epsilon(delta), Err(AccountantError::Delta { .. })));
+        assert!(matches!(PldAccountant::default().epsilon(delta), Err(AccountantError::Delta { .. })));
+    }
+}
+
+fn receipt<M: Mechanism>(mechanism: &M) -> Receipt {
+    let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove).with_l1_clip(1.0);
+    release(Private::new(vec![0.0]), sensitivity, mechanism, &mut ChaCha20Rng::seed_from_u64(1)).unwrap().1
+}
+
+fn absorb_all(accountant: &mut dyn Accountant) {
+    accountant.absorb(receipt(&OneBit::new(4.0).unwrap()));
+    accountant.absorb(receipt(&DiscreteGaussian::fine(5.0).unwrap()));
+    accountant.absorb(receipt(&Laplace::fine(10.0).unwrap()));
+}
+
+#[test]
+fn receipts_are_composed_as_the_events_that_they_are() {
+    let events = [
+        (Event::Gaussian { noise_multiplier: 4.0 }, 1),
+        (Event::Zcdp { rho: 0.02 }, 1),
+        (Event::Pure { epsilon: 0.1 }, 1),
+    ];
+    let (mut by_rdp, mut by_pld, mut by_zcdp) =
+        (RdpAccountant::default(), PldAccountant::default(), ZcdpAccountant::default());
+    absorb_all(&mut by_rdp);
+    absorb_all(&mut by_pld);
+    absorb_all(&mut by_zcdp);
+    assert!((by_rdp.epsilon(DELTA).unwrap() / rdp(&events, DELTA) - 1.0).abs() < 1e-9);
+    assert!((by_pld.epsilon(DELTA).unwrap() / pld(&events, DELTA).unwrap() - 1.0).abs() < 1e-6);
+    assert!(by_rdp.epsilon(DELTA).unwrap() < by_zcdp.epsilon(DELTA).unwrap());
+    for accountant in [&mut by_rdp as &mut dyn Accountant, &mut by_pld, &mut by_zcdp] {
+        accountant.absorb(receipt(&InsecureNone));
+        accountant.absorb(receipt(&OneBit::new(4.0).unwrap()));
+        assert_eq!(accountant.epsilon(DELTA), Ok(f64::INFINITY));
+    }
+}
+
+#[test]
+fn a_restart_keeps_what_was_spent() {
+    let spend = |restart: bool| {
+        let (mut rdp, mut pld) = (RdpAccountant::default(), PldAccountant::default());
+        for _ in 0..2 {
+            let event = Event::PoissonSampled { q: 0.01, noise_multiplier: 1.0 };
+            rdp.compose(event, 10).unwrap();
+            pld.compose(event, 10).unwrap();
+            absorb_all(&mut rdp);
+            absorb_all(&mut pld);
+            if restart {
+                rdp = serde_json::from_str(&serde_json::to_string(&rdp).unwrap()).unwrap();
+                pld = serde_json::from_str(&serde_json::to_string(&pld).unwrap()).unwrap();
+            }
+        }
+        (rdp.epsilon(DELTA).unwrap(), pld.epsilon(DELTA).unwrap())
+    };
+    let (restarted, whole) = (spend(true), spend(false));
+    // JSON may lose the last bit of a number.
+    assert!((restarted.0 / whole.0 - 1.0).abs() < 1e-14 && (restarted.1 / whole.1 - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn a_damaged_state_counts_as_infinite() {
+    for state in [
+        r#"{"mu_squared": -1.0, "rho": 0.0, "events": [], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": -1e-9, "events": [], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": 0.0, "events": [[{"pure": {"epsilon": -1.0}}, 1]], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": 0.0, "events": [[{"pure": {"epsilon": 1.0}}, 0]], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": 0.0, "events": [[{"zcdp": {"rho": 1.0}}, 1]], "infinite": false}"#,
+        r#"{"mu_squared": null, "rho": 0.0, "events": [], "infinite": false}"#,
+        r#"{"mu_squared": 0.0, "rho": 0.0, "events": [], "infinite": true}"#,
+    ] {
+        let accountant: PldAccountant = serde_json::from_str(state).unwrap();
+        assert_eq!(accountant.epsilon(DELTA), Ok(f64::INFINITY), "{state}");
+        let again: PldAccountant = serde_json::from_str(&serde_json::to_string(&accountant).unwrap()).unwrap();
+        assert_eq!(again.epsilon(DELTA), Ok(f64::INFINITY), "{state}");
+    }
+    for state in [r#"{"rdp": []}"#, r#"{"rdp": [0.1, 0.2]}"#, r#"{"rdp": [null]}"#] {
+        let accountant: RdpAccountant = serde_json::from_str(state).unwrap();
+        assert_eq!(accountant.epsilon(DELTA), Ok(f64::INFINITY), "{state}");
+    }
+    let one_negative = serde_json::to_string(&RdpAccountant::default()).unwrap().replacen("0.0", "-0.5", 1);
+    let accountant: RdpAccountant = serde_json::from_str(&one_negative).unwrap();
+    assert_ne!(accountant, RdpAccountant::default());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// One release has a closed form: the ε given must satisfy it, and barely.
+    #[test]
+    fn one_sampled_release_costs_the_exact_epsilon(q in 0.01..0.9_f64, sigma in 0.5..4.0_f64, log_delta in -18.0..-5.0_f64) {
+        let delta = log_delta.exp();
+        let found = pld(&[(Event::PoissonSampled { q, noise_multiplier: sigma }, 1)], delta).unwrap();
+        prop_assert!(sampled_delta(q, sigma, found) <= delta * (1.0 + 1e-9), "{found} is too small");
+        if found > 0.0 {
+            prop_assert!(sampled_delta(q, sigma, found - 1e-5 - 1e-4 * found) > delta, "{found} is too large");
+        }
+    }
+
+    /// Numerical composition, zCDP and RDP of the same noise, in the order in which they lose. The pure event is too small to
+    /// count, but keeps the accountant from its closed form.
+    #[test]
+    fn tighter_accountants_give_less(sigma in 0.7..20.0_f64, steps in 1_u64..400) {
+        let gaussian = (Event::Gaussian { noise_multiplier: sigma }, steps);
+        let numerical = pld(&[gaussian, (Event::Pure { epsilon: 1e-9 }, 1)], DELTA).unwrap();
+        let exact = gaussian_epsilon(sigma / (steps as f64).sqrt(), 1.0, DELTA).unwrap();
+        let renyi = rdp(&[gaussian], DELTA);
+        let mut zcdp = ZcdpAccountant::resume(0.5 * steps as f64 / (sigma * sigma)).epsilon(DELTA).unwrap();
+        zcdp += 1e-12;
+        prop_assert!(exact <= numerical && numerical <= exact + 1e-6 + 1e-5 * exact, "{exact} {numerical}");
+        prop_assert!(numerical <= renyi && numerical <= zcdp, "{numerical} {renyi} {zcdp}");
+        let tight = pld(&[(Event::Zcdp { rho: 0.5 / (sigma * sigma) }, steps)], DELTA).unwrap();
+        prop_assert!(exact <= tight && tight <= zcdp, "{exact} {tight} {zcdp}");
+    }
+
+    #[test]
+    fn more_is_never_cheaper(q in 0.001..0.5_f64, sigma in 0.6..3.0_f64, steps in 1_u64..2000) {
+        let costs = |q: f64, sigma, steps| {
+            let events = [(Event::PoissonSampled { q, noise_multiplier: sigma }, steps)];
+            (pld(&events, DELTA).unwrap(), rdp(&events, DELTA))
+        };
+        let base = costs(q, sigma, steps);
+        for more in [costs(q, sigma, 2 * steps), costs(1.1 * q, sigma, steps), costs(q, 0.9 * sigma, steps)] {
+            prop_assert!(more.0 >= base.0 * (1.0 - 1e-6) && more.1 >= base.1, "{base:?} {more:?}");
+        }
+    }
+}
