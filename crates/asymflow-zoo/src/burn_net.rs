@@ -318,6 +318,10 @@ impl Pass<'_> {
             Layer::Conv(conv) => self.conv(conv, x)?,
             Layer::BatchNorm { name, .. } => self.batch_norm(name, x)?,
             Layer::Relu => relu(x),
+            Layer::PRelu { channels, .. } => {
+                let slopes = self.take::<1>()?.reshape([1, *channels, 1, 1]);
+                relu(x.clone()) - relu(-x) * slopes
+            }
             Layer::MaxPool { kernel, stride, padding } => {
                 let options = MaxPoolOptions::new([*kernel; 2]).with_stride([*stride; 2]).with_padding([*padding; 2]);
                 max_pool2d(x, options)

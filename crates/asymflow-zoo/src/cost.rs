@@ -83,6 +83,7 @@ fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
         }
         Layer::Linear(l) => (l.in_features * l.out_features, (l.in_features + 1) * l.out_features),
         Layer::BatchNorm { channels, .. } => (0, 2 * channels),
+        Layer::PRelu { channels, .. } => (0, *channels),
         _ => (0, 0),
     };
     LayerCost {
@@ -91,7 +92,7 @@ fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
         output,
         macs: macs as u64,
         parameters: parameters as u64,
-        relus: if matches!(layer, Layer::Relu) { output.len() as u64 } else { 0 },
+        relus: if matches!(layer, Layer::Relu | Layer::PRelu { .. }) { output.len() as u64 } else { 0 },
     }
 }
 

@@ -103,16 +103,16 @@ pub fn by_name(name: &str, classes: usize, input: Option<Shape>) -> Result<Netwo
     }
 }
 
-fn conv(name: impl Into<String>, io: (usize, usize), kernel: usize, stride: usize, bias: bool) -> Layer {
+pub(crate) fn conv(name: impl Into<String>, io: (usize, usize), kernel: usize, stride: usize, bias: bool) -> Layer {
     let (in_channels, out_channels) = io;
     Layer::Conv(Conv { name: name.into(), in_channels, out_channels, kernel, stride, padding: kernel / 2, bias })
 }
 
-fn norm(name: impl Into<String>, channels: usize) -> Layer {
+pub(crate) fn norm(name: impl Into<String>, channels: usize) -> Layer {
     Layer::BatchNorm { name: name.into(), channels }
 }
 
-fn linear(name: &str, in_features: usize, out_features: usize) -> Layer {
+pub(crate) fn linear(name: &str, in_features: usize, out_features: usize) -> Layer {
     Layer::Linear(Linear { name: name.to_owned(), in_features, out_features })
 }
 

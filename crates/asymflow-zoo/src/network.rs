@@ -83,6 +83,13 @@ pub enum Layer {
     },
     /// Rectified linear unit.
     Relu,
+    /// Rectified linear unit with a trained slope for each channel below zero (He et al., 2015); weight `channels`.
+    PRelu {
+        /// Parameter prefix.
+        name: String,
+        /// Channels.
+        channels: usize,
+    },
     /// Maximum over `kernel × kernel` windows.
     MaxPool {
         /// Side of the window.
@@ -128,6 +135,8 @@ pub enum ParamKind {
     NormScale,
     /// Shift of a batch normalisation.
     NormShift,
+    /// Slopes of a [`Layer::PRelu`].
+    Slope,
     /// Running mean: a buffer, not trained.
     RunningMean,
     /// Running variance: a buffer, not trained.
@@ -242,7 +251,7 @@ impl Layer {
     pub fn label(&self) -> &str {
         match self {
             Self::Conv(c) => &c.name,
-            Self::BatchNorm { name, .. } => name,
+            Self::BatchNorm { name, .. } | Self::PRelu { name, .. } => name,
             Self::Linear(l) => &l.name,
             Self::Relu => "relu",
             Self::MaxPool { .. } => "max-pool",
@@ -285,7 +294,9 @@ impl Layer {
                 let (h, w) = window(c.kernel, c.stride, c.padding)?;
                 Ok(Shape::new(c.out_channels, h, w))
             }
-            Self::BatchNorm { channels, .. } => expect(*channels, input.channels).map(|()| input),
+            Self::BatchNorm { channels, .. } | Self::PRelu { channels, .. } => {
+                expect(*channels, input.channels).map(|()| input)
+            }
             Self::Relu => Ok(input),
             Self::Dropout { p } if !(0.0..1.0).contains(p) => {
                 Err(NetworkError::OutOfRange { layer: "dropout".to_owned(), what: "probability" })
@@ -335,6 +346,7 @@ impl Layer {
                 push(name, "running_mean", vec![*channels], ParamKind::RunningMean);
                 push(name, "running_var", vec![*channels], ParamKind::RunningVar);
             }
+            Self::PRelu { name, channels } => push(name, "weight", vec![*channels], ParamKind::Slope),
             Self::Linear(l) => {
                 push(&l.name, "weight", vec![l.out_features, l.in_features], ParamKind::LinearWeight);
                 push(&l.name, "bias", vec![l.out_features], ParamKind::Bias);

@@ -50,7 +50,7 @@ fn formula(network: &Network) -> Weights {
                 raw.into_iter().map(|v| scale * v).collect()
             }
             ParamKind::NormScale | ParamKind::RunningVar => raw.into_iter().map(|v| 1.0 + 0.25 * v).collect(),
-            ParamKind::Bias | ParamKind::NormShift | ParamKind::RunningMean => {
+            ParamKind::Bias | ParamKind::NormShift | ParamKind::RunningMean | ParamKind::Slope => {
                 raw.into_iter().map(|v| 0.1 * v).collect()
             }
         };

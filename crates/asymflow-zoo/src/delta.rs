@@ -1,0 +1,326 @@
+//! Delta's three networks, made of any network of the zoo (Niu et al., CVPR 2024, "All Rivers Run to the Sea").
+//!
+//! M_bb is the network up to its first activation; M_res is the rest of it; M_main is a small network of low-rank
+//! bottlenecks beside the rest. M_bb's features are split into a low-rank, low-frequency part for M_main and a residual
+//! for M_res, and the logits of the two are added.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::models::{conv, linear, norm};
+use crate::network::{Layer, Network, NetworkError, Shape, output_of};
+
+/// Widths of M_main's bottlenecks, of which two were published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MainWidth {
+    /// q = 2r, 4r, 8r in the three stages (thesis, table 3.3: 16, 32, 64 at r = 8).
+    #[default]
+    Thesis,
+    /// q = 2r, 8r, 16r (the authors' code: 16, 64, 128 at r = 8).
+    ReleasedCode,
+}
+
+impl MainWidth {
+    const fn per_rank(self) -> [usize; STAGES] {
+        match self {
+            Self::Thesis => [2, 4, 8],
+            Self::ReleasedCode => [2, 8, 16],
+        }
+    }
+}
+
+/// Stages of M_main; the second and third halve the map.
+const STAGES: usize = 3;
+/// Output channels of the stages, in multiples of the features' channels.
+const EXPANSION: [usize; STAGES] = [1, 4, 8];
+
+/// How features are split and how large M_main is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeltaShape {
+    /// Principal channels kept, r.
+    pub rank: usize,
+    /// Side of a DCT block, t.
+    pub block: usize,
+    /// Side of the low frequencies kept of a block, t'.
+    pub kept: usize,
+    /// Widths of M_main.
+    pub width: MainWidth,
+    /// Bottlenecks in each stage of M_main.
+    pub blocks: [usize; STAGES],
+}
+
+/// Why a network cannot be made into Delta's three.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DeltaError {
+    /// There is no activation to split after.
+    #[error("network {network} has no activation to split after")]
+    NoActivation {
+        /// The network.
+        network: String,
+    },
+    /// A part of the network does not fit.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The rank is not in 1..=channels of the features.
+    #[error("rank {rank} is out of range 1..={channels}")]
+    Rank {
+        /// The rank asked for.
+        rank: usize,
+        /// Channels of the features.
+        channels: usize,
+    },
+    /// The features are not made of whole blocks, or more is kept than a block has.
+    #[error("keeping {kept} of blocks of {block} does not fit features of {height}x{width}")]
+    Blocks {
+        /// Side of a block.
+        block: usize,
+        /// Side of what is kept.
+        kept: usize,
+        /// Rows of the features.
+        height: usize,
+        /// Columns of the features.
+        width: usize,
+    },
+}
+
+/// The three networks and the shapes between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaNetworks {
+    /// M_bb, trusted: input to flattened features; its "classes" are the values of the features.
+    pub backbone: Network,
+    /// M_main, trusted: low-rank, low-frequency features to logits.
+    pub main: Network,
+    /// M_res, on the worker: residuals to logits.
+    pub residual: Network,
+    /// Features: M_bb's output, c × h × w, and the residual's shape.
+    pub features: Shape,
+    /// M_main's input, c × (h·t'/t) × (w·t'/t).
+    pub low: Shape,
+}
+
+/// Multiply-accumulates of splitting one sample's features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitCost {
+    /// One pass of the light decomposition, r·c·h·w (thesis, table 3.5).
+    pub svd: u64,
+    /// Block DCT of r channels, 2t·h·w·r (thesis, table 3.5).
+    pub dct: u64,
+}
+
+impl DeltaNetworks {
+    /// The layers of M_bb, M_main and, where it takes part, M_res, as one list of parameters that no input runs through.
+    pub fn all_layers(&self, with_residual: bool) -> Network {
+        let parts = [&self.backbone, &self.main, &self.residual];
+        let parts = &parts[..if with_residual { 3 } else { 2 }];
+        Network {
+            name: self.residual.name.replace("/residual", "/delta"),
+            input: self.backbone.input,
+            classes: self.residual.classes,
+            layers: parts.iter().flat_map(|network| network.layers.clone()).collect(),
+        }
+    }
+}
+
+impl DeltaShape {
+    /// The published settings where there are any: r = 8 and t/t' = 16/8 on 32×32 features, 14/7 on 56×56, M_main of
+    /// as many bottlenecks as table 3.3 has for a ResNet-18 or ResNet-34. Networks with fewer channels get r = c/4.
+    ///
+    /// # Errors
+    /// A network without an activation to split after.
+    pub fn published(network: &Network) -> Result<Self, DeltaError> {
+        let features = output_of(&backbone(network)?, network.input)?;
+        let rank = if features.channels >= 64 { 8 } else { (features.channels / 4).max(1) };
+        let block = [16, 14, 8, 4, 2].into_iter().find(|&t| divides(t, features)).unwrap_or(1);
+        let blocks = match network.name.as_str() {
+            name if name.starts_with("resnet34") => [3, 6, 2],
+            _ if features.channels >= 64 => [2, 2, 2],
+            _ => [1, 1, 1],
+        };
+        Ok(Self { rank, block, kept: block.div_ceil(2), width: MainWidth::Thesis, blocks })
+    }
+
+    /// Cost of the split as the thesis counts it.
+    pub const fn cost(&self, features: Shape) -> SplitCost {
+        let per_rank = self.rank * features.pixels();
+        SplitCost { svd: (per_rank * features.channels) as u64, dct: (2 * self.block * per_rank) as u64 }
+    }
+}
+
+const fn divides(block: usize, features: Shape) -> bool {
+    block > 0 && features.height.is_multiple_of(block) && features.width.is_multiple_of(block)
+}
+
+/// Index after the first activation and a max-pooling that follows it at once.
+fn split_point(network: &Network) -> Result<usize, DeltaError> {
+    let activation = network.layers.iter().position(|layer| matches!(layer, Layer::Relu));
+    let after = 1 + activation.ok_or_else(|| DeltaError::NoActivation { network: network.name.clone() })?;
+    let pooled = matches!(network.layers.get(after), Some(Layer::MaxPool { .. }));
+    Ok(after + usize::from(pooled))
+}
+
+/// M_bb: the layers before the split with PReLU in place of ReLU.
+fn backbone(network: &Network) -> Result<Vec<Layer>, DeltaError> {
+    let mut shape = network.input;
+    let mut layers = Vec::new();
+    for layer in &network.layers[..split_point(network)?] {
+        let layer = match layer {
+            Layer::Relu => Layer::PRelu { name: "prelu1".to_owned(), channels: shape.channels },
+            other => other.clone(),
+        };
+        shape = layer.output(shape)?;
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// Makes Delta's three networks of `network`.
+///
+/// # Errors
+/// No activation to split after, or a shape that does not fit the features.
+pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, DeltaError> {
+    let mut layers = backbone(network)?;
+    let features = output_of(&layers, network.input)?;
+    let &DeltaShape { rank, block, kept, .. } = shape;
+    if rank == 0 || rank > features.channels {
+        return Err(DeltaError::Rank { rank, channels: features.channels });
+    }
+    if !divides(block, features) || kept == 0 || kept > block {
+        return Err(DeltaError::Blocks { block, kept, height: features.height, width: features.width });
+    }
+    let low = Shape::new(features.channels, features.height / block * kept, features.width / block * kept);
+    layers.push(Layer::Flatten);
+    let part = |part: &str, input, classes, layers| Network {
+        name: format!("{}/{part}", network.name),
+        input,
+        classes,
+        layers,
+    };
+    let networks = DeltaNetworks {
+        backbone: part("backbone", network.input, features.len(), layers),
+        main: part("main", low, network.classes, main_layers(low.channels, shape, network.classes)),
+        residual: part("residual", features, network.classes, network.layers[split_point(network)?..].to_vec()),
+        features,
+        low,
+    };
+    for network in [&networks.backbone, &networks.main, &networks.residual] {
+        network.validate()?;
+    }
+    Ok(networks)
+}
+
+/// Bottlenecks whose first two convolutions have few kernels and whose last mixes them (thesis, theorem 6).
+fn main_layers(features: usize, shape: &DeltaShape, classes: usize) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    let mut channels = features;
+    for (stage, per_rank) in shape.width.per_rank().into_iter().enumerate() {
+        let (q, out) = (per_rank * shape.rank, EXPANSION[stage] * features);
+        for block in 0..shape.blocks[stage] {
+            let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+            layers.push(bottleneck(&format!("main.layer{}.{block}", stage + 1), (channels, q, out), stride));
+            layers.push(Layer::Relu);
+            channels = out;
+        }
+    }
+    layers.extend([Layer::AdaptiveAvgPool { out: 1 }, Layer::Flatten, linear("main.fc", channels, classes)]);
+    layers
+}
+
+fn bottleneck(prefix: &str, (channels, q, out): (usize, usize, usize), stride: usize) -> Layer {
+    let main = vec![
+        conv(format!("{prefix}.conv1"), (channels, q), 3, 1, false),
+        norm(format!("{prefix}.bn1"), q),
+        Layer::Relu,
+        conv(format!("{prefix}.conv2"), (q, 2 * q), 3, stride, false),
+        norm(format!("{prefix}.bn2"), 2 * q),
+        Layer::Relu,
+        conv(format!("{prefix}.conv3"), (2 * q, out), 1, 1, false),
+        norm(format!("{prefix}.bn3"), out),
+    ];
+    let shortcut = if stride == 1 && channels == out {
+        Vec::new()
+    } else {
+        vec![
+            conv(format!("{prefix}.downsample.0"), (channels, out), 1, stride, false),
+            norm(format!("{prefix}.downsample.1"), out),
+        ]
+    };
+    Layer::Residual { main, shortcut }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::total_cost;
+    use crate::models::by_name;
+
+    fn of(name: &str, classes: usize, width: MainWidth) -> (DeltaNetworks, DeltaShape) {
+        let network = by_name(name, classes, None).unwrap();
+        let shape = DeltaShape { width, ..DeltaShape::published(&network).unwrap() };
+        (delta(&network, &shape).unwrap(), shape)
+    }
+
+    fn macs(network: &Network) -> u64 {
+        total_cost(network).unwrap().macs
+    }
+
+    #[test]
+    fn the_split_costs_what_the_thesis_says() {
+        let (cifar, shape) = of("resnet18-cifar", 100, MainWidth::Thesis);
+        assert_eq!(shape.cost(cifar.features), SplitCost { svd: 524_288, dct: 262_144 });
+        let (imagenet, shape) = of("resnet34-imagenet", 1000, MainWidth::Thesis);
+        assert_eq!(imagenet.features, Shape::new(64, 56, 56));
+        assert_eq!((shape.block, shape.kept), (14, 7));
+        assert_eq!(shape.cost(imagenet.features), SplitCost { svd: 1_605_632, dct: 702_464 });
+    }
+
+    #[test]
+    fn both_published_widths_are_counted() {
+        // The thesis prints 48.3 M for M_bb and M_main of ResNet-18 on CIFAR-100; neither width gives that.
+        for (width, millions) in [(MainWidth::Thesis, 45.6), (MainWidth::ReleasedCode, 87.5)] {
+            let (networks, _) = of("resnet18-cifar", 100, width);
+            let got = (macs(&networks.backbone) + macs(&networks.main)) as f64 / 1e6;
+            assert!((got - millions).abs() < 0.06, "{width:?}: {got}");
+        }
+        let (networks, _) = of("resnet18-cifar", 100, MainWidth::Thesis);
+        let residual = macs(&networks.residual) as f64 / 1e6;
+        // The thesis prints 547 M.
+        assert!((residual - 553.7).abs() < 0.5, "{residual}");
+    }
+
+    #[test]
+    fn the_parts_are_the_network_and_keep_its_names() {
+        for name in ["demo-cnn", "resnet8-cifar", "resnet18-cifar", "resnet34-imagenet", "vgg16-cifar"] {
+            let (networks, _) = of(name, 10, MainWidth::Thesis);
+            let whole = by_name(name, 10, None).unwrap();
+            let rest = &whole.layers[whole.layers.len() - networks.residual.layers.len()..];
+            assert_eq!(networks.residual.layers, rest);
+            let mut names: Vec<String> = [&networks.backbone, &networks.main, &networks.residual]
+                .iter()
+                .flat_map(|n| n.parameters())
+                .map(|p| p.name)
+                .collect();
+            let all = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), all, "{name}: two parameters share a name");
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let network = by_name("resnet18-cifar", 10, None).unwrap();
+        let shape = DeltaShape::published(&network).unwrap();
+        let refused = |change: &dyn Fn(&mut DeltaShape)| {
+            let mut shape = shape.clone();
+            change(&mut shape);
+            delta(&network, &shape).unwrap_err().to_string()
+        };
+        assert_eq!(refused(&|s| s.rank = 65), "rank 65 is out of range 1..=64");
+        assert_eq!(refused(&|s| s.rank = 0), "rank 0 is out of range 1..=64");
+        assert_eq!(refused(&|s| s.block = 12), "keeping 8 of blocks of 12 does not fit features of 32x32");
+        assert_eq!(refused(&|s| s.kept = 17), "keeping 17 of blocks of 16 does not fit features of 32x32");
+        let bare = Network { layers: Vec::new(), ..network.clone() };
+        assert!(matches!(delta(&bare, &shape), Err(DeltaError::NoActivation { .. })));
+    }
+}
