@@ -17,6 +17,7 @@ mod one_bit;
 mod payload;
 mod pld;
 mod privacy_loss;
+mod public;
 mod rdp;
 mod zcdp;
 
@@ -36,4 +37,5 @@ pub use mechanism::{InsecureFloatNoise, InsecureNone, Mechanism, MechanismError}
 pub use one_bit::OneBit;
 pub use payload::{Format, Payload, Precision};
 pub use pld::PldAccountant;
+pub use public::{InsecureSign, disclose_labels};
 pub use rdp::RdpAccountant;

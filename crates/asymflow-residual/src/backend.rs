@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use asymflow_privacy::{Payload, Released};
+use asymflow_privacy::{PackedBits, Payload, Released};
 use asymflow_zoo::{Network, Shape};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -317,6 +317,39 @@ pub trait ResidualTraining: ResidualSession {
     /// # Errors
     /// As [`ResidualSession::collect`].
     fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError>;
+
+    /// Keeps released bits for later passes of a [`Unit::Network`], so that they cross once: sample `i` of `bits`
+    /// becomes record `first + i`, replacing an earlier one. `labels`, one a sample or none, are what
+    /// [`ResidualTraining::train_stored`] trains towards.
+    ///
+    /// # Errors
+    /// As [`ResidualSession::submit`]; labels beyond the logits or of another number; a unit or backend that keeps none.
+    fn store(
+        &mut self,
+        unit: UnitId,
+        _first: u32,
+        _bits: Released<PackedBits>,
+        _labels: Option<Released<Vec<u32>>>,
+    ) -> Result<(), SubmitError> {
+        Err(SubmitError::Unsupported { unit: unit.0, what: "this backend stores no records" })
+    }
+
+    /// Sends stored records through `unit`, as [`ResidualSession::submit`] does with samples.
+    ///
+    /// # Errors
+    /// Unknown unit, no records, or a lost session. A record that was never stored fails on collection.
+    fn submit_stored(&mut self, unit: UnitId, _records: &[u32], _pass: Pass) -> Result<Ticket, SubmitError> {
+        Err(SubmitError::Unsupported { unit: unit.0, what: "this backend stores no records" })
+    }
+
+    /// One whole step of training on stored records and their labels: softmax cross-entropy, averaged over the
+    /// records. The ticket yields the logits from before the step.
+    ///
+    /// # Errors
+    /// As [`ResidualTraining::submit_stored`]. A record without a label fails on collection.
+    fn train_stored(&mut self, unit: UnitId, _records: &[u32], _sgd: SgdStep) -> Result<Ticket, SubmitError> {
+        Err(SubmitError::Unsupported { unit: unit.0, what: "this backend stores no records" })
+    }
 
     /// The momentum of a [`Unit::Network`], one value for each of its weights and in their order: zero until the first
     /// step, and for weights that no step moves. With the weights it is all that a step depends on beside its gradient.

@@ -12,7 +12,8 @@ use thiserror::Error;
 use crate::backend::{
     Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, Unit, WorkerStats,
 };
-use crate::burn_unit::{BurnConv, BurnNetwork, BurnUnit};
+use crate::burn_network::BurnNetwork;
+use crate::burn_unit::{BurnConv, BurnUnit};
 use crate::protocol::widen;
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
@@ -162,7 +163,7 @@ impl Local {
     fn compute(&mut self, request: Request) -> Result<(Vec<f32>, Vec<f32>), String> {
         let none = Vec::new;
         match request {
-            Request::Forward { unit, x, pass } => Ok((self.unit(unit)?.forward(widen(x), pass)?, none())),
+            Request::Forward { unit, x, pass } => Ok((self.unit(unit)?.forward(x, pass)?, none())),
             Request::Gradient { unit, dy, wanted } => self.unit(unit)?.gradient(widen(dy), wanted),
             Request::SetWeights { unit, weights } => {
                 self.unit(unit)?.set_weights(weights)?;
@@ -177,17 +178,27 @@ impl Local {
                 Ok((none(), none()))
             }
             Request::SetMomentum { unit, momentum } => {
-                self.unit(unit)?.network()?.set_momentum(&momentum).map_err(|e| e.to_string())?;
+                self.unit(unit)?.network()?.net.set_momentum(&momentum).map_err(|e| e.to_string())?;
                 Ok((none(), none()))
             }
             Request::Weights { unit } => Ok((self.unit(unit)?.weights()?, none())),
             Request::Momentum { unit } => {
-                let momentum = self.unit(unit)?.network()?.flat_momentum().map_err(|e| e.to_string())?;
+                let momentum = self.unit(unit)?.network()?.net.flat_momentum().map_err(|e| e.to_string())?;
                 Ok((momentum, none()))
             }
             Request::Reset => {
                 self.units.iter_mut().for_each(BurnUnit::reset);
                 Ok((none(), none()))
+            }
+            Request::Store { unit, first, samples, bits, labels } => {
+                self.unit(unit)?.network()?.store(first, samples, &bits, &labels);
+                Ok((none(), none()))
+            }
+            Request::ForwardStored { unit, records, pass } => {
+                Ok((self.unit(unit)?.network()?.forward_stored(&records, pass)?, none()))
+            }
+            Request::TrainStored { unit, records, sgd } => {
+                Ok((self.unit(unit)?.network()?.train_stored(&records, sgd)?, none()))
             }
         }
     }

@@ -4,9 +4,12 @@ use burn::tensor::module::{conv_transpose2d, conv2d, conv2d_weight_backward};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 use burn::tensor::{Device, Tensor, TensorData, s};
 
-use asymflow_zoo::{BurnNet, Network, ParamSpec, Sgd, Shape, Weights};
+use asymflow_privacy::Payload;
+use asymflow_zoo::Shape;
 
 use crate::backend::{ConvUnit, Pass, SgdStep, Wanted};
+use crate::burn_network::BurnNetwork;
+use crate::protocol::widen;
 use crate::unit::conv_output;
 
 /// Whatever a unit is. Lengths have been checked by the session.
@@ -16,10 +19,17 @@ pub(crate) enum BurnUnit {
 }
 
 impl BurnUnit {
-    pub fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
+    pub fn forward(&mut self, x: Payload, pass: Pass) -> Result<Vec<f32>, String> {
         match self {
-            Self::Conv(conv) => conv.forward(x, pass),
+            Self::Conv(conv) => conv.forward(widen(x), pass),
             Self::Network(network) => network.forward(x, pass),
+        }
+    }
+
+    pub fn network(&mut self) -> Result<&mut BurnNetwork, String> {
+        match self {
+            Self::Conv(_) => Err("a convolution has no momentum and stores no records".to_owned()),
+            Self::Network(network) => Ok(network),
         }
     }
 
@@ -62,14 +72,6 @@ impl BurnUnit {
         match self {
             Self::Conv(conv) => Ok(conv.weights.clone()),
             Self::Network(network) => network.net.flat_weights().map_err(|e| e.to_string()),
-        }
-    }
-
-    /// The network of a unit that is stepped.
-    pub fn network(&mut self) -> Result<&mut BurnNet, String> {
-        match self {
-            Self::Conv(_) => Err("a convolution has no momentum".to_owned()),
-            Self::Network(network) => Ok(&mut network.net),
         }
     }
 
@@ -191,49 +193,12 @@ impl BurnConv {
     }
 }
 
-/// A whole network; its weights live on the device.
-pub(crate) struct BurnNetwork {
-    net: BurnNet,
-    device: Device,
-}
-
-impl BurnNetwork {
-    pub fn new(network: &Network, device: &Device) -> Result<Self, String> {
-        let zero = vec![0.0; network.parameters().iter().map(ParamSpec::len).sum()];
-        let weights = Weights::unflatten(network, &zero).map_err(|e| e.to_string())?;
-        let net = BurnNet::new(network, &weights, device).map_err(|e| e.to_string())?;
-        Ok(Self { net, device: device.clone() })
-    }
-
-    fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
-        let x = self.net.batch(x).map_err(|e| e.to_string())?;
-        download(self.net.forward(x, pass == Pass::Training).map_err(|e| e.to_string())?)
-    }
-
-    fn gradient(&mut self, dy: Vec<f32>, wanted: bool) -> Result<Vec<f32>, String> {
-        let classes = self.net.network().classes;
-        let samples = dy.len() / classes.max(1);
-        let dy = Tensor::from_data(TensorData::new(dy, [samples, classes]), &self.device);
-        let input = self.net.backward(dy).map_err(|e| e.to_string())?;
-        if wanted { download(input) } else { Ok(Vec::new()) }
-    }
-
-    fn step(&mut self, sgd: SgdStep) -> Result<(), String> {
-        let sgd = Sgd {
-            learning_rate: f64::from(sgd.learning_rate),
-            momentum: f64::from(sgd.momentum),
-            weight_decay: f64::from(sgd.weight_decay),
-        };
-        self.net.step(sgd).map_err(|e| e.to_string())
-    }
-}
-
 /// Samples of `shape` as one tensor on `device`.
 fn batch(values: Vec<f32>, shape: Shape, device: &Device) -> Tensor<4> {
     let samples = values.len() / shape.len();
     Tensor::from_data(TensorData::new(values, [samples, shape.channels, shape.height, shape.width]), device)
 }
 
-fn download<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, String> {
+pub(crate) fn download<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, String> {
     tensor.try_into_vec_as::<f32>().map_err(|error| error.to_string())
 }

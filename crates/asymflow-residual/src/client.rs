@@ -16,8 +16,8 @@ use crate::backend::{
 use crate::connection::{Connection, Security};
 use crate::pin::{Fingerprint, client_config};
 use crate::protocol::{
-    BARE, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_payload,
-    take_payload, text, widen, with_body,
+    BARE, Encoding, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_payload,
+    put_u32, take_payload, text, widen, with_body,
 };
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
@@ -251,11 +251,11 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
     Ok(match request {
         Request::Forward { unit, x, pass } => {
             let unit = unit_id(unit)?;
-            (RequestHeader::Forward { unit, pass, precision: x.precision() }, put_payload(&x))
+            (RequestHeader::Forward { unit, pass, encoding: Encoding::of(&x) }, put_payload(&x))
         }
         Request::Gradient { unit, dy, wanted } => {
             let unit = unit_id(unit)?;
-            (RequestHeader::Gradient { unit, wanted, precision: dy.precision() }, put_payload(&dy))
+            (RequestHeader::Gradient { unit, wanted, precision: precision_of(&dy) }, put_payload(&dy))
         }
         Request::SetWeights { unit, weights } => {
             (RequestHeader::SetWeights { unit: unit_id(unit)? }, put_payload(&Payload::F32(weights)))
@@ -265,13 +265,33 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
         }
         Request::AddWeights { unit, delta } => {
             let unit = unit_id(unit)?;
-            (RequestHeader::AddWeights { unit, precision: delta.precision() }, put_payload(&delta))
+            (RequestHeader::AddWeights { unit, precision: precision_of(&delta) }, put_payload(&delta))
         }
         Request::Step { unit, sgd } => (RequestHeader::Step { unit: unit_id(unit)?, sgd }, Vec::new()),
         Request::Weights { unit } => (RequestHeader::Weights { unit: unit_id(unit)? }, Vec::new()),
         Request::Momentum { unit } => (RequestHeader::Momentum { unit: unit_id(unit)? }, Vec::new()),
         Request::Reset => (RequestHeader::Reset, Vec::new()),
+        Request::Store { unit, first, samples, bits, labels } => {
+            let mut body = bits.as_bytes().to_vec();
+            put_u32(&labels, &mut body);
+            (RequestHeader::Store { unit: unit_id(unit)?, first, samples, labelled: !labels.is_empty() }, body)
+        }
+        Request::ForwardStored { unit, records, pass } => {
+            let mut body = Vec::new();
+            put_u32(&records, &mut body);
+            (RequestHeader::ForwardStored { unit: unit_id(unit)?, pass }, body)
+        }
+        Request::TrainStored { unit, records, sgd } => {
+            let mut body = Vec::new();
+            put_u32(&records, &mut body);
+            (RequestHeader::TrainStored { unit: unit_id(unit)?, sgd }, body)
+        }
     })
+}
+
+/// Precision of numbers that are no bits; a session refuses bits where none belong.
+fn precision_of(payload: &Payload) -> Precision {
+    if matches!(payload, Payload::F16(_)) { Precision::F16 } else { Precision::F32 }
 }
 
 /// Reads an answer out of the private copy of its frame.

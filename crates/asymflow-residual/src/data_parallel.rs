@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use asymflow_privacy::{Payload, ReleaseError, Released};
+use asymflow_privacy::{Payload, Precision, ReleaseError, Released};
 
 use crate::backend::{
     Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
@@ -104,7 +104,10 @@ impl ParallelSession {
         samples: usize,
         send: impl Fn(&mut dyn ResidualTraining, Released<Payload>) -> Result<Ticket, SubmitError>,
     ) -> Result<Ticket, SubmitError> {
-        let precision = values.get().precision();
+        let precision = match values.get() {
+            Payload::F16(_) => Precision::F16,
+            Payload::F32(_) | Payload::Bits(_) => Precision::F32,
+        };
         let values = widen(values.into_inner());
         let sample = values.len() / samples;
         let mut parts = Parts::new();

@@ -6,6 +6,8 @@ mod burn_backend;
 #[cfg(feature = "backend")]
 mod burn_device;
 #[cfg(feature = "backend")]
+mod burn_network;
+#[cfg(feature = "backend")]
 mod burn_unit;
 mod client;
 #[cfg(feature = "conformance")]

@@ -4,6 +4,8 @@
 //! or JSON for a model, whose parser bounds the nesting. Lengths are checked before memory is
 //! allocated, values on the receiver's own copy.
 
+#[cfg(feature = "backend")]
+use asymflow_privacy::PackedBits;
 use asymflow_privacy::{Payload, Precision};
 use asymflow_wire::Limits;
 use half::f16;
@@ -80,18 +82,77 @@ pub(crate) enum Opened {
     Busy { sessions: u32 },
 }
 
+/// How a body encodes the numbers of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Encoding {
+    Float(Precision),
+    /// Packed bits, the lowest first; their number is not that of the bytes.
+    Bits {
+        values: u64,
+    },
+}
+
+impl Encoding {
+    pub fn of(payload: &Payload) -> Self {
+        match payload {
+            Payload::F32(_) => Self::Float(Precision::F32),
+            Payload::F16(_) => Self::Float(Precision::F16),
+            Payload::Bits(bits) => Self::Bits { values: bits.len() as u64 },
+        }
+    }
+}
+
 /// One request of a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum RequestHeader {
-    Forward { unit: u32, pass: Pass, precision: Precision },
-    Gradient { unit: u32, wanted: Wanted, precision: Precision },
-    SetWeights { unit: u32 },
-    AddWeights { unit: u32, precision: Precision },
-    Step { unit: u32, sgd: SgdStep },
-    Weights { unit: u32 },
-    Momentum { unit: u32 },
-    SetMomentum { unit: u32 },
+    Forward {
+        unit: u32,
+        pass: Pass,
+        encoding: Encoding,
+    },
+    Gradient {
+        unit: u32,
+        wanted: Wanted,
+        precision: Precision,
+    },
+    SetWeights {
+        unit: u32,
+    },
+    AddWeights {
+        unit: u32,
+        precision: Precision,
+    },
+    Step {
+        unit: u32,
+        sgd: SgdStep,
+    },
+    Weights {
+        unit: u32,
+    },
+    Momentum {
+        unit: u32,
+    },
+    SetMomentum {
+        unit: u32,
+    },
     Reset,
+    /// The body holds `samples` samples of packed bits, each of whole bytes, then as many labels or none.
+    Store {
+        unit: u32,
+        first: u32,
+        samples: u32,
+        labelled: bool,
+    },
+    /// The body holds numbers of records.
+    ForwardStored {
+        unit: u32,
+        pass: Pass,
+    },
+    /// The body holds numbers of records.
+    TrainStored {
+        unit: u32,
+        sgd: SgdStep,
+    },
 }
 
 /// The answer to one request. The body holds `values` numbers, then binary32 weight gradients.
@@ -124,6 +185,18 @@ pub(crate) fn put_f32(values: &[f32], out: &mut Vec<u8>) {
     target.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
 }
 
+/// Appends the little-endian bytes of labels or numbers of records.
+pub(crate) fn put_u32(values: &[u32], out: &mut Vec<u8>) {
+    out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+}
+
+/// Whole numbers out of their little-endian bytes; `None` when the length does not fit.
+#[cfg(feature = "backend")]
+pub(crate) fn take_u32(bytes: &[u8]) -> Option<Vec<u32>> {
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    rest.is_empty().then(|| numbers.iter().map(|b| u32::from_le_bytes(*b)).collect())
+}
+
 /// Little-endian bytes of a payload.
 pub(crate) fn put_payload(payload: &Payload) -> Vec<u8> {
     match payload {
@@ -137,6 +210,7 @@ pub(crate) fn put_payload(payload: &Payload) -> Vec<u8> {
             out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
             out
         }
+        Payload::Bits(bits) => bits.as_bytes().to_vec(),
     }
 }
 
@@ -145,6 +219,18 @@ pub(crate) fn widen(payload: Payload) -> Vec<f32> {
     match payload {
         Payload::F32(values) => values,
         Payload::F16(values) => values.to_f32_vec(),
+        bits @ Payload::Bits(_) => bits.into_f32(),
+    }
+}
+
+/// A payload out of the bytes of a body; `None` when the length does not fit.
+#[cfg(feature = "backend")]
+pub(crate) fn take_encoded(bytes: Vec<u8>, encoding: Encoding) -> Option<Payload> {
+    match encoding {
+        Encoding::Float(precision) => take_payload(&bytes, precision),
+        Encoding::Bits { values } => {
+            PackedBits::from_bytes(bytes, usize::try_from(values).ok()?).ok().map(Payload::Bits)
+        }
     }
 }
 

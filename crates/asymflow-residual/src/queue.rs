@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use asymflow_privacy::{Payload, Released};
+use asymflow_privacy::{PackedBits, Payload, Released};
 
 use crate::backend::{
     Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId,
@@ -28,6 +28,9 @@ pub(crate) enum Request {
     Momentum { unit: usize },
     SetMomentum { unit: usize, momentum: Vec<f32> },
     Reset,
+    Store { unit: usize, first: u32, samples: u32, bits: PackedBits, labels: Vec<u32> },
+    ForwardStored { unit: usize, records: Vec<u32>, pass: Pass },
+    TrainStored { unit: usize, records: Vec<u32>, sgd: SgdStep },
 }
 
 /// Values that an answer must hold: outputs, input gradients, weights or momentum, and weight gradients.
@@ -170,6 +173,25 @@ impl QueuedSession {
         }
     }
 
+    /// Sends a request for the logits of stored records.
+    fn ask_stored(
+        &mut self,
+        unit: UnitId,
+        sizes: UnitSizes,
+        records: usize,
+        request: Request,
+    ) -> Result<Ticket, SubmitError> {
+        if !sizes.is_network {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: STORED });
+        }
+        if records == 0 {
+            return Err(SubmitError::Length { unit: unit.0, got: 0, sample: 1 });
+        }
+        let number = self.send(request, Expected { values: records * sizes.output, weight_values: 0 })?;
+        self.pending.insert(number, Kind::Outputs);
+        Ok(Ticket(number))
+    }
+
     /// Sends a request whose answer says only whether it worked.
     fn order(&mut self, request: Request) -> Result<(), SubmitError> {
         let number = self.send(request, Expected::default())?;
@@ -187,6 +209,8 @@ impl QueuedSession {
         }
     }
 }
+
+const STORED: &str = "only a network whose samples fill whole bytes stores records";
 
 fn ended() -> String {
     "its session has ended".to_owned()
@@ -260,6 +284,7 @@ fn finite(unit: UnitId, payload: &Payload) -> Result<(), SubmitError> {
     let bad = match payload {
         Payload::F32(values) => values.iter().position(|v| !v.is_finite()),
         Payload::F16(values) => values.iter().position(|v| !v.is_finite()),
+        Payload::Bits(_) => None,
     };
     bad.map_or(Ok(()), |index| Err(SubmitError::NonFinite { unit: unit.0, index }))
 }
@@ -299,6 +324,9 @@ impl ResidualTraining for QueuedSession {
     fn submit_gradient(&mut self, unit: UnitId, dy: Released<Payload>, wanted: Wanted) -> Result<Ticket, SubmitError> {
         let (index, sizes) = self.unit(unit)?;
         let dy = dy.into_inner();
+        if matches!(dy, Payload::Bits(_)) {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: "a gradient of bits" });
+        }
         let samples = samples(unit, dy.len(), sizes.output)?;
         finite(unit, &dy)?;
         if self.kept.get(index).copied().flatten() != Some(samples) {
@@ -329,6 +357,9 @@ impl ResidualTraining for QueuedSession {
         let (index, sizes) = self.unit(unit)?;
         if sizes.is_network {
             return Err(SubmitError::Unsupported { unit: unit.0, what: "weights of a network cannot be added to" });
+        }
+        if matches!(delta, Payload::Bits(_)) {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: "a difference of bits" });
         }
         exactly(unit, delta.len(), sizes.weights)?;
         finite(unit, &delta)?;
@@ -366,6 +397,46 @@ impl ResidualTraining for QueuedSession {
         stepped(unit, sizes)?;
         fitting(unit, momentum, sizes)?;
         self.order(Request::SetMomentum { unit: index, momentum: momentum.to_vec() })
+    }
+
+    fn store(
+        &mut self,
+        unit: UnitId,
+        first: u32,
+        bits: Released<PackedBits>,
+        labels: Option<Released<Vec<u32>>>,
+    ) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        if !sizes.is_network || !sizes.input.is_multiple_of(8) {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: STORED });
+        }
+        let (bits, labels) = (bits.into_inner(), labels.map(Released::into_inner).unwrap_or_default());
+        let samples = samples(unit, bits.len(), sizes.input)?;
+        let number = u32::try_from(samples).ok().filter(|&n| first.checked_add(n).is_some());
+        let number = number.ok_or(SubmitError::Length { unit: unit.0, got: bits.len(), sample: sizes.input })?;
+        if !labels.is_empty() && labels.len() != samples {
+            return Err(SubmitError::Length { unit: unit.0, got: labels.len(), sample: samples });
+        }
+        if labels.iter().any(|&label| label as usize >= sizes.output) {
+            return Err(SubmitError::Unsupported { unit: unit.0, what: "a label lies beyond the logits" });
+        }
+        self.order(Request::Store { unit: index, first, samples: number, bits, labels })
+    }
+
+    fn submit_stored(&mut self, unit: UnitId, records: &[u32], pass: Pass) -> Result<Ticket, SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        let request = Request::ForwardStored { unit: index, records: records.to_vec(), pass };
+        let ticket = self.ask_stored(unit, sizes, records.len(), request)?;
+        if let (Pass::Training, Some(kept)) = (pass, self.kept.get_mut(index)) {
+            *kept = Some(records.len());
+        }
+        Ok(ticket)
+    }
+
+    fn train_stored(&mut self, unit: UnitId, records: &[u32], sgd: SgdStep) -> Result<Ticket, SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        let request = Request::TrainStored { unit: index, records: records.to_vec(), sgd };
+        self.ask_stored(unit, sizes, records.len(), request)
     }
 
     fn reset(&mut self) -> Result<(), SubmitError> {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use asymflow_privacy::{Payload, Precision};
+use asymflow_privacy::{PackedBits, Payload, Precision, disclose_labels};
 use asymflow_wire::{Limits, WireError};
 use half::vec::HalfFloatVecExt;
 
@@ -12,9 +12,10 @@ use crate::backend::{
 };
 use crate::connection::Connection;
 use crate::protocol::{
-    Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_payload, text, widen, with_body,
+    Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_encoded, take_payload, take_u32, text,
+    widen, with_body,
 };
-use crate::received::received;
+use crate::received::{received, received_bits};
 use crate::serve::ServeLimits;
 use crate::unit::{self, UnitSizes};
 
@@ -116,7 +117,7 @@ fn open_model(
     };
     let model: ResidualModel = serde_json::from_slice(json).map_err(|e| failed(format!("malformed model: {e}")))?;
     let sizes = unit::sizes(&model).map_err(refused)?;
-    let memory = Memory { sizes, kept: vec![0; model.units.len()], limit: limits.session_bytes };
+    let memory = Memory { sizes, kept: vec![0; model.units.len()], stored_bytes: 0, limit: limits.session_bytes };
     memory.check(0).map_err(failed)?;
     let session = backend.open(&model).map_err(refused)?;
     Ok(Serving { session, answers, memory, body_limit: limits.body_bytes })
@@ -127,6 +128,8 @@ struct Memory {
     sizes: Vec<UnitSizes>,
     /// Samples kept by each unit.
     kept: Vec<u64>,
+    /// Bytes of stored records, replaced ones included.
+    stored_bytes: u64,
     limit: u64,
 }
 
@@ -138,7 +141,7 @@ impl Memory {
             4 * sizes.weights as u64 + 2 * samples.saturating_mul(sizes.kept as u64)
         });
         let values = held.fold(more, u64::saturating_add);
-        let bytes = values.saturating_mul(4);
+        let bytes = values.saturating_mul(4).saturating_add(self.stored_bytes);
         if bytes <= self.limit {
             Ok(())
         } else {
@@ -154,6 +157,13 @@ impl Memory {
         if let (Pass::Training, Some(kept)) = (pass, self.kept.get_mut(unit as usize)) {
             *kept = samples;
         }
+        Ok(())
+    }
+
+    /// Admits records of `bytes`.
+    fn store(&mut self, bytes: usize) -> Result<(), String> {
+        self.check((bytes as u64).div_ceil(4))?;
+        self.stored_bytes += bytes as u64;
         Ok(())
     }
 
@@ -181,8 +191,10 @@ impl Serving {
                 .ok_or_else(|| Refusal::Failed(format!("a body of {} bytes holds no whole numbers", body.len())))
         };
         let (values, weights, precision) = match request {
-            RequestHeader::Forward { unit, pass, precision } => {
-                let x = payload(body, precision)?;
+            RequestHeader::Forward { unit, pass, encoding } => {
+                let bytes = body.len();
+                let x = take_encoded(body, encoding)
+                    .ok_or_else(|| Refusal::Failed(format!("a body of {bytes} bytes does not hold {encoding:?}")))?;
                 self.room(unit, x.len())?;
                 self.memory.admit(unit, x.len(), pass).map_err(Refusal::Failed)?;
                 let ticket = self.session.submit(UnitId(unit), released(x)?, pass)?;
@@ -222,10 +234,57 @@ impl Serving {
                 self.memory.kept.fill(0);
                 done()
             }
+            RequestHeader::Store { unit, first, samples, labelled } => {
+                self.store(UnitId(unit), first, samples, labelled, body)?;
+                done()
+            }
+            RequestHeader::ForwardStored { unit, pass } => {
+                let records = self.records(unit, &body, pass)?;
+                let ticket = self.session.submit_stored(UnitId(unit), &records, pass)?;
+                (outputs(self.session.collect(ticket)?)?, Vec::new(), self.answers)
+            }
+            RequestHeader::TrainStored { unit, sgd } => {
+                let records = self.records(unit, &body, Pass::Training)?;
+                let ticket = self.session.train_stored(UnitId(unit), &records, sgd)?;
+                self.memory.forget(unit);
+                (outputs(self.session.collect(ticket)?)?, Vec::new(), self.answers)
+            }
         };
         let busy_seconds = (self.session.stats().busy_seconds - before).max(0.0);
         let header = ResponseHeader::Done { busy_seconds, values: values.len() as u64, precision };
         Ok((header, encode(values, &weights, precision)?))
+    }
+
+    fn store(
+        &mut self,
+        unit: UnitId,
+        first: u32,
+        samples: u32,
+        labelled: bool,
+        mut body: Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let bytes = body.len();
+        let malformed = || Refusal::Failed(format!("a body of {bytes} bytes does not hold {samples} records"));
+        let label_bytes = if labelled { 4 * samples as usize } else { 0 };
+        let at = bytes.checked_sub(label_bytes).ok_or_else(malformed)?;
+        let labels = take_u32(&body.split_off(at)).ok_or_else(malformed)?;
+        self.memory.store(bytes).map_err(Refusal::Failed)?;
+        let bits = PackedBits::from_bytes(body, 8 * at).map_err(|_| malformed())?;
+        let refused = |error: asymflow_privacy::ReleaseError| Refusal::Failed(error.to_string());
+        let bits = received_bits(&bits).map_err(refused)?;
+        // The client released them; nothing private exists on this side.
+        let labels = labelled.then(|| disclose_labels(labels).0);
+        Ok(self.session.store(unit, first, bits, labels)?)
+    }
+
+    /// Numbers of records, once there is room to compute on them.
+    fn records(&mut self, unit: u32, body: &[u8], pass: Pass) -> Result<Vec<u32>, Refusal> {
+        let records = take_u32(body)
+            .ok_or_else(|| Refusal::Failed(format!("a body of {} bytes holds no whole numbers", body.len())))?;
+        let input = self.memory.sizes.get(unit as usize).map_or(0, |sizes| sizes.input);
+        self.room(unit, records.len().saturating_mul(input))?;
+        self.memory.admit(unit, records.len().saturating_mul(input), pass).map_err(Refusal::Failed)?;
+        Ok(records)
     }
 
     /// Whether the outputs for `values` inputs fit into one answer.
@@ -245,7 +304,11 @@ const fn done() -> (Vec<f32>, Vec<f32>, Precision) {
 }
 
 fn released(payload: Payload) -> Result<asymflow_privacy::Released<Payload>, Refusal> {
-    received(widen(payload), Precision::F32).map_err(|error| Refusal::Failed(error.to_string()))
+    let released = match payload {
+        Payload::Bits(bits) => received_bits(&bits).map(asymflow_privacy::Released::into_payload),
+        floats => received(widen(floats), Precision::F32),
+    };
+    released.map_err(|error| Refusal::Failed(error.to_string()))
 }
 
 fn outputs(batch: Batch) -> Result<Vec<f32>, Refusal> {

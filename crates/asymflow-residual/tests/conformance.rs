@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use asymflow_privacy::{InsecureNone, Payload, Precision, Private, Relation, Released, Sensitivity, release};
-use asymflow_residual::conformance::{convolutions, network_inference, networks};
+use asymflow_residual::conformance::{convolutions, network_inference, networks, stored_records};
 use asymflow_residual::{
     Batch, BurnBackend, ConvUnit, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel,
     ServeConfig, ServeLimits, SgdStep, SubmitError, Tap, Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig,
@@ -41,6 +41,7 @@ fn released(values: Vec<f32>) -> Released<Payload> {
 fn conforms(backend: &dyn ResidualBackend) {
     convolutions(backend).unwrap();
     networks(backend).unwrap();
+    stored_records(backend).unwrap();
 }
 
 #[test]

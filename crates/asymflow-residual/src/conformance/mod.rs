@@ -1,11 +1,12 @@
 //! The suite that every residual backend must pass, compared with naive loops in f64.
 //!
 //! Feature `conformance`. A backend of your own calls [`convolutions`] and, where it runs networks,
-//! [`networks`].
+//! [`networks`], and [`stored_records`] where it keeps records for them.
 
 mod convolutions;
 mod networks;
 mod reference;
+mod stored;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use crate::backend::{Batch, CollectError, ResidualTraining, Ticket};
 
 pub use convolutions::convolutions;
 pub use networks::{network_inference, networks};
+pub use stored::stored_records;
 
 /// What a backend got wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -31,7 +31,7 @@ fn network() -> Network {
         Layer::Relu,
         Layer::MaxPool { kernel: 3, stride: 2, padding: 1 },
         Layer::Residual { main, shortcut },
-        Layer::Relu,
+        Layer::PRelu { name: "b.prelu".to_owned(), channels: 5 },
         Layer::Residual { main: vec![conv("b.conv", 5, 5, 3, 1, false)], shortcut: vec![] },
         Layer::AdaptiveAvgPool { out: 2 },
         Layer::Flatten,

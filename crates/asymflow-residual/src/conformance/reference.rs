@@ -108,6 +108,12 @@ impl NetworkReference<'_> {
             }
             Layer::BatchNorm { channels, .. } => self.batch_norm(*channels, shape.pixels(), x, at),
             Layer::Relu => x.into_iter().map(|v| v.max(0.0)).collect(),
+            Layer::PRelu { channels, .. } => {
+                let slopes = &self.weights[*at..*at + channels];
+                *at += channels;
+                let slope = |i: usize| slopes[i / shape.pixels() % channels];
+                x.into_iter().enumerate().map(|(i, v)| if v < 0.0 { v * slope(i) } else { v }).collect()
+            }
             Layer::MaxPool { kernel, stride, padding } => max_pool(*kernel, *stride, *padding, shape, out, &x),
             Layer::AdaptiveAvgPool { .. } => avg_pool(shape, out, &x),
             Layer::Flatten | Layer::Dropout { .. } => x,

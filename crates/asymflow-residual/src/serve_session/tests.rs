@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::burn_backend::{BurnBackend, DeviceChoice};
+use crate::protocol::Encoding;
 
 const MODEL: &[u8] = br#"{"units":[{"Conv":{"input":{"channels":2,"height":3,"width":3},"out_channels":2,
     "kernel":3,"stride":1,"padding":1}}]}"#;
@@ -13,6 +14,10 @@ fn serving(limits: &ServeLimits) -> Serving {
 
 fn request() -> impl Strategy<Value = RequestHeader> {
     let precision = || prop_oneof![Just(Precision::F32), Just(Precision::F16)];
+    let encoding = prop_oneof![
+        precision().prop_map(Encoding::Float),
+        prop_oneof![0u64..200, any::<u64>()].prop_map(|values| Encoding::Bits { values }),
+    ];
     let pass = prop_oneof![Just(Pass::Inference), Just(Pass::Training)];
     let unit = || 0u32..3;
     let sgd = any::<(f32, f32, f32)>().prop_map(|(learning_rate, momentum, weight_decay)| crate::backend::SgdStep {
@@ -22,11 +27,19 @@ fn request() -> impl Strategy<Value = RequestHeader> {
     });
     let wanted = any::<(bool, bool)>().prop_map(|(input, weights)| crate::backend::Wanted { input, weights });
     prop_oneof![
-        (unit(), pass, precision()).prop_map(|(unit, pass, precision)| RequestHeader::Forward {
+        (unit(), pass.clone(), encoding).prop_map(|(unit, pass, encoding)| RequestHeader::Forward {
             unit,
             pass,
-            precision
+            encoding
         }),
+        (unit(), 0u32..4, 0u32..4, any::<bool>()).prop_map(|(unit, first, samples, labelled)| RequestHeader::Store {
+            unit,
+            first,
+            samples,
+            labelled
+        }),
+        (unit(), pass).prop_map(|(unit, pass)| RequestHeader::ForwardStored { unit, pass }),
+        (unit(), sgd.clone()).prop_map(|(unit, sgd)| RequestHeader::TrainStored { unit, sgd }),
         (unit(), wanted, precision()).prop_map(|(unit, wanted, precision)| RequestHeader::Gradient {
             unit,
             wanted,
