@@ -10,7 +10,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use asymflow::accounting::RecordAccountant;
-use asymflow::modes::{Clear, Mode, TrustedOnly};
+use asymflow::clear::Clear;
+use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
 use asymflow::trusted::Program;
 use asymflow_privacy::Precision;
@@ -78,7 +79,7 @@ fn clear_and_trusted_only_compute_the_same_logits_and_the_same_step() {
     let images = images(&network, 16);
     let records: Vec<usize> = (0..16).collect();
     let accountant = RecordAccountant::new(16);
-    let mut clear = Clear::new(network.clone(), &weights, worker.client(None), accountant).unwrap();
+    let mut clear = Clear::new(network.clone(), &weights, worker.client(None), accountant, false).unwrap();
     let mut trusted = TrustedOnly::new(network, &weights, Par::rayon(2)).unwrap();
     let logits = trusted.infer(&images, &records).unwrap();
     assert!(relative(&clear.infer(&images, &records).unwrap(), &logits) < 1e-4);

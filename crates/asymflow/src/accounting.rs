@@ -1,6 +1,6 @@
 //! Which record has lost how much: receipts absorbed for the records of the batch they came from.
 
-use asymflow_privacy::{Accountant, AccountantError, Loss, Receipt, Relation, ZcdpAccountant};
+use asymflow_privacy::{Accountant, AccountantError, Budget, BudgetError, Loss, Receipt, RecordLedger, Relation};
 use serde::{Deserialize, Serialize};
 
 /// Which way a release went.
@@ -11,6 +11,8 @@ pub enum Released {
     Residual,
     /// A gradient, backward.
     Gradient,
+    /// A label.
+    Label,
 }
 
 /// One receipt as it lands in the ledger.
@@ -22,8 +24,8 @@ pub struct LedgerEntry {
     pub released: Released,
     /// Name of the mechanism.
     pub mechanism: String,
-    /// Loss of each record in ρ-zCDP; absent when there is no guarantee.
-    pub rho: Option<f64>,
+    /// Loss of each record.
+    pub loss: Loss,
     /// Records in the release.
     pub records: usize,
     /// The relation the loss holds for.
@@ -34,7 +36,8 @@ pub struct LedgerEntry {
 /// record add up. ε is that of the record that has lost most.
 #[derive(Clone, Debug)]
 pub struct RecordAccountant {
-    rho: Vec<f64>,
+    spent: Vec<RecordLedger>,
+    budget: Option<Budget>,
     current: Vec<usize>,
     ledger: Vec<LedgerEntry>,
     label: Option<(String, Released)>,
@@ -43,23 +46,59 @@ pub struct RecordAccountant {
 impl RecordAccountant {
     /// An accountant of `records` records, none released yet.
     pub fn new(records: usize) -> Self {
-        Self { rho: vec![0.0; records], current: Vec::new(), ledger: Vec::new(), label: None }
+        Self::resume(vec![RecordLedger::default(); records])
     }
 
     /// Continues with the losses of an earlier run.
-    pub fn resume(rho: Vec<f64>) -> Self {
-        Self { rho, current: Vec::new(), ledger: Vec::new(), label: None }
+    pub const fn resume(spent: Vec<RecordLedger>) -> Self {
+        Self { spent, budget: None, current: Vec::new(), ledger: Vec::new(), label: None }
     }
 
-    /// Losses so far, ρ by record.
-    pub fn rho(&self) -> &[f64] {
-        &self.rho
+    /// Sets the most that any record may lose, the losses so far included.
+    #[must_use]
+    pub const fn with_budget(mut self, budget: Option<Budget>) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Losses so far, by record.
+    pub fn spent(&self) -> &[RecordLedger] {
+        &self.spent
     }
 
     /// Declares the records whose data the following releases carry.
     pub fn begin(&mut self, records: impl IntoIterator<Item = usize>) {
         self.current.clear();
         self.current.extend(records);
+    }
+
+    /// Checks, before a release, that its loss fits the budget of every record declared by [`RecordAccountant::begin`].
+    ///
+    /// # Errors
+    /// A record's budget would be exceeded. Nothing has changed, and nothing may be released.
+    pub fn admit(&self, loss: Loss) -> Result<(), BudgetError> {
+        let Some(Budget { epsilon: limit, delta }) = self.budget else { return Ok(()) };
+        let no_budget = |_| BudgetError::Budget { epsilon: limit, delta };
+        let mut admitted: Option<RecordLedger> = None;
+        for spent in self.current.iter().filter_map(|&record| self.spent.get(record)) {
+            // Most records of a batch have lost the same.
+            if admitted.as_ref() == Some(spent) {
+                continue;
+            }
+            let mut after = *spent;
+            after.add(loss);
+            let asked = after.epsilon(delta).map_err(no_budget)?;
+            if asked.is_nan() || asked > limit {
+                return Err(BudgetError::Exhausted {
+                    spent: spent.epsilon(delta).map_err(no_budget)?,
+                    asked,
+                    limit,
+                    delta,
+                });
+            }
+            admitted = Some(*spent);
+        }
+        Ok(())
     }
 
     /// Absorbs a receipt and notes which layer it belongs to.
@@ -76,13 +115,9 @@ impl RecordAccountant {
 
 impl Accountant for RecordAccountant {
     fn absorb(&mut self, receipt: Receipt) {
-        let rho = match receipt.loss() {
-            Loss::Zcdp { rho } => rho,
-            Loss::Infinite => f64::INFINITY,
-        };
         for &record in &self.current {
-            if let Some(total) = self.rho.get_mut(record) {
-                *total += rho;
+            if let Some(spent) = self.spent.get_mut(record) {
+                spent.add(receipt.loss());
             }
         }
         let (layer, released) = self.label.take().unwrap_or_else(|| (String::new(), Released::Residual));
@@ -90,13 +125,21 @@ impl Accountant for RecordAccountant {
             layer,
             released,
             mechanism: receipt.mechanism().to_owned(),
-            rho: rho.is_finite().then_some(rho),
+            loss: receipt.loss(),
             records: self.current.len(),
             relation: receipt.sensitivity().relation(),
         });
     }
 
     fn epsilon(&self, delta: f64) -> Result<f64, AccountantError> {
-        ZcdpAccountant::resume(self.rho.iter().copied().fold(0.0, f64::max)).epsilon(delta)
+        let mut seen: Vec<RecordLedger> = Vec::new();
+        let mut most = 0.0_f64;
+        for spent in &self.spent {
+            if !seen.contains(spent) {
+                most = most.max(spent.epsilon(delta)?);
+                seen.push(*spent);
+            }
+        }
+        Ok(most)
     }
 }

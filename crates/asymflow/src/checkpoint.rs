@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use asymflow_privacy::RecordLedger;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::modes::TrainState;
 
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 const META: &str = "asymflow";
 
 /// A point in training.
@@ -16,8 +17,8 @@ const META: &str = "asymflow";
 pub struct Checkpoint {
     /// Weights and optimiser state.
     pub state: TrainState,
-    /// Losses of every record so far, in ρ-zCDP; empty where nothing is released.
-    pub rho: Vec<f64>,
+    /// Losses of every record so far; empty where nothing is released.
+    pub spent: Vec<RecordLedger>,
     /// Where training was.
     pub position: Position,
 }
@@ -67,6 +68,9 @@ pub enum CheckpointError {
     /// The header does not parse.
     #[error("malformed header: {0}")]
     Header(#[from] serde_json::Error),
+    /// The losses cannot be read or written.
+    #[error("malformed losses: {0}")]
+    Losses(#[from] postcard::Error),
     /// A tensor has another type or length.
     #[error("tensor {name}: {reason}")]
     Tensor {
@@ -98,11 +102,13 @@ impl Checkpoint {
         let meta = serde_json::to_string(&Meta { schema: SCHEMA, position: self.position.clone() })?;
         let weights = f32_bytes(&self.state.weights);
         let momentum = f32_bytes(&self.state.momentum);
-        let rho: Vec<u8> = self.rho.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let spent = postcard::to_stdvec(&self.spent)?;
+        let released = &self.state.released;
         let tensors = [
             ("weights", TensorView::new(Dtype::F32, vec![self.state.weights.len()], &weights)?),
             ("momentum", TensorView::new(Dtype::F32, vec![self.state.momentum.len()], &momentum)?),
-            ("rho", TensorView::new(Dtype::F64, vec![self.rho.len()], &rho)?),
+            ("spent", TensorView::new(Dtype::U8, vec![spent.len()], &spent)?),
+            ("released", TensorView::new(Dtype::U8, vec![released.len()], released)?),
         ];
         Ok(safetensors::serialize(tensors, Some(HashMap::from([(META.to_owned(), meta)])))?)
     }
@@ -135,9 +141,16 @@ impl Checkpoint {
         if weights.iter().chain(&momentum).any(|v| !v.is_finite()) {
             return Err(CheckpointError::Tensor { name: "weights", reason: "a value is not finite".to_owned() });
         }
-        let rho = values("rho", Dtype::F64)?;
-        let rho = rho.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
-        Ok(Self { state: TrainState { weights, momentum }, rho, position: meta.position })
+        let spent = values("spent", Dtype::U8)?;
+        let spent = match postcard::take_from_bytes(&spent)? {
+            (spent, []) => spent,
+            (_, rest) => {
+                let reason = format!("{} bytes too many", rest.len());
+                return Err(CheckpointError::Tensor { name: "spent", reason });
+            }
+        };
+        let released = values("released", Dtype::U8)?;
+        Ok(Self { state: TrainState { weights, momentum, released }, spent, position: meta.position })
     }
 
     /// Checks that it belongs to `network` in `mode`.
@@ -165,9 +178,11 @@ mod tests {
     use super::*;
 
     fn sample() -> Checkpoint {
+        let mut lost = RecordLedger::default();
+        lost.add(asymflow_privacy::Loss::Infinite);
         Checkpoint {
-            state: TrainState { weights: vec![1.0, -2.5], momentum: vec![0.0, 3.0] },
-            rho: vec![0.25, f64::INFINITY],
+            state: TrainState { weights: vec![1.0, -2.5], momentum: vec![0.0, 3.0], released: vec![7, 0, 255] },
+            spent: vec![RecordLedger::default(), lost],
             position: Position { network: "n".into(), mode: "m".into(), epoch: 3, step: 7, ..Position::default() },
         }
     }

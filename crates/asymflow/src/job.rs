@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use asymflow_privacy::Precision;
 use asymflow_zoo::Network;
+use asymflow_zoo::delta::{DeltaError, delta};
 use serde::{Deserialize, Serialize};
 
 use crate::accounting::LedgerEntry;
+use crate::delta::DeltaSpec;
 use crate::plan::{Plan, SplitSpec};
 use crate::release::PrivacySpec;
 use crate::speedup::{SpeedupReport, SpeedupSpec};
@@ -23,6 +25,10 @@ pub enum ModeKind {
     TrustedOnly,
     /// Every convolution split.
     Asymml,
+    /// Features split once; a small network trusted, a large one on released bits.
+    Delta,
+    /// A control: noise on the images themselves, then everything on the accelerator.
+    NaiveDp,
 }
 
 impl ModeKind {
@@ -32,6 +38,8 @@ impl ModeKind {
             Self::Clear => "clear",
             Self::TrustedOnly => "trusted-only",
             Self::Asymml => "asymml",
+            Self::Delta => "delta",
+            Self::NaiveDp => "naive-dp",
         }
     }
 
@@ -129,6 +137,10 @@ pub struct JobSpec {
     pub split: SplitSpec,
     /// What guards releases.
     pub privacy: PrivacySpec,
+    /// How it is run as Delta; for that mode.
+    pub delta: Option<DeltaSpec>,
+    /// ε of the noise on images; for the mode that has it.
+    pub naive_epsilon: Option<f64>,
     /// Precision of what is sent to the worker.
     pub precision: Precision,
     /// The worker, for the modes that have one.
@@ -137,6 +149,28 @@ pub struct JobSpec {
     pub threads: usize,
     /// What is to be done.
     pub task: Task,
+}
+
+impl JobSpec {
+    /// Whether a worker takes part.
+    pub fn needs_worker(&self) -> bool {
+        self.mode.needs_worker()
+            && (self.mode != ModeKind::Delta || self.delta.as_ref().is_some_and(DeltaSpec::needs_worker))
+    }
+
+    /// A network with the parameters that a run of this job trains, in the order of its state. For Delta it lists the
+    /// layers of all three networks and cannot be executed.
+    ///
+    /// # Errors
+    /// A network that cannot be made into Delta's three.
+    pub fn stored_network(&self) -> Result<Network, DeltaError> {
+        match &self.delta {
+            Some(spec) if self.mode == ModeKind::Delta => {
+                Ok(delta(&self.network, &spec.shape)?.all_layers(spec.needs_worker()))
+            }
+            _ => Ok(self.network.clone()),
+        }
+    }
 }
 
 /// What the body of a [`ToTrusted::Start`] holds.
@@ -239,8 +273,10 @@ pub struct TrainReport {
     pub layers: Vec<(String, Seconds)>,
     /// How often the worker was opened again.
     pub reopened: usize,
-    /// Where each convolution was computed; absent in `clear`.
+    /// Where each convolution was computed; absent in `clear` and `delta`.
     pub plan: Option<Plan>,
+    /// Standard deviation of the noise on released residuals or images, where there was any.
+    pub sigma: Option<f64>,
 }
 
 /// What a finished job measured.

@@ -2,10 +2,13 @@
 
 pub mod accounting;
 pub mod checkpoint;
+pub mod clear;
+pub mod delta;
 pub mod job;
 pub mod link;
 pub mod local;
 pub mod modes;
+pub mod naive;
 pub mod plan;
 pub mod release;
 pub mod run;

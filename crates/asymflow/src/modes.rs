@@ -1,22 +1,21 @@
 //! The modes of execution behind one small trait: infer a batch, and train one step.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_privacy::Precision;
-use asymflow_residual::{
-    Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SubmitError, Unit, UnitId, Wanted, WorkerStats,
-};
+use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
+use asymflow_zoo::data::Loader;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
-use crate::accounting::{RecordAccountant, Released};
-use crate::link::Link;
+use crate::accounting::RecordAccountant;
 use crate::local::LocalConv;
 use crate::plan::Plan;
 use crate::release::{Door, PrivacySpec};
 use crate::split::{SplitConv, open_link};
-use crate::timing::{Seconds, timed};
+use crate::timing::Seconds;
 use crate::trusted::{Engine, ExecError, ops};
 
 /// A batch for one training step.
@@ -30,6 +29,31 @@ pub struct TrainBatch<'a> {
     pub records: &'a [usize],
     /// Seed of this step's dropout.
     pub dropout_seed: u64,
+    /// The augmentation pass that the images are of, as [`Phase::view`].
+    pub view: u64,
+    /// Records and optimiser of the step after this one, where it is of the same epoch, so that a worker that needs
+    /// nothing of this step can go ahead.
+    pub next: Option<(&'a [usize], SgdStep)>,
+}
+
+/// What an epoch belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// The epochs over which the learning rate follows its schedule.
+    pub epochs: Range<usize>,
+    /// The augmentation pass of the epoch's images: the same number gives the same views.
+    pub view: u64,
+}
+
+/// The training records, as a mode may ask for them before an epoch.
+#[derive(Debug)]
+pub struct Records<'a> {
+    /// Makes batches of them.
+    pub loader: &'a Loader<'a>,
+    /// How many there are.
+    pub count: usize,
+    /// How many to take at a time.
+    pub batch: usize,
 }
 
 /// What one training step measured before it moved the weights.
@@ -46,6 +70,19 @@ pub struct StepReport {
 /// A step that fails with a lost worker can be done again after [`Mode::recover`], which says whether steps before it
 /// must be as well.
 pub trait Mode: Send {
+    /// What `epoch` of `epochs` belongs to.
+    fn phase(&self, epoch: usize, epochs: usize) -> Phase {
+        Phase { epochs: 0..epochs, view: epoch as u64 }
+    }
+
+    /// Called before the first step of an epoch that this process runs.
+    ///
+    /// # Errors
+    /// A failed part. After a lost worker it is called again.
+    fn begin_epoch(&mut self, _epoch: usize, _records: &Records<'_>) -> Result<(), ExecError> {
+        Ok(())
+    }
+
     /// Logits of a batch, samples × classes.
     ///
     /// # Errors
@@ -82,6 +119,11 @@ pub trait Mode: Send {
     /// Counters of the worker; absent where there is none.
     fn worker(&self) -> Option<WorkerStats>;
 
+    /// Standard deviation of the noise on what is released by design of the mode; absent where there is none.
+    fn sigma(&self) -> Option<f64> {
+        None
+    }
+
     /// Seconds by convolution; empty where the accelerator computes all.
     fn seconds(&self) -> &[Seconds];
 }
@@ -102,13 +144,15 @@ pub struct TrainState {
     pub weights: Vec<f32>,
     /// Momentum, flattened; empty for none yet.
     pub momentum: Vec<f32>,
+    /// What has been released and must not be released anew, encoded by the mode; empty for most.
+    pub released: Vec<u8>,
 }
 
-fn engine_state(engine: &Engine) -> TrainState {
-    TrainState { weights: engine.params.flat_values(), momentum: engine.params.momentum.concat() }
+pub(crate) fn engine_state(engine: &Engine) -> TrainState {
+    TrainState { weights: engine.params.flat_values(), momentum: engine.params.momentum.concat(), released: Vec::new() }
 }
 
-fn engine_restore(engine: &mut Engine, state: &TrainState) -> Result<(), ExecError> {
+pub(crate) fn engine_restore(engine: &mut Engine, state: &TrainState) -> Result<(), ExecError> {
     let weights = Weights::unflatten(&engine.network, &state.weights)?;
     let mut params = crate::trusted::Params::new(&engine.network, &weights)?;
     if state.momentum.len() == state.weights.len() {
@@ -183,7 +227,7 @@ impl Mode for TrustedOnly {
     }
 }
 
-fn loss(network: &Network, logits: &[f32], labels: &[u32]) -> (StepReport, Vec<f32>) {
+pub(crate) fn loss(network: &Network, logits: &[f32], labels: &[u32]) -> (StepReport, Vec<f32>) {
     let mut d_logits = vec![0.0; logits.len()];
     let (loss, correct) = ops::softmax_cross_entropy(logits, network.classes, labels, &mut d_logits);
     (StepReport { loss, correct }, d_logits)
@@ -301,145 +345,5 @@ impl Mode for AsymMl {
 
     fn seconds(&self) -> &[Seconds] {
         self.convolver.seconds()
-    }
-}
-
-/// Baseline: everything on the accelerator, which sees images, logits and gradients as they are, and keeps weights and
-/// momentum.
-#[derive(Debug)]
-pub struct Clear {
-    network: Network,
-    link: Link,
-    door: Door,
-    accountant: RecordAccountant,
-    /// The state that was sent or fetched last.
-    state: TrainState,
-    /// Whether the worker may have stepped since.
-    has_stepped: bool,
-    seconds: Seconds,
-}
-
-const WHOLE: UnitId = UnitId(0);
-
-impl Clear {
-    /// Opens the worker and sends it the network.
-    ///
-    /// # Errors
-    /// A network or weights that do not fit, or a worker that cannot be opened.
-    pub fn new(
-        network: Network,
-        weights: &Weights,
-        backend: Arc<dyn ResidualBackend>,
-        accountant: RecordAccountant,
-    ) -> Result<Self, ModeError> {
-        let weights = weights.flatten(&network).map_err(ExecError::from)?;
-        let model = ResidualModel { units: vec![Unit::Network(network.clone())] };
-        let link = Link::open(backend, model).map_err(ExecError::from)?;
-        let everything = PrivacySpec {
-            mechanism: "insecure_none".to_owned(),
-            sigma: None,
-            clip: None,
-            relation: asymflow_privacy::Relation::Remove,
-            delta: 1e-5,
-        };
-        let door = Door::new(&everything, Precision::F32)?;
-        let state = TrainState { weights, momentum: Vec::new() };
-        let mut mode = Self { network, link, door, accountant, state, has_stepped: false, seconds: Seconds::default() };
-        mode.send_state()?;
-        Ok(mode)
-    }
-
-    fn send_state(&mut self) -> Result<(), ExecError> {
-        self.link.session().set_weights(WHOLE, &self.state.weights).map_err(submit)?;
-        // A new session has none.
-        if !self.state.momentum.is_empty() {
-            self.link.session().set_momentum(WHOLE, &self.state.momentum).map_err(submit)?;
-        }
-        self.has_stepped = false;
-        Ok(())
-    }
-
-    fn forward(&mut self, images: &[f32], samples: usize, pass: Pass) -> Result<Vec<f32>, ExecError> {
-        crate::trusted::engine::check_finite("input", images)?;
-        let released = self
-            .door
-            .release(images.to_vec(), samples, "input", Released::Residual, &mut self.accountant)
-            .map_err(|error| ExecError::Release { layer: "input".to_owned(), error })?;
-        let ticket = self.link.session().submit(WHOLE, released, pass).map_err(submit)?;
-        match timed(&mut self.seconds.wait, || self.link.session().collect(ticket)).map_err(collect)? {
-            Batch::Outputs(logits) if logits.len() == samples * self.network.classes => Ok(logits),
-            _ => Err(collect(CollectError::Malformed { reason: "expected one logit a class".to_owned() })),
-        }
-    }
-}
-
-fn submit(error: SubmitError) -> ExecError {
-    ExecError::Submit { layer: "network".to_owned(), error }
-}
-
-fn collect(error: CollectError) -> ExecError {
-    ExecError::Collect { layer: "network".to_owned(), error }
-}
-
-impl Mode for Clear {
-    fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
-        self.accountant.begin(records.iter().copied());
-        self.forward(images, records.len(), Pass::Inference)
-    }
-
-    fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
-        let samples = batch.labels.len();
-        self.accountant.begin(batch.records.iter().copied());
-        // From its forward pass on, which moves the running statistics.
-        self.has_stepped = true;
-        let logits = self.forward(batch.images, samples, Pass::Training)?;
-        let (report, d_logits) = loss(&self.network, &logits, batch.labels);
-        let released = self
-            .door
-            .release(d_logits, samples, "logits", Released::Gradient, &mut self.accountant)
-            .map_err(|error| ExecError::Release { layer: "logits".to_owned(), error })?;
-        let wanted = Wanted { input: false, weights: false };
-        let ticket = self.link.session().submit_gradient(WHOLE, released, wanted).map_err(submit)?;
-        timed(&mut self.seconds.wait, || self.link.session().collect(ticket)).map_err(collect)?;
-        self.link.session().step(WHOLE, sgd).map_err(submit)?;
-        Ok(report)
-    }
-
-    /// The worker's weights and momentum are lost with it, and so is what it did since they were fetched.
-    fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError> {
-        let recovered = if self.has_stepped { Recovered::AtState } else { Recovered::Here };
-        self.link.reopen(patience)?;
-        self.send_state()?;
-        Ok(recovered)
-    }
-
-    fn state(&mut self) -> Result<TrainState, ExecError> {
-        if self.has_stepped {
-            let session = self.link.session();
-            let weights = session.weights(WHOLE).map_err(collect)?;
-            let momentum = session.momentum(WHOLE).map_err(collect)?;
-            self.state = TrainState { weights, momentum };
-            self.has_stepped = false;
-        }
-        Ok(self.state.clone())
-    }
-
-    fn restore(&mut self, state: &TrainState) -> Result<(), ExecError> {
-        Weights::unflatten(&self.network, &state.weights)?;
-        self.state.clone_from(state);
-        self.state.momentum.resize(state.weights.len(), 0.0);
-        self.send_state()
-    }
-
-    fn accountant(&mut self) -> Option<&mut RecordAccountant> {
-        Some(&mut self.accountant)
-    }
-
-    fn worker(&self) -> Option<WorkerStats> {
-        Some(self.link.stats())
-    }
-
-    fn seconds(&self) -> &[Seconds] {
-        std::slice::from_ref(&self.seconds)
     }
 }

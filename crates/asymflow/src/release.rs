@@ -1,8 +1,8 @@
 //! How private batches become released payloads: clip every record, apply the mechanism, encode, account.
 
 use asymflow_privacy::{
-    Gaussian, InsecureNone, Mechanism, Payload, Precision, Private, Relation, ReleaseError, Released, Sensitivity,
-    release,
+    Accountant, Budget, CalibrationError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Mechanism, Payload,
+    Precision, Private, Relation, ReleaseError, Released, Sensitivity, ZcdpAccountant, calibrate_sigma, release,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -15,9 +15,9 @@ use crate::accounting::{self, RecordAccountant};
 /// Which mechanism guards what leaves, and its parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrivacySpec {
-    /// `insecure_none` or `gaussian`.
+    /// One of [`MECHANISMS`].
     pub mechanism: String,
-    /// Standard deviation of the noise on every released value; for `gaussian`.
+    /// Standard deviation of the noise on every released value; for all but `insecure_none`.
     pub sigma: Option<f64>,
     /// l2 norm to which every record's release is clipped; without it no ε can be given.
     pub clip: Option<f64>,
@@ -25,13 +25,25 @@ pub struct PrivacySpec {
     pub relation: Relation,
     /// δ at which ε is reported.
     pub delta: f64,
+    /// The largest ε that any record may lose at that δ; without one nothing is refused.
+    pub budget_epsilon: Option<f64>,
 }
+
+impl PrivacySpec {
+    /// The budget of every record.
+    pub fn budget(&self) -> Option<Budget> {
+        self.budget_epsilon.map(|epsilon| Budget { epsilon, delta: self.delta })
+    }
+}
+
+/// Names of mechanisms that release numbers: exact noise, floating-point noise for studies, and none.
+pub const MECHANISMS: [&str; 3] = ["discrete_gaussian", "insecure_float_noise", "insecure_none"];
 
 /// Why privacy settings are unusable.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum PrivacySpecError {
     /// No such mechanism.
-    #[error("unknown mechanism {0:?}, expected \"insecure_none\" or \"gaussian\"")]
+    #[error("unknown mechanism {0:?}, expected one of {MECHANISMS:?}")]
     Mechanism(String),
     /// A parameter of the mechanism is missing or out of range.
     #[error("{what} must be positive and finite, got {got:?}")]
@@ -44,6 +56,15 @@ pub enum PrivacySpecError {
     /// No randomness from the operating system.
     #[error("the operating system gave no randomness: {0}")]
     Randomness(String),
+}
+
+/// Standard deviation of discrete Gaussian noise that costs at most `epsilon` at `delta` for an l2 `sensitivity`, by the
+/// conversion from zCDP.
+///
+/// # Errors
+/// Numbers out of range.
+pub fn zcdp_sigma(epsilon: f64, delta: f64, sensitivity: f64) -> Result<f64, CalibrationError> {
+    calibrate_sigma(epsilon, |sigma| ZcdpAccountant::resume(0.5 * (sensitivity / sigma).powi(2)).epsilon(delta))
 }
 
 /// The door between a private batch and the worker.
@@ -68,11 +89,14 @@ impl Door {
         };
         let mechanism: Box<dyn Mechanism<Output = Vec<f32>>> = match spec.mechanism.as_str() {
             "insecure_none" => Box::new(InsecureNone),
-            "gaussian" => {
+            name @ ("discrete_gaussian" | "insecure_float_noise") => {
                 let sigma = positive("privacy.sigma", spec.sigma)?;
-                let gaussian = Gaussian::new(sigma)
-                    .map_err(|_| PrivacySpecError::Parameter { what: "privacy.sigma", got: spec.sigma })?;
-                Box::new(gaussian)
+                let refused = |_| PrivacySpecError::Parameter { what: "privacy.sigma", got: spec.sigma };
+                if name == "discrete_gaussian" {
+                    Box::new(DiscreteGaussian::fine(sigma).map_err(refused)?)
+                } else {
+                    Box::new(InsecureFloatNoise::new(sigma).map_err(refused)?)
+                }
             }
             other => return Err(PrivacySpecError::Mechanism(other.to_owned())),
         };

@@ -5,19 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use asymflow_linalg::by_name;
+use asymflow_linalg::{Decomposer, by_name};
 use asymflow_residual::{OpenError, ResidualBackend};
 use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
+use asymflow_zoo::delta::{DeltaError, delta};
 use asymflow_zoo::{Weights, WeightsError};
 use faer::Par;
 use thiserror::Error;
 
 use crate::accounting::RecordAccountant;
 use crate::checkpoint::{Checkpoint, CheckpointError, from_f32_bytes};
+use crate::clear::Clear;
+use crate::delta::{Delta, DeltaParts, DoorError, Sampling};
 use crate::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec,
 };
-use crate::modes::{AsymMl, AsymMlParts, Clear, Mode, ModeError, TrustedOnly};
+use crate::modes::{AsymMl, AsymMlParts, Mode, ModeError, TrustedOnly};
+use crate::naive::{NaiveError, NaiveSpec, noised};
 use crate::plan::{Plan, PlanError, SplitSpec};
 use crate::speedup::speedup;
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
@@ -53,6 +57,20 @@ pub enum RunError {
         layer: String,
         /// Why.
         error: asymflow_linalg::spectrum::SpectrumError,
+    },
+    /// Delta's networks cannot be made.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    /// Images could not be noised.
+    #[error(transparent)]
+    Naive(#[from] NaiveError),
+    /// A mode lacks the settings it needs.
+    #[error("mode {mode} needs {what}")]
+    Settings {
+        /// The mode.
+        mode: &'static str,
+        /// What it needs.
+        what: &'static str,
     },
     /// A mode that needs a worker has none.
     #[error("mode {0} needs a worker")]
@@ -107,6 +125,11 @@ impl RunError {
                 let detail = format!("layer {layer}: a batch could not be decomposed");
                 return Failure { code: FailureCode::NonFinite, detail };
             }
+            (_, Some(ExecError::Split(_) | ExecError::Door(DoorError::Clip(_)))) => {
+                let detail = "features: a value is not finite".to_owned();
+                return Failure { code: FailureCode::NonFinite, detail };
+            }
+            (_, Some(ExecError::Budget(_) | ExecError::Door(DoorError::Release(_)))) => FailureCode::Release,
             (_, Some(ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. })) => FailureCode::Worker,
             (Self::Data(_) | Self::Fit { .. }, _) => FailureCode::Data,
             (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,
@@ -177,10 +200,16 @@ impl Runner<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(TrainReport, Vec<f32>), RunError> {
         let job = self.job;
-        let backend = job.mode.needs_worker().then(|| (self.open)(job)).transpose().map_err(ExecError::from)?;
+        let backend = job.needs_worker().then(|| (self.open)(job)).transpose().map_err(ExecError::from)?;
         let records = data.train.len() + data.test.len();
-        let rho = checkpoint.as_ref().map(|c| c.rho.clone()).filter(|rho| rho.len() == records);
-        let parts = Parts { kind: job.mode, split: job.split.clone(), batch: spec.batch, records, rho };
+        let spent = checkpoint.as_ref().map(|c| c.spent.clone()).filter(|spent| spent.len() == records);
+        let accountant = spent.map_or_else(|| RecordAccountant::new(records), RecordAccountant::resume);
+        let mut accountant = accountant.with_budget(job.privacy.budget());
+        let noised = self.noised(data, &mut accountant)?;
+        let (data, naive_sigma) = noised.as_ref().map_or((data, None), |(data, sigma)| (data, Some(*sigma)));
+        let sampling = Sampling { batch: spec.batch, records: data.train.len() };
+        let (epochs, split) = (spec.epochs, job.split.clone());
+        let parts = Parts { kind: job.mode, split, epochs, sampling, accountant };
         let (mut mode, plan) = build(job, weights, parts, backend.as_ref(), self.par)?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
         observer.tell(FromTrusted::Planned { train_images, test_images, plan: plan.clone() }, &[])?;
@@ -201,7 +230,24 @@ impl Runner<'_> {
             }
         }
         report.plan = plan;
+        report.sigma = naive_sigma.or(mode.sigma());
         Ok((report, mode.state()?.weights))
+    }
+
+    /// The data with noise on every image, for the mode that has it.
+    fn noised(&self, data: &Split, accountant: &mut RecordAccountant) -> Result<Option<(Split, f64)>, RunError> {
+        let job = self.job;
+        if job.mode != ModeKind::NaiveDp {
+            return Ok(None);
+        }
+        let missing = |what| RunError::Settings { mode: job.mode.name(), what };
+        let spec = NaiveSpec {
+            epsilon: job.naive_epsilon.ok_or(missing("an epsilon"))?,
+            delta: job.privacy.delta,
+            clip: job.privacy.clip.ok_or(missing("privacy.clip"))?,
+            relation: job.privacy.relation,
+        };
+        Ok(Some(noised(data, spec, accountant)?))
     }
 
     fn study(
@@ -243,10 +289,11 @@ fn check_train(spec: &TrainSpec) -> Result<(), RunError> {
 }
 
 fn start_from(job: &JobSpec, seed: u64, body: Body, bytes: &[u8]) -> Result<(Weights, Option<Checkpoint>), RunError> {
+    let network = job.stored_network()?;
     Ok(match body {
-        Body::Empty => (Weights::init(&job.network, seed), None),
-        Body::Weights => (Weights::unflatten(&job.network, &from_f32_bytes(bytes))?, None),
-        Body::Checkpoint => (Weights::init(&job.network, seed), Some(Checkpoint::decode(bytes)?)),
+        Body::Empty => (Weights::init(&network, seed), None),
+        Body::Weights => (Weights::unflatten(&network, &from_f32_bytes(bytes))?, None),
+        Body::Checkpoint => (Weights::init(&network, seed), Some(Checkpoint::decode(bytes)?)),
     })
 }
 
@@ -284,12 +331,12 @@ pub struct Parts {
     pub kind: ModeKind,
     /// How it splits.
     pub split: SplitSpec,
-    /// Samples in a batch, for the plan's costs.
-    pub batch: usize,
-    /// Records whose losses are accounted.
-    pub records: usize,
-    /// Losses of an earlier run.
-    pub rho: Option<Vec<f64>>,
+    /// All epochs of training.
+    pub epochs: usize,
+    /// Samples in a batch, for the plan's costs, and records in the training set.
+    pub sampling: Sampling,
+    /// Who has lost how much so far.
+    pub accountant: RecordAccountant,
 }
 
 /// Builds a mode and its plan.
@@ -304,30 +351,62 @@ pub fn build(
     par: Par,
 ) -> Result<(Box<dyn Mode>, Option<Plan>), RunError> {
     let network = job.network.clone();
-    let accountant = match parts.rho {
-        Some(rho) => RecordAccountant::resume(rho),
-        None => RecordAccountant::new(parts.records),
-    };
     let worker = || backend.map(Arc::clone).ok_or(RunError::NoWorker(parts.kind.name()));
     let program = Program::new(&network).map_err(ExecError::from)?;
     Ok(match parts.kind {
-        ModeKind::Clear => (Box::new(Clear::new(network, weights, worker()?, accountant)?), None),
+        ModeKind::Clear | ModeKind::NaiveDp => {
+            let is_public = parts.kind == ModeKind::NaiveDp;
+            (Box::new(Clear::new(network, weights, worker()?, parts.accountant, is_public)?), None)
+        }
         ModeKind::TrustedOnly => {
             (Box::new(TrustedOnly::new(network, weights, par)?), Some(Plan::trusted_only(&program)))
         }
         ModeKind::Asymml => {
-            let name = &parts.split.decomposition;
-            let decomposer = by_name(name).ok_or_else(|| RunError::Decomposition(name.clone()))?;
-            let plan = Plan::asymml(&program, &parts.split, parts.batch)?;
+            let plan = Plan::asymml(&program, &parts.split, parts.sampling.batch)?;
             let parts = AsymMlParts {
                 plan: plan.clone(),
-                decomposer,
+                decomposer: decomposer(&parts.split.decomposition)?,
                 privacy: job.privacy.clone(),
                 precision: job.precision,
                 backend: worker()?,
-                accountant,
+                accountant: parts.accountant,
             };
             (Box::new(AsymMl::new(network, weights, parts, par)?), Some(plan))
         }
+        ModeKind::Delta => (Box::new(build_delta(job, weights, parts, backend, par)?), None),
     })
+}
+
+fn decomposer(name: &str) -> Result<Box<dyn Decomposer>, RunError> {
+    by_name(name).ok_or_else(|| RunError::Decomposition(name.to_owned()))
+}
+
+fn build_delta(
+    job: &JobSpec,
+    weights: &Weights,
+    parts: Parts,
+    backend: Option<&Arc<dyn ResidualBackend>>,
+    par: Par,
+) -> Result<Delta, RunError> {
+    let missing = |what| RunError::Settings { mode: parts.kind.name(), what };
+    let spec = job.delta.clone().ok_or(missing("a delta section"))?;
+    if spec.decomposition == "shared-basis" {
+        // One basis for a batch would let a record's residual depend on the others, which no bound on one covers.
+        return Err(missing("a decomposition of each record by itself"));
+    }
+    if spec.needs_worker() && backend.is_none() {
+        return Err(RunError::NoWorker(parts.kind.name()));
+    }
+    let networks = delta(&job.network, &spec.shape)?;
+    let parts = DeltaParts {
+        decomposer: decomposer(&spec.decomposition)?,
+        relation: job.privacy.relation,
+        delta: job.privacy.delta,
+        sampling: parts.sampling,
+        epochs: parts.epochs,
+        backend: backend.filter(|_| spec.needs_worker()).map(Arc::clone),
+        accountant: parts.accountant,
+        spec,
+    };
+    Ok(Delta::new(networks, weights, parts, par)?)
 }

@@ -11,6 +11,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::accounting::RecordAccountant;
+use crate::delta::Sampling;
 use crate::job::{JobSpec, ModeKind, Traffic};
 use crate::modes::{Mode, ModeError, TrainBatch};
 use crate::plan::{Plan, SplitSpec};
@@ -90,7 +92,9 @@ pub fn speedup(
             decomposition: decomposition.unwrap_or_else(|| job.split.decomposition.clone()),
             ..job.split.clone()
         };
-        let parts = Parts { kind, split, batch: spec.batch, records: spec.batch, rho: None };
+        let sampling = Sampling { batch: spec.batch, records: spec.batch };
+        let accountant = RecordAccountant::new(spec.batch);
+        let parts = Parts { kind, split, epochs: 1, sampling, accountant };
         let (mut mode, plan) = build(job, weights, parts, Some(backend), par)?;
         variants.push(time_variant(name, &mut *mode, plan, &batch, spec).map_err(ModeError::from)?);
     }
@@ -131,6 +135,8 @@ fn time_variant(
                 labels: &batch.labels,
                 records: &batch.records,
                 dropout_seed: spec.seed,
+                view: 0,
+                next: None,
             };
             mode.step(batch, sgd).map(drop)
         })?

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
-use crate::modes::{Mode, Recovered, TrainBatch, TrainState};
+use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState};
 use crate::timing::Seconds;
 use crate::trusted::{ExecError, ops};
 
@@ -66,7 +66,7 @@ pub struct Training<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// Rate at `step` of `steps`.
+/// Rate at `step` of the `steps` of its schedule.
 fn learning_rate(spec: &TrainSpec, step: usize, steps: usize) -> f32 {
     match spec.schedule {
         Schedule::Constant => spec.learning_rate,
@@ -163,6 +163,7 @@ impl Training<'_> {
             layers: Vec::new(),
             reopened: 0,
             plan: None,
+            sigma: None,
         };
         Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
     }
@@ -178,18 +179,44 @@ impl Training<'_> {
         let epoch = progress.position.epoch;
         let order = epoch_order(self.spec.seed, epoch as u64, self.data.train.len());
         let steps = order.len().div_ceil(self.spec.batch);
+        let phase = mode.phase(epoch, self.spec.epochs);
         let mut batch = Batch::default();
         let start = Instant::now();
         let traffic = mode.worker().unwrap_or_default();
+        let records = Records { loader, count: self.data.train.len(), batch: self.spec.batch };
+        let begun = mode.begin_epoch(epoch, &records);
+        if self.unless_lost(begun, mode, progress, observer)?.is_none() {
+            return Ok(Ended::Lost);
+        }
+        tell_ledger(mode, observer)?;
+        let sgd = |step: usize| SgdStep {
+            learning_rate: learning_rate(
+                self.spec,
+                (epoch - phase.epochs.start) * steps + step,
+                phase.epochs.len() * steps,
+            ),
+            momentum: self.spec.momentum,
+            weight_decay: self.spec.weight_decay,
+        };
         let mut ended = Ended::Whole;
-        for (step, indices) in order.chunks(self.spec.batch).enumerate().skip(progress.position.step) {
+        let mut batches = order.chunks(self.spec.batch).enumerate().skip(progress.position.step).peekable();
+        while let Some((step, indices)) = batches.next() {
             if self.stop.load(Ordering::Relaxed) {
                 ended = Ended::Stopped;
                 break;
             }
-            loader.gather(Some(epoch as u64), indices, &mut batch);
-            let rate = learning_rate(self.spec, epoch * steps + step, self.spec.epochs * steps);
-            let Some(loss) = self.step(mode, &batch, rate, progress, observer)? else {
+            loader.gather(Some(phase.view), indices, &mut batch);
+            let records = record_numbers(indices);
+            let next = batches.peek().map(|(step, indices)| (record_numbers(indices), sgd(*step)));
+            let train = TrainBatch {
+                images: &batch.images,
+                labels: &batch.labels,
+                records: &records,
+                dropout_seed: self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209,
+                view: phase.view,
+                next: next.as_ref().map(|(records, sgd)| (records.as_slice(), *sgd)),
+            };
+            let Some(loss) = self.step(mode, train, sgd(step), progress, observer)? else {
                 ended = Ended::Lost;
                 break;
             };
@@ -207,19 +234,14 @@ impl Training<'_> {
     fn step(
         &self,
         mode: &mut dyn Mode,
-        batch: &Batch,
-        learning_rate: f32,
+        train: TrainBatch<'_>,
+        sgd: SgdStep,
         progress: &mut Progress,
         observer: &mut dyn Observer,
     ) -> Result<Option<f64>, TrainError> {
-        let Position { epoch, step, .. } = progress.position;
-        let records: Vec<usize> = batch.indices.iter().map(|&i| i as usize).collect();
-        let sgd = SgdStep { learning_rate, momentum: self.spec.momentum, weight_decay: self.spec.weight_decay };
-        let dropout_seed = self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209;
-        let train = TrainBatch { images: &batch.images, labels: &batch.labels, records: &records, dropout_seed };
         let done = mode.step(train, sgd);
         let Some(report) = self.unless_lost(done, mode, progress, observer)? else { return Ok(None) };
-        let samples = batch.labels.len();
+        let samples = train.labels.len();
         progress.position.step += 1;
         progress.position.loss_sum += report.loss * samples as f64;
         progress.position.correct += report.correct;
@@ -350,14 +372,18 @@ impl Training<'_> {
     }
 }
 
+fn record_numbers(indices: &[u32]) -> Vec<usize> {
+    indices.iter().map(|&index| index as usize).collect()
+}
+
 fn checkpoint(
     mode: &mut dyn Mode,
     state: TrainState,
     position: &Position,
     observer: &mut dyn Observer,
 ) -> Result<(), TrainError> {
-    let rho = mode.accountant().map(|a| a.rho().to_vec()).unwrap_or_default();
-    let bytes = Checkpoint { state, rho, position: position.clone() }.encode()?;
+    let spent = mode.accountant().map(|a| a.spent().to_vec()).unwrap_or_default();
+    let bytes = Checkpoint { state, spent, position: position.clone() }.encode()?;
     let (epoch, step) = (position.epoch, position.step);
     Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)
 }

@@ -5,118 +5,17 @@
 
 use std::sync::Arc;
 
-use asymflow_privacy::ReleaseError;
-use asymflow_residual::{CollectError, OpenError, Pass, SubmitError};
-use asymflow_zoo::{Network, NetworkError, Shape, Weights, WeightsError};
+use asymflow_residual::Pass;
+use asymflow_zoo::{Network, Shape, Weights};
 use faer::Par;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use thiserror::Error;
 
 use super::buffer::{Activation, Buffer, Pool};
+use super::error::ExecError;
 use super::ops::{self, LinearShape, NormSaved};
 use super::params::Params;
 use super::program::{ConvNode, Node, Program};
-
-/// Why a batch could not be executed.
-#[derive(Debug, Error)]
-pub enum ExecError {
-    /// The batch does not fit the network.
-    #[error("batch of {got} values does not fit {samples} samples of {expected}")]
-    Batch {
-        /// Values given.
-        got: usize,
-        /// Samples announced.
-        samples: usize,
-        /// Values of one sample.
-        expected: usize,
-    },
-    /// NaN or an infinity appeared at a layer boundary.
-    #[error("layer {layer}: value {index} is not finite")]
-    NonFinite {
-        /// Name of the layer, or `input` or `logits`.
-        layer: String,
-        /// Index of the first such value.
-        index: usize,
-    },
-    /// The network cannot be executed.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// The weights do not fit.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// A trusted convolution refused its shape.
-    #[error("layer {layer}: {error}")]
-    Conv {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: asymflow_linalg::conv::ConvError,
-    },
-    /// A decomposition failed.
-    #[error("layer {layer}: {error}")]
-    Decompose {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: asymflow_linalg::DecomposeError,
-    },
-    /// A release was refused; nothing left.
-    #[error("layer {layer}: {error}")]
-    Release {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: ReleaseError,
-    },
-    /// The worker could not be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The worker refused a submission.
-    #[error("layer {layer}: {error}")]
-    Submit {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: SubmitError,
-    },
-    /// The worker's result could not be had.
-    #[error("layer {layer}: {error}")]
-    Collect {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: CollectError,
-    },
-    /// A backward pass without its forward pass.
-    #[error("layer {layer}: backward pass without a kept forward pass")]
-    NoForward {
-        /// Name of the layer.
-        layer: String,
-    },
-}
-
-impl ExecError {
-    /// Whether the worker is gone and the step can be done again after it was re-opened.
-    pub const fn is_worker_lost(&self) -> bool {
-        matches!(
-            self,
-            Self::Submit { error: SubmitError::Lost { .. }, .. }
-                | Self::Collect { error: CollectError::Lost { .. }, .. }
-        )
-    }
-
-    /// The layer where NaN or an infinity appeared, whoever saw it first: the engine, the worker, or the link to it.
-    pub fn non_finite_layer(&self) -> Option<&str> {
-        match self {
-            Self::NonFinite { layer, .. }
-            | Self::Release { layer, error: ReleaseError::NonFinite { .. } }
-            | Self::Submit { layer, error: SubmitError::NonFinite { .. } }
-            | Self::Collect { layer, error: CollectError::NonFinite { .. } } => Some(layer),
-            _ => None,
-        }
-    }
-}
 
 /// Computes the convolutions of a network, wherever that happens.
 pub trait Convolver: Send {
@@ -144,6 +43,7 @@ pub trait Convolver: Send {
 enum Saved {
     Norm { x: Activation, y: Option<Arc<Buffer>>, moments: NormSaved },
     Relu { y: Arc<Buffer> },
+    PRelu { x: Activation },
     MaxPool { argmax: Vec<u32>, input: Shape, output: Shape },
     AvgPool { input: Shape },
     Unchanged,
@@ -184,6 +84,19 @@ impl Engine {
     /// A network or weights that do not fit.
     pub fn new(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
         let program = Program::new(&network)?;
+        Self::of(program, network, weights, par)
+    }
+
+    /// As [`Engine::new`], for a network whose [`Engine::backward`] also yields the gradient of its input.
+    ///
+    /// # Errors
+    /// A network or weights that do not fit.
+    pub fn with_input_gradient(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
+        let program = Program::with_input_gradient(&network)?;
+        Self::of(program, network, weights, par)
+    }
+
+    fn of(program: Program, network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
         let params = Params::new(&network, weights)?;
         let pool = Pool::default();
         Ok(Self { network, program, params, pool, par, tape: Vec::new(), moments: Vec::new(), dropout_seed: 0 })
@@ -223,7 +136,8 @@ impl Engine {
         Ok(logits)
     }
 
-    /// Gradients of every parameter from that of the logits.
+    /// Gradients of every parameter from that of the logits; returns the gradient of the input where the engine
+    /// was made [`Engine::with_input_gradient`].
     ///
     /// # Errors
     /// No kept forward pass, or what the convolver reports.
@@ -232,12 +146,12 @@ impl Engine {
         d_logits: Vec<f32>,
         samples: usize,
         convolver: &mut dyn Convolver,
-    ) -> Result<(), ExecError> {
+    ) -> Result<Option<Buffer>, ExecError> {
         let dy = self.pool.adopt(d_logits);
         let nodes = std::mem::take(&mut self.program.nodes);
         let result = self.unwind(&nodes, dy, samples, convolver);
         self.program.nodes = nodes;
-        result.map(|_| ())
+        result
     }
 
     /// Moves the running statistics by those of the batch just done; called once its step has succeeded.
@@ -338,6 +252,12 @@ impl Engine {
                 let y = Activation::new(samples, shape, y);
                 self.keep(pass, || Saved::Relu { y: Arc::clone(&y.data) });
                 y
+            }
+            Node::PRelu { slopes } => {
+                let mut y = self.pool.take(x.data.len());
+                ops::prelu(&x.data, &mut y, shape, &self.params.values[*slopes]);
+                self.keep(pass, || Saved::PRelu { x });
+                Activation::new(samples, shape, y)
             }
             Node::MaxPool(window) => {
                 let side = |side: usize| (side + 2 * window.padding - window.kernel) / window.stride + 1;
@@ -464,6 +384,11 @@ impl Engine {
             }
             (_, Saved::Relu { y }) => {
                 ops::relu_backward(&y, &mut dy);
+                dy
+            }
+            (Node::PRelu { slopes }, Saved::PRelu { x }) => {
+                let d_slopes = ops::prelu_backward(&x.data, &mut dy, x.shape, &self.params.values[*slopes]);
+                self.params.gradients[*slopes] = d_slopes;
                 dy
             }
             (_, Saved::MaxPool { argmax, input, output }) => {

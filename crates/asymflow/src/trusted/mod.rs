@@ -2,11 +2,13 @@
 
 pub mod buffer;
 pub mod engine;
+mod error;
 pub mod ops;
 pub mod params;
 pub mod program;
 
 pub use buffer::{Activation, Buffer, Pool};
-pub use engine::{Convolver, Engine, ExecError};
+pub use engine::{Convolver, Engine};
+pub use error::ExecError;
 pub use params::Params;
 pub use program::{ConvNode, Program};

@@ -126,6 +126,36 @@ pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
     });
 }
 
+/// y = x where x is not negative, else x·slope\[c\].
+pub fn prelu(x: &[f32], y: &mut [f32], shape: Shape, slopes: &[f32]) {
+    y.par_chunks_exact_mut(shape.pixels()).zip(x.par_chunks_exact(shape.pixels())).enumerate().for_each(
+        |(plane, (y, x))| {
+            let slope = slopes[plane % shape.channels];
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = if x < 0.0 { x * slope } else { x };
+            }
+        },
+    );
+}
+
+/// Backward of [`prelu`] for its input `x`: turns `dy` into dx in place and returns the gradient of the slopes.
+pub fn prelu_backward(x: &[f32], dy: &mut [f32], shape: Shape, slopes: &[f32]) -> Vec<f32> {
+    let gradient = |c: usize| {
+        let sums = planes(x, shape, c).zip(planes(dy, shape, c));
+        sums.map(|(x, dy)| sum_lanes(x.len(), |i| x[i].min(0.0) * dy[i])).sum::<f64>() as f32
+    };
+    let d_slopes = (0..shape.channels).into_par_iter().map(gradient).collect();
+    dy.par_chunks_exact_mut(shape.pixels()).zip(x.par_chunks_exact(shape.pixels())).enumerate().for_each(
+        |(plane, (dy, x))| {
+            let slope = slopes[plane % shape.channels];
+            for (dy, &x) in dy.iter_mut().zip(x) {
+                *dy = if x < 0.0 { *dy * slope } else { *dy };
+            }
+        },
+    );
+    d_slopes
+}
+
 /// a += b.
 pub fn add_assign(a: &mut [f32], b: &[f32]) {
     a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| {

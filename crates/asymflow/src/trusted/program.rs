@@ -37,6 +37,11 @@ pub enum Node {
     },
     /// ReLU on its own.
     Relu,
+    /// ReLU with a slope for each channel below zero.
+    PRelu {
+        /// Index of the slopes.
+        slopes: usize,
+    },
     /// Max-pooling.
     MaxPool(Window),
     /// Adaptive average pooling to `out × out`.
@@ -82,6 +87,7 @@ pub struct Program {
 
 #[derive(Default)]
 struct Counters {
+    input_gradient: bool,
     parameters: usize,
     convs: usize,
     dropouts: usize,
@@ -93,8 +99,20 @@ impl Program {
     /// # Errors
     /// A layer does not fit its input.
     pub fn new(network: &Network) -> Result<Self, asymflow_zoo::NetworkError> {
+        Self::prepare(network, false)
+    }
+
+    /// Prepares a validated network whose backward pass also yields the gradient of its input.
+    ///
+    /// # Errors
+    /// A layer does not fit its input.
+    pub fn with_input_gradient(network: &Network) -> Result<Self, asymflow_zoo::NetworkError> {
+        Self::prepare(network, true)
+    }
+
+    fn prepare(network: &Network, input_gradient: bool) -> Result<Self, asymflow_zoo::NetworkError> {
         network.validate()?;
-        let mut counters = Counters::default();
+        let mut counters = Counters { input_gradient, ..Counters::default() };
         let (nodes, _) = prepare(&network.layers, network.input, &mut counters)?;
         Ok(Self { nodes, convs: counters.convs })
     }
@@ -165,7 +183,7 @@ fn node(
                 output,
                 weight: first,
                 bias: conv.bias.then_some(first + 1),
-                input_gradient: first > 0,
+                input_gradient: first > 0 || counters.input_gradient,
             }))
         }
         Layer::BatchNorm { .. } => {
@@ -173,6 +191,10 @@ fn node(
             Node::Norm { first, relu: false }
         }
         Layer::Relu => Node::Relu,
+        Layer::PRelu { .. } => {
+            counters.parameters += 1;
+            Node::PRelu { slopes: first }
+        }
         Layer::MaxPool { kernel, stride, padding } => {
             Node::MaxPool(Window { kernel: *kernel, stride: *stride, padding: *padding })
         }

@@ -24,6 +24,7 @@ pub fn no_noise() -> PrivacySpec {
         clip: None,
         relation: Relation::Remove,
         delta: 1e-5,
+        budget_epsilon: None,
     }
 }
 
@@ -65,7 +66,7 @@ pub const SGD: SgdStep = SgdStep { learning_rate: 0.01, momentum: 0.9, weight_de
 pub fn step(mode: &mut dyn Mode, images: &[f32], samples: usize) -> (f64, Vec<f32>) {
     let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
     let records: Vec<usize> = (0..samples).collect();
-    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: 3 };
+    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: 3, view: 0, next: None };
     let report = mode.step(batch, SGD).unwrap();
     (report.loss, mode.state().unwrap().momentum)
 }

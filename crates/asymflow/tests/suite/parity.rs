@@ -97,10 +97,12 @@ fn a_small_network_equals_naive_loops() {
     }
 }
 
-/// Gradients of the engine against finite differences of its own loss.
+/// Gradients of the engine against finite differences of its own loss, with a PReLU in place of the first ReLU.
 #[test]
 fn gradients_equal_finite_differences() {
-    let network = asymflow_zoo::by_name("resnet8-cifar", 10, None).unwrap();
+    let mut network = asymflow_zoo::by_name("resnet8-cifar", 10, None).unwrap();
+    let first = network.layers.iter_mut().find(|layer| matches!(layer, asymflow_zoo::Layer::Relu)).unwrap();
+    *first = asymflow_zoo::Layer::PRelu { name: "prelu1".to_owned(), channels: 16 };
     let weights = Weights::init(&network, 2);
     let images = images(&network, 4);
     let loss_of = |weights: &Weights| {

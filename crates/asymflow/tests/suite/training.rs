@@ -12,7 +12,7 @@ use asymflow::job::{
 use asymflow::plan::SplitSpec;
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
-use asymflow_privacy::Precision;
+use asymflow_privacy::{Loss, Precision, RecordLedger};
 use asymflow_residual::ResidualBackend;
 use asymflow_zoo::by_name;
 
@@ -54,6 +54,8 @@ fn job(mode: ModeKind) -> JobSpec {
         data: DataSpec { path: None, train: Some(48), test: Some(16), seed: 1, augment: true },
         split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
         privacy: no_noise(),
+        delta: None,
+        naive_epsilon: None,
         precision: Precision::F32,
         worker: Some(WorkerSpec {
             address: String::new(),
@@ -163,9 +165,9 @@ fn every_release_is_in_the_ledger_and_composes_by_record() {
     let split = report.plan.unwrap().convs.iter().filter(|c| c.placement.is_split()).count();
     // 9 training steps release a residual and a gradient a layer; two evaluations release a residual.
     assert_eq!(heard.ledger.len(), split * (9 * 2 + 2));
-    assert!(heard.ledger.iter().all(|e| e.mechanism == "insecure_none" && e.rho.is_none()));
+    assert!(heard.ledger.iter().all(|e| e.mechanism == "insecure_none" && e.loss == Loss::Infinite));
 
-    job.privacy.mechanism = "gaussian".to_owned();
+    job.privacy.mechanism = "discrete_gaussian".to_owned();
     job.privacy.sigma = Some(2.0);
     job.privacy.clip = Some(1.0);
     // The noise is large and random; at this rate it cannot make the weights diverge.
@@ -175,11 +177,15 @@ fn every_release_is_in_the_ledger_and_composes_by_record() {
     let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
     // A training record is in one batch an epoch: 3 epochs, a residual and a gradient a layer, each 1/(2·2²).
     let rho = 3.0 * 2.0 * split as f64 / 8.0;
-    let expected = rho + 2.0 * (rho * (1e5f64).ln()).sqrt();
+    let bound = rho + 2.0 * (rho * (1e5f64).ln()).sqrt();
+    let mut ledger = RecordLedger::default();
+    ledger.add(Loss::Zcdp { rho });
+    let expected = ledger.epsilon(1e-5).unwrap();
+    assert!(expected <= bound && expected > 0.8 * bound, "{expected}, by the textbook {bound}");
     assert!((report.epsilon.unwrap() - expected).abs() < 1e-9 * expected);
-    assert!(heard.ledger.iter().all(|e| e.rho == Some(0.125)));
+    assert!(heard.ledger.iter().all(|e| e.loss == Loss::Zcdp { rho: 0.125 }));
     let checkpoint = Checkpoint::decode(heard.checkpoints.last().unwrap()).unwrap();
-    assert_eq!(checkpoint.rho.len(), 64);
+    assert_eq!(checkpoint.spent.len(), 64);
     // A resumed run keeps its ε: nothing is left to train, so it is exactly what was spent.
     let (resumed, _) = go(&job, (Body::Checkpoint, heard.checkpoints.last().unwrap()), &ToyBackend::default(), None);
     let JobReport::Train(resumed) = resumed.unwrap() else { panic!("not a training") };

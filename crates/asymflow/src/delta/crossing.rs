@@ -1,0 +1,396 @@
+//! The worker's half of Delta: M_res, fed once with released bits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use asymflow_privacy::{
+    InsecureSign, PackedBits, Precision, Private, Relation, Released, Sensitivity, disclose_labels, release,
+};
+use asymflow_residual::{
+    Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted,
+    WorkerStats,
+};
+use asymflow_zoo::Weights;
+use asymflow_zoo::delta::DeltaNetworks;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+
+use super::cache::ReleasedCache;
+use super::door::{BitDoor, DoorError, Sampling};
+use super::gradient::GradientDoor;
+use super::spec::{DeltaSpec, Feed, Labels};
+use crate::accounting::{self, RecordAccountant};
+use crate::link::Link;
+use crate::modes::{TrainBatch, TrainState};
+use crate::timing::{Seconds, timed};
+use crate::trusted::ExecError;
+
+const M_RES: UnitId = UnitId(0);
+
+/// M_res on the worker, and everything that has been released to it.
+#[derive(Debug)]
+pub struct Crossing {
+    link: Link,
+    door: BitDoor,
+    gradients: Option<GradientDoor>,
+    cache: ReleasedCache,
+    spec: DeltaSpec,
+    classes: usize,
+    /// Bytes of one record's bits.
+    record_bytes: usize,
+    records: usize,
+    /// M_res as it was last fetched: what a new worker starts from.
+    latest: TrainState,
+    latest_ahead: Option<(Vec<u32>, Vec<f32>)>,
+    has_stepped: bool,
+    /// The step the worker is at, and the records it trains on.
+    asked: Option<(Vec<u32>, Ticket)>,
+}
+
+impl Crossing {
+    /// Opens the worker and sends it the weights of M_res.
+    ///
+    /// # Errors
+    /// Settings that do not fit, or a worker that cannot be opened.
+    pub fn open(
+        networks: &DeltaNetworks,
+        weights: &Weights,
+        spec: &DeltaSpec,
+        (relation, delta): (Relation, f64),
+        (sampling, stage2_epochs): (Sampling, usize),
+        backend: Arc<dyn ResidualBackend>,
+    ) -> Result<Self, ExecError> {
+        let values = networks.features.len();
+        if !values.is_multiple_of(8) {
+            return Err(DoorError::Bytes { values }.into());
+        }
+        let door = BitDoor::new(spec, relation, delta, sampling)?;
+        let gradients = match spec.labels {
+            Labels::NoisyGradient { epsilon } => Some(GradientDoor::new(epsilon, delta, relation, stage2_epochs)?),
+            _ => None,
+        };
+        let model = ResidualModel { units: vec![Unit::Network(networks.residual.clone())] };
+        let link = Link::open(backend, model)?;
+        let mut crossing = Self {
+            link,
+            door,
+            gradients,
+            cache: ReleasedCache::default(),
+            spec: spec.clone(),
+            classes: networks.residual.classes,
+            record_bytes: values / 8,
+            records: sampling.records,
+            latest: TrainState { weights: weights.flatten(&networks.residual)?, ..TrainState::default() },
+            latest_ahead: None,
+            has_stepped: false,
+            asked: None,
+        };
+        crossing.send_weights()?;
+        Ok(crossing)
+    }
+
+    /// The door that residuals leave by.
+    pub const fn door(&self) -> &BitDoor {
+        &self.door
+    }
+
+    /// Counters of the worker.
+    pub fn stats(&self) -> WorkerStats {
+        self.link.stats()
+    }
+
+    fn send_weights(&mut self) -> Result<(), ExecError> {
+        let session = self.link.session();
+        session.set_weights(M_RES, &self.latest.weights).map_err(submit)?;
+        if self.latest.momentum.len() == self.latest.weights.len() {
+            session.set_momentum(M_RES, &self.latest.momentum).map_err(submit)?;
+        }
+        Ok(())
+    }
+
+    /// How many records of a view have been released: the first ones.
+    pub fn released(&self, view: usize) -> usize {
+        self.cache.views.get(view).map_or(0, |bits| bits.len() / self.record_bytes)
+    }
+
+    /// Number under which the worker knows a view of a record.
+    fn number(&self, view: usize, record: usize) -> u32 {
+        (view * self.records + record) as u32
+    }
+
+    /// Releases one view of the records from `first` on, with their labels, and stores them at the worker.
+    ///
+    /// # Errors
+    /// A refused release, a spent budget, or a lost worker.
+    pub fn release_view(
+        &mut self,
+        view: usize,
+        first: usize,
+        residual: Vec<f32>,
+        labels: &[u32],
+        accountant: &mut RecordAccountant,
+    ) -> Result<(), ExecError> {
+        let bits = self.release_bits(residual, labels.len(), accountant)?;
+        if self.cache.views.len() <= view {
+            self.cache.views.push(Vec::new());
+        }
+        if let Some(kept) = self.cache.views.get_mut(view) {
+            kept.extend_from_slice(bits.get().as_bytes());
+        }
+        let labels = self.labels(first, labels, accountant)?;
+        let number = self.number(view, first);
+        self.link.session().store(M_RES, number, bits, labels).map_err(submit)
+    }
+
+    fn release_bits(
+        &mut self,
+        mut residual: Vec<f32>,
+        samples: usize,
+        accountant: &mut RecordAccountant,
+    ) -> Result<Released<PackedBits>, ExecError> {
+        if self.spec.feed == Feed::Null {
+            // A fair coin a value: Φ(0) = ½. It is accounted as the residual would be, which is more than it costs.
+            residual.fill(0.0);
+        }
+        accountant.admit(self.door.loss()?)?;
+        let (bits, receipt) = self.door.release(residual, samples)?;
+        accountant.absorb_for("features", accounting::Released::Residual, receipt);
+        Ok(bits)
+    }
+
+    /// Released labels of records that stand from `first` on; each is released only once, whatever the views.
+    fn labels(
+        &mut self,
+        first: usize,
+        labels: &[u32],
+        accountant: &mut RecordAccountant,
+    ) -> Result<Option<Released<Vec<u32>>>, ExecError> {
+        if let Some(known) = self.cache.labels.get(first..first + labels.len()) {
+            return Ok(Some(released_labels_before(known.to_vec())));
+        }
+        let Some((released, receipt)) = self.door.release_labels(labels.to_vec(), self.classes, self.spec.labels)?
+        else {
+            return Ok(None);
+        };
+        accountant.absorb_for("labels", accounting::Released::Label, receipt);
+        self.cache.labels.extend(released.get());
+        Ok(Some(released))
+    }
+
+    /// Asks for the logits of a step's records, unless they are asked for already.
+    ///
+    /// # Errors
+    /// A lost worker.
+    pub fn ask(&mut self, records: &[usize], view: u64, sgd: SgdStep) -> Result<(), ExecError> {
+        let numbers: Vec<u32> = records.iter().map(|&record| self.number(view_number(view), record)).collect();
+        let known = self.cache.ahead.as_ref().is_some_and(|(ahead, _)| *ahead == numbers);
+        if known || self.asked.as_ref().is_some_and(|(asked, _)| *asked == numbers) {
+            return Ok(());
+        }
+        let session = self.link.session();
+        let ticket = if self.gradients.is_some() {
+            session.submit_stored(M_RES, &numbers, Pass::Training)
+        } else {
+            session.train_stored(M_RES, &numbers, sgd)
+        };
+        self.asked = Some((numbers, ticket.map_err(submit)?));
+        self.has_stepped = true;
+        Ok(())
+    }
+
+    /// Logits of M_res for the step that was asked for. The worker goes on to the next step, where it needs nothing of
+    /// this one; under noisy gradients it is sent this step's gradient.
+    ///
+    /// # Errors
+    /// A lost worker or a malformed answer.
+    pub fn answer(
+        &mut self,
+        batch: &TrainBatch<'_>,
+        sgd: SgdStep,
+        accountant: &mut RecordAccountant,
+        seconds: &mut Seconds,
+    ) -> Result<Vec<f32>, ExecError> {
+        let samples = batch.labels.len();
+        let current = self.asked.take();
+        if let (Some((records, sgd)), true) = (batch.next, self.gradients.is_none()) {
+            let view = batch.view;
+            self.ask(records, view, sgd)?;
+        }
+        let logits = match (self.cache.ahead.take(), current) {
+            (Some((_, logits)), _) => logits,
+            (None, Some((_, ticket))) => self.collect(ticket, samples, seconds)?,
+            (None, None) => return Err(malformed("an answer that was not asked for")),
+        };
+        if self.gradients.is_some() {
+            self.send_gradient(&logits, batch, sgd, accountant, seconds)?;
+        }
+        Ok(logits)
+    }
+
+    /// g_res = softmax(z_res) − y with noise, and the step along it.
+    fn send_gradient(
+        &mut self,
+        logits: &[f32],
+        batch: &TrainBatch<'_>,
+        sgd: SgdStep,
+        accountant: &mut RecordAccountant,
+        seconds: &mut Seconds,
+    ) -> Result<(), ExecError> {
+        let Some(door) = &mut self.gradients else { return Ok(()) };
+        accountant.begin(batch.records.iter().copied());
+        accountant.admit(door.loss(batch.labels.len())?)?;
+        let (gradient, receipt) = timed(&mut seconds.release, || door.release(logits, self.classes, batch.labels))?;
+        accountant.absorb_for("logits", accounting::Released::Gradient, receipt);
+        let wanted = Wanted { input: false, weights: false };
+        let gradient = gradient.encode(Precision::F32);
+        let ticket = self.link.session().submit_gradient(M_RES, gradient, wanted).map_err(submit)?;
+        timed(&mut seconds.wait, || self.link.session().collect(ticket)).map_err(collect)?;
+        self.link.session().step(M_RES, sgd).map_err(submit)
+    }
+
+    /// Sends the bits of records that are asked about. A record that was asked about before is sent the bits it was
+    /// sent then, which costs no privacy.
+    ///
+    /// # Errors
+    /// A refused release, a spent budget, or a lost worker.
+    pub fn query(
+        &mut self,
+        residual: Vec<f32>,
+        records: &[usize],
+        accountant: &mut RecordAccountant,
+    ) -> Result<Ticket, ExecError> {
+        let values = 8 * self.record_bytes;
+        let fresh: Vec<usize> = (0..records.len()).filter(|&i| !self.cache.queries.contains_key(&records[i])).collect();
+        if !fresh.is_empty() {
+            let new: Vec<f32> = fresh.iter().flat_map(|&i| &residual[i * values..(i + 1) * values]).copied().collect();
+            accountant.begin(fresh.iter().map(|&i| records[i]));
+            let bits = self.release_bits(new, fresh.len(), accountant)?;
+            for (&i, bits) in fresh.iter().zip(bits.get().as_bytes().chunks_exact(self.record_bytes)) {
+                self.cache.queries.insert(records[i], bits.to_vec());
+            }
+        }
+        let bytes: Vec<u8> = records.iter().flat_map(|r| self.cache.queries.get(r)).flatten().copied().collect();
+        let bits = released_before(bytes)?;
+        self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit)
+    }
+
+    /// Waits for the logits of `samples` records.
+    ///
+    /// # Errors
+    /// A lost worker or a malformed answer.
+    pub fn collect(&mut self, ticket: Ticket, samples: usize, seconds: &mut Seconds) -> Result<Vec<f32>, ExecError> {
+        match timed(&mut seconds.wait, || self.link.session().collect(ticket)).map_err(collect)? {
+            Batch::Outputs(logits) if logits.len() == samples * self.classes => Ok(logits),
+            _ => Err(malformed("expected one logit a class")),
+        }
+    }
+
+    /// Whether M_res has moved since its state was fetched or set.
+    pub const fn has_stepped(&self) -> bool {
+        self.has_stepped
+    }
+
+    /// Opens the worker again, and sends it M_res as of the latest state and everything that was released before.
+    ///
+    /// # Errors
+    /// The worker stayed away for longer than `patience`.
+    pub fn reopen(&mut self, patience: Duration) -> Result<(), ExecError> {
+        (self.asked, self.has_stepped) = (None, false);
+        self.cache.ahead.clone_from(&self.latest_ahead);
+        self.link.reopen(patience)?;
+        self.send_weights()?;
+        self.send_released()
+    }
+
+    fn send_released(&mut self) -> Result<(), ExecError> {
+        /// Records of one message.
+        const SOME: usize = 256;
+        for (view, bytes) in self.cache.views.iter().enumerate() {
+            for (chunk, bits) in bytes.chunks(SOME * self.record_bytes).enumerate() {
+                let (first, samples) = (chunk * SOME, bits.len() / self.record_bytes);
+                let labels = self.cache.labels.get(first..first + samples).map(<[u32]>::to_vec);
+                let labels = labels.map(released_labels_before);
+                let number = (view * self.records + first) as u32;
+                self.link.session().store(M_RES, number, released_before(bits.to_vec())?, labels).map_err(submit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds M_res and what was released to a state.
+    ///
+    /// # Errors
+    /// A lost worker.
+    pub fn append_state(&mut self, state: &mut TrainState) -> Result<(), ExecError> {
+        if let Some((numbers, ticket)) = self.asked.take() {
+            // The worker is a step ahead: what it found belongs to the state of that step.
+            let samples = numbers.len();
+            let logits = self.collect(ticket, samples, &mut Seconds::default())?;
+            self.cache.ahead = Some((numbers, logits));
+        }
+        if self.has_stepped {
+            let session = self.link.session();
+            let weights = session.weights(M_RES).map_err(collect)?;
+            let momentum = session.momentum(M_RES).map_err(collect)?;
+            self.latest = TrainState { weights, momentum, released: Vec::new() };
+            self.has_stepped = false;
+        }
+        self.latest.momentum.resize(self.latest.weights.len(), 0.0);
+        self.latest_ahead.clone_from(&self.cache.ahead);
+        state.weights.extend(&self.latest.weights);
+        state.momentum.extend(&self.latest.momentum);
+        state.released = self.cache.encode().map_err(|_| malformed("what was released cannot be written"))?;
+        Ok(())
+    }
+
+    /// Goes on from a state.
+    ///
+    /// # Errors
+    /// Weights of another network, or a lost worker.
+    pub fn restore(&mut self, state: TrainState, cache: ReleasedCache) -> Result<(), ExecError> {
+        self.latest_ahead.clone_from(&cache.ahead);
+        (self.latest, self.cache, self.asked, self.has_stepped) = (state, cache, None, false);
+        self.send_weights()?;
+        self.send_released()
+    }
+}
+
+/// Which of a record's views an augmentation pass of stage 2 is.
+fn view_number(pass: u64) -> usize {
+    pass.saturating_sub(super::mode::FIRST_VIEW) as usize
+}
+
+/// Bits that were released before and are kept with the state: their receipt was absorbed then, and the state's losses
+/// count it. The signs are taken without noise, which leaves bits as they are.
+fn released_before(bytes: Vec<u8>) -> Result<Released<PackedBits>, DoorError> {
+    let values = 8 * bytes.len();
+    let bits = PackedBits::from_bytes(bytes, values).map_err(|_| DoorError::Bytes { values })?;
+    let mut signs = vec![0.0; values];
+    bits.unpack_into(&mut signs, -1.0, 1.0);
+    let sensitivity = Sensitivity::unbounded(Relation::Remove);
+    let (released, _absorbed_before) = release(Private::new(signs), sensitivity, &InsecureSign, &mut unused())?;
+    Ok(released)
+}
+
+/// As [`released_before`], for labels.
+fn released_labels_before(labels: Vec<u32>) -> Released<Vec<u32>> {
+    let (released, _absorbed_before) = disclose_labels(labels);
+    released
+}
+
+/// For mechanisms that draw nothing.
+fn unused() -> ChaCha20Rng {
+    ChaCha20Rng::from_seed([0; 32])
+}
+
+fn submit(error: SubmitError) -> ExecError {
+    ExecError::Submit { layer: "residual".to_owned(), error }
+}
+
+fn collect(error: CollectError) -> ExecError {
+    ExecError::Collect { layer: "residual".to_owned(), error }
+}
+
+fn malformed(reason: &str) -> ExecError {
+    collect(CollectError::Malformed { reason: reason.to_owned() })
+}

@@ -1,0 +1,313 @@
+//! Delta as a [`Mode`]: stage 1 trains M_bb and M_main alone, stage 2 trains M_main beside M_res.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use asymflow_linalg::Decomposer;
+use asymflow_privacy::Relation;
+use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
+use asymflow_zoo::delta::DeltaNetworks;
+use asymflow_zoo::{Network, Weights};
+use faer::Par;
+
+use super::cache::ReleasedCache;
+use super::crossing::Crossing;
+use super::door::Sampling;
+use super::orthogonality;
+use super::spec::DeltaSpec;
+use super::split::FeatureSplit;
+use crate::accounting::RecordAccountant;
+use crate::local::LocalConv;
+use crate::modes::{
+    Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, engine_restore, engine_state, loss,
+};
+use crate::timing::{Seconds, timed};
+use crate::trusted::{Engine, ExecError, ops};
+
+/// Augmentation passes of stage 2 are numbered from here, so that none equals an epoch of stage 1.
+pub(super) const FIRST_VIEW: u64 = 1 << 32;
+
+/// What [`Delta`] needs beside the networks.
+#[derive(Debug)]
+pub struct DeltaParts {
+    /// How the network is run.
+    pub spec: DeltaSpec,
+    /// How features are decomposed.
+    pub decomposer: Box<dyn Decomposer>,
+    /// Which inputs count as neighbours.
+    pub relation: Relation,
+    /// δ of every ε in the settings.
+    pub delta: f64,
+    /// Size of a batch and of the training set.
+    pub sampling: Sampling,
+    /// All epochs of training.
+    pub epochs: usize,
+    /// The worker; absent where M_main is alone.
+    pub backend: Option<Arc<dyn ResidualBackend>>,
+    /// Who has lost how much so far.
+    pub accountant: RecordAccountant,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Delta {
+    backbone: Trusted,
+    main: Trusted,
+    split: FeatureSplit,
+    crossing: Option<Crossing>,
+    accountant: RecordAccountant,
+    spec: DeltaSpec,
+    low_len: usize,
+    /// Whether M_bb is frozen, running statistics included: stage 2.
+    frozen: bool,
+    /// M_bb and M_main as of the latest state.
+    latest: TrainState,
+    par: Par,
+    seconds: Seconds,
+}
+
+/// A network inside the trusted part, with all its convolutions.
+#[derive(Debug)]
+struct Trusted {
+    engine: Engine,
+    convolver: LocalConv,
+}
+
+impl Trusted {
+    fn new(engine: Engine, par: Par) -> Self {
+        let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+        Self { engine, convolver }
+    }
+
+    fn forward(&mut self, x: &[f32], samples: usize, pass: Pass, dropout_seed: u64) -> Result<Vec<f32>, ExecError> {
+        self.engine.forward(x, samples, pass, dropout_seed, &mut self.convolver)
+    }
+
+    fn step(&mut self, sgd: SgdStep) {
+        self.engine.commit_moments();
+        self.engine.params.step(sgd);
+    }
+}
+
+impl Delta {
+    /// Opens the worker, where one takes part, and sends it M_res.
+    ///
+    /// # Errors
+    /// Networks, weights or settings that do not fit, or a worker that cannot be opened.
+    pub fn new(networks: DeltaNetworks, weights: &Weights, parts: DeltaParts, par: Par) -> Result<Self, ExecError> {
+        let DeltaParts { spec, decomposer, relation, delta, sampling, epochs, backend, accountant } = parts;
+        let split = FeatureSplit::new(&networks, &spec.shape, decomposer, par)?;
+        let low_len = networks.low.len();
+        let crossing = backend
+            .map(|backend| {
+                let stage2_epochs = epochs.saturating_sub(spec.stage1_epochs);
+                Crossing::open(&networks, weights, &spec, (relation, delta), (sampling, stage2_epochs), backend)
+            })
+            .transpose()?;
+        let backbone = Trusted::new(Engine::new(networks.backbone, weights, par)?, par);
+        let main = Trusted::new(Engine::with_input_gradient(networks.main, weights, par)?, par);
+        let (latest, seconds) = (TrainState::default(), Seconds::default());
+        let mut delta =
+            Self { backbone, main, split, crossing, accountant, spec, low_len, frozen: false, latest, par, seconds };
+        delta.state()?;
+        Ok(delta)
+    }
+
+    /// The crossing to the worker, for inspection.
+    pub const fn crossing(&self) -> Option<&Crossing> {
+        self.crossing.as_ref()
+    }
+
+    /// Features of a batch in their two parts.
+    fn split(&mut self, images: &[f32], samples: usize, pass: Pass) -> Result<(Vec<f32>, Vec<f32>), ExecError> {
+        let Self { backbone, split, seconds, low_len, .. } = self;
+        let features = timed(&mut seconds.trusted, || backbone.forward(images, samples, pass, 0))?;
+        let (mut main, mut residual) = (vec![0.0; samples * *low_len], vec![0.0; features.len()]);
+        timed(&mut seconds.decompose, || split.split(&features, &mut main, &mut residual))?;
+        Ok((main, residual))
+    }
+
+    /// Stage 1: the residual is thrown away, nothing leaves.
+    fn step_alone(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
+        let samples = batch.labels.len();
+        let (low, residual) = self.split(batch.images, samples, Pass::Training)?;
+        let Self { backbone, main, split, seconds, .. } = self;
+        let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
+            let logits = main.forward(&low, samples, Pass::Training, batch.dropout_seed)?;
+            let (report, d_logits) = loss(&main.engine.network, &logits, batch.labels);
+            let d_low = main.engine.backward(d_logits, samples, &mut main.convolver)?;
+            let d_low = d_low.ok_or_else(|| ExecError::NoForward { layer: "main".to_owned() })?;
+            let mut d_features = residual;
+            split.adjoint(d_low.into_vec(), &mut d_features)?;
+            backbone.engine.backward(d_features, samples, &mut backbone.convolver)?;
+            Ok(report)
+        })?;
+        self.backbone.step(sgd);
+        self.step_main(sgd);
+        Ok(report)
+    }
+
+    /// Stage 2: M_bb is frozen; M_main descends along softmax(z_main + z_res) − y (thesis §3.4.4).
+    fn step_beside(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
+        let samples = batch.labels.len();
+        if let Some(crossing) = &mut self.crossing {
+            crossing.ask(batch.records, batch.view, sgd)?;
+        }
+        let (low, _residual) = self.split(batch.images, samples, Pass::Inference)?;
+        let Self { main, seconds, .. } = self;
+        let mut logits =
+            timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Training, batch.dropout_seed))?;
+        if let Some(crossing) = &mut self.crossing {
+            let from_worker = crossing.answer(&batch, sgd, &mut self.accountant, &mut self.seconds)?;
+            ops::add_assign(&mut logits, &from_worker);
+        }
+        let Self { main, seconds, .. } = self;
+        let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
+            let (report, d_logits) = loss(&main.engine.network, &logits, batch.labels);
+            main.engine.backward(d_logits, samples, &mut main.convolver)?;
+            Ok(report)
+        })?;
+        self.step_main(sgd);
+        Ok(report)
+    }
+
+    fn step_main(&mut self, sgd: SgdStep) {
+        let params = &mut self.main.engine.params;
+        let penalty = self.spec.orthogonality;
+        orthogonality::add_gradient(penalty, &params.specs, &params.values, &mut params.gradients, self.par);
+        self.main.step(sgd);
+    }
+
+    /// Releases what has not been released of every view of every record: each once in the life of a run.
+    fn release_views(&mut self, records: &Records<'_>) -> Result<(), ExecError> {
+        let mut batch = asymflow_zoo::data::Batch::default();
+        for view in 0..self.spec.views {
+            let done = self.crossing.as_ref().map_or(records.count, |crossing| crossing.released(view));
+            let rest: Vec<u32> = (done..records.count).map(|record| record as u32).collect();
+            for indices in rest.chunks(records.batch.max(1)) {
+                records.loader.gather(Some(FIRST_VIEW + view as u64), indices, &mut batch);
+                let (_, residual) = self.split(&batch.images, indices.len(), Pass::Inference)?;
+                let Self { crossing: Some(crossing), accountant, seconds, .. } = self else { return Ok(()) };
+                let first = indices.first().map_or(0, |&first| first as usize);
+                accountant.begin(indices.iter().map(|&i| i as usize));
+                timed(&mut seconds.release, || {
+                    crossing.release_view(view, first, residual, &batch.labels, accountant)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes M_bb and M_main out of a state; returns how many values they have.
+    fn restore_trusted(&mut self, state: &TrainState) -> Result<usize, ExecError> {
+        let count = |network: &Network| network.parameters().iter().map(asymflow_zoo::ParamSpec::len).sum::<usize>();
+        let (first, second) = (count(&self.backbone.engine.network), count(&self.main.engine.network));
+        engine_restore(&mut self.backbone.engine, &slice(state, 0, first))?;
+        engine_restore(&mut self.main.engine, &slice(state, first, second))?;
+        Ok(first + second)
+    }
+}
+
+/// Part of a state's weights and momentum.
+fn slice(state: &TrainState, from: usize, len: usize) -> TrainState {
+    let part = |values: &[f32]| values.get(from..from + len).unwrap_or_default().to_vec();
+    TrainState { weights: part(&state.weights), momentum: part(&state.momentum), released: Vec::new() }
+}
+
+impl Mode for Delta {
+    fn phase(&self, epoch: usize, epochs: usize) -> Phase {
+        let stage1 = self.spec.stage1_epochs.min(epochs);
+        if epoch < stage1 {
+            return Phase { epochs: 0..stage1, view: epoch as u64 };
+        }
+        let view = (epoch - stage1) % self.spec.views.max(1);
+        Phase { epochs: stage1..epochs, view: FIRST_VIEW + view as u64 }
+    }
+
+    fn begin_epoch(&mut self, epoch: usize, records: &Records<'_>) -> Result<(), ExecError> {
+        self.frozen = epoch >= self.spec.stage1_epochs;
+        if self.frozen { self.release_views(records) } else { Ok(()) }
+    }
+
+    fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
+        let samples = records.len();
+        let (low, residual) = self.split(images, samples, Pass::Inference)?;
+        let asked = match &mut self.crossing {
+            Some(crossing) if self.frozen => {
+                let Self { accountant, seconds, .. } = self;
+                Some(timed(&mut seconds.release, || crossing.query(residual, records, accountant))?)
+            }
+            _ => None,
+        };
+        let Self { main, seconds, .. } = self;
+        let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?;
+        if let (Some(ticket), Some(crossing)) = (asked, &mut self.crossing) {
+            let from_worker = crossing.collect(ticket, samples, &mut self.seconds)?;
+            ops::add_assign(&mut logits, &from_worker);
+        }
+        Ok(logits)
+    }
+
+    fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
+        if self.frozen { self.step_beside(batch, sgd) } else { self.step_alone(batch, sgd) }
+    }
+
+    /// M_res is lost with the worker, and so are its steps since the latest state; M_main goes back with it.
+    fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError> {
+        self.backbone.convolver.forget();
+        self.main.convolver.forget();
+        let Some(crossing) = &mut self.crossing else { return Ok(Recovered::Here) };
+        let has_stepped = crossing.has_stepped();
+        crossing.reopen(patience)?;
+        if !has_stepped {
+            return Ok(Recovered::Here);
+        }
+        let latest = std::mem::take(&mut self.latest);
+        self.restore_trusted(&latest)?;
+        self.latest = latest;
+        Ok(Recovered::AtState)
+    }
+
+    fn state(&mut self) -> Result<TrainState, ExecError> {
+        let mut state = engine_state(&self.backbone.engine);
+        let main = engine_state(&self.main.engine);
+        state.weights.extend(main.weights);
+        state.momentum.extend(main.momentum);
+        let trusted = state.clone();
+        if let Some(crossing) = &mut self.crossing {
+            crossing.append_state(&mut state)?;
+        }
+        // Only now: both parts go back to one and the same state.
+        self.latest = trusted;
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: &TrainState) -> Result<(), ExecError> {
+        let trusted = self.restore_trusted(state)?;
+        self.latest = slice(state, 0, trusted);
+        match &mut self.crossing {
+            Some(crossing) => {
+                let rest = state.weights.len().saturating_sub(trusted);
+                let cache = ReleasedCache::decode(&state.released).unwrap_or_default();
+                crossing.restore(slice(state, trusted, rest), cache)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn accountant(&mut self) -> Option<&mut RecordAccountant> {
+        self.crossing.is_some().then_some(&mut self.accountant)
+    }
+
+    fn worker(&self) -> Option<WorkerStats> {
+        self.crossing.as_ref().map(Crossing::stats)
+    }
+
+    fn sigma(&self) -> Option<f64> {
+        self.crossing.as_ref().and_then(|crossing| crossing.door().sigma())
+    }
+
+    fn seconds(&self) -> &[Seconds] {
+        std::slice::from_ref(&self.seconds)
+    }
+}
