@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use asymflow::delta::Variant;
 use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
@@ -10,6 +11,8 @@ use asymflow_zoo::Shape;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::delta_section::{DeltaSection, LabelPolicy};
+use crate::entry::Entry;
 use crate::error::CliError;
 
 /// What an experiment does.
@@ -47,6 +50,9 @@ pub struct Experiment {
     /// What guards releases.
     #[serde(default)]
     pub privacy: PrivacySection,
+    /// How a network is run as Delta.
+    #[serde(default)]
+    pub delta: DeltaSection,
     /// The trusted part.
     #[serde(default)]
     pub trusted: TrustedSection,
@@ -115,7 +121,7 @@ const fn ten() -> usize {
 #[serde(deny_unknown_fields, default)]
 pub struct ModeSection {
     /// Modes to run, in order.
-    pub run: Vec<ModeKind>,
+    pub run: Vec<Entry>,
     /// Name of the decomposition.
     pub decomposition: String,
     /// Rank policy.
@@ -127,7 +133,7 @@ pub struct ModeSection {
 impl Default for ModeSection {
     fn default() -> Self {
         Self {
-            run: vec![ModeKind::Clear, ModeKind::TrustedOnly, ModeKind::Asymml],
+            run: [ModeKind::Clear, ModeKind::TrustedOnly, ModeKind::Asymml].map(Entry::of).to_vec(),
             decomposition: "gram".to_owned(),
             rank: "fixed:8".to_owned(),
             split_first: false,
@@ -139,7 +145,7 @@ impl Default for ModeSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrivacySection {
-    /// `insecure_none` or `gaussian`.
+    /// `discrete_gaussian`, `insecure_float_noise` or `insecure_none`; for asymml.
     pub mechanism: String,
     /// Standard deviation of the noise on every released value.
     pub sigma: Option<f64>,
@@ -149,12 +155,14 @@ pub struct PrivacySection {
     pub relation: Relation,
     /// δ at which ε is reported.
     pub delta: f64,
+    /// The largest ε that any record may lose; a release beyond it is refused.
+    pub budget_epsilon: Option<f64>,
 }
 
 impl Default for PrivacySection {
     fn default() -> Self {
         let mechanism = "insecure_none".to_owned();
-        Self { mechanism, sigma: None, clip: None, relation: Relation::Remove, delta: 1e-5 }
+        Self { mechanism, sigma: None, clip: None, relation: Relation::Remove, delta: 1e-5, budget_epsilon: None }
     }
 }
 
@@ -409,8 +417,8 @@ impl Experiment {
 
     /// What guards releases.
     pub fn privacy_spec(&self) -> PrivacySpec {
-        let PrivacySection { mechanism, sigma, clip, relation, delta } = self.privacy.clone();
-        PrivacySpec { mechanism, sigma, clip, relation, delta }
+        let PrivacySection { mechanism, sigma, clip, relation, delta, budget_epsilon } = self.privacy.clone();
+        PrivacySpec { mechanism, sigma, clip, relation, delta, budget_epsilon }
     }
 
     /// How a network is trained with `seed`.
@@ -428,17 +436,31 @@ impl Experiment {
         }
     }
 
-    /// The insecure settings in force for a mode.
-    pub fn insecure(&self, mode: ModeKind) -> Vec<&'static str> {
+    /// The insecure settings in force for an entry.
+    pub fn insecure(&self, entry: Entry) -> Vec<&'static str> {
         let mut insecure = Vec::new();
-        if mode == ModeKind::Clear || (mode == ModeKind::Asymml && self.privacy.mechanism == "insecure_none") {
-            insecure.push("insecure_none");
+        match entry.kind {
+            ModeKind::Clear => insecure.push("insecure_none"),
+            // The noise is sampled in floating point, which the guarantee does not cover, or there is none.
+            ModeKind::Asymml => {
+                let names = ["insecure_none", "insecure_float_noise"];
+                insecure.extend(names.into_iter().find(|name| *name == self.privacy.mechanism));
+            }
+            ModeKind::Delta if entry.needs_worker() => {
+                if entry.epsilon.or(self.delta.epsilon).is_none_or(f64::is_infinite) {
+                    insecure.push("insecure_sign");
+                }
+                if self.delta.variant != Variant::Strict {
+                    insecure.push("delta_variant_paper");
+                }
+                if self.delta.labels == LabelPolicy::Public {
+                    insecure.push("public_labels");
+                }
+            }
+            ModeKind::NaiveDp => insecure.push("public_labels"),
+            ModeKind::TrustedOnly | ModeKind::Delta => {}
         }
-        if mode == ModeKind::Asymml && self.privacy.mechanism == "gaussian" {
-            // The noise is sampled in floating point, which the guarantee does not cover.
-            insecure.push("insecure_float_noise");
-        }
-        if mode.needs_worker() && self.worker.insecure_plaintext {
+        if entry.needs_worker() && self.worker.insecure_plaintext {
             insecure.push("insecure_plaintext");
         }
         insecure

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod delta_section;
+mod entry;
 mod error;
 mod experiment;
 mod folder;

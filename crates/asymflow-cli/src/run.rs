@@ -12,6 +12,7 @@ use asymflow::weights_file;
 use asymflow_enclave::TrustedRuntime;
 use asymflow_zoo::{Network, Weights, by_name};
 
+use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{self, Experiment, Kind};
 use crate::folder::Folder;
@@ -148,7 +149,7 @@ fn beside(program: &str) -> PathBuf {
 impl Runner {
     fn banner(&self) {
         let e = &self.experiment;
-        let mut insecure: Vec<_> = e.mode.run.iter().flat_map(|&mode| e.insecure(mode)).collect();
+        let mut insecure: Vec<_> = e.mode.run.iter().flat_map(|&entry| e.insecure(entry)).collect();
         insecure.sort_unstable();
         insecure.dedup();
         self.output.say(&format!("{}: {}", self.name, e.title));
@@ -164,6 +165,9 @@ impl Runner {
             "insecure settings in force: {}",
             if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") }
         ));
+        if let Some(caveat) = e.delta.variant.caveat().filter(|_| insecure.contains(&"delta_variant_paper")) {
+            self.output.say(caveat);
+        }
         if insecure.contains(&"insecure_none") {
             self.output.say(
                 "insecure_none: what is released carries no noise. In asymml the worker sees residuals and gradients; \
@@ -184,21 +188,28 @@ impl Runner {
         Ok(Some(worker))
     }
 
-    fn job(
-        &self,
-        mode: ModeKind,
-        model: &str,
-        worker: Option<&WorkerProcess>,
-        task: Task,
-    ) -> Result<JobSpec, CliError> {
+    fn job(&self, entry: Entry, model: &str, worker: Option<&WorkerProcess>, task: Task) -> Result<JobSpec, CliError> {
         let e = &self.experiment;
         let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
+        let network = network(e, model)?;
+        let epochs = e.train.epochs;
+        let delta =
+            (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
+        let delta = delta
+            .transpose()
+            .map_err(|e| CliError::usage(format!("{model}: {e}"), "see the [delta] section, or take another model"))?;
+        let mut privacy = e.privacy_spec();
+        if entry.kind == ModeKind::NaiveDp {
+            privacy.clip = Some(e.delta.clip);
+        }
         Ok(JobSpec {
-            mode,
-            network: network(e, model)?,
+            mode: entry.kind,
+            naive_epsilon: entry.epsilon.or(e.delta.epsilon).filter(|_| entry.kind == ModeKind::NaiveDp),
+            delta,
+            network,
             data: e.data_spec(),
             split: e.split_spec(),
-            privacy: e.privacy_spec(),
+            privacy,
             precision: e.worker.precision,
             worker: worker.map(|w| WorkerSpec {
                 address: w.address.clone(),
@@ -224,11 +235,11 @@ impl Runner {
         let e = &self.experiment;
         let mut runs = Vec::new();
         for &seed in &e.train.seeds {
-            for &mode in &e.mode.run {
+            for &entry in &e.mode.run {
                 if self.interrupt.asked.load(Ordering::Relaxed) {
                     return self.finish(runs, Outcome::Interrupted);
                 }
-                let run = self.train_one(mode, seed, worker.as_ref())?;
+                let run = self.train_one(entry, seed, worker.as_ref())?;
                 let interrupted = run.status == "interrupted";
                 runs.push(run);
                 if interrupted {
@@ -240,9 +251,9 @@ impl Runner {
         self.finish(runs, outcome)
     }
 
-    fn train_one(&self, mode: ModeKind, seed: u64, worker: Option<&WorkerProcess>) -> Result<Summary, CliError> {
-        let label = format!("{} seed {seed}", mode.name());
-        let folder = self.folder.inside(&format!("{}-seed{seed}", mode.name()))?;
+    fn train_one(&self, entry: Entry, seed: u64, worker: Option<&WorkerProcess>) -> Result<Summary, CliError> {
+        let label = format!("{entry} seed {seed}");
+        let folder = self.folder.inside(&format!("{entry}-seed{seed}"))?;
         if let Some(done) = finished(&folder)? {
             self.output.say(&format!("{label}: done before"));
             return Ok(done);
@@ -258,8 +269,8 @@ impl Runner {
             (None, None) => (Body::Empty, &[][..]),
         };
         let task = Task::Train(self.experiment.train_spec(seed));
-        let worker = worker.filter(|_| mode.needs_worker());
-        let job = self.job(mode, &self.experiment.model.names[0], worker, task)?;
+        let worker = worker.filter(|_| entry.needs_worker());
+        let job = self.job(entry, &self.experiment.model.names[0], worker, task)?;
         let JobReport::Train(report) = self.execute(&label, job.clone(), start, &folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
@@ -267,6 +278,7 @@ impl Runner {
         let sources = Sources {
             name: &self.name,
             experiment: &self.experiment,
+            entry,
             job: &job,
             report: &report,
             assurance: self.runtime.assurance().to_string(),
@@ -370,7 +382,7 @@ impl Runner {
                 seed: self.experiment.train.seeds[0],
             };
             self.output.say(&format!("timing {model}, batch {}", s.batch));
-            let job = self.job(ModeKind::Asymml, model, worker.as_ref(), Task::Speedup(spec))?;
+            let job = self.job(Entry::of(ModeKind::Asymml), model, worker.as_ref(), Task::Speedup(spec))?;
             let JobReport::Speedup(report) = self.execute(model, job, (Body::Empty, &[]), &self.folder)? else {
                 return Err(CliError::failed("the enclave process answered another task", ""));
             };
@@ -385,7 +397,7 @@ impl Runner {
         let s = &self.experiment.study;
         let spec = RankStudySpec { samples: s.samples, ranks: s.ranks.clone(), methods: s.methods.clone() };
         let task = Task::RankStudy(spec, self.experiment.train_spec(self.experiment.train.seeds[0]));
-        let job = self.job(ModeKind::TrustedOnly, &self.experiment.model.names[0], None, task)?;
+        let job = self.job(Entry::of(ModeKind::TrustedOnly), &self.experiment.model.names[0], None, task)?;
         let JobReport::RankStudy(report) = self.execute("trusted-only", job, (Body::Empty, &[]), &self.folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
@@ -399,8 +411,9 @@ fn leave_weights(folder: &Folder, job: &JobSpec) -> Result<(), CliError> {
     let Some(bytes) = folder.read("checkpoints/latest.safetensors")? else { return Ok(()) };
     let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
     let checkpoint = Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?;
-    let weights = Weights::unflatten(&job.network, &checkpoint.state.weights).map_err(|e| failed(e.to_string()))?;
-    let file = weights_file::encode(&job.network, &weights).map_err(|e| failed(e.to_string()))?;
+    let network = job.stored_network().map_err(|e| failed(e.to_string()))?;
+    let weights = Weights::unflatten(&network, &checkpoint.state.weights).map_err(|e| failed(e.to_string()))?;
+    let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
     folder.replace("weights.safetensors", &file)
 }
 

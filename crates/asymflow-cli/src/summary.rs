@@ -1,9 +1,12 @@
 //! What a run leaves behind in numbers: `summary.json`, and the comparison table.
 
+use asymflow::delta::Labels;
 use asymflow::job::{JobSpec, ModeKind, Task, TrainReport};
+use asymflow_zoo::delta::delta;
 use asymflow_zoo::{Network, cost};
 use serde::{Deserialize, Serialize};
 
+use crate::entry::Entry;
 use crate::experiment::Experiment;
 use crate::machine::Machine;
 
@@ -85,6 +88,12 @@ pub struct Accuracy {
 pub struct Privacy {
     /// Name of the mechanism; null where nothing is released.
     pub mechanism: Option<String>,
+    /// Standard deviation of its noise, where the mode chose it.
+    #[serde(default)]
+    pub sigma: Option<f64>,
+    /// What is done about labels; null where nothing of them is released.
+    #[serde(default)]
+    pub labels: Option<String>,
     /// ε of the record that lost most; null without a guarantee, 0 where nothing is released.
     pub epsilon: Option<f64>,
     /// δ of that ε.
@@ -152,6 +161,8 @@ pub struct Sources<'a> {
     pub name: &'a str,
     /// The experiment.
     pub experiment: &'a Experiment,
+    /// Which of its entries ran.
+    pub entry: Entry,
     /// The job.
     pub job: &'a JobSpec,
     /// What it measured.
@@ -162,15 +173,50 @@ pub struct Sources<'a> {
     pub worker_device: Option<String>,
 }
 
-fn macs(network: &Network, mode: ModeKind, report: &TrainReport) -> Macs {
-    let whole: u64 = cost::total_cost(network).map_or(0, |total| total.macs);
-    match (&report.plan, mode) {
-        (Some(plan), ModeKind::Asymml) => {
-            let beside_convs = whole.saturating_sub(plan.full_macs());
+fn macs(job: &JobSpec, report: &TrainReport) -> Macs {
+    let whole = |network: &Network| cost::total_cost(network).map_or(0, |total| total.macs);
+    let network = &job.network;
+    match (&report.plan, job.mode, &job.delta) {
+        (Some(plan), ModeKind::Asymml, _) => {
+            let beside_convs = whole(network).saturating_sub(plan.full_macs());
             Macs { trusted: plan.trusted_macs() + beside_convs, worker: plan.worker_macs() }
         }
-        (_, ModeKind::Clear) => Macs { trusted: 0, worker: whole },
-        _ => Macs { trusted: whole, worker: 0 },
+        (_, ModeKind::Delta, Some(spec)) => {
+            delta(network, &spec.shape).map_or(Macs { trusted: 0, worker: 0 }, |parts| {
+                let split = spec.shape.cost(parts.features);
+                let trusted = whole(&parts.backbone) + whole(&parts.main) + split.svd + split.dct;
+                Macs { trusted, worker: if spec.needs_worker() { whole(&parts.residual) } else { 0 } }
+            })
+        }
+        (_, ModeKind::Clear | ModeKind::NaiveDp, _) => Macs { trusted: 0, worker: whole(network) },
+        _ => Macs { trusted: whole(network), worker: 0 },
+    }
+}
+
+/// Mechanism of what a job releases; `None` where nothing is.
+fn mechanism(job: &JobSpec) -> Option<String> {
+    Some(match (job.mode, &job.delta) {
+        (ModeKind::Clear, _) => "insecure_none".to_owned(),
+        (ModeKind::Asymml, _) => job.privacy.mechanism.clone(),
+        (ModeKind::NaiveDp, _) => "discrete_gaussian".to_owned(),
+        (ModeKind::Delta, Some(spec)) if spec.needs_worker() => {
+            if spec.epsilon.is_some() { "one_bit" } else { "insecure_sign" }.to_owned()
+        }
+        _ => return None,
+    })
+}
+
+/// What a job does about labels; `None` where the worker could learn nothing of them.
+fn labels(job: &JobSpec) -> Option<String> {
+    match (job.mode, &job.delta) {
+        (ModeKind::Delta, Some(spec)) if spec.needs_worker() => Some(match spec.labels {
+            Labels::Public => "public".to_owned(),
+            Labels::RandomisedResponse { epsilon } => format!("randomised response, ε {epsilon}"),
+            Labels::NoisyGradient { epsilon } => format!("noisy gradients, ε {epsilon}"),
+        }),
+        (ModeKind::NaiveDp, _) => Some("public".to_owned()),
+        (ModeKind::TrustedOnly | ModeKind::Delta, _) => None,
+        (ModeKind::Clear | ModeKind::Asymml, _) => Some("in the gradients".to_owned()),
     }
 }
 
@@ -184,21 +230,16 @@ impl Summary {
             Task::Train(train) | Task::RankStudy(_, train) => train.clone(),
             Task::Speedup(spec) => experiment.train_spec(spec.seed),
         };
-        let released = mode != ModeKind::TrustedOnly;
+        let released = job.needs_worker();
         let in_trusted = mode != ModeKind::Clear;
         let data = match &job.data.path {
             None => "synthetic".to_owned(),
             Some(path) => path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
         };
-        let mechanism = match mode {
-            ModeKind::Clear => Some("insecure_none".to_owned()),
-            ModeKind::Asymml => Some(job.privacy.mechanism.clone()),
-            ModeKind::TrustedOnly => None,
-        };
         Self {
             schema: 1,
             experiment: s.name.to_owned(),
-            mode: mode.name().to_owned(),
+            mode: s.entry.to_string(),
             model: job.network.name.clone(),
             seed: train.seed,
             status: if report.interrupted { "interrupted" } else { "done" }.to_owned(),
@@ -206,10 +247,12 @@ impl Summary {
             assurance: in_trusted.then(|| s.assurance.clone()),
             trusted_device: in_trusted.then(|| format!("cpu, {} threads", job.threads)),
             worker_device: s.worker_device.clone().filter(|_| released),
-            insecure: experiment.insecure(mode).into_iter().map(str::to_owned).collect(),
+            insecure: experiment.insecure(s.entry).into_iter().map(str::to_owned).collect(),
             accuracy: Accuracy { test: report.test_accuracy, trusted_only: None, clear: None },
             privacy: Privacy {
-                mechanism,
+                mechanism: mechanism(job),
+                sigma: report.sigma,
+                labels: labels(job),
                 epsilon: if released { report.epsilon.filter(|e| e.is_finite()) } else { Some(0.0) },
                 delta: released.then_some(job.privacy.delta),
                 per: "record".to_owned(),
@@ -222,7 +265,7 @@ impl Summary {
                 to_worker: per(report.inference_traffic.to_worker, report.inferred_samples),
                 from_worker: per(report.inference_traffic.from_worker, report.inferred_samples),
             },
-            macs_per_sample: macs(&job.network, mode, report),
+            macs_per_sample: macs(job, report),
             seconds: PartSeconds {
                 total: report.train_seconds + report.inference_seconds,
                 training: report.train_seconds,
@@ -287,8 +330,8 @@ fn cell(values: Vec<f64>, digits: usize) -> String {
 fn row(runs: &[&Summary]) -> Option<[String; 11]> {
     let first = runs.first()?;
     let many = |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(runs.iter().filter_map(|r| f(r)).collect(), digits);
-    let epsilon = match (first.privacy.epsilon, first.mode.as_str()) {
-        (_, "trusted-only") => "0".to_owned(),
+    let epsilon = match (first.privacy.epsilon, &first.privacy.mechanism) {
+        (_, None) => "0".to_owned(),
         (Some(e), _) => format!("{e:.2}"),
         (None, _) => "∞".to_owned(),
     };

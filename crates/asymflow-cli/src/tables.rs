@@ -1,6 +1,6 @@
 //! Results as Markdown.
 
-use asymflow::job::{ModeKind, TrainReport};
+use asymflow::job::TrainReport;
 use asymflow::plan::Plan;
 use asymflow::speedup::{SpeedupReport, Variant};
 use asymflow::study::RankStudyReport;
@@ -8,6 +8,7 @@ use asymflow::timing::Seconds;
 use asymflow::trusted::Program;
 use asymflow_zoo::cost;
 
+use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
 use crate::report::{Report, Results};
@@ -264,6 +265,5 @@ fn rank_study(experiment: &Experiment, report: &RankStudyReport) -> String {
 
 /// The modes, for `asymflow modes`.
 pub fn modes() -> String {
-    let modes = [ModeKind::Clear, ModeKind::TrustedOnly, ModeKind::Asymml];
-    modes.map(|mode| mode.name().to_owned()).join("\n") + "\n"
+    Entry::names().map(|name| format!("{name}\n")).collect()
 }

@@ -1,0 +1,138 @@
+//! What an experiment runs: a mode with its own ε where it has one, written as one word.
+
+use std::fmt;
+use std::str::FromStr;
+
+use asymflow::delta::Feed;
+use asymflow::job::ModeKind;
+use serde::{Deserialize, Serialize};
+
+/// An entry of `mode.run`: `clear`, `trusted-only`, `asymml`, `delta`, `delta@9`, `delta@inf`, `main-only`,
+/// `residual-null@9`, `naive-dp@9`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Entry {
+    /// The mode.
+    pub kind: ModeKind,
+    /// What Delta's large network is fed with.
+    pub feed: Feed,
+    /// ε behind the `@`; infinite for `inf`. Without one the experiment's own holds.
+    pub epsilon: Option<f64>,
+}
+
+/// Every name, and what it stands for.
+const NAMES: [(&str, ModeKind, Feed); 7] = [
+    ("clear", ModeKind::Clear, Feed::Residual),
+    ("trusted-only", ModeKind::TrustedOnly, Feed::Residual),
+    ("asymml", ModeKind::Asymml, Feed::Residual),
+    ("delta", ModeKind::Delta, Feed::Residual),
+    ("residual-null", ModeKind::Delta, Feed::Null),
+    ("main-only", ModeKind::Delta, Feed::Nothing),
+    ("naive-dp", ModeKind::NaiveDp, Feed::Residual),
+];
+
+impl Entry {
+    /// Names without an ε.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        NAMES.iter().map(|(name, _, _)| *name)
+    }
+
+    /// An entry of `kind` as it is by itself.
+    pub const fn of(kind: ModeKind) -> Self {
+        Self { kind, feed: Feed::Residual, epsilon: None }
+    }
+
+    /// Whether a worker takes part.
+    pub fn needs_worker(&self) -> bool {
+        self.kind.needs_worker() && self.feed != Feed::Nothing
+    }
+
+    fn takes_epsilon(&self) -> bool {
+        matches!(self.kind, ModeKind::Delta | ModeKind::NaiveDp) && self.feed != Feed::Nothing
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = NAMES.iter().find(|(_, kind, feed)| (*kind, *feed) == (self.kind, self.feed));
+        f.write_str(named.map_or("", |(name, _, _)| name))?;
+        match self.epsilon {
+            Some(epsilon) => write!(f, "@{epsilon}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<Entry> for String {
+    fn from(entry: Entry) -> Self {
+        entry.to_string()
+    }
+}
+
+impl TryFrom<String> for Entry {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for Entry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, epsilon) = match text.split_once('@') {
+            Some((name, epsilon)) => (name, Some(epsilon)),
+            None => (text, None),
+        };
+        let Some((_, kind, feed)) = NAMES.iter().find(|(known, _, _)| *known == name) else {
+            let nearest = Self::names().min_by_key(|known| strsim::damerau_levenshtein(name, known)).unwrap_or("clear");
+            return Err(format!("unknown mode {name:?}; did you mean {nearest:?}?"));
+        };
+        let mut entry = Self { kind: *kind, feed: *feed, epsilon: None };
+        if let Some(epsilon) = epsilon {
+            let value: f64 = epsilon.parse().map_err(|_| format!("{text:?}: {epsilon:?} is no number"))?;
+            if value.is_nan() || value <= 0.0 {
+                return Err(format!("{text:?}: epsilon must be positive, or inf for no noise"));
+            }
+            if !entry.takes_epsilon() {
+                return Err(format!("{text:?}: mode {name} takes no epsilon"));
+            }
+            if value.is_infinite() && entry.kind == ModeKind::NaiveDp {
+                return Err(format!("{text:?}: naive-dp without noise is clear"));
+            }
+            entry.epsilon = Some(value);
+        }
+        Ok(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_written_as_they_are_read() {
+        for text in
+            ["clear", "trusted-only", "asymml", "delta", "delta@1.4", "delta@inf", "residual-null@9", "main-only"]
+        {
+            assert_eq!(text.parse::<Entry>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (text, part) in [
+            ("delte", "did you mean \"delta\"?"),
+            ("clear@3", "takes no epsilon"),
+            ("main-only@3", "takes no epsilon"),
+            ("delta@-1", "must be positive"),
+            ("delta@nan", "must be positive"),
+            ("delta@x", "is no number"),
+            ("naive-dp@inf", "is clear"),
+        ] {
+            let error = text.parse::<Entry>().unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}
