@@ -14,7 +14,7 @@ use crate::process;
 use crate::table::table;
 use crate::workspace::Workspace;
 
-const DEMO: &str = "asymml-demo";
+const DEMO: &str = "demo";
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
@@ -66,6 +66,18 @@ pub struct RunArgs {
 pub struct ShowArgs {
     /// A name from `list`, or a path to a TOML file
     experiment: String,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// `epsilon` or `model`
+    what: String,
+    /// A name from `list`, or a path to a TOML file
+    experiment: String,
+    /// Set a key, e.g. --set delta.views=4; may be given often
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 /// Arguments of `report`.
@@ -131,6 +143,15 @@ pub fn list(workspace: &Workspace) -> Result<u8> {
 /// `cargo xtask show`.
 pub fn show(workspace: &Workspace, args: &ShowArgs) -> Result<u8> {
     let words = vec!["show".into(), find(workspace, &args.experiment)?];
+    build_and_call(workspace, &[CLI], &[], &words)
+}
+
+/// `cargo xtask explain`.
+pub fn explain(workspace: &Workspace, args: &ExplainArgs) -> Result<u8> {
+    let mut words = vec!["explain".into(), args.what.clone().into(), find(workspace, &args.experiment)?];
+    for item in &args.set {
+        words.extend(["--set".into(), item.into()]);
+    }
     build_and_call(workspace, &[CLI], &[], &words)
 }
 

@@ -48,6 +48,8 @@ enum Command {
     List,
     /// Show the resolved configuration of an experiment
     Show(experiments::ShowArgs),
+    /// Explain an experiment: its epsilon over time under every accountant, or its split layer by layer
+    Explain(experiments::ExplainArgs),
     /// Write tables and plots from runs into docs/results
     Report(experiments::ReportArgs),
     /// Run the benches and print their ratios
@@ -78,6 +80,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Run(args) => experiments::run(&workspace, &args),
         Command::List => experiments::list(&workspace),
         Command::Show(args) => experiments::show(&workspace, &args),
+        Command::Explain(args) => experiments::explain(&workspace, &args),
         Command::Report(args) => experiments::report(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
         Command::Data(command) => data::run(&workspace, &command),

@@ -4,6 +4,7 @@ mod delta_section;
 mod entry;
 mod error;
 mod experiment;
+mod explain;
 mod folder;
 mod host;
 mod machine;
@@ -47,6 +48,8 @@ enum Command {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+    /// Print the epsilon over time under every accountant, or the split layer by layer
+    Explain(explain::Args),
     /// Render results into tables and plots
     Report(report::Args),
     /// List the networks of the zoo
@@ -79,6 +82,10 @@ fn execute(cli: Cli) -> Result<Outcome, CliError> {
         Command::Show { experiment, set } => {
             let experiment = experiment::read(&experiment, false, &set)?;
             print(&tables::dry_run(&experiment)?);
+            Ok(Outcome::Done)
+        }
+        Command::Explain(args) => {
+            print(&explain::explain(&args)?);
             Ok(Outcome::Done)
         }
         Command::Report(args) => {

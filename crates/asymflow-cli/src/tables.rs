@@ -69,7 +69,8 @@ pub fn dry_run(experiment: &Experiment) -> Result<String, CliError> {
     Ok(text)
 }
 
-fn layers(plan: &Plan) -> String {
+/// Where each convolution of a plan is computed, and its costs.
+pub fn layers(plan: &Plan) -> String {
     let mut rows = vec![["layer", "placement", "MMACs", "low-rank", "fold", "decompose"].map(str::to_owned)];
     let millions = |macs: u64| format!("{:.2}", macs as f64 / 1e6);
     for conv in &plan.convs {
