@@ -7,6 +7,7 @@ use crate::boundary::Receipt;
 use crate::calibration::gdp_epsilon;
 use crate::fourier::{Complex, Fourier};
 use crate::privacy_loss::{Direction, LossDistribution};
+use crate::rdp::RdpAccountant;
 use crate::zcdp::{gdp_with_zcdp_epsilon, zcdp_epsilon};
 
 /// Grid points that a composition is spread over, up to a factor of two.
@@ -95,6 +96,16 @@ impl PldAccountant {
         Ok(())
     }
 
+    /// Everything, as Rényi divergences.
+    fn by_rdp(&self) -> Result<RdpAccountant, AccountantError> {
+        let mut rdp = RdpAccountant::default();
+        rdp.compose(Event::Zcdp { rho: self.rho + 0.5 * self.mu_squared }, 1)?;
+        for &(event, count) in &self.events {
+            rdp.compose(event, count)?;
+        }
+        Ok(rdp)
+    }
+
     /// ε at `delta` of everything but zCDP.
     fn numerical_epsilon(&self, delta: f64) -> Result<f64, AccountantError> {
         if self.events.is_empty() {
@@ -134,7 +145,9 @@ impl Accountant for PldAccountant {
         if self.events.is_empty() {
             return Ok(gdp_with_zcdp_epsilon(self.mu_squared, self.rho, delta));
         }
-        Ok(zcdp_epsilon(self.rho, 0.5 * delta) + self.numerical_epsilon(0.5 * delta)?)
+        // A loss that is only known as ρ has no distribution: the lesser of two bounds.
+        let apart = zcdp_epsilon(self.rho, 0.5 * delta) + self.numerical_epsilon(0.5 * delta)?;
+        Ok(apart.min(self.by_rdp()?.epsilon(delta)?))
     }
 }
 
