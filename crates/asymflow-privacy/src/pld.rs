@@ -18,6 +18,7 @@ const MAX_TRANSFORM: usize = 1 << 19;
 const MAX_EVENTS: usize = 16;
 /// Part of δ given away at every cut of a distribution.
 const CUT: f64 = 1e-6;
+
 /// Composes privacy loss distributions numerically; the ε it gives is an upper bound, and tight.
 ///
 /// Gaussian releases are composed in closed form (√Σμ²), and alone give the exact ε. For the rest, distributions are
