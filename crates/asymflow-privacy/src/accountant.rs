@@ -66,8 +66,8 @@ pub enum Event {
         /// σ/Δ₂.
         noise_multiplier: f64,
     },
-    /// The same for a sum over records, each of which takes part with probability `q` of its own; neighbours add or remove
-    /// one record. The sampling must stay secret.
+    /// The same for a sum over records, each of which takes part with probability `q` of its own; neighbours add or
+    /// remove one record. The sampling must stay secret.
     PoissonSampled {
         /// Probability with which a record takes part.
         q: f64,

@@ -44,8 +44,8 @@ pub enum BudgetError {
 
 /// What one record has lost, in a few numbers.
 ///
-/// Gaussian losses compose exactly (μ² adds up; Dong, Roth and Su 2022, corollary 3.3), ρ adds up, and so does ε. Mixed, the
-/// ε given is the least of several upper bounds, [`RecordLedger::epsilon`] says which.
+/// Gaussian losses compose exactly (μ² adds up; Dong, Roth and Su 2022, corollary 3.3), ρ adds up, and so does ε.
+/// Mixed, the ε given is the least of several upper bounds, [`RecordLedger::epsilon`] says which.
 ///
 /// Serialised, it keeps what was spent, infinities included; a number that is no loss is read as infinite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -113,8 +113,8 @@ impl RecordLedger {
         0.5 * self.mu_squared + self.rho + self.pure_rho
     }
 
-    /// ε at `delta`. Exact for Gaussian losses alone, and Σε for pure losses that δ cannot help; otherwise the lesser of two
-    /// upper bounds: all losses as ρ-zCDP, or the pure ones added to the ε of the others.
+    /// ε at `delta`. Exact for Gaussian losses alone, and Σε for pure losses that δ cannot help; otherwise the lesser
+    /// of two upper bounds: all losses as ρ-zCDP, or the pure ones added to the ε of the others.
     ///
     /// # Errors
     /// `delta` outside (0, 1).

@@ -45,7 +45,8 @@ fn probability(what: &'static str, value: f64) -> Result<f64, CalibrationError> 
     if value > 0.0 && value < 1.0 { Ok(value) } else { Err(CalibrationError::NotProbability { what, value }) }
 }
 
-/// δ of a μ-GDP mechanism at `epsilon` ≥ 0: Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Balle and Wang 2018, theorem 8, with μ = Δ/σ).
+/// δ of a μ-GDP mechanism at `epsilon` ≥ 0: Φ(μ/2 − ε/μ) − e^ε·Φ(−μ/2 − ε/μ) (Balle and Wang 2018, theorem 8, with μ
+/// = Δ/σ).
 ///
 /// Both terms share the factor φ(μ/2 − ε/μ) when written with Mills ratios, which leaves no overflow, and little
 /// cancellation: the relative error is about 2⁻⁵²/μ for small μ.
@@ -113,7 +114,8 @@ pub fn gaussian_sigma(epsilon: f64, delta: f64, sensitivity: f64) -> Result<f64,
     multiplier.map(|multiplier| multiplier * sensitivity).ok_or(unreachable_target(epsilon))
 }
 
-/// The least σ, rounded up, for which `epsilon_at(σ)` is at most `target_epsilon`; `epsilon_at` must not increase with σ.
+/// The least σ, rounded up, for which `epsilon_at(σ)` is at most `target_epsilon`; `epsilon_at` must not increase
+/// with σ.
 ///
 /// For a composition, let `epsilon_at` fill an accountant and ask it:
 ///
@@ -160,8 +162,8 @@ pub fn thesis_sigma(epsilon: f64, delta: f64, clip: f64) -> Result<f64, Calibrat
 /// ε = ln(1 + p·(e^ε′ − 1)): what sampling every record with probability `p` makes of a local ε′ (Niu 2024,
 /// theorems 7 to 9).
 ///
-/// **It does not apply** where every record is released once, as in the system of the thesis: who sees all releases knows
-/// that a record took part. It exists to map its published figures.
+/// **It does not apply** where every record is released once, as in the system of the thesis: who sees all releases
+/// knows that a record took part. It exists to map its published figures.
 ///
 /// # Errors
 /// `epsilon` not positive and finite, `p` outside (0, 1).
@@ -186,8 +188,8 @@ pub fn thesis_local_epsilon(epsilon: f64, p: f64) -> Result<f64, CalibrationErro
 /// How often the search may double, or halve, the σ of 1 that it starts from.
 const DOUBLINGS: i32 = 60;
 
-/// Least σ, within 2^±[`DOUBLINGS`] and to a relative `tolerance` rounded up, at which `enough` holds, if it does for all
-/// larger ones.
+/// Least σ, within 2^±[`DOUBLINGS`] and to a relative `tolerance` rounded up, at which `enough` holds, if it does for
+/// all larger ones.
 fn least<E>(tolerance: f64, mut enough: impl FnMut(f64) -> Result<bool, E>) -> Result<Option<f64>, E> {
     let (smallest, largest) = (2.0_f64.powi(-DOUBLINGS), 2.0_f64.powi(DOUBLINGS));
     let (mut low, mut high) = (1.0, 1.0);

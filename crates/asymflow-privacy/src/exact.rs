@@ -65,7 +65,8 @@ impl<'a> Words<'a> {
 
     /// True with probability `numerator`/`denominator`, for `numerator` ≤ `denominator` < 2⁹⁸.
     ///
-    /// Compares a uniform real number, digit by digit to the base 2³⁰, with the fraction: one digit nearly always decides.
+    /// Compares a uniform real number, digit by digit to the base 2³⁰, with the fraction: one digit nearly always
+    /// decides.
     fn bernoulli(&mut self, mut numerator: u128, denominator: u128) -> bool {
         loop {
             let digit = u128::from(self.word() >> 2);
@@ -80,7 +81,8 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// True with probability exp(−`numerator`/`denominator`), for `numerator` ≤ `denominator` < 2⁹⁸ (CKS20 algorithm 1).
+    /// True with probability exp(−`numerator`/`denominator`), for `numerator` ≤ `denominator` < 2⁹⁸ (CKS20 algorithm
+    /// 1).
     ///
     /// The algorithm draws Bernoulli(γ/k) for k = 1, 2, … until the first failure; here as the conjunction of the
     /// independent Bernoulli(γ) and Bernoulli(1/k), which needs no product that could overflow.
@@ -200,8 +202,8 @@ impl Variance {
 
     /// The numerator of γ = (|y| − σ²/t)²/(2σ²) over [`Self::rejection_denominator`], that is (|y|·b·t − a)².
     ///
-    /// `None` where it does not fit 128 bits. The proposal is then more than 2¹⁵ of its own scales out, which happens with
-    /// probability below exp(−2¹⁵), and would be accepted with a probability far below that.
+    /// `None` where it does not fit 128 bits. The proposal is then more than 2¹⁵ of its own scales out, which happens
+    /// with probability below exp(−2¹⁵), and would be accepted with a probability far below that.
     fn rejection_numerator(&self, magnitude: u64) -> Option<u128> {
         let distance = self.scaled_laplace.checked_mul(u128::from(magnitude))?.abs_diff(self.numerator);
         distance.checked_mul(distance)

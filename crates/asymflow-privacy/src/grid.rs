@@ -46,10 +46,10 @@ fn fine_step(scale: f64) -> f64 {
 /// sampled exactly in integers (Canonne, Kamath and Steinke 2020, algorithm 3).
 ///
 /// # Guarantee
-/// ρ-zCDP with ρ = Δ₂²/(2σ²), as continuous noise has (the same, for vectors of integers), for every bound that [`Sensitivity`] states:
-/// rounding towards zero does not increase the norm of a record. If what is released is not a clipped record but a function
-/// of several, state the sensitivity of the rounded function: rounding n values moves it by up to `step`·√n.
-/// The variance is rounded up, by at most 2⁻³⁹ of itself.
+/// ρ-zCDP with ρ = Δ₂²/(2σ²), as continuous noise has (the same, for vectors of integers), for every bound that
+/// [`Sensitivity`] states: rounding towards zero does not increase the norm of a record. If what is released is not a
+/// clipped record but a function of several, state the sensitivity of the rounded function: rounding n values moves
+/// it by up to `step`·√n. The variance is rounded up, by at most 2⁻³⁹ of itself.
 ///
 /// Not covered: the time of a release depends on the noise drawn (not on the data).
 #[derive(Clone, Copy, Debug)]

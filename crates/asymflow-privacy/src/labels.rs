@@ -11,9 +11,9 @@ use crate::mechanism::MechanismError;
 /// Keeps a label with probability e^ε/(e^ε + k − 1) and otherwise names one of the k − 1 others, each as likely.
 ///
 /// # Guarantee
-/// Pure ε-differential privacy of every label on its own, whichever other label it is replaced by (Warner 1965; for k classes
-/// Kairouz, Bonawitz and Ramage 2016). The probability of a change is an integer multiple of 2⁻⁶⁴, rounded up, so that the
-/// real ε is at most the stated one.
+/// Pure ε-differential privacy of every label on its own, whichever other label it is replaced by (Warner 1965; for k
+/// classes Kairouz, Bonawitz and Ramage 2016). The probability of a change is an integer multiple of 2⁻⁶⁴, rounded
+/// up, so that the real ε is at most the stated one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomisedResponse {
     classes: u32,
@@ -58,8 +58,8 @@ impl RandomisedResponse {
         1.0 - self.change as f64 / 18_446_744_073_709_551_616.0
     }
 
-    /// One label. The same words are drawn and the same instructions run whatever it is, up to the rejections in drawing
-    /// a uniform integer, which do not depend on it.
+    /// One label. The same words are drawn and the same instructions run whatever it is, up to the rejections in
+    /// drawing a uniform integer, which do not depend on it.
     fn respond(&self, label: u32, words: &mut Words<'_>) -> u32 {
         let changed = u64::from(words.long_word() < self.change);
         // Adding 1 to k − 1 modulo k reaches every other label once.
@@ -87,8 +87,9 @@ pub enum LabelError {
 /// Releases private labels, one per record, through `mechanism`.
 ///
 /// # Guarantee
-/// Each record loses the receipt's [`Loss::Pure`]: labels are randomised independently, so releases of different records
-/// compose in parallel. Replacing the label by any other is covered, whatever the relation used for its record.
+/// Each record loses the receipt's [`Loss::Pure`]: labels are randomised independently, so releases of different
+/// records compose in parallel. Replacing the label by any other is covered, whatever the relation used for its
+/// record.
 ///
 /// # Errors
 /// A label is not below the number of classes; then nothing leaves.

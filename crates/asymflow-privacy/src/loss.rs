@@ -103,8 +103,8 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// The same loss, or [`Loss::Infinite`] when its number is negative, NaN or infinite: a damaged number must not make
-    /// the loss smaller.
+    /// The same loss, or [`Loss::Infinite`] when its number is negative, NaN or infinite: a damaged number must not
+    /// make the loss smaller.
     #[must_use]
     pub const fn checked(self) -> Self {
         let number = match self {
@@ -118,8 +118,8 @@ impl Loss {
 
     /// A ρ such that the release is ρ-zCDP; infinite when there is no guarantee.
     ///
-    /// μ-GDP is μ²/2-zCDP; ε-DP is ε²/2-zCDP (Bun and Steinke 2016, proposition 1.4) and, its Rényi divergences being at
-    /// most ε, also ε-zCDP.
+    /// μ-GDP is μ²/2-zCDP; ε-DP is ε²/2-zCDP (Bun and Steinke 2016, proposition 1.4) and, its Rényi divergences being
+    /// at most ε, also ε-zCDP.
     pub fn rho(&self) -> f64 {
         match self.checked() {
             Self::Gaussian { mu } => 0.5 * mu * mu,

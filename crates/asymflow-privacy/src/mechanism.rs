@@ -78,7 +78,8 @@ pub trait Mechanism: Send + Sync + Debug {
     /// What it lets out.
     type Output;
 
-    /// Name in receipts and configuration; starts with `insecure_` when its guarantee does not hold for what is computed.
+    /// Name in receipts and configuration; starts with `insecure_` when its guarantee does not hold for what is
+    /// computed.
     fn name(&self) -> &'static str;
 
     /// The privacy map: loss of one release at this sensitivity.

@@ -12,14 +12,15 @@ const BLOCK: usize = 64;
 
 /// Releases the sign of x + N(0, σ²) for every value x: bit 1 with probability Φ(x/σ) (Niu 2024, equation 3.6).
 ///
-/// No noise is ever made. Every bit is one comparison of 32 uniform bits with a threshold; T ≈ 2³²·Φ(x/σ) of the 2³² integers
-/// are below it.
+/// No noise is ever made. Every bit is one comparison of 32 uniform bits with a threshold; T ≈ 2³²·Φ(x/σ) of the 2³²
+/// integers are below it.
 ///
 /// # Guarantee
 /// That of Gaussian noise of standard deviation σ, μ = Δ₂/σ, exactly and with nothing added for finite precision: the
-/// sign is post-processing of the noisy value, and T is always rounded towards 2³¹, so that |T/2³² − ½| ≤ |Φ(x/σ) − ½|.
-/// The bits are therefore exactly those of some record x' with |x'ᵢ| ≤ |xᵢ| for every i, which keeps within the clip bound
-/// of the record, and so within the sensitivity for either relation. The cost is a bias of at most 2⁻³⁰ in a probability.
+/// sign is post-processing of the noisy value, and T is always rounded towards 2³¹, so that |T/2³² − ½| ≤ |Φ(x/σ) −
+/// ½|. The bits are therefore exactly those of some record x' with |x'ᵢ| ≤ |xᵢ| for every i, which keeps within the
+/// clip bound of the record, and so within the sensitivity for either relation. The cost is a bias of at most 2⁻³⁰ in
+/// a probability.
 ///
 /// # Time
 /// The same instructions run for every value: no branch and no memory address depends on one. The number of values,
@@ -98,9 +99,9 @@ fn block(values: &[f32; BLOCK], random: &[u8; 4 * BLOCK], inverse_sigma: f64) ->
     u64::from_le_bytes(packed)
 }
 
-/// Q(z) = (2 − 2Φ(z))^(−1/16) on [0, 6.5] is about 1 + Σ cₖ·zᵏ, k = 1 to 10: coefficients of odd and of even powers, ascending.
-/// A least-squares fit, reweighted towards the least maximal error of 1 − Q⁻¹⁶: Φ is off by at most 4.8e-11, that is 0.21
-/// units of 2⁻³². Two sums that do not wait for each other take less time than one.
+/// Q(z) = (2 − 2Φ(z))^(−1/16) on [0, 6.5] is about 1 + Σ cₖ·zᵏ, k = 1 to 10: coefficients of odd and of even powers,
+/// ascending. A least-squares fit, reweighted towards the least maximal error of 1 − Q⁻¹⁶: Φ is off by at most
+/// 4.8e-11, that is 0.21 units of 2⁻³². Two sums that do not wait for each other take less time than one.
 const ODD_POWERS: [f64; 5] = [
     0.049867785174055136,
     0.0032837095669183566,
@@ -119,8 +120,8 @@ const EVEN_POWERS: [f64; 5] = [
 /// Beyond this many standard deviations the threshold stays where it is.
 const MAX_DEVIATIONS: f64 = 6.5;
 
-/// Taken off the magnitude of the cut, in units of 2⁻³²: counting integers below it may round it up by one, the fit may be
-/// off by 0.21, and the f64 arithmetic by less than 2⁻¹⁰.
+/// Taken off the magnitude of the cut, in units of 2⁻³²: counting integers below it may round it up by one, the fit
+/// may be off by 0.21, and the f64 arithmetic by less than 2⁻¹⁰.
 const MARGIN: f64 = 1.25;
 
 /// The cut s for which the bit is 1 when a uniform 32-bit integer with sign is below s, with s ≈ 2³²·(Φ(x/σ) − ½).
@@ -136,4 +137,31 @@ fn cut(x: f32, inverse_sigma: f64) -> f64 {
     let eighth = fourth * fourth;
     let distance = 2_147_483_648.0 * (1.0 - 1.0 / (eighth * eighth));
     (distance - MARGIN).max(0.0).copysign(f64::from(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values and words at which each bit of a block is decided by one unit of 2⁻³².
+    #[test]
+    fn every_bit_is_one_comparison_with_its_own_cut() {
+        for (offset, sigma) in [(0, 1.0), (64, 0.3), (128, 7.0)] {
+            let values: [f32; BLOCK] = std::array::from_fn(|i| 0.11 * (i as f32 - 31.0));
+            let words: [i32; BLOCK] = std::array::from_fn(|i| {
+                let cut = cut(values[i], 1.0 / sigma).ceil() as i32;
+                if (i * i + offset).is_multiple_of(3) { cut } else { cut - 1 }
+            });
+            let mut random = [0; 4 * BLOCK];
+            for (bytes, word) in random.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                *bytes = word.to_le_bytes();
+            }
+            let packed = block(&values, &random, 1.0 / sigma);
+            for (i, word) in words.into_iter().enumerate() {
+                let below = f64::from(word) < cut(values[i], 1.0 / sigma);
+                assert_eq!(packed >> i & 1 == 1, below, "value {i}");
+                assert_eq!(below, !(i * i + offset).is_multiple_of(3), "value {i}");
+            }
+        }
+    }
 }

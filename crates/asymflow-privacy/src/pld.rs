@@ -7,21 +7,23 @@ use crate::boundary::Receipt;
 use crate::calibration::gdp_epsilon;
 use crate::fourier::{Complex, Fourier};
 use crate::privacy_loss::{Direction, LossDistribution};
+use crate::rdp::RdpAccountant;
 use crate::zcdp::{gdp_with_zcdp_epsilon, zcdp_epsilon};
 
 /// Grid points that a composition is spread over, up to a factor of two.
 const TARGET_POINTS: f64 = 262_144.0;
 /// Most points of a transform: 2^19 complex numbers, of which there are two and a half arrays (20 MiB).
 const MAX_TRANSFORM: usize = 1 << 19;
-/// Most different events; each costs two transforms.
-const MAX_EVENTS: usize = 256;
+/// Most different events; each takes up to 2 MiB and two transforms.
+const MAX_EVENTS: usize = 16;
 /// Part of δ given away at every cut of a distribution.
 const CUT: f64 = 1e-6;
+
 /// Composes privacy loss distributions numerically; the ε it gives is an upper bound, and tight.
 ///
 /// Gaussian releases are composed in closed form (√Σμ²), and alone give the exact ε. For the rest, distributions are
-/// discretised so that they dominate the real ones, both directions of neighbouring are composed, and what truncation and
-/// rounding could hide is taken off δ. What it keeps is a short list of events; the work happens in
+/// discretised so that they dominate the real ones, both directions of neighbouring are composed, and what truncation
+/// and rounding could hide is taken off δ. What it keeps is a short list of events; the work happens in
 /// [`epsilon`](Accountant::epsilon), in at most about 50 MiB.
 ///
 /// Serialised, it keeps what was spent; what is no event is read as infinite.
@@ -95,6 +97,16 @@ impl PldAccountant {
         Ok(())
     }
 
+    /// Everything, as Rényi divergences.
+    fn by_rdp(&self) -> Result<RdpAccountant, AccountantError> {
+        let mut rdp = RdpAccountant::default();
+        rdp.compose(Event::Zcdp { rho: self.rho + 0.5 * self.mu_squared }, 1)?;
+        for &(event, count) in &self.events {
+            rdp.compose(event, count)?;
+        }
+        Ok(rdp)
+    }
+
     /// ε at `delta` of everything but zCDP.
     fn numerical_epsilon(&self, delta: f64) -> Result<f64, AccountantError> {
         if self.events.is_empty() {
@@ -134,7 +146,9 @@ impl Accountant for PldAccountant {
         if self.events.is_empty() {
             return Ok(gdp_with_zcdp_epsilon(self.mu_squared, self.rho, delta));
         }
-        Ok(zcdp_epsilon(self.rho, 0.5 * delta) + self.numerical_epsilon(0.5 * delta)?)
+        // A loss that is only known as ρ has no distribution: the lesser of two bounds.
+        let apart = zcdp_epsilon(self.rho, 0.5 * delta) + self.numerical_epsilon(0.5 * delta)?;
+        Ok(apart.min(self.by_rdp()?.epsilon(delta)?))
     }
 }
 
@@ -167,8 +181,8 @@ impl Composition<'_> {
         Ok(epsilon_of(&masses, &window, self.delta - given_away))
     }
 
-    /// Distributions on a grid so fine that the composition fills the transform, and the window that holds all of it but
-    /// a cut.
+    /// Distributions on a grid so fine that the composition fills the transform, and the window that holds all of it
+    /// but a cut.
     fn discretise(&self) -> Result<(Vec<LossDistribution>, Window), AccountantError> {
         let mut interval = self.coarse_interval();
         let mut distributions = self.distributions(interval)?;
@@ -186,7 +200,7 @@ impl Composition<'_> {
         Ok((distributions, Window { interval, first: first as i64, points }))
     }
 
-    /// A first interval: 2^15 points for the widest event.
+    /// A first interval: 2^15 points for the widest event. (All losses may round to one number.)
     fn coarse_interval(&self) -> f64 {
         let widest = self.events.iter().map(|(event, _)| match *event {
             Event::Pure { epsilon } => 2.0 * epsilon,
@@ -198,7 +212,7 @@ impl Composition<'_> {
             }
             Event::Zcdp { .. } => 0.0,
         });
-        widest.fold(0.0, f64::max) / 32_768.0
+        widest.fold(1e-9, f64::max) / 32_768.0
     }
 
     /// Tail to cut from one use, such that all cuts together stay below the cut of δ.
@@ -240,9 +254,9 @@ impl Composition<'_> {
 
     /// The composition within the window, and a bound on how far rounding may have moved its masses, in sum.
     ///
-    /// A transform of masses that add up to 1 is off by at most η = 4·log2(points) + 3 roundings at every frequency, and by
-    /// η‖F‖₂ in all. Powers multiply that by n·|F|^(n−1). By Parseval's theorem and Cauchy's inequality the sum of errors of
-    /// masses is at most the l2 norm of the errors of the spectrum.
+    /// A transform of masses that add up to 1 is off by at most η = 4·log2(points) + 3 roundings at every frequency,
+    /// and by η‖F‖₂ in all. Powers multiply that by n·|F|^(n−1). By Parseval's theorem and Cauchy's inequality the
+    /// sum of errors of masses is at most the l2 norm of the errors of the spectrum.
     fn convolve(&self, distributions: &[LossDistribution], window: &Window) -> (Vec<f64>, f64) {
         let fourier = Fourier::new(window.points);
         let rounding = (4.0 * (window.points as f64).log2() + 3.0) * 0.5 * f64::EPSILON;
@@ -276,8 +290,8 @@ impl Composition<'_> {
     }
 }
 
-/// The least ε ≥ 0 at which the masses have a hockey-stick divergence of at most `delta`: Σ m·(1 − e^(ε−loss)) over losses
-/// above ε.
+/// The least ε ≥ 0 at which the masses have a hockey-stick divergence of at most `delta`: Σ m·(1 − e^(ε−loss)) over
+/// losses above ε.
 fn epsilon_of(masses: &[f64], window: &Window, delta: f64) -> f64 {
     let decay = (-window.interval).exp();
     let mut loss = (window.first + masses.len() as i64 - 1) as f64 * window.interval;
@@ -295,14 +309,15 @@ fn epsilon_of(masses: &[f64], window: &Window, delta: f64) -> f64 {
     if mass > delta { (loss + ((mass - delta) / weighted).ln()).max(0.0) } else { 0.0 }
 }
 
-/// The least value of `f` found by golden section on [`low`, `high`]; every value is a valid answer to callers.
+/// The least value of `f` found by golden section on [`low`, `high`]; every value is a valid answer to callers. Where `f`
+/// is infinite on both sides, the search goes left.
 pub(crate) fn golden_minimum(mut low: f64, mut high: f64, steps: usize, f: impl Fn(f64) -> f64) -> f64 {
     let golden = 0.5 * (5.0_f64.sqrt() - 1.0);
     let (mut left, mut right) = (high - golden * (high - low), low + golden * (high - low));
     let (mut at_left, mut at_right) = (f(left), f(right));
     let mut best = at_left.min(at_right);
     for _ in 0..steps {
-        if at_left < at_right {
+        if at_left <= at_right {
             (high, right, at_right) = (right, left, at_left);
             left = high - golden * (high - low);
             at_left = f(left);

@@ -1,9 +1,10 @@
 //! Privacy loss distributions on a grid, rounded so that they dominate the real ones.
 //!
-//! The privacy loss of a pair (P, Q) is ln(dP/dQ)(X) for X ~ P. A loss that lies between two grid points is split over
-//! both so that P-mass and Q-mass are kept. The result has the privacy profile of (P, Q) at the grid points and is linear
-//! in e^ε between them, so it lies above that convex profile everywhere: "connect the dots" (Doroshenko, Ghazi, Kamath,
-//! Kumar and Manurangsi 2022). Domination carries over to compositions (Zhu, Dong and Wang 2022, theorem 10).
+//! The privacy loss of a pair (P, Q) is ln(dP/dQ)(X) for X ~ P. A loss that lies between two grid points is split
+//! over both so that P-mass and Q-mass are kept. The result has the privacy profile of (P, Q) at the grid points and
+//! is linear in e^ε between them, so it lies above that convex profile everywhere: "connect the dots" (Doroshenko,
+//! Ghazi, Kamath, Kumar and Manurangsi 2022). Domination carries over to compositions (Zhu, Dong and Wang 2022,
+//! theorem 10).
 
 use crate::accountant::AccountantError;
 use crate::normal::{cdf, probability_between};
@@ -47,8 +48,8 @@ impl LossDistribution {
 
     /// Splits P-mass `p` and Q-mass `q`, whose losses lie between grid points `index` and `index` + 1, over the two.
     ///
-    /// Right mass r and left mass p − r keep Q-mass when r·e^(−ε−h) + (p − r)·e^(−ε) = q. Where that is beyond the range of
-    /// f64, all goes to the right, which is pessimistic.
+    /// Right mass r and left mass p − r keep Q-mass when r·e^(−ε−h) + (p − r)·e^(−ε) = q. Where that is beyond the
+    /// range of f64, all goes to the right, which is pessimistic.
     fn split(&mut self, index: usize, p: f64, q: f64) {
         let right = (p - q * self.loss(index).exp()) / -(-self.interval).exp_m1();
         let right = if right.is_finite() { right.clamp(0.0, p) } else { p };
@@ -73,7 +74,7 @@ impl LossDistribution {
         (index.max(0) as usize).min(self.masses.len() - 2)
     }
 
-    /// Σ mass·e^(t·loss) over finite losses, as a logarithm.
+    /// Σ mass·e^(t·loss) over finite losses, as a logarithm; infinite where f64 cannot tell.
     pub(crate) fn log_moment(&self, t: f64) -> f64 {
         let factor = (-(t * self.interval).abs()).exp();
         // Horner's scheme from the end where e^(t·loss) is least, so that nothing overflows.
@@ -83,7 +84,8 @@ impl LossDistribution {
         } else {
             (self.masses.iter().rev().fold(0.0, horner), self.loss(0))
         };
-        t * largest + sum.ln()
+        // A sum that underflows would pass for a small moment.
+        if sum > 1e-290 { t * largest + sum.ln() } else { f64::INFINITY }
     }
 
     /// Width of the losses of [`Self::sampled_gaussian`].

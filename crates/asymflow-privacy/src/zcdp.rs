@@ -3,7 +3,8 @@
 use crate::calibration::gdp_epsilon;
 use crate::pld::golden_minimum;
 
-/// The least ε over all orders α > 1 of ρα + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020), at least 0.
+/// The least ε over all orders α > 1 of ρα + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020),
+/// at least 0.
 pub(crate) fn zcdp_epsilon(rho: f64, delta: f64) -> f64 {
     if rho == 0.0 || !rho.is_finite() {
         return rho;
@@ -17,8 +18,8 @@ pub(crate) fn zcdp_epsilon(rho: f64, delta: f64) -> f64 {
     golden_minimum(centre - 10.0, centre + 10.0, 80, at).max(0.0)
 }
 
-/// ε of μ-GDP and ρ-zCDP together, an upper bound: the Gaussian part as the zCDP that it has, or exactly with half of δ,
-/// whichever is less.
+/// ε of μ-GDP and ρ-zCDP together, an upper bound: the Gaussian part as the zCDP that it has, or exactly with half of
+/// δ, whichever is less.
 pub(crate) fn gdp_with_zcdp_epsilon(mu_squared: f64, rho: f64, delta: f64) -> f64 {
     if rho == 0.0 {
         return gdp_epsilon(mu_squared.sqrt(), delta);

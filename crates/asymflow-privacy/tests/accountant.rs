@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, InsecureFloatNoise, InsecureNone, Mechanism, Private, Receipt, Relation, Sensitivity,
-    ZcdpAccountant, release,
+    Accountant, AccountantError, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Private, Receipt, Relation,
+    Sensitivity, ZcdpAccountant, release,
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
@@ -43,6 +43,17 @@ fn epsilon_bounds_the_exact_value_from_above_and_not_by_much() {
         let epsilon = after(steps, sigma).epsilon(1e-5).unwrap();
         assert!(epsilon > exact, "sigma {sigma}, {steps} releases: {epsilon} is below the exact {exact}");
         assert!(epsilon < 1.25 * exact, "sigma {sigma}, {steps} releases: {epsilon} is far above the exact {exact}");
+    }
+}
+
+#[test]
+fn every_loss_has_a_rho() {
+    assert_eq!(Loss::Gaussian { mu: 0.5 }.rho(), 0.125);
+    assert_eq!(Loss::Zcdp { rho: 0.5 }.rho(), 0.5);
+    assert_eq!(Loss::Pure { epsilon: 0.5 }.rho(), 0.125);
+    assert_eq!(Loss::Pure { epsilon: 4.0 }.rho(), 4.0); // not 8: no divergence exceeds ε
+    for none in [Loss::Infinite, Loss::Gaussian { mu: f64::NAN }, Loss::Zcdp { rho: -1.0 }] {
+        assert_eq!(none.rho(), f64::INFINITY);
     }
 }
 

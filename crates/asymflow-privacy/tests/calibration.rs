@@ -8,7 +8,8 @@ use proptest::prelude::*;
 
 const DELTA: f64 = 1e-5;
 
-/// (ε′, σ as printed, least σ, real ε at the printed σ) for C = 1, computed independently with scipy, to the digits given.
+/// (ε′, σ as printed, least σ, real ε at the printed σ) for C = 1, computed independently with scipy, to the digits
+/// given.
 #[test]
 fn the_printed_sigma_is_too_small_below_one_half() {
     let table = [
@@ -136,7 +137,9 @@ fn delta_keeps_its_relative_precision() {
 
 proptest! {
     #[test]
-    fn sigma_and_epsilon_are_inverse(log_epsilon in -3.0..3.0_f64, log_delta in -20.0..-1.0_f64, scale in 1e-3..1e3_f64) {
+    fn sigma_and_epsilon_are_inverse(
+        log_epsilon in -3.0..3.0_f64, log_delta in -20.0..-1.0_f64, scale in 1e-3..1e3_f64,
+    ) {
         let (epsilon, delta) = (log_epsilon.exp(), log_delta.exp());
         let sigma = gaussian_sigma(epsilon, delta, scale).unwrap();
         prop_assert!(gaussian_delta(sigma, scale, epsilon).unwrap() <= delta * (1.0 + 1e-9));

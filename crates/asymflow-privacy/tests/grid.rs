@@ -1,6 +1,7 @@
 //! Noise on grids: its distribution against the exact one, and rounding that keeps the sensitivity.
 //!
-//! The noise comes from fixed seeds. Every statistic has a threshold that a correct sampler exceeds with probability 1e-6.
+//! The noise comes from fixed seeds. Every statistic has a threshold that a correct sampler exceeds with probability
+//! 1e-6.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
@@ -22,8 +23,8 @@ fn noise(mechanism: &impl Mechanism<Output = Vec<f32>>, step: f64, seed: u64) ->
     steps.inspect(|steps| assert_eq!(steps.fract(), 0.0)).map(|steps| steps as i64).collect()
 }
 
-/// Pearson's statistic of `samples` against a symmetric distribution with weight `weight(|y|)`, where counts that are expected
-/// to be small are pooled, must be below its quantile at 1 − 1e-6 (Wilson and Hilferty's approximation).
+/// Pearson's statistic of `samples` against a symmetric distribution with weight `weight(|y|)`, where counts that are
+/// expected to be small are pooled, must be below its quantile at 1 − 1e-6 (Wilson and Hilferty's approximation).
 fn assert_distributed(what: &str, samples: &[i64], width: i64, weight: impl Fn(i64) -> f64) {
     let reach = samples.iter().map(|y| y.abs()).max().unwrap() + 40 * width;
     let total: f64 = (-reach..=reach).map(|y| weight(y.abs())).sum();

@@ -42,8 +42,8 @@ fn sampled_delta(q: f64, sigma: f64, epsilon: f64) -> f64 {
     removed.max(phi(added / sigma) - epsilon.exp() * with)
 }
 
-/// Optimal composition of `count` pure ε₀-DP mechanisms (Kairouz, Oh and Viswanath 2015, theorem 3.3): the answers of `count`
-/// randomised responses, i of which point the other way.
+/// Optimal composition of `count` pure ε₀-DP mechanisms (Kairouz, Oh and Viswanath 2015, theorem 3.3): the answers of
+/// `count` randomised responses, i of which point the other way.
 fn pure_delta(epsilon: f64, count: u32, at: f64) -> f64 {
     let (count_f, mut log_binomial, mut delta) = (f64::from(count), 0.0_f64, 0.0);
     for i in 0..=count {
@@ -104,6 +104,13 @@ fn mixtures_cost_at_least_their_parts_and_at_most_their_sum() {
         let other = pld(&reversed, DELTA).unwrap();
         assert!((whole / other - 1.0).abs() < 1e-9, "{events:?}: {whole} {other}");
     }
+}
+
+#[test]
+fn hardly_any_noise_costs_much_but_no_time() {
+    let event = Event::PoissonSampled { q: 0.01, noise_multiplier: 0.001 };
+    assert!(rdp(&[(event, 1)], DELTA) > 1e5);
+    assert!(pld(&[(event, 1)], DELTA).unwrap() > 1e5);
 }
 
 #[test]
@@ -237,7 +244,9 @@ proptest! {
 
     /// One release has a closed form: the ε given must satisfy it, and barely.
     #[test]
-    fn one_sampled_release_costs_the_exact_epsilon(q in 0.01..0.9_f64, sigma in 0.5..4.0_f64, log_delta in -18.0..-5.0_f64) {
+    fn one_sampled_release_costs_the_exact_epsilon(
+        q in 0.01..0.9_f64, sigma in 0.5..4.0_f64, log_delta in -18.0..-5.0_f64,
+    ) {
         let delta = log_delta.exp();
         let found = pld(&[(Event::PoissonSampled { q, noise_multiplier: sigma }, 1)], delta).unwrap();
         prop_assert!(sampled_delta(q, sigma, found) <= delta * (1.0 + 1e-9), "{found} is too small");
@@ -246,8 +255,8 @@ proptest! {
         }
     }
 
-    /// Numerical composition, zCDP and RDP of the same noise, in the order in which they lose. The pure event is too small to
-    /// count, but keeps the accountant from its closed form.
+    /// Numerical composition, zCDP and RDP of the same noise, in the order in which they lose. The pure event is too
+    /// small to count, but keeps the accountant from its closed form.
     #[test]
     fn tighter_accountants_give_less(sigma in 0.7..20.0_f64, steps in 1_u64..400) {
         let gaussian = (Event::Gaussian { noise_multiplier: sigma }, steps);

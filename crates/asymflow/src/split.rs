@@ -202,8 +202,8 @@ impl Convolver for SplitConv {
         let shape = conv_shape(node, x.samples);
         let mut y = self.pool.zeros(shape.output_len());
         let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
-        timed_folding(&mut self.local.seconds[node.index], || {
-            conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack)
+        timed_folding(&mut self.local.seconds[node.index], |mark| {
+            conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack, mark)
         })
         .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
 
@@ -250,8 +250,8 @@ impl Convolver for SplitConv {
         let shape = conv_shape(node, samples);
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
         d_weight.fill(0.0);
-        timed_folding(&mut self.local.seconds[node.index], || {
-            conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack)
+        timed_folding(&mut self.local.seconds[node.index], |mark| {
+            conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack, mark)
         })
         .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
         self.spare.push(low_rank);

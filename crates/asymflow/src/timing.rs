@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use asymflow_linalg::conv::Folding;
 use serde::{Deserialize, Serialize};
 
 /// Seconds of one convolution, or of a whole run, by part.
@@ -63,14 +64,21 @@ pub fn timed<T>(total: &mut f64, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs a trusted convolution that returns how long it folded: adds that to `fold`, and the rest of its wall-clock
-/// seconds to `trusted`.
+/// Runs a trusted convolution that marks when it folds: adds that time to `fold`, and the rest of its wall-clock seconds
+/// to `trusted`.
 ///
 /// # Errors
 /// Those of `convolution`; then nothing is added.
-pub fn timed_folding<E>(seconds: &mut Seconds, convolution: impl FnOnce() -> Result<Duration, E>) -> Result<(), E> {
+pub fn timed_folding<E>(
+    seconds: &mut Seconds,
+    convolution: impl FnOnce(&mut dyn FnMut(Folding)) -> Result<(), E>,
+) -> Result<(), E> {
     let start = Instant::now();
-    let folding = convolution()?;
+    let (mut begun, mut folding) = (start, Duration::ZERO);
+    convolution(&mut |mark| match mark {
+        Folding::Begins => begun = Instant::now(),
+        Folding::Ends => folding += begun.elapsed(),
+    })?;
     seconds.fold += folding.as_secs_f64();
     seconds.trusted += start.elapsed().saturating_sub(folding).as_secs_f64();
     Ok(())
@@ -83,15 +91,19 @@ mod tests {
     #[test]
     fn folding_is_told_apart_from_the_rest_of_a_convolution() {
         let mut seconds = Seconds::default();
-        timed_folding(&mut seconds, || {
-            std::thread::sleep(Duration::from_millis(5));
-            Ok::<_, ()>(Duration::from_millis(2))
+        let wait = |milliseconds| std::thread::sleep(Duration::from_millis(milliseconds));
+        timed_folding(&mut seconds, |mark| {
+            wait(2);
+            mark(Folding::Begins);
+            wait(3);
+            mark(Folding::Ends);
+            wait(2);
+            Ok::<_, ()>(())
         })
         .unwrap();
-        assert_eq!(seconds.fold, 0.002);
-        assert!(seconds.trusted >= 0.003, "{seconds:?}");
+        assert!(seconds.fold >= 0.003 && seconds.trusted >= 0.004, "{seconds:?}");
         let before = seconds;
-        assert_eq!(timed_folding(&mut seconds, || Err("refused")), Err("refused"));
+        assert_eq!(timed_folding(&mut seconds, |_| Err("refused")), Err("refused"));
         assert_eq!(seconds, before);
     }
 }

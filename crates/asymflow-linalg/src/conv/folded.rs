@@ -1,13 +1,11 @@
 //! Convolutions of low-rank inputs: with folded kernels forward, with recombined correlations backward.
 //!
-//! Each returns what applying the coefficients took. It comes before or after the convolution, on all threads, and so
-//! costs two readings of the clock.
-
-use std::time::{Duration, Instant};
+//! Each marks where applying the coefficients begins and ends. It comes before or after the convolution, on all threads,
+//! so the caller's clock is read twice.
 
 use faer::dyn_stack::{MemStack, StackReq};
 
-use super::ConvShape;
+use super::{ConvShape, Folding, Mark};
 use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
 use super::gemm::{Gemm, PANEL};
@@ -71,14 +69,15 @@ pub(super) fn forward(
     y: &mut [f32],
     threads: usize,
     stack: &mut MemStack,
-) -> Duration {
-    let start = Instant::now();
+    mark: Mark<'_>,
+) {
+    mark(Folding::Begins);
     let fold = Fold::new(s, l.rank, l.shared);
     let (memory, stack) = stack.make_aligned_uninit::<f32>(fold.len(threads), 64);
     let memory = Shared::uninit(memory);
     let folded = memory.part(fold.coefficients_len, fold.folded_len);
     fold_weight(s, l, weight, fold, memory, threads);
-    let folding = start.elapsed();
+    mark(Folding::Ends);
     let taps = s.kernel * s.kernel;
     let left = Left {
         start: folded.ptr(),
@@ -91,7 +90,6 @@ pub(super) fn forward(
     let target = output(s, Shared::new(y), true);
     // SAFETY: the folded kernels were written above; `y` is borrowed exclusively.
     unsafe { direct::multiply(low_window(s, l.rank, true), s.samples, &l.principal, left, target, threads, stack) };
-    folding
 }
 
 /// Turns kernels of `in × taps`, one after the other, into `taps × pitch`; up to sixteen rows beyond the last may be
@@ -134,8 +132,9 @@ pub(super) fn forward_low(
     y: &mut [f32],
     threads: usize,
     stack: &mut MemStack,
-) -> Duration {
-    let start = Instant::now();
+    mark: Mark<'_>,
+) {
+    mark(Folding::Begins);
     let fold = Fold::new(s, l.rank, true);
     let (mut low, stack) = stack.make_aligned_with::<f32>(9 * l.rank * s.out_channels, 64, |_| 0.0);
     {
@@ -149,9 +148,8 @@ pub(super) fn forward_low(
             *value = unsafe { *folded.at((output * 9 + tap) * fold.columns + p) };
         }
     }
-    let folding = start.elapsed();
+    mark(Folding::Ends);
     winograd::forward(conv, &l.principal, &low, y, threads, stack);
-    folding
 }
 
 /// W'\[i, tap, (s, p)\] = Σ_j W\[i, j, tap\] a\[s, j, p\], for all samples in one product.
@@ -219,15 +217,16 @@ fn dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> Stac
     StackReq::new_aligned::<f32>(values, 64).and(mixing)
 }
 
-/// Writes X_main into scratch, and hands it on with the rest of the scratch; returns what writing it took.
+/// Writes X_main into scratch, and hands it on with the rest of the scratch.
 fn with_dense(
     conv: Conv3,
     l: &LowRank,
     threads: usize,
     stack: &mut MemStack,
     run: impl FnOnce(&[f32], &mut MemStack),
-) -> Duration {
-    let begin = Instant::now();
+    mark: Mark<'_>,
+) {
+    mark(Folding::Begins);
     let values = conv.samples * conv.in_channels * conv.height * conv.width;
     let (memory, stack) = stack.make_aligned_uninit::<f32>(values, 64);
     let start = Shared::uninit(memory);
@@ -243,10 +242,9 @@ fn with_dense(
     let target = Target { start, planes: conv.in_channels, plane, width: conv.width, step: 1, add: false };
     // SAFETY: the coefficients are `in × rank` for each sample or once; the memory is borrowed exclusively.
     unsafe { direct::multiply(window, conv.samples, &l.principal, left, target, threads, stack) };
-    let mixing = begin.elapsed();
+    mark(Folding::Ends);
     // SAFETY: the product has written all of it.
     run(unsafe { std::slice::from_raw_parts(start.ptr(), values) }, stack);
-    mixing
 }
 
 pub(super) fn forward_dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> StackReq {
@@ -261,8 +259,10 @@ pub(super) fn forward_dense(
     y: &mut [f32],
     threads: usize,
     stack: &mut MemStack,
-) -> Duration {
-    with_dense(conv, l, threads, stack, |x, stack| winograd::forward(conv, x, weight, y, threads, stack))
+    mark: Mark<'_>,
+) {
+    let run = |x: &[f32], stack: &mut MemStack| winograd::forward(conv, x, weight, y, threads, stack);
+    with_dense(conv, l, threads, stack, run, mark);
 }
 
 pub(super) fn weight_gradient_dense_scratch(conv: Conv3, rank: usize, shared: bool, threads: usize) -> StackReq {
@@ -277,10 +277,10 @@ pub(super) fn weight_gradient_dense(
     dw: &mut [f32],
     threads: usize,
     stack: &mut MemStack,
-) -> Duration {
-    with_dense(conv, l, threads, stack, |x, stack| {
-        winograd_gradient::weight_gradient(conv, x, dy, dw, threads, stack);
-    })
+    mark: Mark<'_>,
+) {
+    let run = |x: &[f32], stack: &mut MemStack| winograd_gradient::weight_gradient(conv, x, dy, dw, threads, stack);
+    with_dense(conv, l, threads, stack, run, mark);
 }
 
 /// Sizes of a recombination: the correlations, and for each thread the gradient of a few input channels.
@@ -322,7 +322,8 @@ pub(super) fn weight_gradient(
     dw: &mut [f32],
     threads: usize,
     stack: &mut MemStack,
-) -> Duration {
+    mark: Mark<'_>,
+) {
     let sizes = Recombination::new(s, l.rank, l.shared, threads);
     let (memory, _) = stack.make_aligned_uninit::<f32>(sizes.len(threads), 64);
     let memory = Shared::uninit(memory);
@@ -330,10 +331,10 @@ pub(super) fn weight_gradient(
     c.run(&l.principal, dy, sums, memory.part(sizes.sums_len, c.scratch_len()));
 
     let memory = memory.part(sizes.sums_len, threads * sizes.thread_len);
-    recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads)
+    recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads, mark);
 }
 
-/// Adds Σ_p a\[j, p\] · sum\[(p, tap), i\], over all groups of sums, to `dw`; returns what that took.
+/// Adds Σ_p a\[j, p\] · sum\[(p, tap), i\], over all groups of sums, to `dw`.
 fn recombine(
     s: ConvShape,
     l: &LowRank,
@@ -342,8 +343,9 @@ fn recombine(
     dw: Shared,
     memory: Shared,
     threads: usize,
-) -> Duration {
-    let start = Instant::now();
+    mark: Mark<'_>,
+) {
+    mark(Folding::Begins);
     let c = &sizes.correlation;
     let taps = s.kernel * s.kernel;
     let (row, depth) = (taps * c.pitch(), s.in_channels * taps);
@@ -385,7 +387,7 @@ fn recombine(
             unsafe { dispatch(&collect) };
         }
     });
-    start.elapsed()
+    mark(Folding::Ends);
 }
 
 pub(super) fn weight_gradient_low_scratch(s: ConvShape, conv: Conv3, threads: usize) -> StackReq {
@@ -410,7 +412,8 @@ pub(super) fn weight_gradient_low(
     dw: &mut [f32],
     threads: usize,
     stack: &mut MemStack,
-) -> Duration {
+    mark: Mark<'_>,
+) {
     let mut sizes = Recombination::new(s, l.rank, true, threads);
     sizes.correlation.groups = 1;
     let (memory, stack) = stack.make_aligned_uninit::<f32>(low_len(&sizes) + threads * sizes.thread_len, 64);
@@ -424,7 +427,7 @@ pub(super) fn weight_gradient_low(
         dispatch(&Transpose { from: &low, rows: s.out_channels, to: sums.ptr(), pitch: sizes.correlation.pitch() })
     };
     let memory = memory.part(low_len(&sizes), threads * sizes.thread_len);
-    recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads)
+    recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads, mark);
 }
 
 /// Transposes a row-major matrix; rows of the result beyond the last may be overwritten up to a multiple of 16.

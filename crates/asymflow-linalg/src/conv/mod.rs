@@ -34,7 +34,6 @@ mod winograd;
 mod winograd_gradient;
 mod winograd_wide;
 
-use std::time::Duration;
 
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
@@ -292,6 +291,19 @@ pub fn weight_gradient(
     Ok(())
 }
 
+/// Where a convolution of a low-rank input stands with its coefficients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folding {
+    /// Work on them begins.
+    Begins,
+    /// It has ended.
+    Ends,
+}
+
+/// Hears of [`Folding`], once each, on the calling thread. This crate reads no clock; a caller that does can tell
+/// folding apart from the rest.
+pub type Mark<'a> = &'a mut dyn FnMut(Folding);
+
 /// Scratch of [`folded_forward`] for a low-rank part of rank `rank`, shared or not; empty where that is refused.
 pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
     if (ConvShape { in_channels: rank, ..shape }).validate().is_err() || shape.validate().is_err() {
@@ -308,7 +320,7 @@ pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackR
 
 /// Adds Y_main = Σ_p X'_p ⊛ W'_p to `y`, with the folded kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6):
 /// a convolution with r instead of N input channels. Folds once where `low_rank.shared`, else once per sample.
-/// Returns how much of its wall-clock time went into the coefficients: folding, or writing X_main where that is the way.
+/// `mark` hears when work on the coefficients begins and ends: folding, or writing X_main where that is the way.
 ///
 /// # Errors
 /// As [`forward`], and [`ConvError::Rank`].
@@ -319,18 +331,20 @@ pub fn folded_forward(
     y: &mut [f32],
     par: Par,
     stack: &mut MemStack,
-) -> Result<Duration, ConvError> {
+    mark: Mark<'_>,
+) -> Result<(), ConvError> {
     shape.validate()?;
     check_low_rank(shape, low_rank)?;
     check_len("weight", shape.weight_len(), weight.len())?;
     check_len("y", shape.output_len(), y.len())?;
     check_scratch(folded_forward_scratch(shape, low_rank.rank, par), stack)?;
     let threads = par.degree();
-    Ok(match Way::new(shape, low_rank.rank, low_rank.shared) {
-        Way::Low(conv) => folded::forward_low(shape, conv, low_rank, weight, y, threads, stack),
-        Way::Dense(conv) => folded::forward_dense(conv, low_rank, weight, y, threads, stack),
-        Way::Direct => folded::forward(shape, low_rank, weight, y, threads, stack),
-    })
+    match Way::new(shape, low_rank.rank, low_rank.shared) {
+        Way::Low(conv) => folded::forward_low(shape, conv, low_rank, weight, y, threads, stack, mark),
+        Way::Dense(conv) => folded::forward_dense(conv, low_rank, weight, y, threads, stack, mark),
+        Way::Direct => folded::forward(shape, low_rank, weight, y, threads, stack, mark),
+    }
+    Ok(())
 }
 
 /// Scratch of [`folded_weight_gradient`] for a low-rank part of rank `rank`, shared or not; empty where that is
@@ -350,8 +364,8 @@ pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -
 
 /// Adds ∇W_main, ∇W_{i,j} = Σ_p a_{j,p} (X'_p ⊛ ∇Y_i) (thesis eq 2.7), summed over the batch, to `dw`: r
 /// correlations instead of N, then one recombination. Where `low_rank.shared`, the correlations are summed over the
-/// batch first. Returns how much of its wall-clock time went into the coefficients: the recombination, or writing
-/// X_main where that is the way.
+/// batch first. `mark` hears when work on the coefficients begins and ends: the recombination, or writing X_main where
+/// that is the way.
 ///
 /// # Errors
 /// As [`forward`], and [`ConvError::Rank`].
@@ -362,18 +376,20 @@ pub fn folded_weight_gradient(
     dw: &mut [f32],
     par: Par,
     stack: &mut MemStack,
-) -> Result<Duration, ConvError> {
+    mark: Mark<'_>,
+) -> Result<(), ConvError> {
     shape.validate()?;
     check_low_rank(shape, low_rank)?;
     check_len("dy", shape.output_len(), dy.len())?;
     check_len("dw", shape.weight_len(), dw.len())?;
     check_scratch(folded_weight_gradient_scratch(shape, low_rank.rank, par), stack)?;
     let threads = par.degree();
-    Ok(match Way::new(shape, low_rank.rank, low_rank.shared) {
-        Way::Low(conv) => folded::weight_gradient_low(shape, conv, low_rank, dy, dw, threads, stack),
-        Way::Dense(conv) => folded::weight_gradient_dense(conv, low_rank, dy, dw, threads, stack),
-        Way::Direct => folded::weight_gradient(shape, low_rank, dy, dw, threads, stack),
-    })
+    match Way::new(shape, low_rank.rank, low_rank.shared) {
+        Way::Low(conv) => folded::weight_gradient_low(shape, conv, low_rank, dy, dw, threads, stack, mark),
+        Way::Dense(conv) => folded::weight_gradient_dense(conv, low_rank, dy, dw, threads, stack, mark),
+        Way::Direct => folded::weight_gradient(shape, low_rank, dy, dw, threads, stack, mark),
+    }
+    Ok(())
 }
 
 /// Whether Winograd's transforms are repaid: those of the input by enough channels and images larger than half a
@@ -495,9 +511,9 @@ mod tests {
         with_scratch(input_gradient_scratch(s, par), |stack| input_gradient(s, &dy, &weight, dx, par, stack));
         with_scratch(weight_gradient_scratch(s, par), |stack| weight_gradient(s, &x, &dy, dw, par, stack));
         let request = folded_forward_scratch(s, rank, par);
-        with_scratch(request, |stack| folded_forward(s, &l, &weight, y_main, par, stack).map(drop));
+        with_scratch(request, |stack| folded_forward(s, &l, &weight, y_main, par, stack, &mut |_| {}));
         let request = folded_weight_gradient_scratch(s, rank, par);
-        with_scratch(request, |stack| folded_weight_gradient(s, &l, &dy, dw_main, par, stack).map(drop));
+        with_scratch(request, |stack| folded_weight_gradient(s, &l, &dy, dw_main, par, stack, &mut |_| {}));
         out
     }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes discrete_gaussian.json: probabilities of discrete Gaussian and Laplace noise to 17 digits, from 50-digit arithmetic."""
+"""Writes discrete_gaussian.json: probabilities of discrete Gaussian and Laplace noise, by 50-digit arithmetic."""
 
 import json
 from pathlib import Path

@@ -59,6 +59,9 @@ pub struct BitDoor {
     rng: ChaCha20Rng,
 }
 
+/// Labels that have left, and what that cost each record.
+pub type ReleasedLabels = (Released<Vec<u32>>, Receipt);
+
 /// What the thesis' formulas take beside the settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
@@ -139,7 +142,7 @@ impl BitDoor {
         labels: Vec<u32>,
         classes: usize,
         policy: Labels,
-    ) -> Result<Option<(Released<Vec<u32>>, Receipt)>, DoorError> {
+    ) -> Result<Option<ReleasedLabels>, DoorError> {
         Ok(match policy {
             Labels::Public => Some(disclose_labels(labels)),
             Labels::RandomisedResponse { epsilon } => {
