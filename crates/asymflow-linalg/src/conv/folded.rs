@@ -5,7 +5,6 @@
 
 use faer::dyn_stack::{MemStack, StackReq};
 
-use super::{ConvShape, Folding, Mark};
 use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
 use super::gemm::{Gemm, PANEL};
@@ -16,6 +15,7 @@ use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::Window;
 use super::winograd::{self, Conv3};
 use super::winograd_gradient;
+use super::{ConvShape, Folding, Mark};
 use crate::LowRank;
 
 /// Output channels that a task folds at a time.

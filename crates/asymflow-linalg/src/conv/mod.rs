@@ -34,7 +34,6 @@ mod winograd;
 mod winograd_gradient;
 mod winograd_wide;
 
-
 use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
 use thiserror::Error;

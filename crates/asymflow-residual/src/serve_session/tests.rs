@@ -95,7 +95,8 @@ proptest! {
 fn an_answer_beyond_the_body_limit_is_refused_before_it_is_computed() {
     let limits = ServeLimits { body_bytes: 18 * 4, ..ServeLimits::default() };
     let mut serving = serving(&limits);
-    let forward = || RequestHeader::Forward { unit: 0, pass: Pass::Inference, encoding: Encoding::Float(Precision::F16) };
+    let forward =
+        || RequestHeader::Forward { unit: 0, pass: Pass::Inference, encoding: Encoding::Float(Precision::F16) };
     assert!(serving.answer(forward(), vec![0; 18 * 2]).is_ok());
     let refused = serving.answer(forward(), vec![0; 2 * 18 * 2]).err();
     assert!(matches!(refused, Some(Refusal::Failed(reason)) if reason.contains("exceeds the limit of 72")));

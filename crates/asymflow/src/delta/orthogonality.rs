@@ -77,7 +77,7 @@ mod tests {
             let len = specs[0].len();
             let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 0.3).collect();
             let mut gradients = [vec![0.0; len]];
-            add_gradient(1.0, &specs, &[values.clone()], &mut gradients, Par::Seq);
+            add_gradient(1.0, &specs, std::slice::from_ref(&values), &mut gradients, Par::Seq);
             let (rows, columns) = (shape[0], len / shape[0]);
             for index in [0, 5, len - 1] {
                 let moved = |by: f32| {
