@@ -18,12 +18,20 @@ use crate::workspace::Workspace;
 /// The backend that software Vulkan can test; `vulkan` (SPIR-V) crashes on it.
 const WGPU: &str = "asymflow-residual/wgpu";
 
+/// Devices of other machines. They bring a network stack that nothing else needs, and a second build of burn with it.
+const REMOTE: &str = "asymflow-residual/remote";
+/// A host to test them with.
+const REMOTE_HOST: &str = "remote_host";
+
 /// Arguments of `test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
     /// Only the tests of this crate, without the experiments
     #[arg(long, value_name = "CRATE")]
     only: Option<String>,
+    /// Devices of other machines as well: compiles burn a second time, and 140 crates more
+    #[arg(long)]
+    remote: bool,
     /// Only tests whose name contains this, without the experiments
     filter: Option<String>,
 }
@@ -37,6 +45,9 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
         tally.fail("the binaries for the drills and experiments do not build".to_owned());
     }
     run_tests(workspace, args, &mut tally)?;
+    if !process::was_interrupted() {
+        test_remote(workspace, args, &mut tally)?;
+    }
     if args.only.is_none() && args.filter.is_none() && !process::was_interrupted() {
         run_smoke_forms(workspace, &mut tally)?;
     }
@@ -59,9 +70,39 @@ fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Resul
     if !features.is_empty() {
         cargo.args(["--features", &features.join(",")]);
     }
-    cargo.args(&args.filter).args(["--", "--show-output"]);
+    cargo.args(&args.filter);
+    count_tests(&mut cargo, tally)
+}
+
+/// Tests devices of other machines against a host on this one, where that is asked for.
+fn test_remote(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+    let Some((package, feature)) = REMOTE.split_once('/').filter(|(package, _)| workspace.has(package)) else {
+        return Ok(());
+    };
+    if !args.remote {
+        if args.only.as_deref().is_none_or(|only| only == package) {
+            tally.skip(REMOTE, "compiles burn a second time; `cargo xtask test --remote` does it");
+        }
+        return Ok(());
+    }
+    let features = format!("backend,conformance,{feature}");
+    let cargo = |command: &str| {
+        let mut cargo = process::cargo();
+        cargo.current_dir(workspace.root()).args([command, "--release", "--package", package, "--features", &features]);
+        cargo
+    };
+    if process::run(cargo("build").args(["--example", REMOTE_HOST]))? != 0 {
+        tally.fail(format!("the example {REMOTE_HOST} does not build"));
+        return Ok(());
+    }
+    count_tests(cargo("test").args(["--test", "conformance", feature]), tally)
+}
+
+/// Runs `cargo test` and adds what it says to the tally.
+fn count_tests(cargo: &mut Command, tally: &mut Tally) -> Result<()> {
+    cargo.args(["--", "--show-output"]);
     let failed_before = tally.failed;
-    let code = stream(&mut cargo, |line| {
+    let code = stream(cargo, |line| {
         if tally.read(line) {
             println!("{line}");
         }

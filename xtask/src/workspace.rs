@@ -89,10 +89,12 @@ impl Workspace {
         self.packages.iter().any(|package| package.name == name)
     }
 
-    /// `package/feature` for every feature that some target needs: without them cargo leaves tests out silently.
+    /// `package/feature` for every feature that some test needs: without them cargo leaves tests out silently. An
+    /// example that needs more is built by whoever asks for it.
     pub fn required_features(&self) -> Vec<String> {
         let of_package = |package: &Package| {
-            let features = package.targets.iter().flat_map(|target| &target.required_features);
+            let targets = package.targets.iter().filter(|target| target.kind.iter().all(|kind| kind != "example"));
+            let features = targets.flat_map(|target| &target.required_features);
             features.map(|feature| format!("{}/{feature}", package.name)).collect::<Vec<_>>()
         };
         let mut features: Vec<String> = self.packages.iter().flat_map(of_package).collect();
@@ -112,10 +114,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_that_targets_need_are_found_once() {
+    fn features_that_tests_need_are_found_once() {
         let json = r#"{"packages": [
             {"name": "a", "dependencies": [], "targets": [
-                {"name": "a"}, {"name": "t", "required-features": ["y", "x"]}, {"name": "u", "required-features": ["x"]}]},
+                {"name": "a"}, {"name": "t", "required-features": ["y", "x"]}, {"name": "u", "required-features": ["x"]},
+                {"name": "e", "kind": ["example"], "required-features": ["z"]}]},
             {"name": "b", "dependencies": [], "targets": [{"name": "b"}]}],
             "workspace_root": "/w", "target_directory": "/w/target", "metadata": null}"#;
         assert_eq!(Workspace::parse(json).expect("it parses").required_features(), ["a/x", "a/y"]);

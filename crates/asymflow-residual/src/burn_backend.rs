@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use crate::backend::{
 };
 use crate::burn_network::BurnNetwork;
 use crate::burn_unit::{BurnConv, BurnUnit};
+use crate::pin::Fingerprint;
 use crate::protocol::widen;
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
@@ -29,11 +31,19 @@ pub enum DeviceChoice {
     Vulkan(usize),
     /// An NVIDIA GPU (cargo feature `cuda`): the n-th device.
     Cuda(usize),
+    /// The first device that another machine lends through burn-remote (cargo feature `remote`), encrypted and without
+    /// relays. The host is known by its public key; the example `remote_host` is one.
+    Remote {
+        /// The host's public key, 64 hexadecimal digits.
+        key: Fingerprint,
+        /// Where it listens (UDP).
+        address: SocketAddr,
+    },
 }
 
 /// A text that names no device.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown device {got:?}, expected flex, wgpu[:N], vulkan[:N] or cuda[:N]")]
+#[error("unknown device {got:?}, expected flex, wgpu[:N], vulkan[:N], cuda[:N] or remote:KEY@IP:PORT")]
 pub struct DeviceChoiceError {
     /// The text.
     pub got: String,
@@ -44,6 +54,11 @@ impl FromStr for DeviceChoice {
 
     fn from_str(text: &str) -> Result<Self, DeviceChoiceError> {
         let error = || DeviceChoiceError { got: text.to_owned() };
+        if let Some(host) = text.strip_prefix("remote:") {
+            let (key, address) = host.split_once('@').ok_or_else(error)?;
+            let (key, address) = key.parse().ok().zip(address.parse().ok()).ok_or_else(error)?;
+            return Ok(Self::Remote { key, address });
+        }
         let (kind, index) = text.split_once(':').unwrap_or((text, "0"));
         let index: usize = index.parse().map_err(|_| error())?;
         match kind {
@@ -63,6 +78,7 @@ impl fmt::Display for DeviceChoice {
             Self::Wgpu(index) => write!(f, "wgpu:{index}"),
             Self::Vulkan(index) => write!(f, "vulkan:{index}"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Remote { key, address } => write!(f, "remote:{key}@{address}"),
         }
     }
 }
@@ -98,6 +114,7 @@ impl ResidualBackend for BurnBackend {
             DeviceChoice::Wgpu(_) => "wgpu",
             DeviceChoice::Vulkan(_) => "vulkan",
             DeviceChoice::Cuda(_) => "cuda",
+            DeviceChoice::Remote { .. } => "remote",
         }
     }
 
@@ -200,6 +217,24 @@ impl Local {
             Request::TrainStored { unit, records, sgd } => {
                 Ok((self.unit(unit)?.network()?.train_stored(&records, sgd)?, none()))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        let key = "0123456789abcdef".repeat(4);
+        let remote = format!("remote:{key}@[::1]:4433");
+        for text in ["flex", "wgpu:1", "vulkan:0", "cuda:2", &remote] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        for text in ["flex:0", "cuda:x", "remote", "remote:0", "remote:abc@127.0.0.1:1", &format!("remote:{key}@host")]
+        {
+            assert_eq!(text.parse::<DeviceChoice>(), Err(DeviceChoiceError { got: text.to_owned() }));
         }
     }
 }

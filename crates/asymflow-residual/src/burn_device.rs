@@ -14,7 +14,9 @@ pub(crate) fn find(choice: DeviceChoice) -> Result<(Device, String), (String, St
         DeviceChoice::Vulkan(index) => nth(choice, index, burn::tensor::DeviceType::Vulkan),
         #[cfg(feature = "cuda")]
         DeviceChoice::Cuda(index) => nth(choice, index, burn::tensor::DeviceType::Cuda),
-        #[cfg(not(all(feature = "wgpu", feature = "vulkan", feature = "cuda")))]
+        #[cfg(feature = "remote")]
+        DeviceChoice::Remote { key, address } => remote(choice, key.bytes(), address),
+        #[cfg(not(all(feature = "wgpu", feature = "vulkan", feature = "cuda", feature = "remote")))]
         other => {
             let name = other.to_string();
             let feature = name.split(':').next().unwrap_or(&name);
@@ -24,6 +26,22 @@ pub(crate) fn find(choice: DeviceChoice) -> Result<(Device, String), (String, St
             ))
         }
     }
+}
+
+/// The first device of a host that is known by its key; the connection goes there and nowhere else.
+#[cfg(feature = "remote")]
+fn remote(
+    choice: DeviceChoice,
+    key: &[u8; 32],
+    address: std::net::SocketAddr,
+) -> Result<(Device, String), (String, String)> {
+    use burn::remote::{EndpointId, IrohHost, IrohRelays, RemoteHost};
+    let missing =
+        |reason: String| (format!("device {choice}: {reason}"), "start its host, and check the key".to_owned());
+    let key = EndpointId::from_bytes(key).map_err(|error| missing(error.to_string()))?;
+    let host = IrohHost::new(key).with_relays(IrohRelays::Disabled).with_address(address);
+    let device = Device::remote_options(&RemoteHost::iroh(host)).init().map_err(|error| missing(error.to_string()))?;
+    Ok((device, choice.to_string()))
 }
 
 /// The `index`-th device of a kind. A rasteriser on the processor is named as software.

@@ -125,6 +125,75 @@ fn parallel_devices_refuse_to_train_a_network() {
     assert!(matches!(session.step(UnitId(0), sgd), Err(SubmitError::Unsupported { unit: 0, .. })));
 }
 
+/// The example `remote_host` on loopback, which ends with this value.
+#[cfg(feature = "remote")]
+struct RemoteHost {
+    process: std::process::Child,
+    key_file: std::path::PathBuf,
+    device: String,
+}
+
+#[cfg(feature = "remote")]
+impl RemoteHost {
+    fn start() -> Self {
+        let program = std::env::current_exe().unwrap().with_file_name("../examples/remote_host");
+        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let key_file = std::env::temp_dir().join(format!("asymflow-remote-{}-{port}", std::process::id()));
+        let mut process = std::process::Command::new(program)
+            .arg(&key_file)
+            .arg(port.to_string())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(process.stdout.take().unwrap()), &mut line).unwrap();
+        let device = line.trim().trim_start_matches("--device ").replace("IP", "127.0.0.1");
+        Self { process, key_file, device }
+    }
+}
+
+#[cfg(feature = "remote")]
+impl Drop for RemoteHost {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        std::fs::remove_file(&self.key_file).unwrap();
+    }
+}
+
+#[cfg(feature = "remote")]
+#[test]
+fn a_remote_device_conforms() {
+    let host = RemoteHost::start();
+    conforms(&BurnBackend::new(host.device.parse().unwrap()));
+}
+
+#[cfg(feature = "remote")]
+#[test]
+fn a_remote_host_with_another_key_is_refused() {
+    let host = RemoteHost::start();
+    let other = RemoteHost::start();
+    let (_, address) = host.device.split_once('@').unwrap();
+    let (key, _) = other.device.split_once('@').unwrap();
+    let probed = BurnBackend::new(format!("{key}@{address}").parse().unwrap()).probe();
+    assert!(matches!(probed, asymflow_residual::Availability::Missing { .. }), "{probed:?}");
+}
+
+/// burn-remote notices after half a minute.
+#[cfg(feature = "remote")]
+#[test]
+fn a_remote_host_that_is_gone_is_an_error() {
+    let host = RemoteHost::start();
+    let unit = ConvUnit { input: Shape::new(1, 1, 1), out_channels: 1, kernel: 1, stride: 1, padding: 0 };
+    let backend = BurnBackend::new(host.device.parse().unwrap());
+    let mut session = backend.open(&ResidualModel { units: vec![Unit::Conv(unit)] }).unwrap();
+    session.set_weights(UnitId(0), &[2.0]).unwrap();
+    drop(host);
+    let ticket = session.submit(UnitId(0), released(vec![1.0]), Pass::Inference).unwrap();
+    let error = session.collect(ticket).unwrap_err();
+    assert!(matches!(error, asymflow_residual::CollectError::Failed { .. }), "{error:?}");
+}
+
 /// On a machine without an adapter the reason is printed instead.
 #[cfg(feature = "wgpu")]
 #[test]

@@ -27,8 +27,8 @@ struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
-    /// Device: flex, wgpu, vulkan or cuda, with a number after a colon where there are several; devices separated
-    /// by commas share each batch
+    /// Device: flex, wgpu, vulkan or cuda, with a number after a colon where there are several, or remote:KEY@IP:PORT;
+    /// devices separated by commas share each batch
     #[arg(long, visible_alias = "devices", value_delimiter = ',', default_value = "flex")]
     device: Vec<DeviceChoice>,
     /// File with the token that clients must show; without it, ASYMFLOW_WORKER_TOKEN
