@@ -70,7 +70,7 @@ fn workspace() -> TempDir {
     write(root, "crates/asymflow-cli/src/main.rs", CLI);
     package(root, "low", "[features]\nbroken = []\n");
     write(root, "crates/low/src/lib.rs", TESTS);
-    for name in ["asymml-demo", "delta-cifar10"] {
+    for name in ["demo", "delta-cifar10"] {
         write(root, &format!("xtask/experiments/{name}.toml"), EXPERIMENT);
     }
     dir
@@ -98,11 +98,11 @@ fn experiments_get_their_flags_and_pass_on_their_exit_code() {
     let line = format!("asymflow run xtask/experiments/delta-cifar10.toml {}\n", flags.join(" "));
     assert_ends(&run, 0, &line);
 
-    let by_path = xtask(dir.path(), &["run", "xtask/experiments/asymml-demo.toml", "--dry-run"]).output().unwrap();
-    assert_ends(&by_path, 0, "asymml-demo.toml --dry-run\n");
+    let by_path = xtask(dir.path(), &["run", "xtask/experiments/demo.toml", "--dry-run"]).output().unwrap();
+    assert_ends(&by_path, 0, "demo.toml --dry-run\n");
     for (fake, code) in [("claim", 1), ("missing", 3)] {
         let demo = xtask(dir.path(), &["demo"]).env("FAKE", fake).output().unwrap();
-        assert_ends(&demo, code, "asymflow run xtask/experiments/asymml-demo.toml\n");
+        assert_ends(&demo, code, "asymflow run xtask/experiments/demo.toml\n");
     }
 }
 
@@ -111,7 +111,7 @@ fn bad_usage_ends_with_2_and_a_hint() {
     let dir = workspace();
     let typo = xtask(dir.path(), &["run", "delta-cifar"]).output().unwrap();
     assert_ends(&typo, 2, "error: unknown experiment `delta-cifar`\nhelp: did you mean `delta-cifar10`?\n");
-    assert_ends(&xtask(dir.path(), &["run", "asymml-demo", "--sed", "a=1"]).output().unwrap(), 2, "--sed");
+    assert_ends(&xtask(dir.path(), &["run", "demo", "--sed", "a=1"]).output().unwrap(), 2, "--sed");
     write(dir.path(), "xtask/experiments/new.toml", &EXPERIMENT.replace("schema = 1", "schema = 9"));
     assert_ends(&xtask(dir.path(), &["list"]).output().unwrap(), 2, "schema 9 is unknown");
 }
@@ -132,7 +132,7 @@ fn tests_and_smoke_forms_are_counted_and_skips_explained() {
     // The test that said so, and both experiments.
     assert_eq!(text.lines().last(), Some("1 passed, 0 failed, 3 skipped"), "{text}");
     assert!(text.contains("needs_hardware                    no enclave here\n"), "{text}");
-    assert!(text.contains("experiment asymml-demo --smoke    no GPU here\n"), "{text}");
+    assert!(text.contains("experiment demo --smoke           no GPU here\n"), "{text}");
 
     let claim = xtask(dir.path(), &["test"]).env("FAKE", "claim").output().unwrap();
     assert_ends(&claim, 1, "failed: experiment delta-cifar10 --smoke ended with exit code 1");

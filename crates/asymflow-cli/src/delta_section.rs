@@ -24,7 +24,7 @@ pub enum LabelPolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeltaSection {
-    /// `strict` or `paper`.
+    /// `strict`, `paper` or `released-code`.
     pub variant: Variant,
     /// ε of the residuals of one record; none means no noise.
     pub epsilon: Option<f64>,
@@ -86,6 +86,7 @@ impl DeltaSection {
             kept: self.kept.unwrap_or(if self.block.is_some() { block.div_ceil(2) } else { published.kept }),
             width: self.width,
             blocks: self.blocks.unwrap_or(published.blocks),
+            mean_residual: self.variant == Variant::ReleasedCode,
         })
     }
 

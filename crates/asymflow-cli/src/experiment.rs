@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use asymflow::delta::Variant;
 use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
@@ -25,6 +24,8 @@ pub enum Kind {
     Speedup,
     /// Measures how low the rank of activations is.
     RankStudy,
+    /// Measures what Delta's split leaves to the residual.
+    RankDctStudy,
 }
 
 /// A whole experiment file.
@@ -65,7 +66,7 @@ pub struct Experiment {
     /// For `kind = "speedup"`.
     #[serde(default)]
     pub speedup: SpeedupSection,
-    /// For `kind = "rank-study"`.
+    /// For `kind = "rank-study"` and `kind = "rank-dct-study"`.
     #[serde(default)]
     pub study: StudySection,
     /// What decides whether the claim holds.
@@ -288,14 +289,16 @@ pub struct StudySection {
     pub samples: usize,
     /// Ranks.
     pub ranks: Vec<usize>,
-    /// Decompositions.
+    /// Decompositions; for `rank-study`.
     pub methods: Vec<String>,
+    /// Sides of the low frequencies kept of a block; for `rank-dct-study`.
+    pub kept: Vec<usize>,
 }
 
 impl Default for StudySection {
     fn default() -> Self {
         let methods = ["exact-svd", "gram", "alternating", "shared-basis"].map(str::to_owned).to_vec();
-        Self { samples: 64, ranks: vec![1, 2, 4, 8, 16, 32], methods }
+        Self { samples: 64, ranks: vec![1, 2, 4, 8, 16, 32], methods, kept: vec![2, 4, 8, 12, 16] }
     }
 }
 
@@ -450,9 +453,7 @@ impl Experiment {
                 if entry.epsilon.or(self.delta.epsilon).is_none_or(f64::is_infinite) {
                     insecure.push("insecure_sign");
                 }
-                if self.delta.variant != Variant::Strict {
-                    insecure.push("delta_variant_paper");
-                }
+                insecure.extend(self.delta.variant.insecure_name());
                 if self.delta.labels == LabelPolicy::Public {
                     insecure.push("public_labels");
                 }

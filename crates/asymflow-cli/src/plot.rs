@@ -64,6 +64,28 @@ pub fn plots(report: &Report) -> Result<Vec<(&'static str, String)>, CliError> {
             };
             vec![("residual-energy", draw(&axes, &lines.collect::<Vec<_>>())?)]
         }
+        Results::SplitStudy(study) => {
+            let mut kept: Vec<usize> = study.energies.iter().map(|e| e.kept).collect();
+            kept.sort_unstable();
+            kept.dedup();
+            let lines = kept.into_iter().enumerate().map(|(i, kept)| Line {
+                name: format!("{kept} of {} frequencies", study.block),
+                colour: i,
+                points: study
+                    .energies
+                    .iter()
+                    .filter(|e| e.kept == kept)
+                    .map(|e| ((e.rank as f64).log2(), e.residual))
+                    .collect(),
+            });
+            let axes = Axes {
+                title: &report.experiment.title,
+                x: "log2 of the rank",
+                y: "energy in the residual",
+                y_max: None,
+            };
+            vec![("residual-energy", draw(&axes, &lines.collect::<Vec<_>>())?)]
+        }
         Results::Speedup(_) => Vec::new(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use asymflow::delta::SplitStudyReport;
 use asymflow::speedup::SpeedupReport;
 use asymflow::study::RankStudyReport;
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub enum Results {
     Speedup(Vec<SpeedupReport>),
     /// Of `kind = "rank-study"`.
     RankStudy(RankStudyReport),
+    /// Of `kind = "rank-dct-study"`.
+    SplitStudy(SplitStudyReport),
 }
 
 /// `summary.json` of a whole experiment.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::checkpoint::Checkpoint;
+use asymflow::delta::{Feed, SplitStudySpec};
 use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, WorkerSpec};
 use asymflow::speedup::SpeedupSpec;
 use asymflow::study::RankStudySpec;
@@ -106,6 +107,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         Kind::Train => runner.train(),
         Kind::Speedup => runner.speedup(),
         Kind::RankStudy => runner.rank_study(),
+        Kind::RankDctStudy => runner.rank_dct_study(),
     }
 }
 
@@ -165,7 +167,8 @@ impl Runner {
             "insecure settings in force: {}",
             if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") }
         ));
-        if let Some(caveat) = e.delta.variant.caveat().filter(|_| insecure.contains(&"delta_variant_paper")) {
+        let named = e.delta.variant.insecure_name().is_some_and(|name| insecure.contains(&name));
+        if let Some(caveat) = e.delta.variant.caveat().filter(|_| named) {
             self.output.say(caveat);
         }
         if insecure.contains(&"insecure_none") {
@@ -402,6 +405,21 @@ impl Runner {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
         self.leave(Results::RankStudy(report), None)?;
+        Ok(Outcome::Done)
+    }
+}
+
+impl Runner {
+    fn rank_dct_study(&self) -> Result<Outcome, CliError> {
+        let s = &self.experiment.study;
+        let spec = SplitStudySpec { samples: s.samples, ranks: s.ranks.clone(), kept: s.kept.clone() };
+        let task = Task::SplitStudy(spec, self.experiment.train_spec(self.experiment.train.seeds[0]));
+        let entry = Entry { kind: ModeKind::Delta, feed: Feed::Nothing, epsilon: None };
+        let job = self.job(entry, &self.experiment.model.names[0], None, task)?;
+        let JobReport::SplitStudy(report) = self.execute("main-only", job, (Body::Empty, &[]), &self.folder)? else {
+            return Err(CliError::failed("the enclave process answered another task", ""));
+        };
+        self.leave(Results::SplitStudy(report), None)?;
         Ok(Outcome::Done)
     }
 }

@@ -1,6 +1,6 @@
 //! What a run leaves behind in numbers: `summary.json`, and the comparison table.
 
-use asymflow::delta::Labels;
+use asymflow::delta::{Labels, Variant};
 use asymflow::job::{JobSpec, ModeKind, Task, TrainReport};
 use asymflow_zoo::delta::delta;
 use asymflow_zoo::{Network, cost};
@@ -199,9 +199,12 @@ fn mechanism(job: &JobSpec) -> Option<String> {
         (ModeKind::Clear, _) => "insecure_none".to_owned(),
         (ModeKind::Asymml, _) => job.privacy.mechanism.clone(),
         (ModeKind::NaiveDp, _) => "discrete_gaussian".to_owned(),
-        (ModeKind::Delta, Some(spec)) if spec.needs_worker() => {
-            if spec.epsilon.is_some() { "one_bit" } else { "insecure_sign" }.to_owned()
+        (ModeKind::Delta, Some(spec)) if spec.needs_worker() => match (spec.epsilon, spec.variant) {
+            (None, _) => "insecure_sign",
+            (_, Variant::ReleasedCode) => "insecure_laplace_sign",
+            _ => "one_bit",
         }
+        .to_owned(),
         _ => return None,
     })
 }
@@ -227,7 +230,7 @@ impl Summary {
         let mode = job.mode;
         let per = |total: u64, samples: u64| total / samples.max(1);
         let train = match &job.task {
-            Task::Train(train) | Task::RankStudy(_, train) => train.clone(),
+            Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.clone(),
             Task::Speedup(spec) => experiment.train_spec(spec.seed),
         };
         let released = job.needs_worker();

@@ -1,5 +1,6 @@
 //! Results as Markdown.
 
+use asymflow::delta::SplitStudyReport;
 use asymflow::job::TrainReport;
 use asymflow::plan::Plan;
 use asymflow::speedup::{SpeedupReport, Variant};
@@ -35,6 +36,7 @@ pub fn render(report: &Report) -> String {
         Results::Train { runs, .. } => comparison(&report.experiment, runs),
         Results::Speedup(networks) => speedup(&report.experiment, networks),
         Results::RankStudy(study) => rank_study(&report.experiment, study),
+        Results::SplitStudy(study) => split_study(study),
     };
     let Experiment { title, claim, .. } = &report.experiment;
     format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))
@@ -262,6 +264,35 @@ fn rank_study(experiment: &Experiment, report: &RankStudyReport) -> String {
         text += "\n";
     }
     text
+}
+
+fn split_study(report: &SplitStudyReport) -> String {
+    let mut text = format!(
+        "{}: M_bb and M_main at {:.1} % test accuracy, {} test images, features of {} channels, DCT blocks of {}.\n\nShare of \
+         the features' energy in the residual, by rank and by the side of the low frequencies kept of a block:\n\n| rank |",
+        report.network,
+        100.0 * report.test_accuracy,
+        report.samples,
+        report.channels,
+        report.block
+    );
+    let mut kept: Vec<usize> = report.energies.iter().map(|e| e.kept).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    for side in &kept {
+        let share = 100.0 * (side * side) as f64 / (report.block * report.block) as f64;
+        text += &format!(" {side} ({share:.1} % of the DCT) |");
+    }
+    text += &format!("\n|---:|{}", "---:|".repeat(kept.len()));
+    let mut rank = 0;
+    for energy in &report.energies {
+        if energy.rank != rank {
+            rank = energy.rank;
+            text += &format!("\n| {rank} ({:.1} % of the channels) |", 100.0 * rank as f64 / report.channels as f64);
+        }
+        text += &format!(" {:.4} |", energy.residual);
+    }
+    text + "\n"
 }
 
 /// The modes, for `asymflow modes`.

@@ -37,5 +37,5 @@ pub use mechanism::{InsecureFloatNoise, InsecureNone, Mechanism, MechanismError}
 pub use one_bit::OneBit;
 pub use payload::{Format, Payload, Precision};
 pub use pld::PldAccountant;
-pub use public::{InsecureSign, disclose_labels};
+pub use public::{InsecureLaplaceSign, InsecureSign, disclose_labels};
 pub use rdp::RdpAccountant;

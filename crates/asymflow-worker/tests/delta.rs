@@ -366,6 +366,22 @@ fn the_papers_noise_is_reported_at_its_true_epsilon() {
     assert!((report.epsilon.unwrap() - true_epsilon).abs() < 1e-9);
 }
 
+#[test]
+fn the_released_codes_variant_says_that_it_guarantees_nothing() {
+    let mut job = job(Some(1.4), Labels::Public);
+    let spec = job.delta.as_mut().unwrap();
+    (spec.variant, spec.views) = (Variant::ReleasedCode, 1);
+    let detail = go(&job, (Body::Empty, &[]), &flex(), None).0.unwrap_err().failure().detail;
+    assert!(detail.contains("channel mean"), "{detail}");
+    job.delta.as_mut().unwrap().shape.mean_residual = true;
+    let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
+    assert_eq!(report.unwrap().epsilon, Some(f64::INFINITY));
+    // Bits anew in nine steps and in two evaluations, and nine gradients as they are.
+    let of = |name: &str| heard.ledger.iter().filter(|e| e.mechanism == name).count();
+    assert_eq!((of("insecure_laplace_sign"), of("insecure_none"), of("one_bit")), (11, 9, 0));
+    assert!(heard.cache().views.is_empty() && heard.cache().queries.is_empty());
+}
+
 /// Every byte that reaches the worker is one that was released, a public weight, or a number of a record.
 #[test]
 fn every_byte_sent_is_a_released_bit_or_public() {

@@ -48,6 +48,8 @@ pub struct DeltaShape {
     pub width: MainWidth,
     /// Bottlenecks in each stage of M_main.
     pub blocks: [usize; STAGES],
+    /// Whether the residual is averaged over its channels into one and M_res begins with a stem, as in the authors' code.
+    pub mean_residual: bool,
 }
 
 /// Why a network cannot be made into Delta's three.
@@ -93,7 +95,7 @@ pub struct DeltaNetworks {
     pub main: Network,
     /// M_res, on the worker: residuals to logits.
     pub residual: Network,
-    /// Features: M_bb's output, c × h × w, and the residual's shape.
+    /// Features: M_bb's output, c × h × w, and the residual's shape before it is averaged, where it is.
     pub features: Shape,
     /// M_main's input, c × (h·t'/t) × (w·t'/t).
     pub low: Shape,
@@ -137,7 +139,7 @@ impl DeltaShape {
             _ if features.channels >= 64 => [2, 2, 2],
             _ => [1, 1, 1],
         };
-        Ok(Self { rank, block, kept: block.div_ceil(2), width: MainWidth::Thesis, blocks })
+        Ok(Self { rank, block, kept: block.div_ceil(2), width: MainWidth::Thesis, blocks, mean_residual: false })
     }
 
     /// Cost of the split as the thesis counts it.
@@ -196,10 +198,18 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
         classes,
         layers,
     };
+    let mut rest = network.layers[split_point(network)?..].to_vec();
+    let mut crossing = features;
+    if shape.mean_residual {
+        crossing.channels = 1;
+        let stem =
+            [conv("stem.0", (1, features.channels), 3, 1, false), norm("stem.1", features.channels), Layer::Relu];
+        rest.splice(0..0, stem);
+    }
     let networks = DeltaNetworks {
         backbone: part("backbone", network.input, features.len(), layers),
         main: part("main", low, network.classes, main_layers(low.channels, shape, network.classes)),
-        residual: part("residual", features, network.classes, network.layers[split_point(network)?..].to_vec()),
+        residual: part("residual", crossing, network.classes, rest),
         features,
         low,
     };
@@ -305,6 +315,17 @@ mod tests {
             names.dedup();
             assert_eq!(names.len(), all, "{name}: two parameters share a name");
         }
+    }
+
+    #[test]
+    fn a_mean_residual_has_one_channel_and_a_stem() {
+        let network = by_name("resnet18-cifar", 10, None).unwrap();
+        let shape = DeltaShape { mean_residual: true, ..DeltaShape::published(&network).unwrap() };
+        let networks = delta(&network, &shape).unwrap();
+        assert_eq!(networks.residual.input, Shape::new(1, 32, 32));
+        // 1024 bits a CIFAR image, as the authors' code sends.
+        assert_eq!(networks.residual.input.len() / 8, 128);
+        assert_eq!(networks.residual.parameters()[0].shape, [64, 1, 3, 3]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use asymflow_zoo::delta::{DeltaError, delta};
 use serde::{Deserialize, Serialize};
 
 use crate::accounting::LedgerEntry;
-use crate::delta::DeltaSpec;
+use crate::delta::{DeltaSpec, SplitStudyReport, SplitStudySpec};
 use crate::plan::{Plan, SplitSpec};
 use crate::release::PrivacySpec;
 use crate::speedup::{SpeedupReport, SpeedupSpec};
@@ -122,6 +122,8 @@ pub enum Task {
     Speedup(SpeedupSpec),
     /// Measure how low the rank of activations is.
     RankStudy(RankStudySpec, TrainSpec),
+    /// Measure what Delta's split leaves to the residual.
+    SplitStudy(SplitStudySpec, TrainSpec),
 }
 
 /// One job of the trusted part.
@@ -288,6 +290,8 @@ pub enum JobReport {
     Speedup(SpeedupReport),
     /// Of [`Task::RankStudy`].
     RankStudy(RankStudyReport),
+    /// Of [`Task::SplitStudy`].
+    SplitStudy(SplitStudyReport),
 }
 
 /// Coarse kinds of failure: what crosses the boundary says no more than the host may know.

@@ -1,8 +1,8 @@
 //! How private batches become released payloads: clip every record, apply the mechanism, encode, account.
 
 use asymflow_privacy::{
-    Accountant, Budget, CalibrationError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Mechanism, Payload,
-    Precision, Private, Relation, ReleaseError, Released, Sensitivity, ZcdpAccountant, calibrate_sigma, release,
+    Budget, CalibrationError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Payload, Precision,
+    Private, RecordLedger, Relation, ReleaseError, Released, Sensitivity, calibrate_sigma, release,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -64,7 +64,11 @@ pub enum PrivacySpecError {
 /// # Errors
 /// Numbers out of range.
 pub fn zcdp_sigma(epsilon: f64, delta: f64, sensitivity: f64) -> Result<f64, CalibrationError> {
-    calibrate_sigma(epsilon, |sigma| ZcdpAccountant::resume(0.5 * (sensitivity / sigma).powi(2)).epsilon(delta))
+    calibrate_sigma(epsilon, |sigma| {
+        let mut ledger = RecordLedger::default();
+        ledger.add(Loss::Zcdp { rho: 0.5 * (sensitivity / sigma).powi(2) });
+        ledger.epsilon(delta)
+    })
 }
 
 /// The door between a private batch and the worker.

@@ -16,7 +16,9 @@ use thiserror::Error;
 use crate::accounting::RecordAccountant;
 use crate::checkpoint::{Checkpoint, CheckpointError, from_f32_bytes};
 use crate::clear::Clear;
-use crate::delta::{Delta, DeltaParts, DoorError, Sampling};
+use crate::delta::{
+    Delta, DeltaParts, DoorError, Labels, Sampling, SplitStudyReport, SplitStudySpec, Variant, split_study,
+};
 use crate::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec,
 };
@@ -166,6 +168,7 @@ pub fn run(
             Ok(JobReport::Speedup(speedup(job, spec, &weights, &backend, par)?))
         }
         Task::RankStudy(study, spec) => runner.study(study, spec, body, bytes, observer),
+        Task::SplitStudy(study, spec) => runner.split_study(study, spec, body, bytes, observer),
     }
 }
 
@@ -258,25 +261,70 @@ impl Runner<'_> {
         bytes: &[u8],
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
+        let trained = self.trained(spec, study.samples, body, bytes, observer)?;
+        let samples = trained.samples;
+        let layers = rank_study(&self.job.network, &trained.weights, &trained.images, samples, study, self.par)?;
+        Ok(JobReport::RankStudy(RankStudyReport {
+            network: self.job.network.name.clone(),
+            samples,
+            test_accuracy: trained.test_accuracy,
+            layers,
+        }))
+    }
+
+    fn split_study(
+        &self,
+        study: &SplitStudySpec,
+        spec: &TrainSpec,
+        body: Body,
+        bytes: &[u8],
+        observer: &mut dyn Observer,
+    ) -> Result<JobReport, RunError> {
+        let missing = RunError::Settings { mode: self.job.mode.name(), what: "a delta section" };
+        let shape = &self.job.delta.as_ref().ok_or(missing)?.shape;
+        let trained = self.trained(spec, study.samples, body, bytes, observer)?;
+        let network = &self.job.network;
+        let energies = split_study(network, &trained.weights, shape, &trained.images, study, self.par)?;
+        Ok(JobReport::SplitStudy(SplitStudyReport {
+            network: network.name.clone(),
+            samples: trained.samples,
+            test_accuracy: trained.test_accuracy,
+            channels: delta(network, shape)?.features.channels,
+            block: shape.block,
+            energies,
+        }))
+    }
+
+    /// A trained network and the first test images, for a study.
+    fn trained(
+        &self,
+        spec: &TrainSpec,
+        samples: usize,
+        body: Body,
+        bytes: &[u8],
+        observer: &mut dyn Observer,
+    ) -> Result<Trained, RunError> {
         check_train(spec)?;
         let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
         let (report, trained) = self.train_on(&data, spec, &weights, checkpoint, observer)?;
-        let weights = Weights::unflatten(&self.job.network, &trained)?;
-        let samples = study.samples.min(data.test.len());
+        let weights = Weights::unflatten(&self.job.stored_network()?, &trained)?;
+        let samples = samples.min(data.test.len());
         let loader = Loader::new(&data.test, &Normalization::of(&data.train), Augment::NONE, spec.seed);
         let mut batch = Batch::default();
         let indices: Vec<u32> = (0..samples as u32).collect();
         loader.gather(None, &indices, &mut batch);
-        let layers = rank_study(&self.job.network, &weights, &batch.images, samples, study, self.par)?;
-        Ok(JobReport::RankStudy(RankStudyReport {
-            network: self.job.network.name.clone(),
-            samples,
-            test_accuracy: report.test_accuracy.unwrap_or(0.0),
-            layers,
-        }))
+        Ok(Trained { weights, images: batch.images, samples, test_accuracy: report.test_accuracy.unwrap_or(0.0) })
     }
+}
+
+/// What a study looks at.
+struct Trained {
+    weights: Weights,
+    images: Vec<f32>,
+    samples: usize,
+    test_accuracy: f64,
 }
 
 fn check_train(spec: &TrainSpec) -> Result<(), RunError> {
@@ -393,6 +441,12 @@ fn build_delta(
     if spec.decomposition == "shared-basis" {
         // One basis for a batch would let a record's residual depend on the others, which no bound on one covers.
         return Err(missing("a decomposition of each record by itself"));
+    }
+    if (spec.variant == Variant::ReleasedCode) != spec.shape.mean_residual {
+        return Err(missing("the channel mean of residuals for variant released-code, and for no other"));
+    }
+    if spec.variant == Variant::ReleasedCode && spec.labels != Labels::Public {
+        return Err(missing("public labels for variant released-code, whose gradients tell them"));
     }
     if spec.needs_worker() && backend.is_none() {
         return Err(RunError::NoWorker(parts.kind.name()));

@@ -18,7 +18,7 @@ use rand_chacha::ChaCha20Rng;
 use super::cache::ReleasedCache;
 use super::door::{BitDoor, DoorError, Sampling};
 use super::gradient::GradientDoor;
-use super::spec::{DeltaSpec, Feed, Labels};
+use super::spec::{DeltaSpec, Feed, Labels, Variant};
 use crate::accounting::{self, RecordAccountant};
 use crate::link::Link;
 use crate::modes::{TrainBatch, TrainState};
@@ -38,7 +38,9 @@ pub struct Crossing {
     classes: usize,
     /// Bytes of one record's bits.
     record_bytes: usize,
-    records: usize,
+    /// Channels of a residual.
+    channels: usize,
+    sampling: Sampling,
     /// M_res as it was last fetched: what a new worker starts from.
     latest: TrainState,
     latest_ahead: Option<(Vec<u32>, Vec<f32>)>,
@@ -60,7 +62,7 @@ impl Crossing {
         (sampling, stage2_epochs): (Sampling, usize),
         backend: Arc<dyn ResidualBackend>,
     ) -> Result<Self, ExecError> {
-        let values = networks.features.len();
+        let values = networks.residual.input.len();
         if !values.is_multiple_of(8) {
             return Err(DoorError::Bytes { values }.into());
         }
@@ -79,7 +81,8 @@ impl Crossing {
             spec: spec.clone(),
             classes: networks.residual.classes,
             record_bytes: values / 8,
-            records: sampling.records,
+            channels: networks.features.channels,
+            sampling,
             latest: TrainState { weights: weights.flatten(&networks.residual)?, ..TrainState::default() },
             latest_ahead: None,
             has_stepped: false,
@@ -115,7 +118,7 @@ impl Crossing {
 
     /// Number under which the worker knows a view of a record.
     fn number(&self, view: usize, record: usize) -> u32 {
-        (view * self.records + record) as u32
+        (view * self.sampling.records + record) as u32
     }
 
     /// Releases one view of the records from `first` on, with their labels, and stores them at the worker.
@@ -241,11 +244,66 @@ impl Crossing {
         accountant.admit(door.loss(batch.labels.len())?)?;
         let (gradient, receipt) = timed(&mut seconds.release, || door.release(logits, self.classes, batch.labels))?;
         accountant.absorb_for("logits", accounting::Released::Gradient, receipt);
+        self.step_along(gradient, sgd, seconds)
+    }
+
+    fn step_along(
+        &mut self,
+        gradient: Released<Vec<f32>>,
+        sgd: SgdStep,
+        seconds: &mut Seconds,
+    ) -> Result<(), ExecError> {
         let wanted = Wanted { input: false, weights: false };
         let gradient = gradient.encode(Precision::F32);
         let ticket = self.link.session().submit_gradient(M_RES, gradient, wanted).map_err(submit)?;
         timed(&mut seconds.wait, || self.link.session().collect(ticket)).map_err(collect)?;
         self.link.session().step(M_RES, sgd).map_err(submit)
+    }
+
+    /// A step as the authors' code does it: bits drawn for this step, the gradient o_res − y as it is.
+    ///
+    /// # Errors
+    /// A refused release, or a lost worker.
+    pub fn exchange_as_in_code(
+        &mut self,
+        residual: &[f32],
+        batch: &TrainBatch<'_>,
+        sgd: SgdStep,
+        accountant: &mut RecordAccountant,
+        seconds: &mut Seconds,
+    ) -> Result<Vec<f32>, ExecError> {
+        let samples = batch.labels.len();
+        accountant.begin(batch.records.iter().copied());
+        let bits = self.release_as_in_code(residual, samples, accountant)?;
+        self.has_stepped = true;
+        let ticket = self.link.session().submit(M_RES, bits.into_payload(), Pass::Training).map_err(submit)?;
+        let logits = self.collect(ticket, samples, seconds)?;
+        let mut gradient = vec![0.0; logits.len()];
+        crate::trusted::ops::softmax_cross_entropy(&logits, self.classes, batch.labels, &mut gradient);
+        let (gradient, receipt) = self.door.release_gradient_in_clear(gradient)?;
+        accountant.absorb_for("logits", accounting::Released::Gradient, receipt);
+        self.step_along(gradient, sgd, seconds)?;
+        Ok(logits)
+    }
+
+    fn release_as_in_code(
+        &mut self,
+        residual: &[f32],
+        samples: usize,
+        accountant: &mut RecordAccountant,
+    ) -> Result<Released<PackedBits>, ExecError> {
+        let pixels = 8 * self.record_bytes;
+        let mean = |record: &[f32]| {
+            let mut mean = vec![0.0; pixels];
+            record.chunks_exact(pixels).for_each(|plane| crate::trusted::ops::add_assign(&mut mean, plane));
+            mean.iter_mut().for_each(|v| *v /= self.channels as f32);
+            mean
+        };
+        let means: Vec<f32> = residual.chunks_exact(pixels * self.channels).flat_map(mean).collect();
+        let p = self.sampling.batch as f64 / self.sampling.records.max(1) as f64;
+        let (bits, receipt) = self.door.release_as_in_code(means, samples, self.spec.epsilon, p)?;
+        accountant.absorb_for("features", accounting::Released::Residual, receipt);
+        Ok(bits)
     }
 
     /// Sends the bits of records that are asked about. A record that was asked about before is sent the bits it was
@@ -259,6 +317,11 @@ impl Crossing {
         records: &[usize],
         accountant: &mut RecordAccountant,
     ) -> Result<Ticket, ExecError> {
+        if self.spec.variant == Variant::ReleasedCode {
+            accountant.begin(records.iter().copied());
+            let bits = self.release_as_in_code(&residual, records.len(), accountant)?;
+            return self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit);
+        }
         let values = 8 * self.record_bytes;
         let fresh: Vec<usize> = (0..records.len()).filter(|&i| !self.cache.queries.contains_key(&records[i])).collect();
         if !fresh.is_empty() {
@@ -310,7 +373,7 @@ impl Crossing {
                 let (first, samples) = (chunk * SOME, bits.len() / self.record_bytes);
                 let labels = self.cache.labels.get(first..first + samples).map(<[u32]>::to_vec);
                 let labels = labels.map(released_labels_before);
-                let number = (view * self.records + first) as u32;
+                let number = (view * self.sampling.records + first) as u32;
                 self.link.session().store(M_RES, number, released_before(bits.to_vec())?, labels).map_err(submit)?;
             }
         }

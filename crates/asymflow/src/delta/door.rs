@@ -1,9 +1,9 @@
 //! The one crossing: residuals become bits, labels become what the policy lets out.
 
 use asymflow_privacy::{
-    CalibrationError, ClipError, InsecureSign, LabelError, Loss, Mechanism, MechanismError, OneBit, PackedBits,
-    Private, RandomisedResponse, Receipt, Relation, ReleaseError, Released, Sensitivity, clip_l2, disclose_labels,
-    gaussian_sigma, release, release_labels, thesis_local_epsilon, thesis_sigma,
+    CalibrationError, ClipError, InsecureLaplaceSign, InsecureNone, InsecureSign, LabelError, Loss, Mechanism,
+    MechanismError, OneBit, PackedBits, Private, RandomisedResponse, Receipt, Relation, ReleaseError, Released,
+    Sensitivity, clip_l2, disclose_labels, gaussian_sigma, release, release_labels, thesis_local_epsilon, thesis_sigma,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -82,6 +82,7 @@ fn sigma(spec: &DeltaSpec, relation: Relation, delta: f64, sampling: Sampling) -
             let p = (sampling.batch as f64 / sampling.records.max(1) as f64).min(1.0);
             thesis_sigma(thesis_local_epsilon(epsilon, p)?, delta / p, spec.clip)?
         }
+        Variant::ReleasedCode => return Ok(None),
     }))
 }
 
@@ -131,6 +132,42 @@ impl BitDoor {
         let record = residuals.len() / samples.max(1);
         residuals.par_chunks_exact_mut(record.max(1)).try_for_each(|record| clip_l2(record, self.clip).map(drop))?;
         Ok(release(Private::new(residuals), self.sensitivity, &*self.mechanism, &mut self.rng)?)
+    }
+
+    /// Releases the channel means of a batch of `samples` residuals as the authors' code does: signs after Laplace noise of
+    /// scale p·(‖x̄‖₁/b)/ε, both norm and b being those of the batch. No guarantee.
+    ///
+    /// # Errors
+    /// Values that are not finite, or all zero; then nothing leaves.
+    pub fn release_as_in_code(
+        &mut self,
+        means: Vec<f32>,
+        samples: usize,
+        epsilon: Option<f64>,
+        p: f64,
+    ) -> Result<(Released<PackedBits>, Receipt), DoorError> {
+        let sensitivity = Sensitivity::unbounded(self.sensitivity.relation());
+        let norm = means.iter().map(|&v| f64::from(v).abs()).sum::<f64>() / samples.max(1) as f64;
+        let means = Private::new(means);
+        Ok(match epsilon {
+            Some(epsilon) => {
+                let mechanism = InsecureLaplaceSign::new(p * norm / epsilon)?;
+                release(means, sensitivity, &mechanism, &mut self.rng)?
+            }
+            None => release(means, sensitivity, &InsecureSign, &mut self.rng)?,
+        })
+    }
+
+    /// Releases the gradient of a batch's logits as it is. No guarantee.
+    ///
+    /// # Errors
+    /// Values that are not finite; then nothing leaves.
+    pub fn release_gradient_in_clear(
+        &mut self,
+        gradient: Vec<f32>,
+    ) -> Result<(Released<Vec<f32>>, Receipt), DoorError> {
+        let sensitivity = Sensitivity::unbounded(self.sensitivity.relation());
+        Ok(release(Private::new(gradient), sensitivity, &InsecureNone, &mut self.rng)?)
     }
 
     /// Releases labels by a policy under which the worker holds labels; `None` where it holds none.

@@ -11,6 +11,7 @@ mod mode;
 mod orthogonality;
 mod spec;
 mod split;
+mod study;
 
 pub use cache::ReleasedCache;
 pub use crossing::Crossing;
@@ -18,3 +19,4 @@ pub use door::{BitDoor, DoorError, Sampling};
 pub use mode::{Delta, DeltaParts};
 pub use spec::{DeltaSpec, Feed, Labels, Variant};
 pub use split::{FeatureSplit, SplitError};
+pub use study::{SplitEnergy, SplitStudyReport, SplitStudySpec, split_study};

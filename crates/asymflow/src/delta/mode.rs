@@ -14,7 +14,7 @@ use super::cache::ReleasedCache;
 use super::crossing::Crossing;
 use super::door::Sampling;
 use super::orthogonality;
-use super::spec::DeltaSpec;
+use super::spec::{DeltaSpec, Variant};
 use super::split::FeatureSplit;
 use crate::accounting::RecordAccountant;
 use crate::local::LocalConv;
@@ -150,15 +150,21 @@ impl Delta {
     /// Stage 2: M_bb is frozen; M_main descends along softmax(z_main + z_res) − y (thesis §3.4.4).
     fn step_beside(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
         let samples = batch.labels.len();
-        if let Some(crossing) = &mut self.crossing {
+        let is_cached = self.spec.variant != Variant::ReleasedCode;
+        if let Some(crossing) = self.crossing.as_mut().filter(|_| is_cached) {
             crossing.ask(batch.records, batch.view, sgd)?;
         }
-        let (low, _residual) = self.split(batch.images, samples, Pass::Inference)?;
+        let (low, residual) = self.split(batch.images, samples, Pass::Inference)?;
         let Self { main, seconds, .. } = self;
         let mut logits =
             timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Training, batch.dropout_seed))?;
         if let Some(crossing) = &mut self.crossing {
-            let from_worker = crossing.answer(&batch, sgd, &mut self.accountant, &mut self.seconds)?;
+            let (accountant, seconds) = (&mut self.accountant, &mut self.seconds);
+            let from_worker = if is_cached {
+                crossing.answer(&batch, sgd, accountant, seconds)?
+            } else {
+                crossing.exchange_as_in_code(&residual, &batch, sgd, accountant, seconds)?
+            };
             ops::add_assign(&mut logits, &from_worker);
         }
         let Self { main, seconds, .. } = self;
@@ -220,13 +226,17 @@ impl Mode for Delta {
         if epoch < stage1 {
             return Phase { epochs: 0..stage1, view: epoch as u64 };
         }
+        if self.spec.variant == Variant::ReleasedCode {
+            return Phase { epochs: stage1..epochs, view: epoch as u64 };
+        }
         let view = (epoch - stage1) % self.spec.views.max(1);
         Phase { epochs: stage1..epochs, view: FIRST_VIEW + view as u64 }
     }
 
     fn begin_epoch(&mut self, epoch: usize, records: &Records<'_>) -> Result<(), ExecError> {
         self.frozen = epoch >= self.spec.stage1_epochs;
-        if self.frozen { self.release_views(records) } else { Ok(()) }
+        let is_cached = self.spec.variant != Variant::ReleasedCode;
+        if self.frozen && is_cached { self.release_views(records) } else { Ok(()) }
     }
 
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {

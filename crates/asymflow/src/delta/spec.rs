@@ -12,9 +12,21 @@ pub enum Variant {
     Strict,
     /// σ by the thesis' printed formula and its amplification by subsampling, neither of which gives the ε it names.
     Paper,
+    /// What the authors' code does: the channel mean, Laplace noise scaled by the batch, drawn anew every step, gradients as
+    /// they are.
+    ReleasedCode,
 }
 
 impl Variant {
+    /// Name in lists of insecure settings; `None` where it is none.
+    pub const fn insecure_name(self) -> Option<&'static str> {
+        match self {
+            Self::Strict => None,
+            Self::Paper => Some("delta_variant_paper"),
+            Self::ReleasedCode => Some("delta_variant_released_code"),
+        }
+    }
+
     /// Why it is no guarantee; `None` where it is one.
     pub const fn caveat(self) -> Option<&'static str> {
         match self {
@@ -23,6 +35,11 @@ impl Variant {
                 "delta variant paper: the thesis claims its epsilon by subsampling, but every record's residual is \
                  released, so no amplification applies, and its sigma is too small for a local epsilon below 0.5. The \
                  epsilon in the results is the true one, of the noise that was drawn.",
+            ),
+            Self::ReleasedCode => Some(
+                "delta variant released-code: the scale of its Laplace noise comes from the batch and no norm is bounded, \
+                 so no epsilon holds; noise is drawn anew every step and averages out, and gradients are sent as they \
+                 are, which tells labels. Its epsilon only sets the scale; the one in the results is infinite.",
             ),
         }
     }

@@ -163,7 +163,8 @@ mod tests {
             split.adjoint(g.clone(), &mut dx).unwrap();
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
             let (left, right) = (dot(&main, &g), dot(&x, &dx));
-            prop_assert!((left - right).abs() < 1e-3 * (1.0 + left.abs()), "{left} against {right}");
+            let scale = (energy(&x) * energy(&g)).sqrt();
+            prop_assert!((left - right).abs() < 1e-4 * scale, "{left} against {right} of {scale}");
         }
     }
 
