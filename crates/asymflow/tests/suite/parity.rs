@@ -189,3 +189,62 @@ fn a_nan_in_the_input_is_an_error_and_nothing_is_sent() {
     assert_eq!(error.to_string(), "layer input: value 1234 is not finite");
     assert!(backend.seen.lock().unwrap().iter().all(|seen| matches!(seen, Seen::Weights(_))));
 }
+
+/// Thesis, theorem 6: a convolution whose output has rank q is q kernels of k×k followed by kernels of 1×1.
+#[test]
+fn a_bottleneck_loses_nothing_of_an_output_of_its_rank() {
+    use asymflow_linalg::{BatchShape, Decomposer, ExactSvd, LowRank};
+    use asymflow_zoo::{Conv, Layer, Shape, WeightTensor};
+    use faer::dyn_stack::{MemBuffer, MemStack};
+    let (c, n, q, side) = (6, 12, 3, 8);
+    let conv = |name: &str, in_channels, out_channels, kernel| {
+        let (name, padding) = (name.to_owned(), kernel / 2);
+        Layer::Conv(Conv { name, in_channels, out_channels, kernel, stride: 1, padding, bias: false })
+    };
+    let network = |layers: Vec<Layer>| Network {
+        name: "bottleneck".to_owned(),
+        input: Shape::new(c, side, side),
+        classes: n * side * side,
+        layers: layers.into_iter().chain([Layer::Flatten]).collect(),
+    };
+    let run = |network: &Network, weights: &Weights, x: &[f32]| {
+        let mut engine = Engine::new(network.clone(), weights, Par::Seq).unwrap();
+        let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);
+        engine.forward(x, 1, Pass::Inference, 0, &mut convolver).unwrap()
+    };
+    let product = |a: &[f32], b: &[f32], rows: usize, inner: usize| -> Vec<f32> {
+        let columns = b.len() / inner;
+        let entry = |i: usize| (0..inner).map(|k| a[i / columns * inner + k] * b[k * columns + i % columns]).sum();
+        (0..rows * columns).map(entry).collect()
+    };
+    let numbers = |len: usize, seed: f32| (0..len).map(|i| (i as f32 * 1.7 + seed).sin()).collect::<Vec<f32>>();
+    let taps = c * 9;
+    // One kernel of rank q, so that its output has no more.
+    let whole = product(&numbers(n * q, 0.3), &numbers(q * taps, 0.9), n, q);
+    let tensor = |shape: [usize; 4], data: Vec<f32>| WeightTensor { shape: shape.to_vec(), data };
+    let mut weights = Weights::default();
+    weights.tensors.insert("a.weight".to_owned(), tensor([n, c, 3, 3], whole.clone()));
+    let x = numbers(c * side * side, 0.1);
+    let dense = network(vec![conv("a", c, n, 3)]);
+    let y = run(&dense, &weights, &x);
+
+    // W² spans the output, W¹ is what W does within that span.
+    let shape = BatchShape { samples: 1, channels: n, pixels: side * side };
+    let mut low_rank = LowRank::default();
+    let mut residual = vec![0.0; y.len()];
+    let mut memory = MemBuffer::new(ExactSvd.scratch(shape, q, Par::Seq));
+    let stack = MemStack::new(&mut memory);
+    ExactSvd.decompose(&y, shape, q, &mut low_rank, &mut residual, Par::Seq, stack).unwrap();
+    let mut span = low_rank.coefficients;
+    for p in 0..q {
+        let norm = (0..n).map(|j| span[j * q + p].powi(2)).sum::<f32>().sqrt();
+        (0..n).for_each(|j| span[j * q + p] /= norm);
+    }
+    let transposed: Vec<f32> = (0..q * n).map(|i| span[i % n * q + i / n]).collect();
+    let first = product(&transposed, &whole, q, n);
+    weights.tensors.insert("w1.weight".to_owned(), tensor([q, c, 3, 3], first));
+    weights.tensors.insert("w2.weight".to_owned(), tensor([n, q, 1, 1], span));
+    let bottleneck = network(vec![conv("w1", c, q, 3), conv("w2", q, n, 1)]);
+    let off = relative(&run(&bottleneck, &weights, &x), &y);
+    assert!(off < 1e-5, "{off:e}");
+}
