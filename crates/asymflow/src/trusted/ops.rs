@@ -327,3 +327,33 @@ pub fn softmax_cross_entropy(logits: &[f32], classes: usize, labels: &[u32], gra
 pub fn argmax(row: &[f32]) -> usize {
     row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thesis §3.4.4: the gradient of the merged logits is softmax(z_main + z_res) − y.
+    #[test]
+    fn the_gradient_of_the_merge_is_softmax_minus_label() {
+        let (main, from_worker) = ([0.2f32, -1.0, 0.5, 2.0, 0.0, -3.0], [1.0f32, 0.3, -0.2, 0.1, 0.4, 2.5]);
+        let labels = [2, 0];
+        let mut logits = main;
+        add_assign(&mut logits, &from_worker);
+        let mut gradient = [0.0; 6];
+        let (loss, correct) = softmax_cross_entropy(&logits, 3, &labels, &mut gradient);
+        let mut expected_loss = 0.0;
+        for (row, &label) in labels.iter().enumerate() {
+            let z: Vec<f64> =
+                (0..3).map(|k| f64::from(main[3 * row + k]) + f64::from(from_worker[3 * row + k])).collect();
+            let sum: f64 = z.iter().map(|z| z.exp()).sum();
+            for class in 0..3 {
+                let y = f64::from(u8::from(class == label as usize));
+                let expected = (z[class].exp() / sum - y) / 2.0;
+                assert!((f64::from(gradient[3 * row + class]) - expected).abs() < 1e-6);
+            }
+            expected_loss -= (z[label as usize].exp() / sum).ln() / 2.0;
+        }
+        assert!((loss - expected_loss).abs() < 1e-6);
+        assert_eq!(correct, 1);
+    }
+}
