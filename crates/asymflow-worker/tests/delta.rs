@@ -195,8 +195,8 @@ fn a_lost_worker_costs_time_and_no_privacy() {
 
 #[test]
 fn a_restart_keeps_what_was_spent_and_cannot_spend_it_again() {
-    let mut job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
-    job.privacy.budget_epsilon = Some(5.0 + 1e-9);
+    // No budget is set: what the settings promise is one.
+    let job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
     let (whole, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
     let epsilon = whole.unwrap().epsilon.unwrap();
     assert!((epsilon - 5.0).abs() < 1e-6, "{epsilon}");

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use asymflow_privacy::Precision;
+use asymflow_privacy::{Budget, Precision};
 use asymflow_zoo::Network;
 use asymflow_zoo::delta::{DeltaError, delta};
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,13 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// The budget of every record: the one set, or what Delta's settings promise.
+    pub fn budget(&self) -> Option<Budget> {
+        let promised = || self.delta.as_ref().filter(|_| self.mode == ModeKind::Delta)?.promised_epsilon();
+        let epsilon = self.privacy.budget_epsilon.or_else(promised)?;
+        Some(Budget { epsilon, delta: self.privacy.delta })
+    }
+
     /// Whether a worker takes part.
     pub fn needs_worker(&self) -> bool {
         self.mode.needs_worker()

@@ -1,8 +1,8 @@
 //! How private batches become released payloads: clip every record, apply the mechanism, encode, account.
 
 use asymflow_privacy::{
-    Budget, CalibrationError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Payload, Precision,
-    Private, RecordLedger, Relation, ReleaseError, Released, Sensitivity, calibrate_sigma, release,
+    CalibrationError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Payload, Precision, Private,
+    RecordLedger, Relation, ReleaseError, Released, Sensitivity, calibrate_sigma, release,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -25,15 +25,8 @@ pub struct PrivacySpec {
     pub relation: Relation,
     /// δ at which ε is reported.
     pub delta: f64,
-    /// The largest ε that any record may lose at that δ; without one nothing is refused.
+    /// The largest ε that any record may lose at that δ; without one only what `delta` promises is held to.
     pub budget_epsilon: Option<f64>,
-}
-
-impl PrivacySpec {
-    /// The budget of every record.
-    pub fn budget(&self) -> Option<Budget> {
-        self.budget_epsilon.map(|epsilon| Budget { epsilon, delta: self.delta })
-    }
 }
 
 /// Names of mechanisms that release numbers: exact noise, floating-point noise for studies, and none.

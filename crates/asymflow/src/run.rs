@@ -207,7 +207,7 @@ impl Runner<'_> {
         let records = data.train.len() + data.test.len();
         let spent = checkpoint.as_ref().map(|c| c.spent.clone()).filter(|spent| spent.len() == records);
         let accountant = spent.map_or_else(|| RecordAccountant::new(records), RecordAccountant::resume);
-        let mut accountant = accountant.with_budget(job.privacy.budget());
+        let mut accountant = accountant.with_budget(job.budget());
         let noised = self.noised(data, &mut accountant)?;
         let (data, naive_sigma) = noised.as_ref().map_or((data, None), |(data, sigma)| (data, Some(*sigma)));
         let sampling = Sampling { batch: spec.batch, records: data.train.len() };

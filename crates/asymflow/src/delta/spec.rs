@@ -102,6 +102,18 @@ pub struct DeltaSpec {
 }
 
 impl DeltaSpec {
+    /// What the settings promise that a record loses at most, residuals and label together, where they promise anything.
+    /// A release beyond it is refused.
+    pub fn promised_epsilon(&self) -> Option<f64> {
+        let labels = match self.labels {
+            Labels::Public => 0.0,
+            Labels::RandomisedResponse { epsilon } | Labels::NoisyGradient { epsilon } => epsilon,
+        };
+        // Room for the rounding of sums.
+        let promised = |epsilon: f64| (epsilon + labels) * (1.0 + 1e-9);
+        self.epsilon.filter(|_| self.variant == Variant::Strict).map(promised)
+    }
+
     /// Whether a worker takes part.
     pub fn needs_worker(&self) -> bool {
         self.feed != Feed::Nothing
