@@ -235,6 +235,15 @@ fn a_spent_budget_refuses_before_anything_leaves() {
 }
 
 #[test]
+fn a_label_that_does_not_fit_the_budget_stays() {
+    let mut job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
+    job.privacy.budget_epsilon = Some(3.5);
+    let (result, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
+    assert_eq!(result.unwrap_err().failure().code, FailureCode::Release);
+    assert!(heard.ledger.iter().all(|e| e.mechanism != "randomised_response"));
+}
+
+#[test]
 fn settings_that_cannot_be_are_refused_in_words() {
     let refuse = |change: &dyn Fn(&mut JobSpec)| {
         let mut job = repeatable();

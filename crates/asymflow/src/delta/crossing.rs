@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_privacy::{
-    InsecureSign, PackedBits, Precision, Private, Relation, Released, Sensitivity, disclose_labels, release,
+    InsecureSign, Loss, PackedBits, Precision, Private, Relation, Released, Sensitivity, disclose_labels, release,
 };
 use asymflow_residual::{
     Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted,
@@ -170,6 +170,9 @@ impl Crossing {
     ) -> Result<Option<Released<Vec<u32>>>, ExecError> {
         if let Some(known) = self.cache.labels.get(first..first + labels.len()) {
             return Ok(Some(released_labels_before(known.to_vec())));
+        }
+        if let Labels::RandomisedResponse { epsilon } = self.spec.labels {
+            accountant.admit(Loss::Pure { epsilon })?;
         }
         let Some((released, receipt)) = self.door.release_labels(labels.to_vec(), self.classes, self.spec.labels)?
         else {
