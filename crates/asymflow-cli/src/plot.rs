@@ -56,13 +56,7 @@ pub fn plots(report: &Report) -> Result<Vec<(&'static str, String)>, CliError> {
                     .map(|r| ((r.rank as f64).log2(), r.energy))
                     .collect(),
             });
-            let axes = Axes {
-                title: &report.experiment.title,
-                x: "log2 of the rank",
-                y: "energy in the residual",
-                y_max: None,
-            };
-            vec![("residual-energy", draw(&axes, &lines.collect::<Vec<_>>())?)]
+            vec![("residual-energy", residual_energy(report, &lines.collect::<Vec<_>>())?)]
         }
         Results::SplitStudy(study) => {
             let mut kept: Vec<usize> = study.energies.iter().map(|e| e.kept).collect();
@@ -78,16 +72,16 @@ pub fn plots(report: &Report) -> Result<Vec<(&'static str, String)>, CliError> {
                     .map(|e| ((e.rank as f64).log2(), e.residual))
                     .collect(),
             });
-            let axes = Axes {
-                title: &report.experiment.title,
-                x: "log2 of the rank",
-                y: "energy in the residual",
-                y_max: None,
-            };
-            vec![("residual-energy", draw(&axes, &lines.collect::<Vec<_>>())?)]
+            vec![("residual-energy", residual_energy(report, &lines.collect::<Vec<_>>())?)]
         }
         Results::Speedup(_) => Vec::new(),
     })
+}
+
+fn residual_energy(report: &Report, lines: &[Line]) -> Result<String, CliError> {
+    let axes =
+        Axes { title: &report.experiment.title, x: "log2 of the rank", y: "energy in the residual", y_max: None };
+    draw(&axes, lines)
 }
 
 fn draw(axes: &Axes<'_>, lines: &[Line]) -> Result<String, CliError> {

@@ -1,9 +1,6 @@
 //! The naive control: noise on the images themselves, and everything else in the clear.
 
-use asymflow_privacy::{
-    CalibrationError, ClipError, DiscreteGaussian, MechanismError, Private, Relation, ReleaseError, Sensitivity,
-    clip_l2, release,
-};
+use asymflow_privacy::{DiscreteGaussian, Private, Relation, Sensitivity, clip_l2, release};
 use asymflow_zoo::Dataset;
 use asymflow_zoo::data::{DataError, Normalization, Split};
 use rand::SeedableRng;
@@ -11,29 +8,18 @@ use rand_chacha::ChaCha20Rng;
 use thiserror::Error;
 
 use crate::accounting::{RecordAccountant, Released};
+use crate::delta::DoorError;
 use crate::release::zcdp_sigma;
 
 /// Why images could not be noised. Nothing left.
 #[derive(Debug, Error)]
 pub enum NaiveError {
-    /// No noise is known for these settings.
+    /// The settings or the images do not pass the door.
     #[error(transparent)]
-    Calibration(#[from] CalibrationError),
-    /// The mechanism's parameters are out of range.
-    #[error(transparent)]
-    Mechanism(#[from] MechanismError),
-    /// An image could not be clipped.
-    #[error(transparent)]
-    Clip(#[from] ClipError),
-    /// The release was refused.
-    #[error(transparent)]
-    Release(#[from] ReleaseError),
+    Door(#[from] DoorError),
     /// The noised images make no data set.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// No randomness from the operating system.
-    #[error("the operating system gave no randomness: {0}")]
-    Randomness(String),
 }
 
 /// What guards the images.
@@ -59,10 +45,10 @@ const SPAN: f64 = 4.0;
 /// Settings out of range; then nothing leaves.
 pub fn noised(data: &Split, spec: NaiveSpec, accountant: &mut RecordAccountant) -> Result<(Split, f64), NaiveError> {
     let sensitivity = Sensitivity::of_clipped(spec.clip, spec.relation);
-    let sigma = zcdp_sigma(spec.epsilon, spec.delta, sensitivity.l2())?;
-    let mechanism = DiscreteGaussian::fine(sigma)?;
+    let sigma = zcdp_sigma(spec.epsilon, spec.delta, sensitivity.l2()).map_err(DoorError::from)?;
+    let mechanism = DiscreteGaussian::fine(sigma).map_err(DoorError::from)?;
     let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(|e| NaiveError::Randomness(e.to_string()))?;
+    getrandom::fill(&mut seed).map_err(|e| DoorError::Randomness(e.to_string()))?;
     let mut rng = ChaCha20Rng::from_seed(seed);
     let normalization = Normalization::of(&data.train);
     let mut part = |data: &Dataset, first: usize| -> Result<Dataset, NaiveError> {
@@ -75,8 +61,9 @@ pub fn noised(data: &Split, spec: NaiveSpec, accountant: &mut RecordAccountant) 
                 (f32::from(pixel) / 255.0 - normalization.mean[channel]) / normalization.std[channel]
             };
             let mut pixels: Vec<f32> = image.iter().enumerate().map(normal).collect();
-            clip_l2(&mut pixels, spec.clip as f32)?;
-            let (noised, receipt) = release(Private::new(pixels), sensitivity, &mechanism, &mut rng)?;
+            clip_l2(&mut pixels, spec.clip as f32).map_err(DoorError::from)?;
+            let released = release(Private::new(pixels), sensitivity, &mechanism, &mut rng);
+            let (noised, receipt) = released.map_err(DoorError::from)?;
             accountant.begin([first + record]);
             accountant.absorb_for("image", Released::Residual, receipt);
             bytes.extend(noised.get().iter().map(|&v| (127.5 + 127.5 * f64::from(v) / spread) as u8));
