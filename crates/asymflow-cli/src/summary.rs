@@ -371,18 +371,58 @@ const HEAD: [&str; 11] = [
 
 /// The comparison table, in Markdown; means ± standard deviations over seeds.
 pub fn table(runs: &[Summary]) -> String {
+    let mut rows: Vec<[String; 11]> = vec![HEAD.map(str::to_owned)];
+    for mode in modes(runs) {
+        let of_mode: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode).collect();
+        rows.extend(row(&of_mode));
+    }
+    markdown(&rows)
+}
+
+/// Time and bytes of one sample beside `trusted-only`, in Markdown; means ± standard deviations over seeds.
+pub fn per_sample(runs: &[Summary]) -> String {
+    let head = [
+        "mode",
+        "training ms",
+        "× trusted-only",
+        "inference ms",
+        "× trusted-only",
+        "bytes to worker, inference",
+        "bytes from worker, inference",
+    ];
+    let mut rows: Vec<[String; 7]> = vec![head.map(str::to_owned)];
+    for mode in modes(runs) {
+        let of_mode: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode).collect();
+        let many =
+            |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(of_mode.iter().filter_map(|r| f(r)).collect(), digits);
+        let per = |seconds: f64, samples: usize| (samples > 0).then(|| 1e3 * seconds / samples as f64);
+        let Some(first) = of_mode.first() else { continue };
+        rows.push([
+            mode.to_owned(),
+            many(2, &|r| per(r.seconds.training, r.data.train * r.train.epochs)),
+            many(2, &|r| r.speedup_over_trusted_only.training),
+            many(2, &|r| per(r.seconds.inference, r.data.test * evaluations(r))),
+            many(2, &|r| r.speedup_over_trusted_only.inference),
+            first.inference_bytes_per_sample.to_worker.to_string(),
+            first.inference_bytes_per_sample.from_worker.to_string(),
+        ]);
+    }
+    markdown(&rows)
+}
+
+/// How often the test images were classified: after every so many epochs, and after the last.
+fn evaluations(run: &Summary) -> usize {
+    run.train.epochs.div_ceil(run.train.evaluate_every.max(1))
+}
+
+fn modes(runs: &[Summary]) -> Vec<&str> {
     let mut modes: Vec<&str> = Vec::new();
     for run in runs {
         if !modes.contains(&run.mode.as_str()) {
             modes.push(&run.mode);
         }
     }
-    let mut rows: Vec<[String; 11]> = vec![HEAD.map(str::to_owned)];
-    for mode in modes {
-        let of_mode: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode).collect();
-        rows.extend(row(&of_mode));
-    }
-    markdown(&rows)
+    modes
 }
 
 /// Rows of cells as an aligned Markdown table; the first row is its head.

@@ -139,11 +139,12 @@ pub fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
     }
     format!(
         "{data}{}, {} epochs, batch {}, {seeds}. Seconds are of training and evaluation together, except training s; \
-         parts overlap.\n\n{}{gaps}\n",
+         parts overlap.\n\n{}\nOf one sample (training bytes above include the public weights that are sent):\n\n{}{gaps}\n",
         experiment.model.names.join(", "),
         experiment.train.epochs,
         experiment.train.batch,
         summary::table(runs),
+        summary::per_sample(runs),
     )
 }
 
