@@ -11,6 +11,7 @@ use asymflow::speedup::SpeedupSpec;
 use asymflow::study::RankStudySpec;
 use asymflow::weights_file;
 use asymflow_enclave::TrustedRuntime;
+use asymflow_zoo::delta::delta;
 use asymflow_zoo::{Network, Weights, by_name};
 
 use crate::entry::Entry;
@@ -23,6 +24,8 @@ use crate::report::{self, Report, Results};
 use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
+
+const DELTA_HELP: &str = "see the [delta] section, or take another model";
 
 /// Flags of `asymflow run`.
 #[derive(Debug, clap::Args)]
@@ -131,7 +134,11 @@ pub fn resolve(args: &Args) -> Result<Experiment, CliError> {
         experiment.train.seeds = (1..=n.max(1)).collect();
     }
     for name in &experiment.model.names {
-        network(&experiment, name)?;
+        let network = network(&experiment, name)?;
+        if experiment.mode.run.iter().any(|entry| entry.kind == ModeKind::Delta) {
+            let parts = experiment.delta.shape(&network).and_then(|shape| delta(&network, &shape));
+            parts.map_err(|e| CliError::usage(format!("{name}: {e}"), DELTA_HELP))?;
+        }
     }
     Ok(experiment)
 }
@@ -198,9 +205,7 @@ impl Runner {
         let epochs = e.train.epochs;
         let delta =
             (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
-        let delta = delta
-            .transpose()
-            .map_err(|e| CliError::usage(format!("{model}: {e}"), "see the [delta] section, or take another model"))?;
+        let delta = delta.transpose().map_err(|e| CliError::usage(format!("{model}: {e}"), DELTA_HELP))?;
         let mut privacy = e.privacy_spec();
         if entry.kind == ModeKind::NaiveDp {
             privacy.clip = Some(e.delta.clip);
