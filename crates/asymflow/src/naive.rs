@@ -1,6 +1,6 @@
 //! The naive control: noise on the images themselves, and everything else in the clear.
 
-use asymflow_privacy::{DiscreteGaussian, Private, Relation, Sensitivity, clip_l2, release};
+use asymflow_privacy::{DiscreteGaussian, Private, Relation, Sensitivity, release};
 use asymflow_zoo::Dataset;
 use asymflow_zoo::data::{DataError, Normalization, Split};
 use rand::SeedableRng;
@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::accounting::{RecordAccountant, Released};
 use crate::delta::DoorError;
-use crate::release::zcdp_sigma;
+use crate::release::{clip_records, zcdp_sigma};
 
 /// Why images could not be noised. Nothing left.
 #[derive(Debug, Error)]
@@ -61,7 +61,7 @@ pub fn noised(data: &Split, spec: NaiveSpec, accountant: &mut RecordAccountant) 
                 (f32::from(pixel) / 255.0 - normalization.mean[channel]) / normalization.std[channel]
             };
             let mut pixels: Vec<f32> = image.iter().enumerate().map(normal).collect();
-            clip_l2(&mut pixels, spec.clip as f32).map_err(DoorError::from)?;
+            clip_records(&mut pixels, 1, spec.clip).map_err(DoorError::from)?;
             let released = release(Private::new(pixels), sensitivity, &mechanism, &mut rng);
             let (noised, receipt) = released.map_err(DoorError::from)?;
             accountant.begin([first + record]);

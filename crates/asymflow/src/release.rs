@@ -1,8 +1,9 @@
 //! How private batches become released payloads: clip every record, apply the mechanism, encode, account.
 
 use asymflow_privacy::{
-    CalibrationError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Payload, Precision, Private,
-    RecordLedger, Relation, ReleaseError, Released, Sensitivity, calibrate_sigma, release,
+    CalibrationError, ClipError, DiscreteGaussian, InsecureFloatNoise, InsecureNone, Loss, Mechanism, MechanismError,
+    Payload, Precision, Private, RecordLedger, Relation, ReleaseError, Released, Sensitivity, calibrate_sigma, clip_l2,
+    release,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -126,7 +127,10 @@ impl Door {
         accountant: &mut RecordAccountant,
     ) -> Result<Released<Payload>, ReleaseError> {
         if let Some(clip) = self.clip {
-            clip_records(&mut batch, samples, clip);
+            clip_records(&mut batch, samples, clip).map_err(|error| match error {
+                ClipError::NonFinite { index } => ReleaseError::NonFinite { index },
+                ClipError::Limit { .. } => MechanismError::Sensitivity { l2: clip }.into(),
+            })?;
         }
         let (released, receipt) = release(Private::new(batch), self.sensitivity, &*self.mechanism, &mut self.rng)?;
         accountant.absorb_for(layer, what, receipt);
@@ -134,14 +138,35 @@ impl Door {
     }
 }
 
-/// Scales every record with an l2 norm above `clip` down to it.
-pub fn clip_records(batch: &mut [f32], samples: usize, clip: f64) {
-    let record = batch.len() / samples.max(1);
-    batch.par_chunks_exact_mut(record.max(1)).for_each(|record| {
-        let norm = record.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
-        if norm > clip {
-            let scale = (clip / norm) as f32;
-            record.iter_mut().for_each(|v| *v *= scale);
+/// Scales every record with an l2 norm above `clip` down to it; rounding leaves no norm above it.
+///
+/// # Errors
+/// A value that is not finite; then nothing may be released.
+pub fn clip_records(batch: &mut [f32], samples: usize, clip: f64) -> Result<(), ClipError> {
+    let (record, clip) = (batch.len() / samples.max(1), at_most(clip));
+    batch.par_chunks_exact_mut(record.max(1)).try_for_each(|record| clip_l2(record, clip).map(drop))
+}
+
+/// The largest f32 that does not exceed `value`, which is positive.
+fn at_most(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) > value { nearest.next_down() } else { nearest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_rounding_leaves_a_norm_above_the_bound() {
+        for clip in [0.1, 1.0, std::f64::consts::SQRT_2, 1e-3] {
+            let mut batch: Vec<f32> = (0..3000).map(|i| (i as f32 * 0.7).sin()).collect();
+            clip_records(&mut batch, 3, clip).unwrap();
+            for record in batch.chunks(1000) {
+                let squares: f64 = record.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+                assert!(squares <= clip * clip, "{squares} above {}", clip * clip);
+            }
         }
-    });
+        assert!(clip_records(&mut [f32::NAN], 1, 1.0).is_err());
+    }
 }

@@ -3,14 +3,14 @@
 use asymflow_privacy::{
     CalibrationError, ClipError, InsecureLaplaceSign, InsecureNone, InsecureSign, LabelError, Loss, Mechanism,
     MechanismError, OneBit, PackedBits, Private, RandomisedResponse, Receipt, Relation, ReleaseError, Released,
-    Sensitivity, clip_l2, disclose_labels, gaussian_sigma, release, release_labels, thesis_local_epsilon, thesis_sigma,
+    Sensitivity, disclose_labels, gaussian_sigma, release, release_labels, thesis_local_epsilon, thesis_sigma,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use rayon::prelude::*;
 use thiserror::Error;
 
 use super::spec::{DeltaSpec, Labels, Variant};
+use crate::release::clip_records;
 
 /// Why a door could not be made, or what it refused. Then nothing left.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -53,7 +53,7 @@ pub enum DoorError {
 #[derive(Debug)]
 pub struct BitDoor {
     mechanism: Box<dyn Mechanism<Output = PackedBits>>,
-    clip: f32,
+    clip: f64,
     sensitivity: Sensitivity,
     sigma: Option<f64>,
     rng: ChaCha20Rng,
@@ -104,7 +104,7 @@ impl BitDoor {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|e| DoorError::Randomness(e.to_string()))?;
         let rng = ChaCha20Rng::from_seed(seed);
-        Ok(Self { mechanism, clip: spec.clip as f32, sensitivity, sigma, rng })
+        Ok(Self { mechanism, clip: spec.clip, sensitivity, sigma, rng })
     }
 
     /// Standard deviation of the noise; `None` without any.
@@ -129,8 +129,7 @@ impl BitDoor {
         mut residuals: Vec<f32>,
         samples: usize,
     ) -> Result<(Released<PackedBits>, Receipt), DoorError> {
-        let record = residuals.len() / samples.max(1);
-        residuals.par_chunks_exact_mut(record.max(1)).try_for_each(|record| clip_l2(record, self.clip).map(drop))?;
+        clip_records(&mut residuals, samples, self.clip)?;
         Ok(release(Private::new(residuals), self.sensitivity, &*self.mechanism, &mut self.rng)?)
     }
 

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 
 use super::door::DoorError;
-use crate::release::zcdp_sigma;
+use crate::release::{clip_records, zcdp_sigma};
 
 /// ‖softmax(z) − y‖₂ is at most √2, whatever the logits.
 const NORM: f64 = std::f64::consts::SQRT_2;
@@ -61,6 +61,8 @@ impl GradientDoor {
         let mut gradient = vec![0.0; logits.len()];
         crate::trusted::ops::softmax_cross_entropy(logits, classes, labels, &mut gradient);
         let (mechanism, sensitivity) = self.mechanism(labels.len())?;
+        // Rounding may have left a row a little above its bound.
+        clip_records(&mut gradient, labels.len(), NORM / labels.len().max(1) as f64)?;
         Ok(release(Private::new(gradient), sensitivity, &mechanism, &mut self.rng)?)
     }
 }
