@@ -202,3 +202,47 @@ proptest! {
         prop_assert!(distance(&a, &b) <= Sensitivity::of_clipped(1.0, Relation::Replace).l2());
     }
 }
+
+/// Counts of noise that opendp drew, by `golden/opendp_discrete_gaussian.py`.
+#[derive(Deserialize)]
+struct OpenDp {
+    samples: usize,
+    drawn: Vec<Drawn>,
+}
+
+#[derive(Deserialize)]
+struct Drawn {
+    sigma: f64,
+    counts: std::collections::BTreeMap<String, f64>,
+}
+
+/// Two samples, ours and opendp's, of one distribution: their chi-square statistic stays below its quantile at 1 − 1e-6.
+#[test]
+fn discrete_gaussian_noise_is_that_of_opendp() {
+    let golden: OpenDp = serde_json::from_str(include_str!("golden/opendp_discrete_gaussian.json")).unwrap();
+    for (seed, Drawn { sigma, counts }) in golden.drawn.into_iter().enumerate() {
+        let ours = noise(&DiscreteGaussian::new(sigma, 1.0).unwrap(), 1.0, 900 + seed as u64);
+        let theirs = |y: i64| counts.get(&y.to_string()).copied().unwrap_or(0.0);
+        let reach = ours.iter().map(|y| y.abs()).chain(counts.keys().map(|y| y.parse::<i64>().unwrap().abs())).max();
+        let reach = reach.unwrap();
+        let mut own = vec![0.0; 2 * reach as usize + 1];
+        ours.iter().for_each(|y| own[(y + reach) as usize] += 1.0);
+        // Numerical Recipes, "Are two distributions different?", for samples of unequal size.
+        let (up, down) =
+            ((golden.samples as f64 / SAMPLES as f64).sqrt(), (SAMPLES as f64 / golden.samples as f64).sqrt());
+        let (mut statistic, mut pooled, mut degrees) = (0.0, (0.0, 0.0), -1.0);
+        for y in -reach..=reach {
+            pooled = (pooled.0 + own[(y + reach) as usize], pooled.1 + theirs(y));
+            if pooled.0 + pooled.1 >= 50.0 {
+                statistic += (up * pooled.0 - down * pooled.1).powi(2) / (pooled.0 + pooled.1);
+                degrees += 1.0;
+                pooled = (0.0, 0.0);
+            }
+        }
+        let quantile = degrees * (1.0 - 2.0 / (9.0 * degrees) + 4.753 * (2.0_f64 / (9.0 * degrees)).sqrt()).powi(3);
+        assert!(
+            degrees > 1.0 && statistic < quantile,
+            "σ = {sigma}: chi-square {statistic} at {degrees}, limit {quantile}"
+        );
+    }
+}
