@@ -75,11 +75,28 @@ pub trait Mode: Send {
         Phase { epochs: 0..epochs, view: epoch as u64 }
     }
 
+    /// Draws what an epoch will release, without sending it; true where something was drawn. Then a checkpoint is left
+    /// before [`Mode::begin_epoch`] sends it, so that a killed run sends the same again and cannot draw anew.
+    ///
+    /// # Errors
+    /// A failed part or a refused release.
+    fn draw(&mut self, _epoch: usize, _records: &Records<'_>) -> Result<bool, ExecError> {
+        Ok(false)
+    }
+
+    /// What has been released so far, as in [`TrainState::released`].
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    fn released(&mut self) -> Result<Vec<u8>, ExecError> {
+        Ok(Vec::new())
+    }
+
     /// Called before the first step of an epoch that this process runs.
     ///
     /// # Errors
     /// A failed part. After a lost worker it is called again.
-    fn begin_epoch(&mut self, _epoch: usize, _records: &Records<'_>) -> Result<(), ExecError> {
+    fn begin_epoch(&mut self, _epoch: usize) -> Result<(), ExecError> {
         Ok(())
     }
 

@@ -184,7 +184,16 @@ impl Training<'_> {
         let start = Instant::now();
         let traffic = mode.worker().unwrap_or_default();
         let records = Records { loader, count: self.data.train.len(), batch: self.spec.batch };
-        let begun = mode.begin_epoch(epoch, &records);
+        let drawn = mode.draw(epoch, &records);
+        match self.unless_lost(drawn, mode, progress, observer)? {
+            None => return Ok(Ended::Lost),
+            Some(true) => {
+                let Some(state) = self.state(mode, progress, observer)? else { return Ok(Ended::Lost) };
+                checkpoint(mode, state, &progress.position, observer)?;
+            }
+            Some(false) => {}
+        }
+        let begun = mode.begin_epoch(epoch);
         if self.unless_lost(begun, mode, progress, observer)?.is_none() {
             return Ok(Ended::Lost);
         }
@@ -299,7 +308,7 @@ impl Training<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         // Before the evaluation, which a worker may be lost in: the steps of this epoch are safe from here on.
-        let Some(state) = self.state(mode, progress, observer)? else { return Ok(()) };
+        let Some(mut state) = self.state(mode, progress, observer)? else { return Ok(()) };
         let done = progress.position.clone();
         progress.position.epoch += 1;
         progress.position.step = 0;
@@ -330,6 +339,8 @@ impl Training<'_> {
             }),
             &[],
         )?;
+        // The evaluation may have released more; what it cost is in the losses of this checkpoint.
+        state.released = mode.released()?;
         checkpoint(mode, state, &progress.position, observer)
     }
 

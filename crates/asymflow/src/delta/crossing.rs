@@ -45,6 +45,8 @@ pub struct Crossing {
     latest: TrainState,
     latest_ahead: Option<(Vec<u32>, Vec<f32>)>,
     has_stepped: bool,
+    /// Whether this session of the worker has every view that was drawn.
+    is_sent: bool,
     /// The step the worker is at, and the records it trains on.
     asked: Option<(Vec<u32>, Ticket)>,
 }
@@ -86,6 +88,7 @@ impl Crossing {
             latest: TrainState { weights: weights.flatten(&networks.residual)?, ..TrainState::default() },
             latest_ahead: None,
             has_stepped: false,
+            is_sent: false,
             asked: None,
         };
         crossing.send_weights()?;
@@ -121,11 +124,11 @@ impl Crossing {
         (view * self.sampling.records + record) as u32
     }
 
-    /// Releases one view of the records from `first` on, with their labels, and stores them at the worker.
+    /// Draws the bits of one view of the records from `first` on, and their labels, and keeps them to be sent.
     ///
     /// # Errors
-    /// A refused release, a spent budget, or a lost worker.
-    pub fn release_view(
+    /// A refused release or a spent budget.
+    pub fn draw_view(
         &mut self,
         view: usize,
         first: usize,
@@ -140,9 +143,8 @@ impl Crossing {
         if let Some(kept) = self.cache.views.get_mut(view) {
             kept.extend_from_slice(bits.get().as_bytes());
         }
-        let labels = self.labels(first, labels, accountant)?;
-        let number = self.number(view, first);
-        self.link.session().store(M_RES, number, bits, labels).map_err(submit)
+        self.is_sent = false;
+        self.draw_labels(first, labels, accountant)
     }
 
     fn release_bits(
@@ -161,26 +163,25 @@ impl Crossing {
         Ok(bits)
     }
 
-    /// Released labels of records that stand from `first` on; each is released only once, whatever the views.
-    fn labels(
+    /// Draws the labels of records that stand from `first` on: each only once, whatever the views.
+    fn draw_labels(
         &mut self,
         first: usize,
         labels: &[u32],
         accountant: &mut RecordAccountant,
-    ) -> Result<Option<Released<Vec<u32>>>, ExecError> {
-        if let Some(known) = self.cache.labels.get(first..first + labels.len()) {
-            return Ok(Some(released_labels_before(known.to_vec())));
+    ) -> Result<(), ExecError> {
+        if self.cache.labels.len() >= first + labels.len() {
+            return Ok(());
         }
         if let Labels::RandomisedResponse { epsilon } = self.spec.labels {
             accountant.admit(Loss::Pure { epsilon })?;
         }
-        let Some((released, receipt)) = self.door.release_labels(labels.to_vec(), self.classes, self.spec.labels)?
-        else {
-            return Ok(None);
-        };
-        accountant.absorb_for("labels", accounting::Released::Label, receipt);
-        self.cache.labels.extend(released.get());
-        Ok(Some(released))
+        let drawn = self.door.release_labels(labels.to_vec(), self.classes, self.spec.labels)?;
+        if let Some((released, receipt)) = drawn {
+            accountant.absorb_for("labels", accounting::Released::Label, receipt);
+            self.cache.labels.extend(released.get());
+        }
+        Ok(())
     }
 
     /// Asks for the logits of a step's records, unless they are asked for already.
@@ -364,13 +365,21 @@ impl Crossing {
         (self.asked, self.has_stepped) = (None, false);
         self.cache.ahead.clone_from(&self.latest_ahead);
         self.link.reopen(patience)?;
+        self.is_sent = false;
         self.send_weights()?;
         self.send_released()
     }
 
-    fn send_released(&mut self) -> Result<(), ExecError> {
+    /// Sends every view that was drawn, unless this session of the worker has them.
+    ///
+    /// # Errors
+    /// A lost worker.
+    pub fn send_released(&mut self) -> Result<(), ExecError> {
         /// Records of one message.
         const SOME: usize = 256;
+        if self.is_sent {
+            return Ok(());
+        }
         for (view, bytes) in self.cache.views.iter().enumerate() {
             for (chunk, bits) in bytes.chunks(SOME * self.record_bytes).enumerate() {
                 let (first, samples) = (chunk * SOME, bits.len() / self.record_bytes);
@@ -380,6 +389,7 @@ impl Crossing {
                 self.link.session().store(M_RES, number, released_before(bits.to_vec())?, labels).map_err(submit)?;
             }
         }
+        self.is_sent = true;
         Ok(())
     }
 
@@ -405,8 +415,16 @@ impl Crossing {
         self.latest_ahead.clone_from(&self.cache.ahead);
         state.weights.extend(&self.latest.weights);
         state.momentum.extend(&self.latest.momentum);
-        state.released = self.cache.encode().map_err(|_| malformed("what was released cannot be written"))?;
+        state.released = self.encode_released()?;
         Ok(())
+    }
+
+    /// What has been released, for a state.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn encode_released(&self) -> Result<Vec<u8>, ExecError> {
+        self.cache.encode().map_err(|_| malformed("what was released cannot be written"))
     }
 
     /// Goes on from a state.
@@ -416,6 +434,7 @@ impl Crossing {
     pub fn restore(&mut self, state: TrainState, cache: ReleasedCache) -> Result<(), ExecError> {
         self.latest_ahead.clone_from(&cache.ahead);
         (self.latest, self.cache, self.asked, self.has_stepped) = (state, cache, None, false);
+        self.is_sent = false;
         self.send_weights()?;
         self.send_released()
     }

@@ -184,24 +184,24 @@ impl Delta {
         self.main.step(sgd);
     }
 
-    /// Releases what has not been released of every view of every record: each once in the life of a run.
-    fn release_views(&mut self, records: &Records<'_>) -> Result<(), ExecError> {
+    /// Draws what has not been drawn of every view of every record: each once in the life of a run. True where anything was.
+    fn draw_views(&mut self, records: &Records<'_>) -> Result<bool, ExecError> {
         let mut batch = asymflow_zoo::data::Batch::default();
+        let mut has_drawn = false;
         for view in 0..self.spec.views {
             let done = self.crossing.as_ref().map_or(records.count, |crossing| crossing.released(view));
             let rest: Vec<u32> = (done..records.count).map(|record| record as u32).collect();
             for indices in rest.chunks(records.batch.max(1)) {
                 records.loader.gather(Some(FIRST_VIEW + view as u64), indices, &mut batch);
                 let (_, residual) = self.split(&batch.images, indices.len(), Pass::Inference)?;
-                let Self { crossing: Some(crossing), accountant, seconds, .. } = self else { return Ok(()) };
+                let Self { crossing: Some(crossing), accountant, seconds, .. } = self else { return Ok(has_drawn) };
                 let first = indices.first().map_or(0, |&first| first as usize);
                 accountant.begin(indices.iter().map(|&i| i as usize));
-                timed(&mut seconds.release, || {
-                    crossing.release_view(view, first, residual, &batch.labels, accountant)
-                })?;
+                timed(&mut seconds.release, || crossing.draw_view(view, first, residual, &batch.labels, accountant))?;
+                has_drawn = true;
             }
         }
-        Ok(())
+        Ok(has_drawn)
     }
 
     /// Takes M_bb and M_main out of a state; returns how many values they have.
@@ -233,10 +233,18 @@ impl Mode for Delta {
         Phase { epochs: stage1..epochs, view: FIRST_VIEW + view as u64 }
     }
 
-    fn begin_epoch(&mut self, epoch: usize, records: &Records<'_>) -> Result<(), ExecError> {
+    fn draw(&mut self, epoch: usize, records: &Records<'_>) -> Result<bool, ExecError> {
         self.frozen = epoch >= self.spec.stage1_epochs;
         let is_cached = self.spec.variant != Variant::ReleasedCode;
-        if self.frozen && is_cached { self.release_views(records) } else { Ok(()) }
+        if self.frozen && is_cached { self.draw_views(records) } else { Ok(false) }
+    }
+
+    fn released(&mut self) -> Result<Vec<u8>, ExecError> {
+        self.crossing.as_ref().map_or_else(|| Ok(Vec::new()), Crossing::encode_released)
+    }
+
+    fn begin_epoch(&mut self, _epoch: usize) -> Result<(), ExecError> {
+        self.crossing.as_mut().map_or(Ok(()), Crossing::send_released)
     }
 
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
