@@ -434,7 +434,7 @@ fn leave_weights(folder: &Folder, job: &JobSpec) -> Result<(), CliError> {
     let Some(bytes) = folder.read("checkpoints/latest.safetensors")? else { return Ok(()) };
     let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
     let checkpoint = Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?;
-    let network = job.stored_network().map_err(|e| failed(e.to_string()))?;
+    let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
     let weights = Weights::unflatten(&network, &checkpoint.state.weights).map_err(|e| failed(e.to_string()))?;
     let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
     folder.replace("weights.safetensors", &file)

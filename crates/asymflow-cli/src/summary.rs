@@ -233,7 +233,7 @@ impl Summary {
             Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.clone(),
             Task::Speedup(spec) => experiment.train_spec(spec.seed),
         };
-        let released = job.needs_worker();
+        let released = job.settings().needs_worker();
         let in_trusted = mode != ModeKind::Clear;
         let data = match &job.data.path {
             None => "synthetic".to_owned(),

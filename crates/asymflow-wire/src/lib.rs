@@ -10,8 +10,8 @@ use thiserror::Error;
 pub const VERSION: u16 = 1;
 
 const MAGIC: [u8; 4] = *b"asyf";
-/// magic, version, header length, body length
-const PREFIX_BYTES: usize = 4 + 2 + 4 + 8;
+/// Bytes before the header: magic, version, header length, body length.
+pub const PREFIX_BYTES: usize = 4 + 2 + 4 + 8;
 
 /// Upper bounds that are checked before memory is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,50 @@ pub fn write_frame<H: Serialize>(writer: &mut impl Write, header: &H, body: &[u8
     Ok((PREFIX_BYTES + header.len() + body.len()) as u64)
 }
 
+/// What stands before a frame's header, for readers that do not block. Others use [`read_frame`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// Length of the header.
+    pub header_bytes: u32,
+    /// Length of the body.
+    pub body_bytes: u64,
+}
+
+impl Prefix {
+    /// Reads it, checking each length against `limits`.
+    ///
+    /// # Errors
+    /// A foreign magic, another version, or a length beyond its limit.
+    pub fn parse(prefix: [u8; PREFIX_BYTES], limits: Limits) -> Result<Self, WireError> {
+        let [m0, m1, m2, m3, v0, v1, h0, h1, h2, h3, rest @ ..] = prefix;
+        if [m0, m1, m2, m3] != MAGIC {
+            return Err(WireError::Magic([m0, m1, m2, m3]));
+        }
+        let got = u16::from_le_bytes([v0, v1]);
+        if got != VERSION {
+            return Err(WireError::Version { got, expected: VERSION });
+        }
+        let header_bytes = u32::from_le_bytes([h0, h1, h2, h3]);
+        if header_bytes > limits.header_bytes {
+            let (bytes, limit) = (u64::from(header_bytes), u64::from(limits.header_bytes));
+            return Err(WireError::TooLarge { part: "header", bytes, limit });
+        }
+        let body_bytes = u64::from_le_bytes(rest);
+        if body_bytes > limits.body_bytes {
+            return Err(WireError::TooLarge { part: "body", bytes: body_bytes, limit: limits.body_bytes });
+        }
+        Ok(Self { header_bytes, body_bytes })
+    }
+}
+
+/// Reads a header's bytes.
+///
+/// # Errors
+/// They do not decode to `H`.
+pub fn decode_header<H: DeserializeOwned>(header: &[u8]) -> Result<H, WireError> {
+    postcard::from_bytes(header).map_err(WireError::Header)
+}
+
 /// Reads one frame, checking each length against `limits` before allocating, and growing the body only
 /// as bytes arrive.
 ///
@@ -104,26 +148,9 @@ pub fn write_frame<H: Serialize>(writer: &mut impl Write, header: &H, body: &[u8
 pub fn read_frame<H: DeserializeOwned>(reader: &mut impl Read, limits: Limits) -> Result<Frame<H>, WireError> {
     let mut prefix = [0; PREFIX_BYTES];
     read_prefix(reader, &mut prefix)?;
-    let [m0, m1, m2, m3, v0, v1, h0, h1, h2, h3, rest @ ..] = prefix;
-    if [m0, m1, m2, m3] != MAGIC {
-        return Err(WireError::Magic([m0, m1, m2, m3]));
-    }
-    let got = u16::from_le_bytes([v0, v1]);
-    if got != VERSION {
-        return Err(WireError::Version { got, expected: VERSION });
-    }
-    let header_len = u32::from_le_bytes([h0, h1, h2, h3]);
-    if header_len > limits.header_bytes {
-        let (bytes, limit) = (u64::from(header_len), u64::from(limits.header_bytes));
-        return Err(WireError::TooLarge { part: "header", bytes, limit });
-    }
-    let body_len = u64::from_le_bytes(rest);
-    if body_len > limits.body_bytes {
-        return Err(WireError::TooLarge { part: "body", bytes: body_len, limit: limits.body_bytes });
-    }
-    let header = read_exactly(reader, u64::from(header_len))?;
-    let header = postcard::from_bytes(&header).map_err(WireError::Header)?;
-    Ok(Frame { header, body: read_exactly(reader, body_len)? })
+    let Prefix { header_bytes, body_bytes } = Prefix::parse(prefix, limits)?;
+    let header = decode_header(&read_exactly(reader, u64::from(header_bytes))?)?;
+    Ok(Frame { header, body: read_exactly(reader, body_bytes)? })
 }
 
 fn read_prefix(reader: &mut impl Read, prefix: &mut [u8]) -> Result<(), WireError> {

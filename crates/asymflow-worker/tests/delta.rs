@@ -290,7 +290,7 @@ fn settings_that_cannot_be_are_refused_in_words() {
 #[test]
 fn weights_that_overflow_release_nothing() {
     let job = repeatable();
-    let network = job.stored_network().unwrap();
+    let network = job.settings().stored_network().unwrap();
     let mut weights = Weights::init(&network, 1);
     // Two of these in a row exceed what f32 holds.
     weights.tensors.get_mut("conv1.weight").unwrap().data.fill(3e38);
@@ -308,7 +308,7 @@ fn logits_are_the_sum_of_two_networks() {
     let job = repeatable();
     let networks = delta(&job.network, &job.delta.as_ref().unwrap().shape).unwrap();
     let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
-    let all = job.stored_network().unwrap();
+    let all = job.settings().stored_network().unwrap();
     let weights = Weights::unflatten(&all, &heard.last().state.weights).unwrap();
 
     let data = asymflow_zoo::data::synthetic(TRAIN, TEST, 1);
@@ -439,7 +439,7 @@ fn every_byte_sent_is_a_released_bit_or_public() {
     let mut allowed: HashSet<Vec<u8>> = HashSet::new();
     allowed.insert(Vec::new());
     // The public weights that M_res starts from.
-    let weights = Weights::init(&job.stored_network().unwrap(), 4).flatten(&networks.residual).unwrap();
+    let weights = Weights::init(&job.settings().stored_network().unwrap(), 4).flatten(&networks.residual).unwrap();
     allowed.insert(weights.iter().flat_map(|w| w.to_le_bytes()).collect());
     // Released bits of the training records with the released labels; they all fit into one message a view.
     for view in &cache.views {

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use asymflow_privacy::{Budget, Precision};
 use asymflow_zoo::Network;
-use asymflow_zoo::delta::{DeltaError, delta};
+use asymflow_zoo::data::Normalization;
 use serde::{Deserialize, Serialize};
 
 use crate::accounting::LedgerEntry;
 use crate::delta::{DeltaSpec, SplitStudyReport, SplitStudySpec};
 use crate::plan::{Plan, SplitSpec};
 use crate::release::PrivacySpec;
+use crate::run::Settings;
 use crate::speedup::{SpeedupReport, SpeedupSpec};
 use crate::study::{RankStudyReport, RankStudySpec};
 use crate::timing::Seconds;
@@ -161,23 +162,14 @@ impl JobSpec {
         Some(Budget { epsilon, delta: self.privacy.delta })
     }
 
-    /// Whether a worker takes part.
-    pub fn needs_worker(&self) -> bool {
-        self.mode.needs_worker()
-            && (self.mode != ModeKind::Delta || self.delta.as_ref().is_some_and(DeltaSpec::needs_worker))
-    }
-
-    /// A network with the parameters that a run of this job trains, in the order of its state. For Delta it lists the
-    /// layers of all three networks and cannot be executed.
-    ///
-    /// # Errors
-    /// A network that cannot be made into Delta's three.
-    pub fn stored_network(&self) -> Result<Network, DeltaError> {
-        match &self.delta {
-            Some(spec) if self.mode == ModeKind::Delta => {
-                Ok(delta(&self.network, &spec.shape)?.all_layers(spec.needs_worker()))
-            }
-            _ => Ok(self.network.clone()),
+    /// What is executed and under which guard.
+    pub const fn settings(&self) -> Settings<'_> {
+        Settings {
+            mode: self.mode,
+            network: &self.network,
+            privacy: &self.privacy,
+            delta: self.delta.as_ref(),
+            precision: self.precision,
         }
     }
 }
@@ -286,6 +278,10 @@ pub struct TrainReport {
     pub plan: Option<Plan>,
     /// Standard deviation of the noise on released residuals or images, where there was any.
     pub sigma: Option<f64>,
+    /// How images were normalised: statistics of the training images.
+    pub normalization: Normalization,
+    /// Names of the classes.
+    pub class_names: Vec<String>,
 }
 
 /// What a finished job measured.

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod release;
 pub mod run;
 pub mod serve;
+pub mod service;
 pub mod speedup;
 pub mod split;
 pub mod study;

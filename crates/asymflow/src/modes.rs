@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use asymflow_privacy::Precision;
+use asymflow_privacy::{Loss, Precision};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
 use asymflow_zoo::data::Loader;
 use asymflow_zoo::{Network, Weights};
@@ -105,6 +105,42 @@ pub trait Mode: Send {
     /// # Errors
     /// Bad input or a failed part.
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError>;
+
+    /// Logits of `samples` records that clients ask about, in the order of `images`. The worker is sent a batch of `padded`
+    /// records, whatever the samples, and what it is sent is drawn anew. Nothing is charged to a budget here.
+    ///
+    /// # Errors
+    /// Bad input or a failed part. A worker that was lost has been opened again, so that others can be answered.
+    fn answer(
+        &mut self,
+        images: &[f32],
+        samples: usize,
+        padded: usize,
+        patience: Duration,
+    ) -> Result<Vec<f32>, ExecError> {
+        let mut images = images.to_vec();
+        let sample = images.len() / samples.max(1);
+        images.resize(sample * padded.max(samples), 0.0);
+        match self.infer(&images, &vec![0; padded.max(samples)]) {
+            Ok(mut logits) => {
+                logits.truncate(logits.len() / padded.max(samples).max(1) * samples);
+                Ok(logits)
+            }
+            Err(error) if error.is_worker_lost() => {
+                self.recover(patience)?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the record of one [`Mode::answer`] loses, release by release.
+    ///
+    /// # Errors
+    /// A mechanism that is not defined for its sensitivity.
+    fn answer_losses(&self) -> Result<Vec<Loss>, ExecError> {
+        Ok(Vec::new())
+    }
 
     /// One step of training.
     ///
@@ -316,6 +352,10 @@ impl Mode for AsymMl {
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
         self.convolver.accountant.begin(records.iter().copied());
         self.engine.forward(images, records.len(), Pass::Inference, 0, &mut self.convolver)
+    }
+
+    fn answer_losses(&self) -> Result<Vec<Loss>, ExecError> {
+        self.convolver.inference_losses()
     }
 
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {

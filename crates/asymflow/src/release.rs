@@ -114,6 +114,14 @@ impl Door {
         self.precision
     }
 
+    /// Loss of one release for each of its records.
+    ///
+    /// # Errors
+    /// A mechanism that is not defined for the sensitivity.
+    pub fn loss(&self) -> Result<Loss, MechanismError> {
+        self.mechanism.loss(self.sensitivity)
+    }
+
     /// Releases a batch of `samples` records for `layer`; its receipt is absorbed before the data can be sent.
     ///
     /// # Errors

@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use asymflow_linalg::{Decomposer, by_name};
+use asymflow_privacy::Precision;
 use asymflow_residual::{OpenError, ResidualBackend};
 use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
 use asymflow_zoo::delta::{DeltaError, delta};
-use asymflow_zoo::{Weights, WeightsError};
+use asymflow_zoo::{Network, Weights, WeightsError};
 use faer::Par;
 use thiserror::Error;
 
@@ -17,7 +18,7 @@ use crate::accounting::RecordAccountant;
 use crate::checkpoint::{Checkpoint, CheckpointError, from_f32_bytes};
 use crate::clear::Clear;
 use crate::delta::{
-    Delta, DeltaParts, DoorError, Labels, Sampling, SplitStudyReport, SplitStudySpec, Variant, split_study,
+    Delta, DeltaParts, DeltaSpec, DoorError, Labels, Sampling, SplitStudyReport, SplitStudySpec, Variant, split_study,
 };
 use crate::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec,
@@ -25,6 +26,7 @@ use crate::job::{
 use crate::modes::{AsymMl, AsymMlParts, Mode, ModeError, TrustedOnly};
 use crate::naive::{NaiveError, NaiveSpec, noised};
 use crate::plan::{Plan, PlanError, SplitSpec};
+use crate::release::PrivacySpec;
 use crate::speedup::speedup;
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
 use crate::train::{HostGone, Observer, TrainError, Training};
@@ -203,7 +205,7 @@ impl Runner<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(TrainReport, Vec<f32>), RunError> {
         let job = self.job;
-        let backend = job.needs_worker().then(|| (self.open)(job)).transpose().map_err(ExecError::from)?;
+        let backend = job.settings().needs_worker().then(|| (self.open)(job)).transpose().map_err(ExecError::from)?;
         let records = data.train.len() + data.test.len();
         let spent = checkpoint.as_ref().map(|c| c.spent.clone()).filter(|spent| spent.len() == records);
         let accountant = spent.map_or_else(|| RecordAccountant::new(records), RecordAccountant::resume);
@@ -212,8 +214,8 @@ impl Runner<'_> {
         let (data, naive_sigma) = noised.as_ref().map_or((data, None), |(data, sigma)| (data, Some(*sigma)));
         let sampling = Sampling { batch: spec.batch, records: data.train.len() };
         let (epochs, split) = (spec.epochs, job.split.clone());
-        let parts = Parts { kind: job.mode, split, epochs, sampling, accountant };
-        let (mut mode, plan) = build(job, weights, parts, backend.as_ref(), self.par)?;
+        let parts = Parts { split, epochs, sampling, accountant };
+        let (mut mode, plan) = build(job.settings(), weights, parts, backend.as_ref(), self.par)?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
         observer.tell(FromTrusted::Planned { train_images, test_images, plan: plan.clone() }, &[])?;
         let training = Training {
@@ -233,6 +235,8 @@ impl Runner<'_> {
             }
         }
         report.plan = plan;
+        report.normalization = Normalization::of(&data.train);
+        report.class_names = data.train.class_names().to_vec();
         report.sigma = naive_sigma.or(mode.sigma());
         Ok((report, mode.state()?.weights))
     }
@@ -309,7 +313,7 @@ impl Runner<'_> {
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
         let (report, trained) = self.train_on(&data, spec, &weights, checkpoint, observer)?;
-        let weights = Weights::unflatten(&self.job.stored_network()?, &trained)?;
+        let weights = Weights::unflatten(&self.job.settings().stored_network()?, &trained)?;
         let samples = samples.min(data.test.len());
         let loader = Loader::new(&data.test, &Normalization::of(&data.train), Augment::NONE, spec.seed);
         let mut batch = Batch::default();
@@ -337,7 +341,7 @@ fn check_train(spec: &TrainSpec) -> Result<(), RunError> {
 }
 
 fn start_from(job: &JobSpec, seed: u64, body: Body, bytes: &[u8]) -> Result<(Weights, Option<Checkpoint>), RunError> {
-    let network = job.stored_network()?;
+    let network = job.settings().stored_network()?;
     Ok(match body {
         Body::Empty => (Weights::init(&network, seed), None),
         Body::Weights => (Weights::unflatten(&network, &from_f32_bytes(bytes))?, None),
@@ -372,11 +376,45 @@ fn fits(job: &JobSpec, data: &Split) -> Result<(), RunError> {
     Err(RunError::Fit { images, classes, network: job.network.name.clone() })
 }
 
-/// What a mode is built from beside the job.
+/// What is executed and under which guard; part of a job, and of a model that is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// How the network is executed.
+    pub mode: ModeKind,
+    /// The network.
+    pub network: &'a Network,
+    /// What guards releases.
+    pub privacy: &'a PrivacySpec,
+    /// How it is run as Delta; for that mode.
+    pub delta: Option<&'a DeltaSpec>,
+    /// Precision of what is sent to the worker.
+    pub precision: Precision,
+}
+
+impl Settings<'_> {
+    /// Whether a worker takes part.
+    pub fn needs_worker(&self) -> bool {
+        self.mode.needs_worker() && (self.mode != ModeKind::Delta || self.delta.is_some_and(DeltaSpec::needs_worker))
+    }
+
+    /// A network with the parameters that are trained, in the order of their state. For Delta it lists the layers of all
+    /// three networks and cannot be executed.
+    ///
+    /// # Errors
+    /// A network that cannot be made into Delta's three.
+    pub fn stored_network(&self) -> Result<Network, DeltaError> {
+        match self.delta {
+            Some(spec) if self.mode == ModeKind::Delta => {
+                Ok(delta(self.network, &spec.shape)?.all_layers(spec.needs_worker()))
+            }
+            _ => Ok(self.network.clone()),
+        }
+    }
+}
+
+/// What a mode is built from beside the settings.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Which mode.
-    pub kind: ModeKind,
     /// How it splits.
     pub split: SplitSpec,
     /// All epochs of training.
@@ -392,18 +430,18 @@ pub struct Parts {
 /// # Errors
 /// Unusable settings, no worker where one is needed, or one that cannot be opened.
 pub fn build(
-    job: &JobSpec,
+    settings: Settings<'_>,
     weights: &Weights,
     parts: Parts,
     backend: Option<&Arc<dyn ResidualBackend>>,
     par: Par,
 ) -> Result<(Box<dyn Mode>, Option<Plan>), RunError> {
-    let network = job.network.clone();
-    let worker = || backend.map(Arc::clone).ok_or(RunError::NoWorker(parts.kind.name()));
+    let network = settings.network.clone();
+    let worker = || backend.map(Arc::clone).ok_or(RunError::NoWorker(settings.mode.name()));
     let program = Program::new(&network).map_err(ExecError::from)?;
-    Ok(match parts.kind {
+    Ok(match settings.mode {
         ModeKind::Clear | ModeKind::NaiveDp => {
-            let is_public = parts.kind == ModeKind::NaiveDp;
+            let is_public = settings.mode == ModeKind::NaiveDp;
             (Box::new(Clear::new(network, weights, worker()?, parts.accountant, is_public)?), None)
         }
         ModeKind::TrustedOnly => {
@@ -414,14 +452,14 @@ pub fn build(
             let parts = AsymMlParts {
                 plan: plan.clone(),
                 decomposer: decomposer(&parts.split.decomposition)?,
-                privacy: job.privacy.clone(),
-                precision: job.precision,
+                privacy: settings.privacy.clone(),
+                precision: settings.precision,
                 backend: worker()?,
                 accountant: parts.accountant,
             };
             (Box::new(AsymMl::new(network, weights, parts, par)?), Some(plan))
         }
-        ModeKind::Delta => (Box::new(build_delta(job, weights, parts, backend, par)?), None),
+        ModeKind::Delta => (Box::new(build_delta(settings, weights, parts, backend, par)?), None),
     })
 }
 
@@ -430,14 +468,14 @@ fn decomposer(name: &str) -> Result<Box<dyn Decomposer>, RunError> {
 }
 
 fn build_delta(
-    job: &JobSpec,
+    settings: Settings<'_>,
     weights: &Weights,
     parts: Parts,
     backend: Option<&Arc<dyn ResidualBackend>>,
     par: Par,
 ) -> Result<Delta, RunError> {
-    let missing = |what| RunError::Settings { mode: parts.kind.name(), what };
-    let spec = job.delta.clone().ok_or(missing("a delta section"))?;
+    let missing = |what| RunError::Settings { mode: settings.mode.name(), what };
+    let spec = settings.delta.cloned().ok_or(missing("a delta section"))?;
     if spec.decomposition == "shared-basis" {
         // One basis for a batch would let a record's residual depend on the others, which no bound on one covers.
         return Err(missing("a decomposition of each record by itself"));
@@ -449,13 +487,13 @@ fn build_delta(
         return Err(missing("public labels for variant released-code, whose gradients tell them"));
     }
     if spec.needs_worker() && backend.is_none() {
-        return Err(RunError::NoWorker(parts.kind.name()));
+        return Err(RunError::NoWorker(settings.mode.name()));
     }
-    let networks = delta(&job.network, &spec.shape)?;
+    let networks = delta(settings.network, &spec.shape)?;
     let parts = DeltaParts {
         decomposer: decomposer(&spec.decomposition)?,
-        relation: job.privacy.relation,
-        delta: job.privacy.delta,
+        relation: settings.privacy.relation,
+        delta: settings.privacy.delta,
         sampling: parts.sampling,
         epochs: parts.epochs,
         backend: backend.filter(|_| spec.needs_worker()).map(Arc::clone),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use asymflow_privacy::Precision;
 use asymflow_residual::{OpenError, Protection, ResidualBackend, Token, WorkerClient, WorkerConfig};
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use thiserror::Error;
@@ -99,25 +100,32 @@ pub fn report_failure(writer: &mut impl Write, code: FailureCode, detail: String
 /// # Errors
 /// No worker section, or a fingerprint that is none.
 pub fn open_worker(job: &JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError> {
-    let unreachable = |address: &str, reason: String| OpenError::Unreachable { address: address.to_owned(), reason };
-    let Some(WorkerSpec { address, fingerprint, token, insecure_plaintext, timeout_seconds, .. }) = &job.worker else {
+    let Some(worker) = &job.worker else {
         return Err(OpenError::Missing {
             what: format!("the worker that mode {} needs", job.mode.name()),
             fix: "name one in the worker section".to_owned(),
         });
     };
+    worker_client(worker, job.precision)
+}
+
+/// A client for a worker, which answers in `precision`.
+///
+/// # Errors
+/// A fingerprint that is none, or none where the connection is not in plaintext.
+pub fn worker_client(worker: &WorkerSpec, precision: Precision) -> Result<Arc<dyn ResidualBackend>, OpenError> {
+    let WorkerSpec { address, fingerprint, token, insecure_plaintext, timeout_seconds, .. } = worker;
+    let unreachable = |reason: String| OpenError::Unreachable { address: address.clone(), reason };
     let protection = match (fingerprint, insecure_plaintext) {
         (_, true) => Protection::InsecurePlaintext,
-        (Some(fingerprint), false) => {
-            Protection::Pinned(fingerprint.parse().map_err(|e| unreachable(address, format!("{e}")))?)
-        }
+        (Some(fingerprint), false) => Protection::Pinned(fingerprint.parse().map_err(|e| unreachable(format!("{e}")))?),
         (None, false) => {
             let reason = "no fingerprint to pin its certificate, and insecure_plaintext is not set".to_owned();
-            return Err(unreachable(address, reason));
+            return Err(unreachable(reason));
         }
     };
     let mut config = WorkerConfig::new(address.clone(), Token::new(token.as_bytes()), protection);
-    config.answers = job.precision;
+    config.answers = precision;
     config.answer_timeout = Duration::from_secs(*timeout_seconds);
     Ok(Arc::new(WorkerClient::new(config)))
 }

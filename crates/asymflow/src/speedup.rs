@@ -16,7 +16,7 @@ use crate::delta::Sampling;
 use crate::job::{JobSpec, ModeKind, Traffic};
 use crate::modes::{Mode, ModeError, TrainBatch};
 use crate::plan::{Plan, SplitSpec};
-use crate::run::{Parts, RunError, build};
+use crate::run::{Parts, RunError, Settings, build};
 use crate::timing::Seconds;
 use crate::trusted::ExecError;
 
@@ -94,8 +94,8 @@ pub fn speedup(
         };
         let sampling = Sampling { batch: spec.batch, records: spec.batch };
         let accountant = RecordAccountant::new(spec.batch);
-        let parts = Parts { kind, split, epochs: 1, sampling, accountant };
-        let (mut mode, plan) = build(job, weights, parts, Some(backend), par)?;
+        let parts = Parts { split, epochs: 1, sampling, accountant };
+        let (mut mode, plan) = build(Settings { mode: kind, ..job.settings() }, weights, parts, Some(backend), par)?;
         variants.push(time_variant(name, &mut *mode, plan, &batch, spec).map_err(ModeError::from)?);
     }
     Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, variants })

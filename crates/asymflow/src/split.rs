@@ -5,10 +5,12 @@ use std::collections::HashMap;
 
 use asymflow_linalg::conv;
 use asymflow_linalg::{BatchShape, Decomposer, LowRank};
+use asymflow_privacy::Loss;
 use asymflow_residual::{Batch, CollectError, OpenError, Pass, SubmitError, Ticket, UnitId, Wanted};
 use faer::Par;
 
 use crate::accounting::{RecordAccountant, Released};
+use crate::delta::DoorError;
 use crate::link::Link;
 use crate::local::{LocalConv, Scratch, conv_shape};
 use crate::plan::Placement;
@@ -70,6 +72,15 @@ impl SplitConv {
     /// Seconds by convolution.
     pub fn seconds(&self) -> &[Seconds] {
         &self.local.seconds
+    }
+
+    /// What a record loses in one inference: a release for every split convolution.
+    ///
+    /// # Errors
+    /// A mechanism that is not defined for its sensitivity.
+    pub fn inference_losses(&self) -> Result<Vec<Loss>, ExecError> {
+        let split = self.placements.iter().filter(|placement| placement.is_split()).count();
+        Ok(vec![self.door.loss().map_err(DoorError::from)?; split])
     }
 
     /// The worker's unit of a split convolution.

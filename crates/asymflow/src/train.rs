@@ -164,6 +164,8 @@ impl Training<'_> {
             reopened: 0,
             plan: None,
             sigma: None,
+            normalization: Normalization::default(),
+            class_names: Vec::new(),
         };
         Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
     }

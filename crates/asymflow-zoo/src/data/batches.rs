@@ -3,12 +3,13 @@
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, MAX_SIDE};
 use crate::network::Shape;
 
 /// Mean and standard deviation of each channel, of pixels scaled to [0, 1].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
     /// Mean of each channel.
     pub mean: Vec<f32>,
@@ -17,6 +18,16 @@ pub struct Normalization {
 }
 
 impl Normalization {
+    /// Value of each pixel byte, by channel. A channel that is not named is only scaled to [0, 1].
+    pub fn values(&self, channels: usize) -> Vec<[f32; 256]> {
+        let of = |channel: usize| {
+            let mean = self.mean.get(channel).copied().unwrap_or(0.0);
+            let std = self.std.get(channel).copied().unwrap_or(1.0);
+            std::array::from_fn(|pixel| (pixel as f32 / 255.0 - mean) / std)
+        };
+        (0..channels).map(of).collect()
+    }
+
     /// Statistics of `data`, usually the training set. A constant channel gets standard deviation 1.
     pub fn of(data: &Dataset) -> Self {
         let shape = data.shape();
@@ -97,14 +108,7 @@ impl<'a> Loader<'a> {
     /// A loader of `data` whose shuffles and augmentation are deterministic in `seed`.
     /// Channels that `normalization` does not name are only scaled to [0, 1].
     pub fn new(data: &'a Dataset, normalization: &Normalization, augment: Augment, seed: u64) -> Self {
-        let values = (0..data.shape().channels)
-            .map(|channel| {
-                let mean = normalization.mean.get(channel).copied().unwrap_or(0.0);
-                let std = normalization.std.get(channel).copied().unwrap_or(1.0);
-                std::array::from_fn(|pixel| (pixel as f32 / 255.0 - mean) / std)
-            })
-            .collect();
-        Self { data, values, augment, seed }
+        Self { data, values: normalization.values(data.shape().channels), augment, seed }
     }
 
     /// Batches of `batch` samples (the last may be smaller) in the shuffled order of `epoch`, augmented.

@@ -341,6 +341,56 @@ impl Crossing {
         self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit)
     }
 
+    /// Bits of a batch that clients ask about: residuals of some records, and fair coins in place of residuals up to
+    /// `padded` records. They may be sent again without a cost.
+    ///
+    /// Under an ε for a record that is *removed*, the same ε covers whether a row is a record or coins.
+    ///
+    /// # Errors
+    /// A refused release.
+    pub fn release_for_clients(
+        &mut self,
+        mut residual: Vec<f32>,
+        padded: usize,
+        accountant: &mut RecordAccountant,
+    ) -> Result<Vec<u8>, ExecError> {
+        residual.resize(padded * 8 * self.record_bytes, 0.0);
+        let bits = self.release_bits(residual, padded, accountant)?;
+        Ok(bits.get().as_bytes().to_vec())
+    }
+
+    /// Asks for the logits of bits that were released before.
+    ///
+    /// # Errors
+    /// A lost worker.
+    pub fn submit_released(&mut self, bits: &[u8]) -> Result<Ticket, ExecError> {
+        let bits = released_before(bits.to_vec())?;
+        self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit)
+    }
+
+    /// Logits of M_res for `bits`, which were asked for as `asked` says. A worker that is lost is opened again and sent the
+    /// same bits.
+    ///
+    /// # Errors
+    /// A worker that stayed away for longer than `patience`, or a malformed answer.
+    pub fn collect_released(
+        &mut self,
+        asked: Result<Ticket, ExecError>,
+        bits: &[u8],
+        patience: Duration,
+        seconds: &mut Seconds,
+    ) -> Result<Vec<f32>, ExecError> {
+        let samples = bits.len() / self.record_bytes;
+        match asked.and_then(|ticket| self.collect(ticket, samples, seconds)) {
+            Err(error) if error.is_worker_lost() => {
+                self.reopen(patience)?;
+                let ticket = self.submit_released(bits)?;
+                self.collect(ticket, samples, seconds)
+            }
+            other => other,
+        }
+    }
+
     /// Waits for the logits of `samples` records.
     ///
     /// # Errors

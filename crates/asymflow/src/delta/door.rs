@@ -7,6 +7,7 @@ use asymflow_privacy::{
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::spec::{DeltaSpec, Labels, Variant};
@@ -63,7 +64,7 @@ pub struct BitDoor {
 pub type ReleasedLabels = (Released<Vec<u32>>, Receipt);
 
 /// What the thesis' formulas take beside the settings.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Samples in a batch.
     pub batch: usize,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_linalg::Decomposer;
-use asymflow_privacy::Relation;
+use asymflow_privacy::{Loss, Relation};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
 use asymflow_zoo::delta::DeltaNetworks;
 use asymflow_zoo::{Network, Weights};
@@ -264,6 +264,32 @@ impl Mode for Delta {
             ops::add_assign(&mut logits, &from_worker);
         }
         Ok(logits)
+    }
+
+    fn answer(
+        &mut self,
+        images: &[f32],
+        samples: usize,
+        padded: usize,
+        patience: Duration,
+    ) -> Result<Vec<f32>, ExecError> {
+        let (low, residual) = self.split(images, samples, Pass::Inference)?;
+        let Self { main, crossing, accountant, seconds, .. } = self;
+        let Some(crossing) = crossing else {
+            return timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0));
+        };
+        accountant.begin(0..1);
+        let bits = timed(&mut seconds.release, || crossing.release_for_clients(residual, padded, accountant))?;
+        let asked = crossing.submit_released(&bits);
+        let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?;
+        let from_worker = crossing.collect_released(asked, &bits, patience, seconds)?;
+        let length = logits.len();
+        ops::add_assign(&mut logits, from_worker.get(..length).unwrap_or_default());
+        Ok(logits)
+    }
+
+    fn answer_losses(&self) -> Result<Vec<Loss>, ExecError> {
+        self.crossing.iter().map(|crossing| Ok(crossing.door().loss()?)).collect()
     }
 
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {

@@ -1,0 +1,169 @@
+//! What a service promises to do with a client's image, in a form that an enclave can attest.
+
+use asymflow_privacy::Relation;
+use asymflow_zoo::Shape;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use super::{Service, ServiceSettings};
+use crate::delta::{Feed, Variant};
+use crate::job::ModeKind;
+
+/// Largest encoded promise.
+pub const MAX_PROMISE_BYTES: usize = 1 << 16;
+
+/// What the worker sees, what noise guards it, and what a client loses at most.
+///
+/// Its bytes are hashed into the quote: a service with other settings is another service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promise {
+    /// Version of this promise.
+    pub schema: u32,
+    /// Name and version of the program.
+    pub program: String,
+    /// The runtime that the program was told it runs in; the quote, not this, proves it.
+    pub runtime: String,
+    /// How the network is executed.
+    pub mode: ModeKind,
+    /// Name of the network.
+    pub network: String,
+    /// SHA-256 of the model file, in hex.
+    pub model_sha256: String,
+    /// Shape of an image.
+    pub input: Shape,
+    /// How many classes there are.
+    pub classes: usize,
+    /// Names of the classes, where they have any.
+    pub class_names: Vec<String>,
+    /// What guards releases; absent where nothing is released.
+    pub release: Option<ReleasePromise>,
+    /// Records of every message to the worker.
+    pub batch: usize,
+    /// Settings that are no guarantee.
+    pub insecure: Vec<String>,
+}
+
+/// What guards releases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleasePromise {
+    /// The mechanism.
+    pub mechanism: String,
+    /// Standard deviation of the noise on every released value, before it is cut to one bit where it is.
+    pub sigma: Option<f64>,
+    /// C, the l2 norm to which what is released of a record is clipped.
+    pub clip: Option<f64>,
+    /// r, t, t' of Delta's split.
+    pub split: Option<SplitPromise>,
+    /// The relation for which ε holds.
+    pub relation: Relation,
+    /// δ of both ε.
+    pub delta: f64,
+    /// ε of one answer; absent where it is infinite.
+    pub answer_epsilon: Option<f64>,
+    /// ε of all answers to one client; absent where there is no limit.
+    pub client_epsilon: Option<f64>,
+}
+
+/// r, t, t' of Delta's split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitPromise {
+    /// Principal channels kept, r.
+    pub rank: usize,
+    /// Side of a DCT block, t.
+    pub block: usize,
+    /// Side of the low frequencies kept of a block, t'.
+    pub kept: usize,
+}
+
+/// Bytes that are no promise.
+#[derive(Debug, Error)]
+pub enum PromiseError {
+    /// Too long.
+    #[error("a promise of {got} bytes exceeds the limit of {MAX_PROMISE_BYTES}")]
+    TooLong {
+        /// Its length.
+        got: usize,
+    },
+    /// Not ours.
+    #[error("not a promise this version understands: {0}")]
+    Malformed(#[from] serde_json::Error),
+}
+
+impl Promise {
+    /// What `service` promises under `settings`, of the model file `model_bytes`, in `runtime`.
+    pub fn of(service: &Service, settings: &ServiceSettings, model_bytes: &[u8], runtime: &str) -> Self {
+        let model = service.model();
+        let mut insecure: Vec<String> = model.insecure().into_iter().map(str::to_owned).collect();
+        if service.answer_epsilon().is_some() && settings.budget_epsilon.is_none() {
+            insecure.push("insecure_unlimited_answers".to_owned());
+        }
+        Self {
+            schema: 1,
+            program: concat!("asymflow ", env!("CARGO_PKG_VERSION")).to_owned(),
+            runtime: runtime.to_owned(),
+            mode: model.mode,
+            network: model.network.name.clone(),
+            model_sha256: hex(&Sha256::digest(model_bytes)),
+            input: model.network.input,
+            classes: model.network.classes,
+            class_names: model.class_names.clone(),
+            release: service.answer_epsilon().map(|epsilon| release(service, settings, epsilon)),
+            batch: settings.batch,
+            insecure,
+        }
+    }
+
+    /// The bytes that are attested.
+    ///
+    /// # Errors
+    /// Serialisation failed.
+    pub fn encode(&self) -> Result<Vec<u8>, PromiseError> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    /// Inverse of [`Promise::encode`].
+    ///
+    /// # Errors
+    /// Bytes of another form; a promise with unknown parts is none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PromiseError> {
+        if bytes.len() > MAX_PROMISE_BYTES {
+            return Err(PromiseError::TooLong { got: bytes.len() });
+        }
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+fn release(service: &Service, settings: &ServiceSettings, epsilon: f64) -> ReleasePromise {
+    let model = service.model();
+    let delta = model.delta.as_ref();
+    let mechanism = match delta {
+        Some(spec) if spec.feed == Feed::Null => "fair coins".to_owned(),
+        Some(spec) if spec.epsilon.is_none() => "insecure_sign".to_owned(),
+        Some(spec) if spec.variant == Variant::Paper => "one_bit, sigma as printed in the thesis".to_owned(),
+        Some(_) => "one_bit".to_owned(),
+        None => model.privacy.mechanism.clone(),
+    };
+    ReleasePromise {
+        mechanism,
+        sigma: service.sigma(),
+        clip: delta.map_or(model.privacy.clip, |spec| Some(spec.clip)),
+        split: delta.map(|spec| SplitPromise { rank: spec.shape.rank, block: spec.shape.block, kept: spec.shape.kept }),
+        relation: model.privacy.relation,
+        delta: model.privacy.delta,
+        answer_epsilon: Some(epsilon).filter(|e| e.is_finite()),
+        client_epsilon: settings.budget_epsilon,
+    }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

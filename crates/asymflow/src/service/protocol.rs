@@ -1,0 +1,84 @@
+//! What a client and a service say to each other, inside a channel that the client has verified.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of these messages.
+pub const VERSION: u16 = 1;
+/// Most images of one message.
+pub const MAX_IMAGES: u16 = 256;
+
+/// From a client. A connection begins with [`ToService::Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToService {
+    /// Who the client is.
+    Hello {
+        /// [`VERSION`].
+        version: u16,
+        /// The secret by which the client names itself.
+        client: [u8; 32],
+    },
+    /// Asks for a quote of this moment and this connection.
+    Prove {
+        /// Drawn by the client for this purpose.
+        nonce: [u8; 32],
+    },
+    /// Asks about images; the body is their pixels, one image after another.
+    Classify {
+        /// How many, at most [`MAX_IMAGES`].
+        images: u16,
+    },
+}
+
+/// To a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromService {
+    /// It may ask.
+    Welcome {
+        /// [`VERSION`].
+        version: u16,
+    },
+    /// The body is a quote.
+    Proof,
+    /// An outcome for every image; the body holds the logits of those that were answered, f32 little-endian, in order.
+    Answers {
+        /// One an image.
+        outcomes: Vec<Outcome>,
+        /// ε that the client has lost so far; absent where nothing is released, infinite where there is no guarantee.
+        spent_epsilon: Option<f64>,
+    },
+    /// The message was refused; the connection ends.
+    Refused(Refusal),
+}
+
+/// What became of one image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Answered.
+    Answered,
+    /// Answered as before, without a cost.
+    Remembered,
+    /// Not answered.
+    Refused(Refusal),
+}
+
+/// Kinds of refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// The message is not understood or out of turn.
+    Message,
+    /// The client's budget is spent.
+    Budget,
+    /// Too many clients or messages.
+    Busy,
+    /// The service failed.
+    Failed,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What kind.
+    pub code: RefusalCode,
+    /// In words, from public facts.
+    pub detail: String,
+}
