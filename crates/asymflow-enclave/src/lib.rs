@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "channel")]
+pub mod channel;
 mod sim;
 
 use std::ffi::OsString;
