@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::checkpoint::Checkpoint;
 use asymflow::delta::{Feed, SplitStudySpec};
-use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, WorkerSpec};
+use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, TrainReport, WorkerSpec};
+use asymflow::service::ServedModel;
 use asymflow::speedup::SpeedupSpec;
 use asymflow::study::RankStudySpec;
 use asymflow::weights_file;
@@ -282,7 +283,7 @@ impl Runner {
         let JobReport::Train(report) = self.execute(&label, job.clone(), start, &folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
-        leave_weights(&folder, &job)?;
+        leave_weights(&folder, &job, &report)?;
         let sources = Sources {
             name: &self.name,
             experiment: &self.experiment,
@@ -429,15 +430,18 @@ impl Runner {
     }
 }
 
-/// Leaves the trained weights of the latest checkpoint under their names.
-fn leave_weights(folder: &Folder, job: &JobSpec) -> Result<(), CliError> {
+/// Leaves the trained weights of the latest checkpoint under their names, and the model as it can be served.
+fn leave_weights(folder: &Folder, job: &JobSpec, report: &TrainReport) -> Result<(), CliError> {
     let Some(bytes) = folder.read("checkpoints/latest.safetensors")? else { return Ok(()) };
     let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
     let checkpoint = Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?;
     let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
     let weights = Weights::unflatten(&network, &checkpoint.state.weights).map_err(|e| failed(e.to_string()))?;
     let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
-    folder.replace("weights.safetensors", &file)
+    folder.replace("weights.safetensors", &file)?;
+    let Task::Train(train) = &job.task else { return Ok(()) };
+    let model = ServedModel::of(job, train.batch, report).encode(&checkpoint.state.weights);
+    folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
 }
 
 fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {

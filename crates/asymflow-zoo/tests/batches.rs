@@ -169,3 +169,17 @@ fn what_does_not_belong_together_is_refused() {
     assert_eq!(data.image(2), None);
     assert_eq!(data.image(usize::MAX), None);
 }
+
+#[test]
+fn an_image_survives_a_png_file_and_fits_other_shapes() {
+    let data = synthetic(1, 0, 5).train;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.png");
+    let shape = data.shape();
+    asymflow_zoo::data::write_png(&path, data.images(), shape).unwrap();
+    assert_eq!(asymflow_zoo::data::read_image(&path, shape).unwrap(), data.images());
+    let grey = asymflow_zoo::data::read_image(&path, Shape::new(1, 28, 28)).unwrap();
+    assert_eq!(grey.len(), 28 * 28);
+    assert!(asymflow_zoo::data::read_image(&path, Shape::new(4, 28, 28)).is_err());
+    assert!(asymflow_zoo::data::write_png(&path, &data.images()[1..], shape).is_err());
+}

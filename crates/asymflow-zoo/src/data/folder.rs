@@ -108,6 +108,46 @@ fn decode(path: &Path, resize: Option<Resize>) -> Result<(Shape, Vec<u8>), DataE
     })
 }
 
+/// One JPEG or PNG image as channels×H×W bytes of the given shape: resized bilinearly where it is of another size, and
+/// turned grey for one channel.
+///
+/// # Errors
+/// A file that cannot be read or decoded, or a shape with channels other than 1 and 3.
+pub fn read_image(path: &Path, shape: Shape) -> Result<Vec<u8>, DataError> {
+    let resize = Resize { height: shape.height, width: shape.width, filter: Filter::Bilinear };
+    let (got, planes) = decode(path, Some(resize))?;
+    match shape.channels {
+        3 => Ok(planes),
+        // Luma of ITU-R BT.601.
+        1 => Ok((0..got.pixels())
+            .map(|i| {
+                let of = |channel: usize| f32::from(planes.get(channel * got.pixels() + i).copied().unwrap_or(0));
+                (0.299 * of(0) + 0.587 * of(1) + 0.114 * of(2)).round() as u8
+            })
+            .collect()),
+        _ => Err(DataError::MixedSizes { path: path.to_owned(), expected: shape, got }),
+    }
+}
+
+/// Writes one image of 1 or 3 channels as PNG.
+///
+/// # Errors
+/// Pixels that do not fit the shape, other numbers of channels, or a file that cannot be written.
+pub fn write_png(path: &Path, pixels: &[u8], shape: Shape) -> Result<(), DataError> {
+    let failed = |message: String| DataError::Image { path: path.to_owned(), message };
+    if pixels.len() != shape.len() || !matches!(shape.channels, 1 | 3) {
+        return Err(failed(format!("{} values are no image of shape {shape:?}", pixels.len())));
+    }
+    let (height, width) = (shape.height as u32, shape.width as u32);
+    let interleaved: Vec<u8> = (0..shape.pixels())
+        .flat_map(|i| (0..shape.channels).map(move |channel| channel * shape.pixels() + i))
+        .filter_map(|index| pixels.get(index).copied())
+        .collect();
+    let colour = if shape.channels == 3 { image::ExtendedColorType::Rgb8 } else { image::ExtendedColorType::L8 };
+    image::save_buffer_with_format(path, &interleaved, width, height, colour, image::ImageFormat::Png)
+        .map_err(|error| failed(error.to_string()))
+}
+
 impl Resize {
     /// Shape of an image of shape `from` afterwards.
     pub(super) fn shape(self, from: Shape) -> Shape {

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 pub use batches::{Augment, Batch, Batches, Loader, Normalization, epoch_order};
 pub use error::DataError;
+pub use folder::{read_image, write_png};
 pub use synthetic::{SYNTHETIC_CLASSES, synthetic};
 
 use crate::data::files::Files;
