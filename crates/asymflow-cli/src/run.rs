@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::checkpoint::Checkpoint;
-use asymflow::delta::{Feed, SplitStudySpec};
+use asymflow::delta::{Feed, Sampling, SplitStudySpec};
 use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, TrainReport, WorkerSpec};
 use asymflow::service::ServedModel;
 use asymflow::speedup::SpeedupSpec;
@@ -440,7 +440,9 @@ fn leave_weights(folder: &Folder, job: &JobSpec, report: &TrainReport) -> Result
     let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
     folder.replace("weights.safetensors", &file)?;
     let Task::Train(train) = &job.task else { return Ok(()) };
-    let model = ServedModel::of(job, train.batch, report).encode(&checkpoint.state.weights);
+    let sampling = Sampling { batch: train.batch, records: report.train_images };
+    let model = ServedModel::of(job, sampling, report.normalization.clone(), report.class_names.clone());
+    let model = model.encode(&checkpoint.state.weights);
     folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
 }
 

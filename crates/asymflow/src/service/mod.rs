@@ -337,14 +337,15 @@ impl Service {
         if !self.losses.is_empty() && !rows.is_empty() && !self.keep() {
             return Err(QueryError::Unkept);
         }
-        let pixels = self.model.network.input.pixels();
-        let images: Vec<f32> = rows
+        let (shape, samples) = (self.model.network.input, rows.len().max(1));
+        let mut images: Vec<f32> = rows
             .iter()
-            .flat_map(|image| image.chunks_exact(pixels).zip(&self.pixel_values))
+            .flat_map(|image| image.chunks_exact(shape.pixels()).zip(&self.pixel_values))
             .flat_map(|(plane, values)| plane.iter().map(|&pixel| values[usize::from(pixel)]))
             .collect();
+        images.resize(samples * shape.len(), 0.0);
         self.stats.batches += 1;
-        let answer = self.mode.answer(&images, rows.len(), self.settings.batch, self.settings.patience);
+        let answer = self.mode.answer(&images, samples, self.settings.batch, self.settings.patience);
         if let Some(accountant) = self.mode.accountant() {
             // Charged to the clients already.
             drop(accountant.take_ledger());

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::checkpoint::from_f32_bytes;
 use crate::delta::{DeltaSpec, Feed, Labels, Sampling};
-use crate::job::{JobSpec, ModeKind, TrainReport};
+use crate::job::{JobSpec, ModeKind};
 use crate::plan::SplitSpec;
 use crate::release::PrivacySpec;
 use crate::run::Settings;
@@ -92,8 +92,8 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// The model that a job trained. `batch` is that of its training.
-    pub fn of(job: &JobSpec, batch: usize, report: &TrainReport) -> Self {
+    /// The model that a job trained.
+    pub fn of(job: &JobSpec, sampling: Sampling, normalization: Normalization, class_names: Vec<String>) -> Self {
         // Clients have no labels.
         let delta = job.delta.clone().map(|spec| DeltaSpec { labels: Labels::Public, ..spec });
         Self {
@@ -104,9 +104,9 @@ impl ServedModel {
             privacy: job.privacy.clone(),
             delta,
             precision: job.precision,
-            sampling: Sampling { batch, records: report.train_images },
-            normalization: report.normalization.clone(),
-            class_names: report.class_names.clone(),
+            sampling,
+            normalization,
+            class_names,
         }
     }
 

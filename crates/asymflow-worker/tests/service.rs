@@ -1,0 +1,337 @@
+//! Answers for clients with a real worker: the same as the mode gives in process, charged once, in one shape.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
+
+mod flaky;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use asymflow::accounting::RecordAccountant;
+use asymflow::delta::{DeltaSpec, Feed, Labels, Sampling, Variant};
+use asymflow::job::{DataSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
+use asymflow::plan::SplitSpec;
+use asymflow::release::PrivacySpec;
+use asymflow::run::{Parts, build};
+use asymflow::service::{
+    Answer, ClientId, Keeper, Promise, Query, QueryError, ServedModel, Service, ServiceError, ServiceSettings,
+};
+use asymflow_privacy::{BudgetError, Precision, Relation, gaussian_epsilon};
+use asymflow_residual::{
+    BurnBackend, DeviceChoice, Identity, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker,
+    WorkerClient, WorkerConfig,
+};
+use asymflow_zoo::data::{Augment, Batch, Dataset, Loader, Normalization};
+use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::{Weights, by_name};
+use faer::Par;
+use flaky::Flaky;
+
+const IMAGES: usize = 12;
+const BATCH: usize = 4;
+
+fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
+    let network = by_name("resnet8-cifar", 10, None).unwrap();
+    let spec = DeltaSpec {
+        shape: DeltaShape::published(&network).unwrap(),
+        decomposition: "gram".to_owned(),
+        variant: Variant::Strict,
+        epsilon,
+        clip: 1.0,
+        labels: Labels::RandomisedResponse { epsilon: 4.0 },
+        feed,
+        views: 1,
+        stage1_epochs: 0,
+        orthogonality: 0.0,
+    };
+    let job = JobSpec {
+        mode,
+        network,
+        data: DataSpec { path: None, train: None, test: None, seed: 1, augment: false },
+        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
+        privacy: PrivacySpec {
+            mechanism: "insecure_none".to_owned(),
+            sigma: None,
+            clip: None,
+            relation: Relation::Remove,
+            delta: 1e-5,
+            budget_epsilon: None,
+        },
+        delta: Some(spec).filter(|_| mode == ModeKind::Delta),
+        naive_epsilon: None,
+        precision: Precision::F32,
+        worker: None,
+        threads: 1,
+        task: Task::Train(TrainSpec {
+            epochs: 1,
+            batch: 1,
+            learning_rate: 0.0,
+            momentum: 0.0,
+            weight_decay: 0.0,
+            schedule: Schedule::Constant,
+            seed: 1,
+            evaluate_every: 1,
+        }),
+    };
+    let normalization = Normalization::of(&images());
+    let names = images().class_names().to_vec();
+    ServedModel::of(&job, Sampling { batch: 8, records: 100 }, normalization, names)
+}
+
+fn images() -> Dataset {
+    asymflow_zoo::data::synthetic(IMAGES, 0, 3).train
+}
+
+fn weights(model: &ServedModel) -> Vec<f32> {
+    let network = model.settings().stored_network().unwrap();
+    Weights::init(&network, 5).flatten(&network).unwrap()
+}
+
+fn flex() -> Arc<dyn ResidualBackend> {
+    Arc::new(BurnBackend::new(DeviceChoice::Flex))
+}
+
+fn settings(budget_epsilon: Option<f64>) -> ServiceSettings {
+    ServiceSettings { batch: BATCH, budget_epsilon, ..ServiceSettings::default() }
+}
+
+fn service(model: &ServedModel, budget: Option<f64>, worker: &Arc<dyn ResidualBackend>) -> Service {
+    Service::new(model.clone(), &weights(model), Some(worker), settings(budget), Par::Seq).unwrap()
+}
+
+fn queries(client: u8) -> Vec<Query> {
+    let of = |i| Query { client: ClientId::of(&[client; 32]), image: images().image(i).unwrap().to_vec() };
+    (0..IMAGES).map(of).collect()
+}
+
+fn logits(answers: Vec<Result<Answer, QueryError>>) -> Vec<f32> {
+    answers.into_iter().flat_map(|answer| answer.unwrap().logits).collect()
+}
+
+/// The same network asked in process, as an evaluation does it.
+fn in_process(model: &ServedModel) -> Vec<f32> {
+    let network = model.settings().stored_network().unwrap();
+    let weights = Weights::unflatten(&network, &weights(model)).unwrap();
+    let parts = Parts {
+        split: model.split.clone(),
+        epochs: 1,
+        sampling: model.sampling,
+        accountant: RecordAccountant::new(IMAGES),
+    };
+    let (mut mode, _) = build(model.settings(), &weights, parts, Some(&flex()), Par::Seq).unwrap();
+    let data = images();
+    let loader = Loader::new(&data, &model.normalization, Augment::NONE, 0);
+    if model.mode == ModeKind::Delta {
+        // An evaluation asks the worker only once stage 2 has begun.
+        let records = asymflow::modes::Records { loader: &loader, count: 0, batch: 1 };
+        mode.draw(0, &records).unwrap();
+    }
+    let mut batch = Batch::default();
+    loader.gather(None, &(0..IMAGES as u32).collect::<Vec<_>>(), &mut batch);
+    mode.infer(&batch.images, &(0..IMAGES).collect::<Vec<_>>()).unwrap()
+}
+
+fn assert_near(got: &[f32], expected: &[f32], bound: f32) {
+    assert_eq!(got.len(), expected.len());
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= bound * (1.0 + expected.abs()), "logit {i}: {got}, expected {expected}");
+    }
+}
+
+#[test]
+fn an_answer_is_what_the_mode_gives_in_process() {
+    for (mode, feed) in [
+        (ModeKind::Delta, Feed::Residual),
+        (ModeKind::Delta, Feed::Nothing),
+        (ModeKind::TrustedOnly, Feed::Residual),
+        (ModeKind::Asymml, Feed::Residual),
+    ] {
+        // Without noise, so that both sides draw the same.
+        let model = model(mode, None, feed);
+        let mut service = service(&model, None, &flex());
+        let answers = logits(service.answer(&queries(1)));
+        assert_near(&answers, &in_process(&model), 1e-4);
+        // One by one, and so beside other rows of the batch, it is the same.
+        let mut alone = self::service(&model, None, &flex());
+        let one_by_one = queries(1).iter().flat_map(|q| alone.answer(std::slice::from_ref(q))).collect();
+        assert_near(&logits(one_by_one), &answers, 1e-4);
+        assert_eq!(alone.stats().batches, IMAGES as u64);
+    }
+}
+
+#[test]
+fn a_client_pays_once_for_an_image_and_is_refused_when_its_budget_is_spent() {
+    let model = model(ModeKind::Delta, Some(2.0), Feed::Residual);
+    let three = {
+        let service = service(&model, None, &flex());
+        assert!((service.answer_epsilon().unwrap() - 2.0).abs() < 1e-6);
+        gaussian_epsilon(service.sigma().unwrap(), 3_f64.sqrt(), 1e-5).unwrap()
+    };
+    let mut service = service(&model, Some(three * 1.000_001), &flex());
+    let some = &queries(1)[..3];
+    let first = logits(service.answer(some));
+    assert_eq!(logits(service.answer(some)), first, "the same image is told the same");
+    assert!(service.answer(some).iter().all(|a| a.as_ref().unwrap().is_remembered));
+    assert!((service.spent_epsilon(&some[0].client) - three).abs() < 1e-6);
+    let refused = service.answer(&queries(1)[3..5]);
+    assert!(refused.iter().all(|a| matches!(a, Err(QueryError::Budget(BudgetError::Exhausted { .. })))), "{refused:?}");
+    // Another client has its own budget, and hears nothing of what others were told.
+    let other = service.answer(&queries(2)[..1]);
+    assert!(!other[0].as_ref().unwrap().is_remembered);
+    let stats = service.stats();
+    assert_eq!((stats.answered, stats.remembered, stats.refused), (10, 6, 2));
+    assert_eq!(stats.batches, 5, "a batch that costs nothing goes to the worker as well");
+}
+
+#[test]
+fn an_image_of_another_size_costs_nothing() {
+    let mut service = service(&model(ModeKind::Delta, Some(2.0), Feed::Residual), Some(2.0), &flex());
+    let mut query = queries(1)[0].clone();
+    query.image.pop();
+    assert_eq!(service.answer(&[query.clone()]), [Err(QueryError::Image { expected: 3072, got: 3071 })]);
+    assert_eq!(service.spent_epsilon(&query.client), 0.0);
+}
+
+#[derive(Clone, Default)]
+struct Kept {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    fails: Arc<AtomicBool>,
+}
+
+impl Keeper for Kept {
+    fn keep(&mut self, ledgers: &[u8]) -> Result<(), String> {
+        if self.fails.load(Ordering::Relaxed) {
+            return Err("disk full".to_owned());
+        }
+        *self.bytes.lock().unwrap() = ledgers.to_vec();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_restart_keeps_what_clients_have_spent_and_nothing_leaves_that_was_not_kept() {
+    let model = model(ModeKind::Delta, Some(2.0), Feed::Residual);
+    let (kept, flaky) = (Kept::default(), Flaky::new(flex(), usize::MAX));
+    let backend = Arc::clone(&flaky) as Arc<dyn ResidualBackend>;
+    let open = |kept: &Kept| {
+        let bytes = kept.bytes.lock().unwrap().clone();
+        let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
+        service(&model, Some(2.000_001), &backend).with_keeper(bytes.as_deref(), Box::new(kept.clone()))
+    };
+    assert!(open(&kept).unwrap().answer(&queries(1)[..1])[0].is_ok());
+    let again = open(&kept).unwrap().answer(&queries(1)[..1]);
+    assert!(matches!(again[0], Err(QueryError::Budget(_))), "a restart does not reset a budget: {again:?}");
+
+    kept.fails.store(true, Ordering::Relaxed);
+    let mut service = open(&kept).unwrap();
+    let calls = flaky.calls();
+    assert_eq!(service.answer(&queries(2)[..1]), [Err(QueryError::Unkept)]);
+    assert_eq!((flaky.calls(), flaky.stored()), (calls, 0), "nothing was sent");
+
+    *kept.bytes.lock().unwrap() = vec![255; 7];
+    assert!(matches!(open(&kept), Err(ServiceError::Ledgers(_))), "a damaged ledger is no fresh budget");
+}
+
+#[test]
+fn a_lost_worker_is_sent_the_same_bits_again_and_costs_once() {
+    let model = model(ModeKind::Delta, None, Feed::Residual);
+    let expected = in_process(&model);
+    for dies_after in 1..8 {
+        let flaky = Flaky::new(flex(), dies_after);
+        let mut service = service(&model, None, &(Arc::clone(&flaky) as Arc<dyn ResidualBackend>));
+        assert_near(&logits(service.answer(&queries(1))), &expected, 1e-4);
+        assert!(flaky.calls() > dies_after, "it died at call {dies_after}");
+        // With noise, what is charged does not grow by the loss of a worker.
+        let noised = self::model(ModeKind::Delta, Some(2.0), Feed::Residual);
+        let flaky = Flaky::new(flex(), dies_after) as Arc<dyn ResidualBackend>;
+        let mut service = self::service(&noised, None, &flaky);
+        let some = &queries(1)[..6];
+        assert_eq!(service.answer(some).iter().filter(|a| a.is_ok()).count(), 6);
+        let six = gaussian_epsilon(service.sigma().unwrap(), 6_f64.sqrt(), 1e-5).unwrap();
+        assert!((service.spent_epsilon(&some[0].client) - six).abs() < 1e-6);
+    }
+}
+
+/// Sizes of what was sent to the worker after its weights.
+fn sizes(answers: &[usize]) -> Vec<usize> {
+    let identity = Identity::generate().unwrap();
+    let fingerprint = identity.fingerprint();
+    let config = ServeConfig {
+        token: Token::new("t"),
+        insecure_plaintext: false,
+        identity: Some(identity),
+        limits: ServeLimits::default(),
+    };
+    let worker = Worker::bind("127.0.0.1:0", flex(), config).unwrap();
+    let mut config = WorkerConfig::new(worker.address().to_string(), Token::new("t"), Protection::Pinned(fingerprint));
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&sent);
+    config.tap = Some(Tap::new(move |bytes| heard.lock().unwrap().extend_from_slice(bytes)));
+    std::thread::spawn(move || worker.run());
+    let client: Arc<dyn ResidualBackend> = Arc::new(WorkerClient::new(config));
+    let mut service = service(&model(ModeKind::Delta, Some(9.0), Feed::Residual), Some(1e3), &client);
+    let queries = queries(1);
+    let mut seen = sent.lock().unwrap().len();
+    let mut sizes = Vec::new();
+    for &images in answers {
+        assert!(service.answer(&queries[..images]).iter().all(Result::is_ok));
+        let now = sent.lock().unwrap().len();
+        sizes.push(now - seen);
+        seen = now;
+    }
+    sizes
+}
+
+#[test]
+fn every_message_to_the_worker_has_one_size() {
+    // One image, four, the same four again, and three of them with a new one.
+    let sizes = sizes(&[1, 4, 4, 2]);
+    assert!(sizes[0] > BATCH * 1024, "a batch of bits: {sizes:?}");
+    assert!(sizes.iter().all(|&size| size == sizes[0]), "{sizes:?}");
+}
+
+#[test]
+fn what_cannot_be_promised_is_not_served() {
+    let refuse = |model: ServedModel| match Service::new(
+        model.clone(),
+        &weights(&model),
+        Some(&flex()),
+        settings(None),
+        Par::Seq,
+    ) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("served"),
+    };
+    assert!(refuse(model(ModeKind::Clear, None, Feed::Residual)).contains("mode clear is not served"));
+    let mut shared = model(ModeKind::Asymml, None, Feed::Residual);
+    shared.split.decomposition = "shared-basis".to_owned();
+    assert!(refuse(shared).contains("shared-basis is not served"));
+    let mut code = model(ModeKind::Delta, Some(9.0), Feed::Residual);
+    code.delta.as_mut().unwrap().variant = Variant::ReleasedCode;
+    assert!(refuse(code).contains("released-code is not served"));
+}
+
+#[test]
+fn a_promise_says_what_guards_a_release_and_a_model_file_holds_what_is_served() {
+    let model = model(ModeKind::Delta, Some(9.0), Feed::Residual);
+    let file = model.encode(&weights(&model)).unwrap();
+    let (read, read_weights) = ServedModel::decode(&file).unwrap();
+    assert_eq!((&read, &read_weights), (&model, &weights(&model)));
+    let service = service(&read, Some(20.0), &flex());
+    let promise = Promise::of(&service, &settings(Some(20.0)), &file, "sim");
+    let release = promise.release.clone().unwrap();
+    assert_eq!(release.mechanism, "one_bit");
+    assert!((release.answer_epsilon.unwrap() - 9.0).abs() < 1e-6);
+    assert_eq!((release.client_epsilon, release.clip), (Some(20.0), Some(1.0)));
+    assert!(promise.insecure.is_empty());
+    assert_eq!(Promise::decode(&promise.encode().unwrap()).unwrap(), promise);
+    let unlimited = Promise::of(&service, &settings(None), &file, "sim");
+    assert_eq!(unlimited.insecure, ["insecure_unlimited_answers"]);
+
+    for end in (0..file.len()).step_by(file.len() / 50) {
+        assert!(ServedModel::decode(&file[..end]).is_err(), "cut at {end}");
+    }
+    assert!(ServedModel::decode(&[&file[..], &[0]].concat()).is_err());
+    let mut other = model.clone();
+    other.delta = None;
+    assert!(other.encode(&weights(&model)).is_err());
+}
