@@ -1,8 +1,35 @@
-//! The process inside the enclave: serves one job of `asymflow` on standard input and output.
+#![doc = include_str!("../README.md")]
 
-use std::io::{BufWriter, stdin, stdout};
+mod args;
+mod door;
+mod executor;
+mod serving;
 
-fn main() -> anyhow::Result<()> {
-    asymflow::serve::serve(stdin(), BufWriter::new(stdout()))?;
-    Ok(())
+use std::io::{BufWriter, Write, stderr, stdin, stdout};
+use std::process::ExitCode;
+
+use args::Command;
+
+/// Exit code of bad usage.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let command = match args::parse(lexopt::Parser::from_env()) {
+        Ok(command) => command,
+        Err(error) => return report(&error, USAGE),
+    };
+    let done = match command {
+        Command::Help => {
+            let _ = stdout().write_all(args::HELP.as_bytes());
+            Ok(())
+        }
+        Command::Job => asymflow::serve::serve(stdin(), BufWriter::new(stdout())).map_err(Into::into),
+        Command::Serve(args) => serving::serve(&args),
+    };
+    done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)
+}
+
+fn report(error: &anyhow::Error, code: u8) -> ExitCode {
+    let _ = writeln!(stderr(), "error: {error:#}");
+    ExitCode::from(code)
 }

@@ -1,0 +1,160 @@
+//! The command line. Inside an enclave it is part of the manifest, and so of what is measured.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use lexopt::prelude::*;
+
+/// Printed for `--help`.
+pub const HELP: &str = "\
+asymflow-enclaved: the trusted part
+
+Usage:
+  asymflow-enclaved                        serves one job on standard input and output (started by `asymflow run`)
+  asymflow-enclaved serve --model FILE …   answers clients until it is interrupted
+
+Options of serve:
+  --model FILE                  the model, as a run leaves it (model.asymflow)
+  --mode MODE                   trusted-only or asymml, for a model that was trained whole; else the model's own mode
+  --listen ADDRESS              where clients connect [127.0.0.1:7800]
+  --worker ADDRESS              the worker, where the mode has one
+  --worker-fingerprint HEX      SHA-256 of the worker's certificate, as it prints it
+  --worker-token-file FILE      the worker's token
+  --state DIR                   where the losses of clients are kept sealed
+  --guard DIR                   where the highest sequence number is kept; another disk than --state [DIR/guard]
+  --budget-epsilon NUMBER       the most that one client may lose over all its images
+  --batch N                     records of every message to the worker [8]
+  --linger-ms N                 how long an incomplete batch waits for more images [1]
+  --sessions N                  clients at a time [4096]
+  --threads N                   threads of the trusted part; 0 takes one a core [0]
+  --insecure-unlimited-answers  no budget: every answer costs its epsilon, without an end
+  --insecure-forgetful          no --state: a restart forgets what clients have lost
+  --insecure-worker-plaintext   no TLS to the worker: its token travels in the clear
+";
+
+/// What to do.
+#[derive(Debug)]
+pub enum Command {
+    Help,
+    Job,
+    Serve(Box<ServeArgs>),
+}
+
+/// Options of `serve`.
+#[derive(Debug)]
+pub struct ServeArgs {
+    pub model: PathBuf,
+    pub mode: Option<String>,
+    pub listen: String,
+    pub worker: Option<String>,
+    pub worker_fingerprint: Option<String>,
+    pub worker_token_file: Option<PathBuf>,
+    pub state: Option<PathBuf>,
+    pub guard: Option<PathBuf>,
+    pub budget_epsilon: Option<f64>,
+    pub batch: usize,
+    pub linger_ms: u64,
+    pub sessions: usize,
+    pub threads: usize,
+    pub insecure_unlimited_answers: bool,
+    pub insecure_forgetful: bool,
+    pub insecure_worker_plaintext: bool,
+}
+
+/// Reads the command line.
+pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
+    match parser.next()? {
+        None => Ok(Command::Job),
+        Some(Short('h') | Long("help")) => Ok(Command::Help),
+        Some(Value(word)) if word == "serve" => serve(&mut parser),
+        Some(other) => Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+    }
+}
+
+fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
+    let mut model = None;
+    let mut args = ServeArgs {
+        model: PathBuf::new(),
+        mode: None,
+        listen: "127.0.0.1:7800".to_owned(),
+        worker: None,
+        worker_fingerprint: None,
+        worker_token_file: None,
+        state: None,
+        guard: None,
+        budget_epsilon: None,
+        batch: 8,
+        linger_ms: 1,
+        sessions: 4096,
+        threads: 0,
+        insecure_unlimited_answers: false,
+        insecure_forgetful: false,
+        insecure_worker_plaintext: false,
+    };
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Long("model") => model = Some(parser.value()?.into()),
+            Long("mode") => args.mode = Some(parser.value()?.string()?),
+            Long("listen") => args.listen = parser.value()?.string()?,
+            Long("worker") => args.worker = Some(parser.value()?.string()?),
+            Long("worker-fingerprint") => args.worker_fingerprint = Some(parser.value()?.string()?),
+            Long("worker-token-file") => args.worker_token_file = Some(parser.value()?.into()),
+            Long("state") => args.state = Some(parser.value()?.into()),
+            Long("guard") => args.guard = Some(parser.value()?.into()),
+            Long("budget-epsilon") => args.budget_epsilon = Some(number(parser, "--budget-epsilon")?),
+            Long("batch") => args.batch = number(parser, "--batch")?,
+            Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
+            Long("sessions") => args.sessions = number(parser, "--sessions")?,
+            Long("threads") => args.threads = number(parser, "--threads")?,
+            Long("insecure-unlimited-answers") => args.insecure_unlimited_answers = true,
+            Long("insecure-forgetful") => args.insecure_forgetful = true,
+            Long("insecure-worker-plaintext") => args.insecure_worker_plaintext = true,
+            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+        }
+    }
+    args.model = model.context("--model is missing; a run leaves one as model.asymflow")?;
+    check(&args)?;
+    Ok(Command::Serve(Box::new(args)))
+}
+
+fn check(args: &ServeArgs) -> Result<()> {
+    if let Some(epsilon) = args.budget_epsilon.filter(|e| !(e.is_finite() && *e > 0.0)) {
+        bail!("--budget-epsilon must be positive and finite, got {epsilon}");
+    }
+    if args.batch == 0 || args.batch > 4096 {
+        bail!("--batch must be from 1 to 4096, got {}", args.batch);
+    }
+    if args.sessions == 0 {
+        bail!("--sessions must be at least 1, got 0");
+    }
+    Ok(())
+}
+
+fn number<T: FromStr>(parser: &mut lexopt::Parser, name: &'static str) -> Result<T> {
+    let text = parser.value()?.string()?;
+    text.parse().ok().with_context(|| format!("{name} expects a number, got {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(words: &[&str]) -> Result<Command> {
+        parse(lexopt::Parser::from_args(words))
+    }
+
+    #[test]
+    fn a_wrong_flag_or_number_is_named() {
+        assert!(matches!(of(&[]), Ok(Command::Job)));
+        assert!(matches!(of(&["serve", "--help"]), Ok(Command::Help)));
+        let refused = |words: &[&str]| format!("{:#}", of(words).unwrap_err());
+        assert!(refused(&["serve"]).contains("--model is missing"));
+        assert!(refused(&["serve", "--model", "m", "--modle", "x"]).contains("--modle"));
+        assert!(refused(&["serve", "--model", "m", "--batch", "0"]).contains("got 0"));
+        assert!(refused(&["serve", "--model", "m", "--budget-epsilon", "nan"]).contains("NaN"));
+        assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
+        assert!(refused(&["train"]).contains("train"));
+    }
+}
