@@ -2,6 +2,10 @@
 
 #[cfg(feature = "channel")]
 pub mod channel;
+#[cfg(feature = "seal")]
+mod guard;
+#[cfg(feature = "seal")]
+mod seal;
 mod sim;
 
 use std::ffi::OsString;
@@ -13,6 +17,10 @@ use std::process::ExitStatus;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+#[cfg(feature = "seal")]
+pub use guard::{FileGuard, Guard, GuardError, Mark, Witness};
+#[cfg(feature = "seal")]
+pub use seal::{Binding, KeyError, SealError, SealedStore, SealingKey, WitnessError};
 pub use sim::Sim;
 
 /// How far a result can be trusted to come from an enclave. Printed beside every result.
