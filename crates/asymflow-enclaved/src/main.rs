@@ -2,8 +2,10 @@
 
 mod args;
 mod door;
+mod evidence;
 mod executor;
 mod serving;
+mod state;
 
 use std::io::{BufWriter, Write, stderr, stdin, stdout};
 use std::process::ExitCode;

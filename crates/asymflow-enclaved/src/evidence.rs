@@ -1,0 +1,99 @@
+//! What the program can prove of itself, by where it runs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use asymflow::service::hex;
+use asymflow_enclave::Assurance;
+use asymflow_enclave::attest::{AttestedIdentity, GramineQuoter, Quoter};
+use rustls::ServerConfig;
+use sha2::{Digest, Sha256};
+
+use crate::door::Prove;
+
+/// Where Gramine has its attestation files.
+const ATTESTATION: &str = "/dev/attestation";
+
+/// A quoter, and the runtime it belongs to.
+pub struct Evidence {
+    quoter: Arc<dyn Quoter>,
+    runtime: &'static str,
+}
+
+/// The service's TLS identity with its quote.
+pub struct Identity {
+    identity: Arc<AttestedIdentity>,
+    quoter: Arc<dyn Quoter>,
+    promise_sha256: String,
+}
+
+impl Evidence {
+    /// Quotes of the enclave where this is one, and otherwise simulated ones.
+    pub fn open() -> Result<Self> {
+        if Path::new(ATTESTATION).join("attestation_type").exists() {
+            let quoter = GramineQuoter::default();
+            quoter.probe()?;
+            return Ok(Self { quoter: Arc::new(quoter), runtime: "gramine-sgx" });
+        }
+        let runtime = if Path::new(ATTESTATION).exists() { "gramine-direct" } else { "sim" };
+        Ok(Self { quoter: simulated()?, runtime })
+    }
+
+    /// Name of the runtime.
+    pub const fn runtime(&self) -> &'static str {
+        self.runtime
+    }
+
+    /// Whether this is an enclave.
+    pub fn is_enclave(&self) -> bool {
+        !self.quoter.is_simulated()
+    }
+
+    /// A fresh TLS key, vouched for together with the promise.
+    pub fn identity(&self, promise: &[u8]) -> Result<Identity> {
+        let identity = AttestedIdentity::new(&*self.quoter, promise).context("cannot make an attested identity")?;
+        Ok(Identity {
+            identity: Arc::new(identity),
+            quoter: Arc::clone(&self.quoter),
+            promise_sha256: hex(&Sha256::digest(promise)),
+        })
+    }
+}
+
+#[cfg(feature = "simulated")]
+fn simulated() -> Result<Arc<dyn Quoter>> {
+    use asymflow_enclave::attest::{SimulatedMeasurement, SimulatedQuoter};
+    let program = std::env::current_exe().and_then(std::fs::read).context("cannot read this program")?;
+    Ok(Arc::new(SimulatedQuoter::new(SimulatedMeasurement::of_program(&program))?))
+}
+
+#[cfg(not(feature = "simulated"))]
+fn simulated() -> Result<Arc<dyn Quoter>> {
+    anyhow::bail!("this is no enclave, and the program was built without simulated evidence")
+}
+
+impl Identity {
+    /// Configuration of TLS.
+    pub fn tls(&self) -> Arc<ServerConfig> {
+        self.identity.server_config()
+    }
+
+    /// Makes quotes for sessions.
+    pub fn prover(&self) -> Prove {
+        let (identity, quoter) = (Arc::clone(&self.identity), Arc::clone(&self.quoter));
+        Arc::new(move |nonce, exporter| {
+            identity.fresh_quote(&*quoter, nonce, exporter).map_err(|error| error.to_string())
+        })
+    }
+
+    /// How far results can be trusted: an enclave proves itself to its clients, so here it is at most isolated.
+    pub fn assurance(&self) -> Assurance {
+        if self.quoter.is_simulated() { Assurance::Simulated } else { Assurance::Isolated }
+    }
+
+    /// SHA-256 of the promise, which clients may pin.
+    pub fn promise_sha256(&self) -> &str {
+        &self.promise_sha256
+    }
+}

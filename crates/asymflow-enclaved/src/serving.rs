@@ -1,0 +1,169 @@
+//! `serve`: from a model file to a listening, attested service.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use asymflow::job::{ModeKind, WorkerSpec};
+use asymflow::serve::worker_client;
+use asymflow::service::protocol::MAX_IMAGES;
+use asymflow::service::{Promise, ServedModel, Service, ServiceSettings};
+use asymflow_enclave::channel::{Channel, ChannelLimits};
+use asymflow_residual::ResidualBackend;
+use faer::Par;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::ServeArgs;
+use crate::door::Door;
+use crate::evidence::{Evidence, Identity};
+use crate::executor::{self, SharedStats};
+use crate::state;
+
+/// Longest wait for one answer of the worker, and for a lost one to come back.
+const WORKER_SECONDS: u64 = 30;
+
+/// Serves until it is interrupted.
+pub fn serve(args: &ServeArgs) -> Result<()> {
+    let file = std::fs::read(&args.model).with_context(|| format!("cannot read {}", args.model.display()))?;
+    let (model, weights) = ServedModel::decode(&file).with_context(|| args.model.display().to_string())?;
+    let model = in_mode(model, args.mode.as_deref())?;
+    let worker = worker(&model, args)?;
+    let (threads, par) = threads(args.threads)?;
+    let settings = settings(args);
+    let service = Service::new(model, &weights, worker.as_ref(), settings, par)?;
+    check_budget(&service, args)?;
+    let evidence = Evidence::open()?;
+    let mut promise = Promise::of(&service, &settings, &file, evidence.runtime());
+    let service = state::keep(service, args, &evidence, &mut promise.insecure)?;
+    promise.insecure.extend(args.insecure_worker_plaintext.then(|| "insecure_worker_plaintext".to_owned()));
+    let identity = evidence.identity(&promise.encode()?)?;
+    announce_insecure(&promise.insecure);
+
+    let image_bytes = promise.input.len();
+    let linger = Duration::from_millis(args.linger_ms);
+    let (queue, stats, executor) = executor::start(service, args.batch, linger, threads).context("cannot start")?;
+    let door = Door { queue, image_bytes, prove: identity.prover() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(listen(args, &identity, door, &promise, &stats))?;
+    drop(runtime);
+    let _ = executor.join();
+    Ok(())
+}
+
+fn settings(args: &ServeArgs) -> ServiceSettings {
+    let patience = Duration::from_secs(WORKER_SECONDS);
+    ServiceSettings {
+        batch: args.batch,
+        budget_epsilon: args.budget_epsilon,
+        patience,
+        ..ServiceSettings::default()
+    }
+}
+
+/// A model that was trained whole can be served in either of the modes that split nothing or every convolution.
+fn in_mode(mut model: ServedModel, mode: Option<&str>) -> Result<ServedModel> {
+    let whole = matches!(model.mode, ModeKind::Clear | ModeKind::TrustedOnly | ModeKind::Asymml);
+    match mode {
+        None => {}
+        Some("trusted-only") if whole => model.mode = ModeKind::TrustedOnly,
+        Some("asymml") if whole => model.mode = ModeKind::Asymml,
+        Some(name) if name == model.mode.name() => {}
+        Some(name) => bail!("a model of mode {} cannot be served as {name:?}", model.mode.name()),
+    }
+    Ok(model)
+}
+
+fn worker(model: &ServedModel, args: &ServeArgs) -> Result<Option<Arc<dyn ResidualBackend>>> {
+    if !model.settings().needs_worker() {
+        return Ok(None);
+    }
+    let mode = model.mode.name();
+    let address = args.worker.clone().with_context(|| format!("mode {mode} needs a worker: --worker is missing"))?;
+    let file = args.worker_token_file.as_deref().context("--worker-token-file is missing")?;
+    let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let worker = WorkerSpec {
+        address,
+        fingerprint: args.worker_fingerprint.clone(),
+        token: token.trim().to_owned(),
+        insecure_plaintext: args.insecure_worker_plaintext,
+        timeout_seconds: WORKER_SECONDS,
+        patience_seconds: WORKER_SECONDS,
+    };
+    Ok(Some(worker_client(&worker, model.precision)?))
+}
+
+fn threads(asked: usize) -> Result<(rayon::ThreadPool, Par)> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = if asked == 0 { cores } else { asked };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+    Ok((pool, if threads == 1 { Par::Seq } else { Par::rayon(threads) }))
+}
+
+/// A service that releases anything has a budget, or says that it has none.
+fn check_budget(service: &Service, args: &ServeArgs) -> Result<()> {
+    let Some(epsilon) = service.answer_epsilon() else { return Ok(()) };
+    match args.budget_epsilon {
+        None if !args.insecure_unlimited_answers => {
+            bail!("an answer costs epsilon {epsilon:.3}: give --budget-epsilon, or --insecure-unlimited-answers")
+        }
+        Some(_) if args.insecure_unlimited_answers => {
+            bail!("--budget-epsilon and --insecure-unlimited-answers contradict each other")
+        }
+        Some(budget) if budget < epsilon => {
+            bail!("--budget-epsilon {budget} is less than the {epsilon:.3} that one answer costs: nobody would be answered")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn announce_insecure(insecure: &[String]) {
+    let named = if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") };
+    let _ = writeln!(std::io::stderr(), "insecure settings in force: {named}");
+}
+
+async fn listen(
+    args: &ServeArgs,
+    identity: &Identity,
+    door: Door,
+    promise: &Promise,
+    stats: &SharedStats,
+) -> Result<()> {
+    let mut limits = ChannelLimits { sessions: args.sessions, ..ChannelLimits::default() };
+    limits.message.body_bytes = limits.message.body_bytes.min(u64::from(MAX_IMAGES) * door.image_bytes as u64);
+    let channel = Channel::bind(&args.listen, identity.tls(), limits, door)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
+    let seen = channel.stats();
+    let ready = serde_json::json!({
+        "listening": channel.address().context("cannot listen")?.to_string(),
+        "assurance": identity.assurance(),
+        "runtime": promise.runtime,
+        "mode": promise.mode,
+        "network": promise.network,
+        "promise_sha256": identity.promise_sha256(),
+    });
+    say(&ready)?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    channel
+        .run(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        })
+        .await;
+    let stats = *stats.lock().unwrap_or_else(PoisonError::into_inner);
+    say(&serde_json::json!({
+        "service": stats,
+        "sessions": seen.sessions(),
+        "refused_connections": seen.refused(),
+        "failed_sessions": seen.failed(),
+    }))
+}
+
+fn say(line: &serde_json::Value) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("cannot write to stdout")
+}

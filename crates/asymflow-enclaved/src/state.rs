@@ -1,0 +1,50 @@
+//! What outlives the process: the losses of clients, sealed.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use asymflow::service::{Keeper, Service};
+use asymflow_enclave::{Binding, FileGuard, SealedStore, SealingKey};
+
+use crate::args::ServeArgs;
+use crate::evidence::Evidence;
+
+/// Label of the sealed ledgers.
+const LEDGERS: &str = "ledgers";
+
+struct Sealed {
+    store: SealedStore,
+}
+
+impl Keeper for Sealed {
+    fn keep(&mut self, ledgers: &[u8]) -> Result<(), String> {
+        self.store.save(LEDGERS, ledgers).map_err(|error| error.to_string())
+    }
+}
+
+/// Gives `service` the losses that an earlier process sealed, and a place to keep them in. Names what is insecure about it.
+pub fn keep(service: Service, args: &ServeArgs, evidence: &Evidence, insecure: &mut Vec<String>) -> Result<Service> {
+    let Some(folder) = &args.state else {
+        if service.answer_epsilon().is_some() && !args.insecure_forgetful {
+            bail!("losses of clients must outlive a restart: give --state, or --insecure-forgetful");
+        }
+        insecure.extend(args.insecure_forgetful.then(|| "insecure_forgetful".to_owned()));
+        return Ok(service);
+    };
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let key = key(folder, evidence, insecure)?;
+    let guard = args.guard.clone().unwrap_or_else(|| folder.join("guard"));
+    let guard = FileGuard::open(&guard, &key)?;
+    let mut store = SealedStore::open(folder, key, Box::new(guard))?;
+    let kept = store.load(LEDGERS).context("the losses of clients cannot be loaded")?;
+    Ok(service.with_keeper(kept.as_ref().map(|kept| kept.as_slice()), Box::new(Sealed { store }))?)
+}
+
+/// The signer's key, so that a newer enclave of the same signer goes on with the same budgets.
+fn key(folder: &Path, evidence: &Evidence, insecure: &mut Vec<String>) -> Result<SealingKey> {
+    if evidence.is_enclave() {
+        return Ok(SealingKey::gramine(Binding::Signer)?);
+    }
+    insecure.push("insecure_host_key".to_owned());
+    Ok(SealingKey::insecure_host_file(&folder.join("host.key"))?)
+}
