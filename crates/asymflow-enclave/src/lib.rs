@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(feature = "attest", feature = "verify"))]
+pub mod attest;
 mod sim;
 
 use std::ffi::OsString;
