@@ -21,8 +21,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// Label under which both ends export the secret that binds a fresh quote to their session (RFC 8446, section 7.5).
-pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-asymflow-fresh-quote";
+use crate::attest::session_exporter;
 
 /// Memory for a body grows by this much at a time.
 const CHUNK_BYTES: usize = 1 << 16;
@@ -226,7 +225,7 @@ impl<H: Handler> Shared<H> {
     async fn serve(&self, stream: TcpStream, acceptor: TlsAcceptor) -> Result<(), Ended> {
         stream.set_nodelay(true).map_err(|_| Ended)?;
         let mut stream = within(self.limits.handshake, acceptor.accept(stream)).await?;
-        let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(|_| Ended)?;
+        let exporter = session_exporter(stream.get_ref().1).map_err(|_| Ended)?;
         let mut session = Session { exporter, state: H::State::default() };
         let mut rate = Rate::new(self.limits.messages_per_second, self.limits.burst);
         loop {

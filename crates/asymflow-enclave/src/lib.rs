@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(feature = "attest", feature = "verify"))]
+pub mod attest;
 #[cfg(feature = "channel")]
 pub mod channel;
 #[cfg(feature = "seal")]

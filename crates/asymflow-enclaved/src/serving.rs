@@ -54,12 +54,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
 
 fn settings(args: &ServeArgs) -> ServiceSettings {
     let patience = Duration::from_secs(WORKER_SECONDS);
-    ServiceSettings {
-        batch: args.batch,
-        budget_epsilon: args.budget_epsilon,
-        patience,
-        ..ServiceSettings::default()
-    }
+    ServiceSettings { batch: args.batch, budget_epsilon: args.budget_epsilon, patience, ..ServiceSettings::default() }
 }
 
 /// A model that was trained whole can be served in either of the modes that split nothing or every convolution.
@@ -112,7 +107,9 @@ fn check_budget(service: &Service, args: &ServeArgs) -> Result<()> {
             bail!("--budget-epsilon and --insecure-unlimited-answers contradict each other")
         }
         Some(budget) if budget < epsilon => {
-            bail!("--budget-epsilon {budget} is less than the {epsilon:.3} that one answer costs: nobody would be answered")
+            bail!(
+                "--budget-epsilon {budget} is less than the {epsilon:.3} that one answer costs: nobody would be answered"
+            )
         }
         _ => Ok(()),
     }

@@ -1,0 +1,72 @@
+//! What Intel says of platforms, as of some day.
+
+use std::fmt;
+
+use dcap_qvl::QuoteCollateralV3;
+use thiserror::Error;
+
+/// The longest collateral that is read, in bytes. Intel's is under 32 KiB.
+pub const MAX_COLLATERAL_BYTES: usize = 1 << 20;
+
+/// Why bytes are no collateral.
+#[derive(Debug, Error)]
+pub enum CollateralError {
+    /// Too long.
+    #[error("collateral of {bytes} bytes; at most {MAX_COLLATERAL_BYTES} are read")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not the JSON of dcap-qvl.
+    #[error("collateral is not a JSON object as dcap-qvl writes it: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Intel's ratings of a kind of platform (TCB info), the identity of its quoting enclave, the lists of revoked certificates, and
+/// the certificates that sign them. Whoever serves them is not trusted: all of it is signed.
+///
+/// It is the JSON object of dcap-qvl's `QuoteCollateralV3`: `tcb_info` and `qe_identity` as Intel signed them, their signatures,
+/// and both revocation lists in hexadecimal, the three issuer chains in PEM. Intel's Provisioning Certification Service or a caching
+/// service (PCCS) gives the parts for the FMSPC in a quote's certificate (`/sgx/certification/v4/tcb`, `…/qe/identity`,
+/// `…/pckcrl`, `…/rootcacrl`; issuer chains come as response headers); dcap-qvl's `CollateralClient::fetch`, in Rust, Python or
+/// JavaScript, asks for all of them and returns this object. Nothing is fetched here. It is good until its `nextUpdate`, thirty
+/// days with Intel.
+#[derive(Clone)]
+pub struct Collateral(QuoteCollateralV3);
+
+impl Collateral {
+    /// Reads collateral. Nothing in it is verified before a quote is.
+    ///
+    /// # Errors
+    /// More than [`MAX_COLLATERAL_BYTES`], or not that JSON object.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, CollateralError> {
+        if bytes.len() > MAX_COLLATERAL_BYTES {
+            return Err(CollateralError::TooLong { bytes: bytes.len() });
+        }
+        Ok(Self(serde_json::from_slice(bytes)?))
+    }
+
+    /// The JSON object.
+    ///
+    /// # Errors
+    /// Never in practice: it is made of strings and bytes.
+    pub fn to_json(&self) -> Result<Vec<u8>, CollateralError> {
+        Ok(serde_json::to_vec(&self.0)?)
+    }
+
+    pub(crate) fn as_dcap(&self) -> &QuoteCollateralV3 {
+        &self.0
+    }
+}
+
+impl From<QuoteCollateralV3> for Collateral {
+    fn from(collateral: QuoteCollateralV3) -> Self {
+        Self(collateral)
+    }
+}
+
+impl fmt::Debug for Collateral {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collateral").field("tcb_info_bytes", &self.0.tcb_info.len()).finish_non_exhaustive()
+    }
+}

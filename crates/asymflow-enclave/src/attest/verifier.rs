@@ -1,0 +1,298 @@
+//! Whether a server is the enclave that a policy accepts.
+
+use dcap_qvl::quote::{EnclaveReport, Quote};
+use dcap_qvl::verify::QuoteVerifier;
+use rustls::ConnectionCommon;
+use rustls::pki_types::CertificateDer;
+use rustls::server::ParsedCertificate;
+use serde::{Deserialize, Serialize};
+use x509_cert::Certificate;
+use x509_cert::der::{Decode, oid::ObjectIdentifier};
+
+use super::SIMULATED_ROOT_PUBLIC_KEY;
+use super::collateral::Collateral;
+use super::evidence::{Claims, Evidence, MAX_QUOTE_BYTES, certificate_report_data, sha256};
+use super::fresh::fresh_report_data;
+use super::policy::{Policy, PolicyError};
+use super::refusal::Refusal;
+use super::tcb::TcbStatus;
+use crate::Assurance;
+
+const EVIDENCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.5.4.9");
+const DEBUG: u8 = 0b10;
+/// Header and report of an SGX quote; the length of what follows is next, in four bytes.
+const SIGNED_BYTES: usize = 48 + 384;
+
+/// Which program runs in an enclave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Hash of the program and how it is laid out.
+    pub mr_enclave: [u8; 32],
+    /// Hash of the key that signed it.
+    pub mr_signer: [u8; 32],
+    /// The signer's number for the product.
+    pub isv_prod_id: u16,
+    /// The signer's security version of it.
+    pub isv_svn: u16,
+}
+
+/// What was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Attested, or simulated.
+    pub assurance: Assurance,
+    /// The program.
+    pub measurement: Measurement,
+    /// The platform's rating.
+    pub tcb_status: TcbStatus,
+    /// Intel's advisories that concern the platform.
+    pub advisories: Vec<String>,
+    /// What the enclave promises.
+    pub promise: Vec<u8>,
+    /// SHA-256 of its claims.
+    pub claims_sha256: [u8; 32],
+    /// SHA-256 of its TLS key's DER SubjectPublicKeyInfo.
+    pub public_key_sha256: [u8; 32],
+}
+
+/// Verifies servers by a policy and Intel's collateral.
+///
+/// What passes was signed by a quoting enclave of a platform that Intel certified and rated as the policy accepts, at the time
+/// given; runs a program that the policy pins; and vouched for the TLS key and the promise of the certificate. Who a server
+/// is called is not looked at, and neither are the certificate's own dates: the quote says who it is.
+#[derive(Debug)]
+pub struct Verifier {
+    policy: Policy,
+    collateral: Collateral,
+    #[cfg(feature = "simulated")]
+    simulated_root: Vec<u8>,
+}
+
+/// What was verified of a quote alone: everything but what its report data are bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedQuote {
+    /// Attested, or simulated.
+    pub assurance: Assurance,
+    /// The program.
+    pub measurement: Measurement,
+    /// The platform's rating.
+    pub tcb_status: TcbStatus,
+    /// Intel's advisories that concern the platform.
+    pub advisories: Vec<String>,
+    /// What the program had signed.
+    pub report_data: [u8; 64],
+}
+
+impl Verifier {
+    /// A verifier.
+    ///
+    /// # Errors
+    /// The policy cannot be used.
+    pub fn new(policy: Policy, collateral: Collateral) -> Result<Self, PolicyError> {
+        policy.check()?;
+        Ok(Self {
+            policy,
+            collateral,
+            // Without random numbers there is no root and no simulated quote verifies, which is the safe side.
+            #[cfg(feature = "simulated")]
+            simulated_root: super::simulated::simulated_root().unwrap_or_default(),
+        })
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Verifies a server's certificate (DER) at a time. That the server has the key is for the TLS handshake to prove.
+    ///
+    /// # Errors
+    /// Why the server is refused.
+    pub fn verify_certificate(&self, der: &[u8], now_unix_seconds: u64) -> Result<Verified, Refusal> {
+        let public_key_sha256 = public_key_sha256(der)?;
+        let evidence = Evidence::parse(&evidence_of(der)?)?;
+        let claims = Claims::parse(&evidence.claims)?;
+        let claims_sha256 = sha256(&evidence.claims);
+        let checked = self.verify_quote(&evidence.quote, now_unix_seconds)?;
+        if checked.report_data != certificate_report_data(&claims_sha256) {
+            let (quoted, _) = halves(&checked.report_data);
+            return Err(Refusal::ClaimsNotBound { quoted, claims: claims_sha256 });
+        }
+        if claims.public_key_sha256 != public_key_sha256 {
+            return Err(Refusal::KeyNotBound { claimed: claims.public_key_sha256, used: public_key_sha256 });
+        }
+        let found = sha256(&claims.promise);
+        if let Some(accepted) = self.policy.promise_sha256.filter(|accepted| *accepted != found) {
+            return Err(Refusal::Promise { found, accepted });
+        }
+        let VerifiedQuote { assurance, measurement, tcb_status, advisories, .. } = checked;
+        let promise = claims.promise;
+        Ok(Verified { assurance, measurement, tcb_status, advisories, promise, claims_sha256, public_key_sha256 })
+    }
+
+    /// Verifies the other end of a session, once more after the handshake, to learn what was verified.
+    ///
+    /// # Errors
+    /// Why the server is refused.
+    pub fn verify_peer<Data>(
+        &self,
+        connection: &ConnectionCommon<Data>,
+        now_unix_seconds: u64,
+    ) -> Result<Verified, Refusal> {
+        let chain = connection.peer_certificates().unwrap_or_default();
+        self.verify_certificate(chain.first().ok_or(Refusal::NoEvidence)?, now_unix_seconds)
+    }
+
+    /// Verifies a quote that the server made for this session: the same enclave as the certificate's, the same key and promise, over
+    /// the client's nonce and the [`session_exporter`](super::session_exporter).
+    ///
+    /// # Errors
+    /// Why the server is refused.
+    pub fn verify_fresh(
+        &self,
+        verified: &Verified,
+        quote: &[u8],
+        nonce: &[u8; 32],
+        exporter: &[u8; 32],
+        now_unix_seconds: u64,
+    ) -> Result<(), Refusal> {
+        let checked = self.verify_quote(quote, now_unix_seconds)?;
+        if checked.measurement != verified.measurement || checked.assurance != verified.assurance {
+            let (found, expected) = (checked.measurement.mr_enclave, verified.measurement.mr_enclave);
+            return Err(Refusal::OtherEnclave { found, expected });
+        }
+        let (quoted, found) = halves(&checked.report_data);
+        if quoted != verified.claims_sha256 {
+            return Err(Refusal::ClaimsNotBound { quoted, claims: verified.claims_sha256 });
+        }
+        let (_, expected) = halves(&fresh_report_data(&verified.claims_sha256, nonce, exporter));
+        if found == expected { Ok(()) } else { Err(Refusal::NotFresh { found, expected }) }
+    }
+
+    /// Verifies a quote alone: chain, collateral, rating and program, as the policy has them. It says nothing of who sent it.
+    ///
+    /// # Errors
+    /// Why the quote is refused.
+    pub fn verify_quote(&self, quote: &[u8], now_unix_seconds: u64) -> Result<VerifiedQuote, Refusal> {
+        check_length(quote)?;
+        let parsed = Quote::parse(quote).map_err(|error| Refusal::Quote(format!("{error:#}")))?;
+        let simulated = is_simulated(&parsed);
+        let verified = self
+            .root(simulated)?
+            .allow_debug(true)
+            .verify(quote, self.collateral.as_dcap(), now_unix_seconds)
+            .map_err(|error| unverified(format!("{error:#}"), now_unix_seconds))?;
+        let Some(report) = verified.report.as_sgx() else {
+            return Err(Refusal::NotSgx(format!("TEE type {:#x}", parsed.header.tee_type)));
+        };
+        let tcb_status = TcbStatus::of_name(&verified.status)
+            .ok_or_else(|| Refusal::Chain(format!("the unknown TCB status {}", verified.status)))?;
+        let advisories = verified.advisory_ids;
+        if !self.policy.tcb.accepts(tcb_status) {
+            return Err(Refusal::Tcb { status: tcb_status, advisories });
+        }
+        let measurement = self.check_report(report, simulated)?;
+        let assurance = if simulated { Assurance::Simulated } else { Assurance::Attested };
+        Ok(VerifiedQuote { assurance, measurement, tcb_status, advisories, report_data: report.report_data })
+    }
+
+    #[cfg(feature = "simulated")]
+    fn root(&self, simulated: bool) -> Result<QuoteVerifier, Refusal> {
+        match (simulated, self.policy.insecure_accept_simulated) {
+            (false, _) => Ok(QuoteVerifier::new_prod()),
+            (true, true) => Ok(QuoteVerifier::new(self.simulated_root.clone())),
+            (true, false) => Err(Refusal::Simulated),
+        }
+    }
+
+    #[cfg(not(feature = "simulated"))]
+    fn root(&self, simulated: bool) -> Result<QuoteVerifier, Refusal> {
+        if simulated { Err(Refusal::Simulated) } else { Ok(QuoteVerifier::new_prod()) }
+    }
+
+    fn check_report(&self, report: &EnclaveReport, simulated: bool) -> Result<Measurement, Refusal> {
+        let policy = &self.policy;
+        let [flags, ..] = report.attributes;
+        if flags & DEBUG != 0 && !policy.insecure_allow_debug {
+            return Err(Refusal::Debug);
+        }
+        if !policy.is_pinned() && !simulated {
+            return Err(Refusal::Unpinned);
+        }
+        let EnclaveReport { mr_enclave, mr_signer, isv_prod_id, isv_svn, .. } = *report;
+        if !policy.mr_enclave.is_empty() && !policy.mr_enclave.contains(&mr_enclave) {
+            return Err(Refusal::MrEnclave { found: mr_enclave, accepted: policy.mr_enclave.clone() });
+        }
+        if !policy.mr_signer.is_empty() && !policy.mr_signer.contains(&mr_signer) {
+            return Err(Refusal::MrSigner { found: mr_signer, accepted: policy.mr_signer.clone() });
+        }
+        if let Some(accepted) = policy.isv_prod_id.filter(|accepted| *accepted != isv_prod_id) {
+            return Err(Refusal::Product { found: isv_prod_id, accepted });
+        }
+        if isv_svn < policy.min_isv_svn {
+            return Err(Refusal::Svn { found: isv_svn, least: policy.min_isv_svn });
+        }
+        Ok(Measurement { mr_enclave, mr_signer, isv_prod_id, isv_svn })
+    }
+}
+
+/// Hash of the key that TLS will verify the handshake with, by the very parser that it does so with.
+fn public_key_sha256(der: &[u8]) -> Result<[u8; 32], Refusal> {
+    let certificate = CertificateDer::from(der);
+    let parsed = ParsedCertificate::try_from(&certificate).map_err(|error| Refusal::Certificate(error.to_string()))?;
+    Ok(sha256(&parsed.subject_public_key_info()))
+}
+
+/// The content of the evidence extension, which has to be there once.
+fn evidence_of(der: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let certificate = Certificate::from_der(der).map_err(|error| Refusal::Certificate(error.to_string()))?;
+    let extensions = certificate.tbs_certificate().extensions().into_iter().flatten();
+    let mut evidence = extensions.filter(|extension| extension.extn_id == EVIDENCE);
+    match (evidence.next(), evidence.next()) {
+        (None, _) => Err(Refusal::NoEvidence),
+        (Some(extension), None) => Ok(extension.extn_value.as_bytes().to_vec()),
+        (Some(_), Some(_)) => Err(Refusal::Certificate("the evidence extension is there twice".into())),
+    }
+}
+
+/// A quote is as long as it says: what follows it is signed by nobody.
+fn check_length(quote: &[u8]) -> Result<(), Refusal> {
+    let given = quote.len();
+    if given > MAX_QUOTE_BYTES {
+        return Err(Refusal::Quote(format!("{given} bytes; at most {MAX_QUOTE_BYTES} are read")));
+    }
+    let Some((length, rest)) = quote.get(SIGNED_BYTES..).and_then(|rest| rest.split_first_chunk()) else {
+        return Err(Refusal::Quote(format!("{given} bytes are too few")));
+    };
+    let told = u32::from_le_bytes(*length);
+    // A TDX quote has another layout; it is refused by its kind further on.
+    let sgx = quote.get(4..8) == Some(&[0; 4]);
+    if sgx && u32::try_from(rest.len()) != Ok(told) {
+        return Err(Refusal::Quote(format!("{} bytes of signature, {told} by its own account", rest.len())));
+    }
+    Ok(())
+}
+
+/// Whether a quote says that it comes from the simulated root. It decides only which root it is held against.
+fn is_simulated(quote: &Quote) -> bool {
+    let chain = dcap_qvl::intel::extract_cert_chain(quote).unwrap_or_default();
+    let root = chain.last().and_then(|der| Certificate::from_der(der).ok());
+    root.is_some_and(|root| {
+        let key = &root.tbs_certificate().subject_public_key_info().subject_public_key;
+        key.raw_bytes() == SIMULATED_ROOT_PUBLIC_KEY
+    })
+}
+
+/// dcap-qvl gives reasons as text; a wrong guess here changes the advice and nothing else.
+fn unverified(reason: String, now_unix_seconds: u64) -> Refusal {
+    let dated = ["expired", "Expired", "NotValidYet", "in the future"].iter().any(|word| reason.contains(word));
+    if dated { Refusal::Expired { now_unix_seconds, reason } } else { Refusal::Chain(reason) }
+}
+
+fn halves(report_data: &[u8; 64]) -> ([u8; 32], [u8; 32]) {
+    let mut halves = ([0; 32], [0; 32]);
+    let (head, tail) = report_data.split_at(32);
+    halves.0.copy_from_slice(head);
+    halves.1.copy_from_slice(tail);
+    halves
+}
