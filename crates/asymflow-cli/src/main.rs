@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod client;
 mod delta_section;
 mod entry;
 mod error;
@@ -50,6 +51,20 @@ enum Command {
     },
     /// Print the epsilon over time under every accountant, or the split layer by layer
     Explain(explain::Args),
+    /// Ask a service about images, once it has proven what it is
+    #[command(subcommand)]
+    Client(client::Command),
+    /// Write some of the built-in test images as PNG files
+    Samples {
+        /// The folder to write them into
+        folder: PathBuf,
+        /// How many
+        #[arg(long, default_value_t = 10)]
+        count: usize,
+        /// Seed of the built-in set
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Render results into tables and plots
     Report(report::Args),
     /// List the networks of the zoo
@@ -86,6 +101,14 @@ fn execute(cli: Cli) -> Result<Outcome, CliError> {
         }
         Command::Explain(args) => {
             print(&explain::explain(&args)?);
+            Ok(Outcome::Done)
+        }
+        Command::Client(command) => {
+            client::execute(command)?;
+            Ok(Outcome::Done)
+        }
+        Command::Samples { folder, count, seed } => {
+            client::samples(&folder, count, seed)?;
             Ok(Outcome::Done)
         }
         Command::Report(args) => {

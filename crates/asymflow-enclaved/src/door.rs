@@ -49,7 +49,7 @@ impl Handler for Door {
                 session.state.client = Some(ClientId::of(&client));
                 Reply::Send(FromService::Welcome { version: VERSION }, Vec::new())
             }
-            (ToService::Prove { nonce }, Some(_)) if body.is_empty() => {
+            (ToService::Prove { nonce }, _) if body.is_empty() => {
                 // A quote takes long; one a session is what a client needs.
                 if std::mem::replace(&mut session.state.has_proven, true) {
                     return last(RefusalCode::Busy, "a session is given one fresh quote");
@@ -60,7 +60,7 @@ impl Handler for Door {
                 }
             }
             (ToService::Classify { images }, Some(client)) => self.classify(client, images, body).await,
-            _ => last(RefusalCode::Message, "a message out of turn: a session begins with one hello"),
+            _ => last(RefusalCode::Message, "a message out of turn: images come after one hello"),
         }
     }
 

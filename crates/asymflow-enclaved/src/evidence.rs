@@ -4,11 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use asymflow::service::hex;
+use asymflow::service::sha256_hex;
 use asymflow_enclave::Assurance;
 use asymflow_enclave::attest::{AttestedIdentity, GramineQuoter, Quoter};
 use rustls::ServerConfig;
-use sha2::{Digest, Sha256};
 
 use crate::door::Prove;
 
@@ -56,7 +55,7 @@ impl Evidence {
         Ok(Identity {
             identity: Arc::new(identity),
             quoter: Arc::clone(&self.quoter),
-            promise_sha256: hex(&Sha256::digest(promise)),
+            promise_sha256: sha256_hex(promise),
         })
     }
 }

@@ -30,7 +30,7 @@ use crate::trusted::ExecError;
 pub use answers::{Answers, Asked};
 pub use ledgers::{ClientId, Ledgers, LedgersError};
 pub use model::{ModelFileError, ServedModel};
-pub use promise::{Promise, PromiseError, hex};
+pub use promise::{Promise, PromiseError, hex, sha256_hex};
 
 /// Why a model cannot be served.
 #[derive(Debug, Error)]

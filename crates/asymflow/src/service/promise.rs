@@ -107,7 +107,7 @@ impl Promise {
             runtime: runtime.to_owned(),
             mode: model.mode,
             network: model.network.name.clone(),
-            model_sha256: hex(&Sha256::digest(model_bytes)),
+            model_sha256: sha256_hex(model_bytes),
             input: model.network.input,
             classes: model.network.classes,
             class_names: model.class_names.clone(),
@@ -157,6 +157,11 @@ fn release(service: &Service, settings: &ServiceSettings, epsilon: f64) -> Relea
         answer_epsilon: Some(epsilon).filter(|e| e.is_finite()),
         client_epsilon: settings.budget_epsilon,
     }
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 /// Lower-case hexadecimal.

@@ -7,7 +7,7 @@ pub const VERSION: u16 = 1;
 /// Most images of one message.
 pub const MAX_IMAGES: u16 = 256;
 
-/// From a client. A connection begins with [`ToService::Hello`].
+/// From a client. Images come after [`ToService::Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToService {
     /// Who the client is.

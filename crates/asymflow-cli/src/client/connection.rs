@@ -1,0 +1,160 @@
+//! A connection to a service that has been verified.
+
+use std::io::{self, BufWriter};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use asymflow::service::protocol::{FromService, Outcome, ToService, VERSION};
+use asymflow::service::{Promise, sha256_hex};
+use asymflow_enclave::attest::{Clock, Refusal, Verified, Verifier, client_config, refusal_of, session_exporter};
+use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
+use rustls::{ClientConnection, StreamOwned};
+
+use super::policy::ClientPolicy;
+use super::{ServiceArgs, timeout};
+use crate::error::CliError;
+
+const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 64 << 20 };
+
+/// See the module.
+pub struct Connection {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    /// What was verified.
+    pub verified: Verified,
+    /// What the service promises.
+    pub promise: Promise,
+}
+
+/// Answers to one message.
+#[derive(Debug)]
+pub struct Reply {
+    /// One an image.
+    pub outcomes: Vec<Outcome>,
+    /// Logits of the images that were answered.
+    pub logits: Vec<f32>,
+    /// ε that this client has spent.
+    pub spent_epsilon: Option<f64>,
+}
+
+fn refused(refusal: &Refusal) -> CliError {
+    CliError::failed(format!("the service is refused: {refusal}"), refusal.help())
+}
+
+fn lost(error: &dyn std::fmt::Display) -> CliError {
+    CliError::failed(
+        format!("the connection failed: {error}"),
+        "connect again; images that were answered cost nothing again",
+    )
+}
+
+impl Connection {
+    /// Connects, verifies the certificate and a quote of this session, and names the client.
+    pub fn open(service: &ServiceArgs, account: &[u8; 32]) -> Result<Self, CliError> {
+        let policy = ClientPolicy::of(service)?;
+        let verifier = Arc::new(policy.verifier(service.collateral.as_deref())?);
+        let mut tls = handshake(service, &verifier)?;
+        let verified =
+            verifier.verify_peer(&tls.conn, Clock::System.now_unix_seconds()).map_err(|refusal| refused(&refusal))?;
+        let promise = Promise::decode(&verified.promise)
+            .map_err(|e| CliError::failed(format!("the service's promise: {e}"), "use a client of the same version"))?;
+        policy.check(&promise)?;
+        prove(&mut tls, &verifier, &verified, account)?;
+        Ok(Self { stream: tls, verified, promise })
+    }
+
+    /// SHA-256 of the promise, in hex.
+    pub fn promise_sha256(&self) -> String {
+        sha256_hex(&self.verified.promise)
+    }
+
+    /// Asks about images: their pixels, one after another.
+    pub fn classify(&mut self, pixels: &[u8]) -> Result<Reply, CliError> {
+        let images = (pixels.len() / self.promise.input.len().max(1)) as u16;
+        let (header, body) = ask(&mut self.stream, &ToService::Classify { images }, pixels)?;
+        let FromService::Answers { outcomes, spent_epsilon } = header else { return Err(unexpected(&header)) };
+        let logits: Vec<f32> = body.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let answered = outcomes.iter().filter(|outcome| !matches!(outcome, Outcome::Refused(_))).count();
+        if outcomes.len() != usize::from(images) || logits.len() != answered * self.promise.classes {
+            return Err(lost(&"an answer of the wrong size"));
+        }
+        Ok(Reply { outcomes, logits, spent_epsilon })
+    }
+}
+
+fn handshake(
+    service: &ServiceArgs,
+    verifier: &Arc<Verifier>,
+) -> Result<StreamOwned<ClientConnection, TcpStream>, CliError> {
+    let unreachable = |e: io::Error| {
+        let help = "start it with `asymflow-enclaved serve`, or name its address with --enclave";
+        CliError::missing(format!("cannot connect to {}: {e}", service.enclave), help)
+    };
+    let address = service.enclave.to_socket_addrs().map_err(unreachable)?.next();
+    let address = address.ok_or_else(|| unreachable(io::ErrorKind::NotFound.into()))?;
+    let mut tcp = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(unreachable)?;
+    let set = tcp
+        .set_nodelay(true)
+        .and_then(|()| tcp.set_read_timeout(Some(timeout(service))))
+        .and_then(|()| tcp.set_write_timeout(Some(timeout(service))));
+    set.map_err(unreachable)?;
+    let config = client_config(Arc::clone(verifier), Clock::System).map_err(|e| lost(&e))?;
+    // Enclaves have no names: the quote says who they are.
+    let name = rustls::pki_types::ServerName::IpAddress(address.ip().into());
+    let mut tls = ClientConnection::new(config, name).map_err(|e| lost(&e))?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut tcp).map_err(|error| {
+            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            match (inner.and_then(refusal_of), inner) {
+                (Some(refusal), _) => refused(refusal),
+                (None, Some(rustls::Error::InvalidMessage(_))) => refused(&Refusal::NoEvidence),
+                _ => lost(&error),
+            }
+        })?;
+    }
+    Ok(StreamOwned::new(tls, tcp))
+}
+
+/// Has the service make a quote for this very session, and then names the client.
+fn prove(
+    tls: &mut StreamOwned<ClientConnection, TcpStream>,
+    verifier: &Verifier,
+    verified: &Verified,
+    account: &[u8; 32],
+) -> Result<(), CliError> {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).map_err(|e| CliError::missing(format!("no randomness: {e}"), ""))?;
+    let exporter = session_exporter(&tls.conn).map_err(|e| lost(&e))?;
+    match ask(tls, &ToService::Prove { nonce }, &[])? {
+        (FromService::Proof, quote) => verifier
+            .verify_fresh(verified, &quote, &nonce, &exporter, Clock::System.now_unix_seconds())
+            .map_err(|refusal| refused(&refusal))?,
+        (other, _) => return Err(unexpected(&other)),
+    }
+    match ask(tls, &ToService::Hello { version: VERSION, client: *account }, &[])? {
+        (FromService::Welcome { .. }, _) => Ok(()),
+        (other, _) => Err(unexpected(&other)),
+    }
+}
+
+fn ask(
+    tls: &mut StreamOwned<ClientConnection, TcpStream>,
+    header: &ToService,
+    body: &[u8],
+) -> Result<(FromService, Vec<u8>), CliError> {
+    write_frame(&mut BufWriter::new(&mut *tls), header, body).map_err(|e| lost(&e))?;
+    match read_frame(tls, LIMITS) {
+        Ok(Frame { header, body }) => Ok((header, body)),
+        Err(WireError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(CliError::failed("the service did not answer in time", "ask again, or allow more with --timeout"))
+        }
+        Err(error) => Err(lost(&error)),
+    }
+}
+
+fn unexpected(header: &FromService) -> CliError {
+    match header {
+        FromService::Refused(refusal) => CliError::failed(format!("the service refused: {}", refusal.detail), ""),
+        other => lost(&format!("an answer out of turn: {other:?}")),
+    }
+}

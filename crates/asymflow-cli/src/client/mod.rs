@@ -1,0 +1,265 @@
+//! `asymflow client`: verifies a service, then asks it about images.
+
+mod connection;
+mod load;
+mod policy;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use asymflow::service::Promise;
+use asymflow::service::protocol::{MAX_IMAGES, Outcome};
+use asymflow_enclave::Assurance;
+use asymflow_enclave::attest::Verified;
+use asymflow_zoo::data::{read_image, synthetic, write_png};
+use clap::Subcommand;
+
+use crate::error::CliError;
+use connection::{Connection, Reply};
+use load::load;
+
+/// What to ask.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Classify image files
+    Classify {
+        #[command(flatten)]
+        service: ServiceArgs,
+        /// JPEG or PNG files
+        #[arg(required = true)]
+        images: Vec<PathBuf>,
+        /// One line of JSON an image, with its logits
+        #[arg(long)]
+        json: bool,
+    },
+    /// Verify the service and print what it proves and promises
+    Inspect {
+        #[command(flatten)]
+        service: ServiceArgs,
+    },
+    /// Ask about built-in images from many connections and print latency and throughput
+    Load {
+        #[command(flatten)]
+        service: ServiceArgs,
+        #[command(flatten)]
+        load: load::Args,
+    },
+}
+
+/// Which service, and what is accepted of it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServiceArgs {
+    /// Address of the service
+    #[arg(long, default_value = "127.0.0.1:7800")]
+    pub enclave: String,
+    /// What to accept: a TOML file with [enclave] and [promise]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Intel's collateral for the service's platform, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub collateral: Option<PathBuf>,
+    /// The secret by which this client names itself, and so its budget; made there where it is missing
+    #[arg(long, value_name = "FILE")]
+    pub account: Option<PathBuf>,
+    /// Accept a service that is no enclave: whoever owns its machine sees every image
+    #[arg(long)]
+    pub insecure_accept_simulated: bool,
+    /// Longest wait for an answer, in seconds
+    #[arg(long, default_value_t = 60)]
+    pub timeout: u64,
+}
+
+/// Runs a command.
+pub fn execute(command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Classify { service, images, json } => classify(&service, &images, json),
+        Command::Inspect { service } => {
+            let connection = connect(&service)?;
+            crate::print(&described(&connection));
+            Ok(())
+        }
+        Command::Load { service, load } => {
+            let spec = load.spec()?;
+            let report = self::load(&service, &spec)?;
+            let text = serde_json::to_string_pretty(&report)
+                .map_err(|e| CliError::failed(format!("cannot print the results: {e}"), ""))?;
+            crate::print(&format!("{text}\n"));
+            Ok(())
+        }
+    }
+}
+
+/// Connects to a service and says on stderr how far it can be trusted.
+fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
+    let connection = Connection::open(service, &account(service)?)?;
+    let note = match connection.verified.assurance {
+        Assurance::Simulated => " (no enclave: whoever owns its machine sees every image)",
+        _ => "",
+    };
+    say(&format!("assurance: {}{note}", connection.verified.assurance));
+    let insecure = &connection.promise.insecure;
+    say(&format!(
+        "insecure settings in force: {}",
+        if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") }
+    ));
+    Ok(connection)
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(), CliError> {
+    // A missing file is found before anybody is asked.
+    if let Some(missing) = images.iter().find(|path| !path.is_file()) {
+        return Err(CliError::usage(format!("{}: not found", missing.display()), "name JPEG or PNG files"));
+    }
+    let mut connection = connect(service)?;
+    let shape = connection.promise.input;
+    let mut refused = None;
+    for some in images.chunks(usize::from(MAX_IMAGES)) {
+        let mut pixels = Vec::with_capacity(some.len() * shape.len());
+        for path in some {
+            let image =
+                read_image(path, shape).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
+            pixels.extend(image);
+        }
+        let reply = connection.classify(&pixels)?;
+        for (path, line) in some.iter().zip(lines(&reply, &connection.promise, json)) {
+            match line {
+                Ok(line) => {
+                    crate::print(&if json { format!("{line}\n") } else { format!("{}: {line}\n", path.display()) })
+                }
+                Err(detail) => {
+                    say(&format!("{}: not answered: {detail}", path.display()));
+                    refused = Some(detail);
+                }
+            }
+        }
+        if let Some(spent) = reply.spent_epsilon {
+            say(&spending(spent, &connection.promise));
+        }
+    }
+    match refused {
+        Some(detail) => Err(CliError::failed(detail, "images that were answered before cost nothing again")),
+        None => Ok(()),
+    }
+}
+
+/// What is told of each image.
+fn lines<'a>(reply: &'a Reply, promise: &'a Promise, json: bool) -> impl Iterator<Item = Result<String, String>> + 'a {
+    let mut logits = reply.logits.chunks_exact(promise.classes.max(1));
+    reply.outcomes.iter().map(move |outcome| {
+        if let Outcome::Refused(refusal) = outcome {
+            return Err(refusal.detail.clone());
+        }
+        let logits = logits.next().unwrap_or_default();
+        let (class, probability) = best(logits);
+        let name = promise.class_names.get(class).cloned().unwrap_or_else(|| class.to_string());
+        Ok(if json {
+            serde_json::json!({ "class": class, "name": name, "probability": probability, "logits": logits })
+                .to_string()
+        } else {
+            format!("{name} ({:.1} %)", 100.0 * probability)
+        })
+    })
+}
+
+/// The largest logit and its softmax.
+fn best(logits: &[f32]) -> (usize, f32) {
+    let largest = logits.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+    let (class, top) = largest.unwrap_or((0, 0.0));
+    (class, 1.0 / logits.iter().map(|logit| (logit - top).exp()).sum::<f32>())
+}
+
+fn spending(spent: f64, promise: &Promise) -> String {
+    let release = promise.release.as_ref();
+    let delta = release.map_or(0.0, |release| release.delta);
+    match release.and_then(|release| release.client_epsilon) {
+        Some(budget) => format!("this client has spent epsilon {spent:.3} of {budget} at delta {delta:e}"),
+        None if spent.is_finite() => {
+            format!("this client has spent epsilon {spent:.3} at delta {delta:e}, without a limit")
+        }
+        None => "this client has no guarantee: epsilon is infinite".to_owned(),
+    }
+}
+
+/// What a service proves and promises, as a policy would pin it.
+fn described(connection: &Connection) -> String {
+    let Verified { assurance, measurement, tcb_status, advisories, .. } = &connection.verified;
+    let hex = asymflow::service::hex;
+    let promise = serde_json::to_string_pretty(&connection.promise).unwrap_or_default();
+    format!(
+        "# assurance: {assurance}, platform: {tcb_status}{}\n[enclave]\nmr_enclave = [\"{}\"]\nmr_signer = [\"{}\"]\n\
+         isv_prod_id = {}\nmin_isv_svn = {}\npromise_sha256 = \"{}\"\n\n# the promise:\n{}\n",
+        advisories.iter().map(|advisory| format!(" {advisory}")).collect::<String>(),
+        hex(&measurement.mr_enclave),
+        hex(&measurement.mr_signer),
+        measurement.isv_prod_id,
+        measurement.isv_svn,
+        connection.promise_sha256(),
+        promise.lines().map(|line| format!("# {line}\n")).collect::<String>().trim_end(),
+    )
+}
+
+/// The client's secret, from its file or made there.
+fn account(service: &ServiceArgs) -> Result<[u8; 32], CliError> {
+    let path = match &service.account {
+        Some(path) => path.clone(),
+        None => state_folder()?.join("account"),
+    };
+    let unusable = |reason: String| {
+        let help = "an account file holds 32 bytes in hex; without it this client is another, with a budget of its own";
+        CliError::usage(format!("{}: {reason}", path.display()), help)
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => policy::parse_hash(text.trim()).ok_or_else(|| unusable("not 64 hexadecimal digits".to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret)
+                .map_err(|e| CliError::missing(format!("no randomness for an account: {e}"), ""))?;
+            write_private(&path, &format!("{}\n", asymflow::service::hex(&secret)))
+                .map_err(|e| unusable(e.to_string()))?;
+            Ok(secret)
+        }
+        Err(error) => Err(unusable(error.to_string())),
+    }
+}
+
+fn state_folder() -> Result<PathBuf, CliError> {
+    let of = |name: &str, below: &str| {
+        std::env::var_os(name).filter(|value| !value.is_empty()).map(|value| Path::new(&value).join(below))
+    };
+    of("XDG_STATE_HOME", "asymflow")
+        .or_else(|| of("HOME", ".local/state/asymflow"))
+        .ok_or_else(|| CliError::usage("no home folder for this client's account", "name a file with --account"))
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+/// Writes the first `count` built-in test images, each named after its class.
+pub fn samples(folder: &Path, count: usize, seed: u64) -> Result<(), CliError> {
+    let failed = |e: String| CliError::failed(format!("cannot write {}: {e}", folder.display()), "check the folder");
+    std::fs::create_dir_all(folder).map_err(|e| failed(e.to_string()))?;
+    let data = synthetic(0, count, seed).test;
+    for index in 0..data.len() {
+        let (Some(image), Some(&label)) = (data.image(index), data.labels().get(index)) else { continue };
+        let name = data.class_names().get(label as usize).map_or("image", String::as_str);
+        let path = folder.join(format!("{index:02}-{name}.png"));
+        write_png(&path, image, data.shape()).map_err(|e| failed(e.to_string()))?;
+        crate::print(&format!("{}\n", path.display()));
+    }
+    Ok(())
+}
+
+/// A service's answers have to come within this.
+fn timeout(service: &ServiceArgs) -> Duration {
+    Duration::from_secs(service.timeout.max(1))
+}
