@@ -1,6 +1,6 @@
 //! A connection to a service that has been verified.
 
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +79,14 @@ impl Connection {
             return Err(lost(&"an answer of the wrong size"));
         }
         Ok(Reply { outcomes, logits, spent_epsilon })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Says that nothing was cut off; a service that is gone need not hear it.
+        self.stream.conn.send_close_notify();
+        let _ = self.stream.flush();
     }
 }
 

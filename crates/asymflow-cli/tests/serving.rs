@@ -1,0 +1,364 @@
+//! A service in its own process, a worker in another, and clients that come to them: friends and others.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use asymflow::delta::{DeltaSpec, Feed, Labels, Sampling, Variant};
+use asymflow::job::{DataSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
+use asymflow::plan::SplitSpec;
+use asymflow::release::PrivacySpec;
+use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
+use asymflow_privacy::{Precision, Relation};
+use asymflow_zoo::data::{Normalization, read_image, synthetic};
+use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::{Shape, Weights, by_name};
+use faer::Par;
+
+/// A process that ends with its test.
+struct Process {
+    child: Child,
+    ready: serde_json::Value,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts a program and waits for its line of JSON.
+    fn start(program: &str, folder: &Path, flags: &[&str]) -> Self {
+        let beside = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name(program);
+        assert!(beside.is_file(), "{program} is not built: cargo build --release -p {program}");
+        let mut child = Command::new(beside)
+            .current_dir(folder)
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready = serde_json::from_str(&line).unwrap();
+        Self { child, ready }
+    }
+
+    fn says(&self, key: &str) -> String {
+        self.ready[key].as_str().unwrap().to_owned()
+    }
+}
+
+struct Deployment {
+    folder: tempfile::TempDir,
+    service: Process,
+    _worker: Option<Process>,
+}
+
+/// A model of random weights: what it answers is as good a witness as what a trained one does.
+fn model(mode: ModeKind, epsilon: Option<f64>) -> (ServedModel, Vec<f32>) {
+    let network = by_name("resnet8-cifar", 10, None).unwrap();
+    let delta = DeltaSpec {
+        shape: DeltaShape::published(&network).unwrap(),
+        decomposition: "gram".to_owned(),
+        variant: Variant::Strict,
+        epsilon,
+        clip: 1.0,
+        labels: Labels::Public,
+        feed: Feed::Residual,
+        views: 1,
+        stage1_epochs: 0,
+        orthogonality: 0.0,
+    };
+    let train = TrainSpec {
+        epochs: 1,
+        batch: 8,
+        learning_rate: 0.1,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        schedule: Schedule::Constant,
+        seed: 1,
+        evaluate_every: 1,
+    };
+    let job = JobSpec {
+        mode,
+        network,
+        data: DataSpec { path: None, train: None, test: None, seed: 1, augment: false },
+        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
+        privacy: PrivacySpec {
+            mechanism: "insecure_none".to_owned(),
+            sigma: None,
+            clip: None,
+            relation: Relation::Remove,
+            delta: 1e-5,
+            budget_epsilon: None,
+        },
+        delta: Some(delta).filter(|_| mode == ModeKind::Delta),
+        naive_epsilon: None,
+        precision: Precision::F32,
+        worker: None,
+        threads: 1,
+        task: Task::Train(train),
+    };
+    let data = synthetic(100, 0, 1).train;
+    let sampling = Sampling { batch: 8, records: 100 };
+    let model = ServedModel::of(&job, sampling, Normalization::of(&data), data.class_names().to_vec());
+    let network = model.settings().stored_network().unwrap();
+    let weights = Weights::init(&network, 7).flatten(&network).unwrap();
+    (model, weights)
+}
+
+impl Deployment {
+    fn of(mode: ModeKind, epsilon: Option<f64>, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path();
+        let (model, weights) = model(mode, epsilon);
+        std::fs::write(at.join("model.asymflow"), model.encode(&weights).unwrap()).unwrap();
+        std::fs::write(at.join("token"), "a shared secret\n").unwrap();
+        let mut all = vec!["serve", "--model", "model.asymflow", "--listen", "127.0.0.1:0"];
+        all.extend(flags);
+        let (worker, address, fingerprint);
+        if mode == ModeKind::TrustedOnly {
+            worker = None;
+        } else {
+            let started = Process::start("asymflow-worker", at, &["--listen", "127.0.0.1:0", "--token-file", "token"]);
+            (address, fingerprint) = (started.says("listening"), started.says("fingerprint"));
+            all.extend(["--worker", &address, "--worker-fingerprint", &fingerprint, "--worker-token-file", "token"]);
+            worker = Some(started);
+        }
+        let service = Process::start("asymflow-enclaved", at, &all);
+        let deployment = Self { folder, service, _worker: worker };
+        assert!(deployment.asymflow(&["samples", "images", "--count", "6"]).status.success());
+        deployment
+    }
+
+    fn asymflow(&self, flags: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.current_dir(self.folder.path()).args(flags).stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn client(&self, what: &str, flags: &[&str]) -> Output {
+        let address = self.service.says("listening");
+        let mut all = vec!["client", what, "--enclave", &address, "--account", "account"];
+        all.extend(flags);
+        self.asymflow(&all)
+    }
+
+    fn images(&self) -> Vec<PathBuf> {
+        let mut images: Vec<_> =
+            std::fs::read_dir(self.folder.path().join("images")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        images.sort();
+        images
+    }
+
+    /// Logits of every image, as the client hears them.
+    fn classify(&self) -> Vec<Vec<f32>> {
+        let images = self.images();
+        let mut flags = vec!["--insecure-accept-simulated", "--json"];
+        flags.extend(images.iter().map(|path| path.to_str().unwrap()));
+        let output = self.client("classify", &flags);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        text.lines().map(|text| serde_json::from_value(line(text)["logits"].clone()).unwrap()).collect()
+    }
+
+    /// Why a client with these flags refuses the service, or is refused.
+    fn refusal(&self, flags: &[&str]) -> String {
+        let mut all = flags.to_vec();
+        let images = self.images();
+        all.push(images[0].to_str().unwrap());
+        let output = self.client("classify", &all);
+        assert!(!output.status.success() && output.stdout.is_empty());
+        stderr(&output)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The same images asked in this process.
+fn in_process(deployment: &Deployment) -> Vec<Vec<f32>> {
+    let (model, weights) = model(ModeKind::TrustedOnly, None);
+    let mut service = Service::new(model, &weights, None, ServiceSettings::default(), Par::Seq).unwrap();
+    let query = |path: &PathBuf| Query {
+        client: ClientId::of(&[0; 32]),
+        image: read_image(path, Shape::new(3, 32, 32)).unwrap(),
+    };
+    let queries: Vec<_> = deployment.images().iter().map(query).collect();
+    service.answer(&queries).into_iter().map(|answer| answer.unwrap().logits).collect()
+}
+
+fn assert_near(got: &[Vec<f32>], expected: &[Vec<f32>], bound: f32) {
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((got - expected).abs() <= bound * (1.0 + expected.abs()), "{got}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_client_is_answered_as_the_network_answers_in_process() {
+    let trusted = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let expected = in_process(&trusted);
+    assert_near(&trusted.classify(), &expected, 1e-4);
+    // The same weights, every convolution split between two more processes.
+    let split = Deployment::of(
+        ModeKind::Asymml,
+        None,
+        &["--insecure-unlimited-answers", "--insecure-forgetful", "--batch", "4"],
+    );
+    assert_near(&split.classify(), &expected, 1e-3);
+}
+
+#[test]
+fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
+    let flags = ["--budget-epsilon", "20", "--state", "state"];
+    let mut deployment = Deployment::of(ModeKind::Delta, Some(9.0), &flags);
+    let images = deployment.images();
+    let ask = |deployment: &Deployment, image: usize| {
+        deployment.client("classify", &["--insecure-accept-simulated", images[image].to_str().unwrap()])
+    };
+    let first = ask(&deployment, 0);
+    assert!(first.status.success(), "{}", stderr(&first));
+    assert_eq!(ask(&deployment, 0).stdout, first.stdout);
+    for image in [1, 2] {
+        assert!(ask(&deployment, image).status.success());
+    }
+    let refused = ask(&deployment, 3);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("above the limit 20"), "{}", stderr(&refused));
+    // What was answered before still is.
+    assert_eq!(ask(&deployment, 0).stdout, first.stdout);
+
+    let worker = deployment._worker.as_ref().unwrap();
+    let (address, fingerprint) = (worker.says("listening"), worker.says("fingerprint"));
+    let mut all = vec!["serve", "--model", "model.asymflow", "--listen", "127.0.0.1:0"];
+    all.extend(["--worker", &address, "--worker-fingerprint", &fingerprint, "--worker-token-file", "token"]);
+    all.extend(flags);
+    deployment.service.child.kill().unwrap();
+    deployment.service.child.wait().unwrap();
+    deployment.service = Process::start("asymflow-enclaved", deployment.folder.path(), &all);
+    let refused = ask(&deployment, 3);
+    assert!(stderr(&refused).contains("above the limit 20"), "killed and started again: {}", stderr(&refused));
+}
+
+#[test]
+fn a_client_refuses_what_its_policy_does_not_name() {
+    let deployment = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let unproven = deployment.refusal(&[]);
+    assert!(unproven.contains("no collateral") && unproven.contains("help: "), "{unproven}");
+
+    let inspected = deployment.client("inspect", &["--insecure-accept-simulated"]);
+    let policy = String::from_utf8(inspected.stdout).unwrap();
+    deployment.write("policy.toml", &policy);
+    let simulated = ["--insecure-accept-simulated", "--policy", "policy.toml"];
+    let images = deployment.images();
+    let mut accepted = simulated.to_vec();
+    accepted.push(images[0].to_str().unwrap());
+    let output = deployment.client("classify", &accepted);
+    assert!(output.status.success(), "what it proved can be pinned: {}", stderr(&output));
+
+    let changed = |from: &str, to: &str| {
+        assert!(policy.contains(from), "{policy}");
+        deployment.write("policy.toml", &policy.replacen(from, to, 1));
+        deployment.refusal(&simulated)
+    };
+    let other = format!("mr_enclave = [\"{}\"]", "ab".repeat(32));
+    let pinned = policy.lines().find(|line| line.starts_with("mr_enclave")).unwrap().to_owned();
+    assert!(changed(&pinned, &other).contains("MRENCLAVE is"));
+    let pinned = policy.lines().find(|line| line.starts_with("promise_sha256")).unwrap().to_owned();
+    let other = format!("promise_sha256 = \"{}\"", "ab".repeat(32));
+    assert!(changed(&pinned, &other).contains("SHA-256 of the promise is"));
+    assert!(changed("min_isv_svn = 1", "min_isv_svn = 9").contains("ISVSVN is 1, the policy asks for at least 9"));
+    assert!(changed("[enclave]", "[enclave]\nmr_enclav = []").contains("unknown field `mr_enclav`"));
+}
+
+#[test]
+fn a_client_reads_the_promise() {
+    let flags = ["--budget-epsilon", "20", "--state", "state"];
+    let deployment = Deployment::of(ModeKind::Delta, Some(9.0), &flags);
+    deployment.write("policy.toml", "[promise]\nmax_answer_epsilon = 2.0\n");
+    let refused = deployment.refusal(&["--insecure-accept-simulated", "--policy", "policy.toml"]);
+    assert!(refused.contains("the policy allows epsilon 2"), "{refused}");
+}
+
+#[test]
+fn plain_tls_is_no_enclave() {
+    let deployment = Deployment::of(ModeKind::Delta, Some(9.0), &["--budget-epsilon", "20", "--state", "state"]);
+    let worker = deployment._worker.as_ref().unwrap().says("listening");
+    let images = deployment.images();
+    let image = images[0].to_str().unwrap();
+    let output = deployment.asymflow(&[
+        "client",
+        "classify",
+        "--enclave",
+        &worker,
+        "--account",
+        "account",
+        "--insecure-accept-simulated",
+        image,
+    ]);
+    assert!(stderr(&output).contains("carries no attestation evidence"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_enclave_program_says_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, weights) = model(ModeKind::Delta, Some(9.0));
+    let file = model.encode(&weights).unwrap();
+    std::fs::write(folder.path().join("model"), &file).unwrap();
+    std::fs::write(folder.path().join("cut"), &file[..file.len() / 2]).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("asymflow-enclaved");
+    let refusal = |flags: &[&str]| {
+        let output = Command::new(&program).current_dir(folder.path()).args(flags).output().unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty());
+        stderr(&output)
+    };
+    assert!(refusal(&["serve"]).contains("--model is missing"));
+    assert!(refusal(&["serve", "--model", "absent"]).contains("cannot read absent"));
+    assert!(refusal(&["serve", "--model", "cut"]).contains("not a complete model file"));
+    assert!(refusal(&["serve", "--model", "model"]).contains("--worker is missing"));
+    assert!(refusal(&["serve", "--model", "model", "--mode", "asymml"]).contains("cannot be served as"));
+    assert!(refusal(&["serve", "--model", "model", "--bath", "3"]).contains("--bath"));
+}
+
+/// Connections that never say a word, say it slowly, or hang up in the middle: others are answered meanwhile.
+#[test]
+fn hostile_connections_do_not_keep_others_waiting() {
+    let deployment = Deployment::of(ModeKind::TrustedOnly, None, &["--sessions", "2000"]);
+    let address = deployment.service.says("listening");
+    let expected = deployment.classify();
+    let mut silent = Vec::new();
+    for number in 0..1000 {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        match number % 4 {
+            // The first bytes of a TLS handshake that never comes.
+            1 => stream.write_all(&[22, 3, 1, 2]).unwrap(),
+            2 => stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap(),
+            3 => {
+                stream.write_all(&[22, 3, 1]).unwrap();
+                drop(stream);
+                continue;
+            }
+            _ => {}
+        }
+        silent.push(stream);
+    }
+    assert_near(&deployment.classify(), &expected, 1e-6);
+    // They are shown out when their handshake takes too long.
+    let mut first = silent.swap_remove(0);
+    first.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert_eq!(first.read(&mut [0; 16]).unwrap_or(0), 0);
+    assert_near(&deployment.classify(), &expected, 1e-6);
+}
