@@ -6,6 +6,7 @@ mod binaries;
 mod check;
 mod data;
 mod doctor;
+mod enclave;
 mod experiments;
 mod failure;
 mod nearest;

@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+pub mod codes;
 #[cfg(feature = "seal")]
 mod guard;
+pub mod probe;
 #[cfg(feature = "seal")]
 mod seal;
 mod sim;
