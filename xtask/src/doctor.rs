@@ -2,7 +2,7 @@
 
 pub mod gpu;
 mod probe;
-mod trusted;
+pub mod trusted;
 
 use anyhow::Result;
 use clap::Args;
@@ -17,6 +17,9 @@ pub struct DoctorArgs {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+    /// Say what an error code or message of SGX or Gramine means, and nothing else
+    #[arg(long, value_name = "CODE", allow_hyphen_values = true, conflicts_with = "json")]
+    code: Option<String>,
 }
 
 /// How good one thing is.
@@ -68,8 +71,12 @@ struct Report {
     findings: Vec<Finding>,
 }
 
-/// Prints what there is; exit code 0 when the CPU path works, 3 otherwise.
+/// Prints what there is; exit code 0 when the CPU path works, 3 otherwise. With a code, explains the code.
 pub fn run(workspace: &Workspace, args: &DoctorArgs) -> Result<u8> {
+    if let Some(code) = &args.code {
+        print!("{}", trusted::explain(code)?);
+        return Ok(0);
+    }
     let (worker_features, gpus) = gpu::findings();
     let mut findings = probe::findings(workspace);
     findings.extend(gpus);

@@ -6,6 +6,7 @@ mod binaries;
 mod check;
 mod data;
 mod doctor;
+mod enclave;
 mod experiments;
 mod failure;
 mod nearest;
@@ -54,6 +55,9 @@ enum Command {
     Report(experiments::ReportArgs),
     /// Run the benches and print their ratios
     Bench(bench::BenchArgs),
+    /// Write, sign and measure an enclave's manifest, and start the enclave program
+    #[command(subcommand)]
+    Enclave(enclave::EnclaveCommand),
     /// Verify or unpack the data sets
     #[command(subcommand)]
     Data(data::DataCommand),
@@ -83,6 +87,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Explain(args) => experiments::explain(&workspace, &args),
         Command::Report(args) => experiments::report(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Enclave(command) => enclave::run(&workspace, &command),
         Command::Data(command) => data::run(&workspace, &command),
     }
 }

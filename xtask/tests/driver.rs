@@ -174,3 +174,86 @@ fn check_fails_on_an_upward_dependency() {
     let output = xtask(dir.path(), &["check", "layers"]).output().unwrap();
     assert_ends(&output, 1, "low (layer 0) depends on asymflow-worker (layer 5), which is not below it");
 }
+
+/// Writes what it is told into the manifest, as the real one does after more thought.
+const MANIFEST_WRITER: &str =
+    "fn main() { println!(\"plan {}\", std::io::read_to_string(std::io::stdin()).unwrap()); }";
+
+/// The workspace with a crate that writes manifests, and a folder with programs that stand for Gramine's.
+fn workspace_with_gramine() -> TempDir {
+    let dir = workspace();
+    let root = dir.path();
+    package(root, "asymflow-enclave", "[features]\nhost-tools = []\n");
+    write(root, "crates/asymflow-enclave/src/bin/asymflow-manifest.rs", MANIFEST_WRITER);
+    let view =
+        format!(r#"echo '{{"mr_enclave": "{}", "mr_signer": "{}", "isv_svn": 3}}'"#, "ab".repeat(32), "cd".repeat(32));
+    let programs = [
+        ("gramine-manifest", "cp \"$2\" \"$3\""),
+        ("gramine-sgx-sign", "cp \"$2\" \"$4\" && touch asymflow-enclaved.sig"),
+        ("gramine-sgx-sigstruct-view", &view),
+        (
+            "gramine-direct",
+            "echo \"started $1\"; cat \"$1.manifest\"; [ ! -e ../fail ] || { cat ../fail >&2; exit 1; }",
+        ),
+    ];
+    for (name, script) in programs {
+        write(root, &format!("bin/{name}"), &format!("#!/bin/sh\n{script}\n"));
+        let program = root.join("bin").join(name);
+        assert!(Command::new("chmod").arg("700").arg(program).status().unwrap().success());
+    }
+    dir
+}
+
+fn with_gramine(root: &Path, args: &[&str]) -> Output {
+    let path = std::env::var_os("PATH").unwrap();
+    let folders = std::iter::once(root.join("bin")).chain(std::env::split_paths(&path));
+    xtask(root, args).env("PATH", std::env::join_paths(folders).unwrap()).output().unwrap()
+}
+
+#[test]
+fn an_enclave_is_planned_signed_measured_and_started() {
+    let dir = workspace_with_gramine();
+    write(dir.path(), "model.bin", "weights");
+    std::fs::create_dir(dir.path().join("ledger")).unwrap();
+    let arguments = ["--", "serve", "--model", "model.bin", "--state", "ledger", "--listen", "[::]:1"];
+    let manifest = ["enclave", "manifest", "--folder", "out", "--peak-mib", "3"];
+    let planned = with_gramine(dir.path(), &[&manifest[..], &arguments].concat());
+    assert_ends(&planned, 0, "model.bin is /app/data/model.bin inside\nledger is /state/ledger inside\n");
+    let template = std::fs::read_to_string(dir.path().join("out/asymflow-enclaved.manifest.template")).unwrap();
+    assert!(
+        template.contains(r#"["serve","--model","/app/data/model.bin","--state","/state/ledger","--listen","[::]:1"]"#)
+    );
+    assert!(
+        template.contains(r#""peak_bytes":3145728"#) && template.contains(r#""runtime":"gramine-sgx""#),
+        "{template}"
+    );
+
+    assert_ends(&with_gramine(dir.path(), &["enclave", "measure", "--folder", "out"]), 2, "`cargo xtask enclave sign`");
+    assert_ends(&with_gramine(dir.path(), &["enclave", "sign", "--folder", "out"]), 0, "");
+    assert!(dir.path().join("out/asymflow-enclaved.manifest.sgx").is_file());
+    let measured = with_gramine(dir.path(), &["enclave", "measure", "--folder", "out"]);
+    assert_ends(&measured, 0, &format!("MRENCLAVE    {}\n", "ab".repeat(32)));
+
+    let run = ["enclave", "run", "--runtime", "gramine-direct", "--folder", "out"];
+    let started = with_gramine(dir.path(), &[&run[..], &arguments].concat());
+    assert_ends(&started, 0, "started asymflow-enclaved\nplan {");
+    assert_ends(&started, 0, "INSECURE gramine-direct: ");
+    write(dir.path(), "fail", "error: Cannot connect to AESM service\n");
+    let failed = with_gramine(dir.path(), &run);
+    assert_ends(&failed, 1, "no AESM: aesmd does not answer\nhelp: start aesmd");
+}
+
+#[test]
+fn without_gramine_every_command_says_what_is_missing() {
+    if std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|dir| dir.join("gramine-manifest").is_file()) {
+        println!("skipped: Gramine is installed here");
+        return;
+    }
+    let dir = workspace();
+    for args in [&["sign"][..], &["measure"], &["run", "--runtime", "gramine-direct"]] {
+        let output = xtask(dir.path(), &[&["enclave"], args].concat()).output().unwrap();
+        assert_ends(&output, 3, "help: install Gramine 1.9");
+    }
+    let sim = xtask(dir.path(), &["enclave", "run", "--runtime", "sim", "--", "serve"]).output().unwrap();
+    assert_ends(&sim, 0, "INSECURE sim: ");
+}

@@ -4,8 +4,12 @@
 pub mod attest;
 #[cfg(feature = "channel")]
 pub mod channel;
+pub mod codes;
+mod gramine;
 #[cfg(feature = "seal")]
 mod guard;
+pub mod manifest;
+pub mod probe;
 #[cfg(feature = "seal")]
 mod seal;
 mod sim;
@@ -19,6 +23,7 @@ use std::process::ExitStatus;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use gramine::{GramineDirect, GramineSgx};
 #[cfg(feature = "seal")]
 pub use guard::{FileGuard, Guard, GuardError, Mark, Witness};
 #[cfg(feature = "seal")]
@@ -98,6 +103,30 @@ pub enum LaunchError {
         /// Why.
         error: std::io::Error,
     },
+    /// The manifest is for another program.
+    #[error("{app} is no manifest for {program}")]
+    OtherProgram {
+        /// The program that was to be started.
+        program: PathBuf,
+        /// Path of the manifest without its extension.
+        app: PathBuf,
+    },
+    /// Arguments or an environment besides those that the manifest fixes and the enclave's measurement covers.
+    #[error("arguments and environment are part of the manifest of {app}; render it again to change them")]
+    Measured {
+        /// Path of the manifest without its extension.
+        app: PathBuf,
+    },
+    /// The runtime has ended and said why.
+    #[error("{what} ({said})")]
+    Runtime {
+        /// What it said.
+        said: String,
+        /// What that means.
+        what: String,
+        /// What to do.
+        fix: String,
+    },
 }
 
 /// The two directions of a session: to the enclave program and from it.
@@ -137,4 +166,9 @@ pub trait TrustedSession: Send + Debug {
     /// # Errors
     /// The operating system refused.
     fn kill(&mut self) -> std::io::Result<()>;
+
+    /// Why the runtime has ended the program or never started it, where it has ended and its words are known.
+    fn failure(&mut self) -> Option<LaunchError> {
+        None
+    }
 }

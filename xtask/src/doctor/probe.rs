@@ -20,7 +20,7 @@ pub fn findings(workspace: &Workspace) -> Vec<Finding> {
 }
 
 /// The flags of the first processor in Linux's `cpuinfo`; empty elsewhere.
-pub fn cpu_flags() -> Vec<String> {
+fn cpu_flags() -> Vec<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     field(&text, "flags").map(|flags| flags.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
 }

@@ -1,56 +1,49 @@
-//! SGX and Gramine.
-
-use std::path::Path;
+//! SGX and Gramine: what an attested enclave needs; without it the enclave is simulated.
 
 use super::Finding;
-use super::probe::cpu_flags;
-use crate::process;
+use crate::enclave::codes;
+use crate::enclave::probe::{Machine, Need, Probe};
+use crate::failure::Failure;
 
-const AESM_SOCKET: &str = "/var/run/aesmd/aesm.socket";
-const SGX_DEVICES: [&str; 2] = ["/dev/sgx_enclave", "/dev/sgx/enclave"];
-
-/// What an attested enclave needs; without it the enclave is simulated.
+/// Everything that an attested enclave needs.
 pub fn findings() -> Vec<Finding> {
-    vec![sgx(), aesm(), gramine()]
+    Machine::this().probe().into_iter().map(finding).collect()
 }
 
-fn sgx() -> Finding {
-    let device = SGX_DEVICES.iter().find(|path| Path::new(path).exists());
-    sgx_finding(cpu_flags().iter().any(|flag| flag == "sgx"), device.copied())
-}
-
-fn sgx_finding(has_flag: bool, device: Option<&str>) -> Finding {
-    match (has_flag, device) {
-        (true, Some(device)) => Finding::ok("SGX", format!("CPU flag and {device}")),
-        (true, None) => Finding::missing(
-            "SGX",
-            "the CPU has it, but there is no /dev/sgx_enclave",
-            "use Linux 5.11 or later, and map the device into the container if this is one",
-        ),
-        (false, _) => Finding::missing(
-            "SGX",
-            "the CPU does not offer it: the enclave is simulated",
-            "use a machine with SGX, switched on in the firmware, for attested results",
-        ),
+fn finding(probe: Probe) -> Finding {
+    match probe.fix {
+        None => Finding::ok(probe.what, probe.detail),
+        Some(fix) => {
+            let need = match probe.need {
+                Need::Run => "an SGX enclave",
+                Need::Attest => "quotes",
+                Need::Direct => "Gramine without SGX",
+                Need::Sign => "manifests and signatures",
+                Need::Grow => "sgx.edmm_enable",
+            };
+            Finding::missing(probe.what, format!("{}; needed for {need}", probe.detail), fix)
+        }
     }
 }
 
-fn aesm() -> Finding {
-    if Path::new(AESM_SOCKET).exists() {
-        return Finding::ok("AESM", AESM_SOCKET);
+/// What an error code or message of SGX means, and what to do about it.
+pub fn explain(text: &str) -> Result<String, Failure> {
+    match codes::explain(text) {
+        Some(code) => Ok(shown(code)),
+        None => Err(Failure::Usage(format!(
+            "{text:?} is no code or message that is known here\n\
+             help: give a number such as 0xe01c or 57372, a name such as SGX_QL_ENCLAVE_LOST, or the whole line"
+        ))),
     }
-    Finding::missing("AESM", format!("no {AESM_SOCKET}"), "start aesmd (package sgx-aesm-service); quotes need it")
 }
 
-fn gramine() -> Finding {
-    match process::find_program("gramine-sgx").or_else(|| process::find_program("gramine-direct")) {
-        Some(path) => Finding::ok("Gramine", path.display().to_string()),
-        None => Finding::missing(
-            "Gramine",
-            "gramine-sgx is not on PATH",
-            "install Gramine 1.8 or later; without it the enclave is simulated",
-        ),
-    }
+/// A code as two lines.
+pub fn shown(code: &codes::Code) -> String {
+    let number = match code.number {
+        ..0 => String::new(),
+        number => format!(" ({number:#x}, {number})"),
+    };
+    format!("{}{number}: {}\nhelp: {}\n", code.name, code.sentence, code.fix)
 }
 
 #[cfg(test)]
@@ -59,9 +52,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sgx_needs_the_processor_and_the_driver() {
-        assert_eq!(sgx_finding(true, Some("/dev/sgx_enclave")).status, Status::Ok);
-        assert!(sgx_finding(true, None).fix.is_some_and(|fix| fix.contains("5.11")));
-        assert!(sgx_finding(false, None).fix.is_some_and(|fix| fix.contains("firmware")));
+    fn what_is_missing_says_what_it_is_needed_for() {
+        let probe = Probe { what: "PCCS", need: Need::Attest, detail: "no file".into(), fix: Some("make one") };
+        let finding = finding(probe);
+        assert_eq!((finding.status, finding.detail.as_str()), (Status::Missing, "no file; needed for quotes"));
+        assert_eq!(finding.fix.as_deref(), Some("make one"));
+    }
+
+    #[test]
+    fn a_code_is_explained_in_two_lines() {
+        let text = explain("57372").expect("it is known");
+        assert!(text.starts_with("SGX_QL_QUOTE_CERTIFICATION_DATA_UNSUPPORTED (0xe01c, 57372): the quote"), "{text}");
+        assert!(text.contains("\nhelp: name a reachable PCCS"), "{text}");
+        assert!(matches!(explain("0xdead"), Err(Failure::Usage(_))));
     }
 }

@@ -361,8 +361,10 @@ fn cut_after(before: &World, steps: usize, key: &SealingKey) -> (bool, Vec<BTree
     (saved, worlds)
 }
 
-/// The contents that a new process finds at some cut, with whether saving was reported as done; `Err` where it finds none.
-fn found_after_every_cut(contents_before: &[&[u8]], lies: bool) -> Vec<(bool, Result<Option<Vec<u8>>, SealError>)> {
+/// Whether saving was reported as done before the cut, and what a new process then finds.
+type Found = (bool, Result<Option<Vec<u8>>, SealError>);
+
+fn found_after_every_cut(contents_before: &[&[u8]], lies: bool) -> Vec<Found> {
     let key = key(1);
     let whole = Arc::new(Mutex::new(World { steps_left: usize::MAX, ..World::default() }));
     contents_before.iter().for_each(|content| store_on(&whole, &key).save(LABEL, content).unwrap());

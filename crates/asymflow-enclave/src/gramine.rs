@@ -1,0 +1,311 @@
+//! Gramine: the enclave program in an SGX enclave, or under the same library without SGX.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crate::codes;
+use crate::probe::{Machine, Need};
+use crate::{Assurance, Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+
+/// How much of what Gramine says last is kept to be explained.
+const SAID_MAX_BYTES: usize = 16 << 10;
+
+/// Runs the enclave program under `gramine-direct`: the same system calls and manifest as in an enclave, and none of its
+/// protection. For tests.
+#[derive(Clone, Debug)]
+pub struct GramineDirect(Gramine);
+
+/// Runs the enclave program in an SGX enclave. Until a client has verified its quote, nobody knows that it is one.
+#[derive(Clone, Debug)]
+pub struct GramineSgx(Gramine);
+
+impl GramineDirect {
+    /// The program of the manifest `app.manifest`, given as the path `app`.
+    pub fn new(app: impl Into<PathBuf>) -> Self {
+        Self(Gramine::new("gramine-direct", app.into(), &["manifest"]))
+    }
+}
+
+impl GramineSgx {
+    /// The program of the signed manifest `app.manifest.sgx` with its signature `app.sig`, given as the path `app`.
+    pub fn new(app: impl Into<PathBuf>) -> Self {
+        Self(Gramine::new("gramine-sgx", app.into(), &["manifest.sgx", "sig"]))
+    }
+}
+
+impl TrustedRuntime for GramineDirect {
+    fn name(&self) -> &'static str {
+        self.0.program
+    }
+
+    fn probe(&self) -> Availability {
+        self.0.probe(&[Need::Direct])
+    }
+
+    fn assurance(&self) -> Assurance {
+        Assurance::Simulated
+    }
+
+    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError> {
+        self.0.launch(spec, &[Need::Direct])
+    }
+}
+
+impl TrustedRuntime for GramineSgx {
+    fn name(&self) -> &'static str {
+        self.0.program
+    }
+
+    fn probe(&self) -> Availability {
+        self.0.probe(&[Need::Run])
+    }
+
+    fn assurance(&self) -> Assurance {
+        Assurance::Isolated
+    }
+
+    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError> {
+        self.0.launch(spec, &[Need::Run])
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Gramine {
+    program: &'static str,
+    /// Path of the manifest without its extension.
+    app: PathBuf,
+    extensions: &'static [&'static str],
+    machine: Machine,
+}
+
+impl Gramine {
+    fn new(program: &'static str, app: PathBuf, extensions: &'static [&'static str]) -> Self {
+        Self { program, app, extensions, machine: Machine::this() }
+    }
+
+    fn probe(&self, needs: &[Need]) -> Availability {
+        match self.machine.first_missing(needs) {
+            None => Availability::Ready,
+            Some(probe) => Availability::Missing {
+                what: format!("{} ({})", probe.what, probe.detail),
+                fix: probe.fix.unwrap_or_default().to_owned(),
+            },
+        }
+    }
+
+    fn launch(&self, spec: &EnclaveSpec, needs: &[Need]) -> Result<Box<dyn TrustedSession>, LaunchError> {
+        if let Availability::Missing { what, fix } = self.probe(needs) {
+            return Err(LaunchError::Missing { what, fix });
+        }
+        for path in self.extensions.iter().map(|extension| with_extension(&self.app, extension)) {
+            if !path.is_file() {
+                let fix =
+                    "make it with `cargo xtask enclave manifest`, and `cargo xtask enclave sign` for SGX".to_owned();
+                return Err(LaunchError::Missing { what: path.display().to_string(), fix });
+            }
+        }
+        let (folder, name) = match (self.app.parent(), self.app.file_name()) {
+            (Some(folder), Some(name)) if spec.program.file_name() == Some(name) => (folder, name),
+            _ => return Err(LaunchError::OtherProgram { program: spec.program.clone(), app: self.app.clone() }),
+        };
+        if !spec.arguments.is_empty() || !spec.environment.is_empty() {
+            return Err(LaunchError::Measured { app: self.app.clone() });
+        }
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let mut child = Command::new(self.program)
+            .arg(name)
+            .current_dir(folder)
+            .env_clear()
+            .env("PATH", &self.machine.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // As for `Sim`: a Ctrl-C at the terminal is for the host.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| LaunchError::Start { program: self.program.into(), error })?;
+        let listener = child.stderr.take().map(Listener::start);
+        Ok(Box::new(GramineSession { child, listener }))
+    }
+}
+
+fn with_extension(app: &Path, extension: &str) -> PathBuf {
+    let mut path = OsString::from(app);
+    path.push(".");
+    path.push(extension);
+    path.into()
+}
+
+/// Passes on what Gramine and the program say, and keeps the end of it.
+#[derive(Debug)]
+struct Listener {
+    said: Arc<Mutex<VecDeque<u8>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    fn start(mut stderr: ChildStderr) -> Self {
+        let said = Arc::new(Mutex::new(VecDeque::new()));
+        let keep = said.clone();
+        let thread = std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(read @ 1..) = stderr.read(&mut chunk) {
+                let new = chunk.get(..read).unwrap_or_default();
+                // Where our own standard error is closed, nobody wants to hear it.
+                let _ = std::io::stderr().write_all(new);
+                let Ok(mut said) = keep.lock() else { return };
+                said.extend(new);
+                let excess = said.len().saturating_sub(SAID_MAX_BYTES);
+                said.drain(..excess);
+            }
+        });
+        Self { said, thread: Some(thread) }
+    }
+
+    /// What a program said that has ended.
+    fn said(&mut self) -> String {
+        if let Some(thread) = self.thread.take() {
+            // A thread that has panicked has kept what it heard until then.
+            let _ = thread.join();
+        }
+        let said = self.said.lock().map(|said| said.iter().copied().collect::<Vec<_>>());
+        String::from_utf8_lossy(&said.unwrap_or_default()).into_owned()
+    }
+}
+
+#[derive(Debug)]
+struct GramineSession {
+    child: Child,
+    listener: Option<Listener>,
+}
+
+impl TrustedSession for GramineSession {
+    fn streams(&mut self) -> Option<Streams> {
+        let (to, from) = (self.child.stdin.take()?, self.child.stdout.take()?);
+        Some((Box::new(to), Box::new(from)))
+    }
+
+    fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill()
+    }
+
+    fn failure(&mut self) -> Option<LaunchError> {
+        let status = self.child.try_wait().ok().flatten()?;
+        if status.success() {
+            return None;
+        }
+        explained(&self.listener.as_mut()?.said())
+    }
+}
+
+/// The first line that says why Gramine ended, explained.
+fn explained(said: &str) -> Option<LaunchError> {
+    let of_line = |line: &str| {
+        let code = codes::explain(line)?;
+        let (what, fix) = (code.sentence.to_owned(), code.fix.to_owned());
+        Some(LaunchError::Runtime { said: line.trim().to_owned(), what, fix })
+    };
+    // What the program says is not Gramine's, and a line of numbers is no error.
+    said.lines().filter(|line| line.to_ascii_lowercase().contains("error")).find_map(of_line)
+}
+
+impl Drop for GramineSession {
+    fn drop(&mut self) {
+        // Both fail only where the program has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_here_is_named_before_anything_is_started() {
+        let mut runtime = GramineSgx::new("app");
+        runtime.0.machine = Machine { root: "no-such-folder".into(), path: OsString::new() };
+        assert!(matches!(runtime.probe(), Availability::Missing { what, .. } if what.starts_with("SGX (")));
+        let error = runtime.launch(&EnclaveSpec::new("app")).unwrap_err();
+        assert!(matches!(error, LaunchError::Missing { fix, .. } if fix.contains("firmware")));
+        assert_eq!((runtime.name(), runtime.assurance()), ("gramine-sgx", Assurance::Isolated));
+        assert_eq!(GramineDirect::new("app").assurance(), Assurance::Simulated);
+    }
+
+    /// A folder with a program that stands for `gramine-direct`, and a manifest.
+    fn made_up(script: &str) -> (tempfile::TempDir, GramineDirect) {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("gramine-direct");
+        // Written by another process: a child that another test starts meanwhile would hold our file open, and what is open
+        // for writing cannot be run.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 700 \"$2\"";
+        let written = Command::new("sh").args(["-c", write, "sh", script]).arg(&program).status().unwrap();
+        assert!(written.success());
+        std::fs::write(folder.path().join("app.manifest"), "").unwrap();
+        let mut runtime = GramineDirect::new(folder.path().join("app"));
+        let path = std::env::var_os("PATH").unwrap();
+        let folders = std::iter::once(folder.path().to_owned()).chain(std::env::split_paths(&path));
+        runtime.0.machine.path = std::env::join_paths(folders).unwrap();
+        (folder, runtime)
+    }
+
+    #[test]
+    fn the_program_is_started_in_the_folder_of_its_manifest_and_spoken_to() {
+        let (_folder, runtime) = made_up("echo \"$1 in $(ls *.manifest)\"; cat");
+        let mut session = runtime.launch(&EnclaveSpec::new("anywhere/app")).unwrap();
+        let (mut to, mut from) = session.streams().unwrap();
+        to.write_all(b"hello").unwrap();
+        drop(to);
+        let mut heard = String::new();
+        from.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "app in app.manifest\nhello");
+        assert!(session.wait().unwrap().success());
+        assert!(session.failure().is_none());
+    }
+
+    #[test]
+    fn what_gramine_says_when_it_fails_is_explained() {
+        let (_folder, runtime) = made_up("echo 'error: AESM service returned error 46' >&2; exit 1");
+        let mut session = runtime.launch(&EnclaveSpec::new("app")).unwrap();
+        session.wait().unwrap();
+        let failure = session.failure().unwrap();
+        assert_eq!(
+            failure.to_string(),
+            "aesmd has lost its quoting enclave (SGX_QL_ENCLAVE_LOST) (error: AESM service returned error 46)"
+        );
+        let (_folder, silent) = made_up("echo 57372; echo 57372 >&2; exit 1");
+        let mut session = silent.launch(&EnclaveSpec::new("app")).unwrap();
+        session.wait().unwrap();
+        assert!(session.failure().is_none());
+    }
+
+    #[test]
+    fn however_much_is_said_only_the_end_is_kept() {
+        let (_folder, runtime) = made_up("head -c 40000 /dev/zero >&2; echo >&2; echo 'error 0xe019' >&2; exit 1");
+        let mut session = runtime.launch(&EnclaveSpec::new("app")).unwrap();
+        session.wait().unwrap();
+        assert!(matches!(session.failure(), Some(LaunchError::Runtime { said, .. }) if said == "error 0xe019"));
+    }
+
+    #[test]
+    fn what_the_manifest_says_cannot_be_said_again() {
+        let (folder, runtime) = made_up("true");
+        let mut spec = EnclaveSpec::new("app");
+        spec.arguments.push("--more".into());
+        assert!(matches!(runtime.launch(&spec), Err(LaunchError::Measured { .. })));
+        assert!(matches!(runtime.launch(&EnclaveSpec::new("other")), Err(LaunchError::OtherProgram { .. })));
+        std::fs::remove_file(folder.path().join("app.manifest")).unwrap();
+        let error = runtime.launch(&EnclaveSpec::new("app")).unwrap_err();
+        assert!(matches!(error, LaunchError::Missing { what, .. } if what.ends_with("app.manifest")));
+    }
+}
