@@ -25,12 +25,14 @@ const SIGNED_BYTES: usize = 48 + 384;
 /// Both signatures, the attestation key, the quoting enclave's report, and the heads of two parts of any length.
 const SIGNATURE_BYTES: usize = 64 + 64 + 384 + 64 + 2 + 2 + 4;
 
-/// Which program runs in an enclave.
+/// Which program runs in an enclave. In files, hashes are 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measurement {
     /// Hash of the program and how it is laid out.
+    #[serde(with = "super::policy::hash")]
     pub mr_enclave: [u8; 32],
     /// Hash of the key that signed it.
+    #[serde(with = "super::policy::hash")]
     pub mr_signer: [u8; 32],
     /// The signer's number for the product.
     pub isv_prod_id: u16,

@@ -5,13 +5,14 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
 use asymflow_enclave::attest::{
-    AttestedIdentity, Clock, EVIDENCE_OID, Policy, SimulatedMeasurement, SimulatedQuoter, Verifier, client_config,
-    simulated_collateral,
+    AttestedIdentity, Claims, Clock, EVIDENCE_OID, Evidence, Policy, Quoter, SimulatedMeasurement, SimulatedQuoter,
+    Verifier, client_config, simulated_collateral,
 };
-use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use sha2::{Digest, Sha256};
 
 pub const NOW: u64 = 1_800_000_000;
 pub const PROGRAM: &[u8] = b"program";
@@ -55,14 +56,24 @@ pub fn certificate(key: &KeyPair, evidence: &[Vec<u8>]) -> CertificateDer<'stati
     parameters.self_signed(key).unwrap().der().clone()
 }
 
+/// What `AttestedIdentity` makes, for a key of the test's.
+pub fn genuine(key: &KeyPair) -> CertificateDer<'static> {
+    let public_key_sha256 = Sha256::digest(key.subject_public_key_info()).into();
+    let claims = Claims { public_key_sha256, promise: PROMISE.to_vec() }.encode();
+    let mut report_data = [0; 64];
+    report_data[..32].copy_from_slice(&Sha256::digest(&claims));
+    let quote = quoter(|_| ()).quote(report_data).unwrap();
+    certificate(key, &[Evidence { quote, claims }.encode()])
+}
+
 /// The evidence in a certificate, found by the bytes of its identifier.
-pub fn evidence(certificate: &[u8]) -> asymflow_enclave::attest::Evidence {
+pub fn evidence(certificate: &[u8]) -> Evidence {
     let oid = [6, 6, 0x67, 0x81, 5, 5, 4, 9];
     let at = certificate.windows(oid.len()).position(|window| window == oid).unwrap() + oid.len();
     // OCTET STRING with a length in two bytes.
     let [4, 0x82, high, low] = certificate[at..at + 4] else { panic!("another encoding") };
     let length = usize::from(u16::from_be_bytes([high, low]));
-    asymflow_enclave::attest::Evidence::parse(&certificate[at + 4..at + 4 + length]).unwrap()
+    Evidence::parse(&certificate[at + 4..at + 4 + length]).unwrap()
 }
 
 /// A server with any certificate and any key.

@@ -8,10 +8,11 @@ use asymflow_enclave::attest::{
     refusal_of_io, session_exporter, simulated_collateral,
 };
 use rcgen::KeyPair;
-use rustls::{CertificateError, ProtocolVersion};
+use rustls::{CertificateError, HandshakeKind, ProtocolVersion};
 
 use crate::common::{
-    Client, NOW, PROMISE, Server, certificate, client, evidence, handshake, identity, policy, quoter, server, verifier,
+    Client, NOW, PROMISE, Server, certificate, client, evidence, genuine, handshake, identity, policy, quoter, server,
+    verifier,
 };
 
 /// The refusal that a client ends a handshake with.
@@ -93,15 +94,26 @@ fn a_certificate_without_its_key_is_of_no_use() {
 
 #[test]
 fn every_session_is_verified_anew() {
-    // One configuration, two servers: the second must not get by on a ticket of the first.
-    let config = client(policy());
-    let (first, _) = handshake(identity().server_config(), config.clone());
-    let mut first = first.unwrap();
-    first.conn.send_close_notify();
-    first.conn.complete_io(&mut first.sock).unwrap();
-    let (second, _) = handshake(identity().server_config(), config);
-    let kind = second.unwrap().conn.handshake_kind();
-    assert_eq!(kind, Some(rustls::HandshakeKind::Full));
+    // A genuine enclave whose server hands out tickets; a resumed session would show no certificate.
+    let key = KeyPair::generate().unwrap();
+    let config = server(genuine(&key), &key);
+    let client = client(policy());
+    for _ in 0..2 {
+        let (there, here) = handshake(config.clone(), client.clone());
+        let (mut there, mut here) = (there.unwrap(), here.unwrap());
+        here.write_all(b"!").unwrap();
+        there.read_exact(&mut [0]).unwrap();
+        assert_eq!(there.conn.tls13_tickets_received(), 2);
+        assert_eq!(there.conn.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[test]
+fn the_server_hands_out_no_tickets() {
+    let (mut client, mut server) = session(&identity());
+    server.write_all(b"!").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    assert_eq!(client.conn.tls13_tickets_received(), 0);
 }
 
 /// The server's answer to the client's nonce, over the session itself.

@@ -1,7 +1,9 @@
 //! A quote of real hardware, published with dcap-qvl, and what Intel said of its platform then.
 
 use asymflow_enclave::Assurance;
-use asymflow_enclave::attest::{Collateral, CollateralError, MAX_COLLATERAL_BYTES, Policy, PolicyError, Refusal};
+use asymflow_enclave::attest::{
+    Collateral, CollateralError, MAX_COLLATERAL_BYTES, Measurement, Policy, PolicyError, Refusal,
+};
 use asymflow_enclave::attest::{TcbPolicy, TcbStatus, Verifier};
 
 /// 2025-06-20, when the collateral was valid.
@@ -35,6 +37,9 @@ fn a_real_quote_is_verified() {
     assert_eq!(verified.advisories, ["INTEL-SA-00289", "INTEL-SA-00615"]);
     assert!(verified.report_data.starts_with(b"Hello, world!"));
     assert_eq!(verified.measurement.mr_enclave, policy().mr_enclave[0]);
+    let json = serde_json::to_string(&verified.measurement).unwrap();
+    assert!(json.starts_with(&format!(r#"{{"mr_enclave":"{MR_ENCLAVE}","#)), "{json}");
+    assert_eq!(serde_json::from_str::<Measurement>(&json).unwrap(), verified.measurement);
 }
 
 /// What nobody signs is of no consequence: how the certificates' text is broken into lines, and the copy of the root at its end,
