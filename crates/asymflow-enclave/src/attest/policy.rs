@@ -103,6 +103,18 @@ fn parse<E: serde::de::Error>(text: &str) -> Result<[u8; 32], E> {
     Ok(hash)
 }
 
+pub(super) mod hash {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(hash))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+        super::parse(&String::deserialize(deserializer)?)
+    }
+}
+
 mod hashes {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -1,6 +1,6 @@
 //! Whether a server is the enclave that a policy accepts.
 
-use dcap_qvl::quote::{EnclaveReport, Quote};
+use dcap_qvl::quote::{AuthData, EnclaveReport, Quote};
 use dcap_qvl::verify::QuoteVerifier;
 use rustls::ConnectionCommon;
 use rustls::pki_types::CertificateDer;
@@ -22,13 +22,17 @@ const EVIDENCE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.5.4.9"
 const DEBUG: u8 = 0b10;
 /// Header and report of an SGX quote; the length of what follows is next, in four bytes.
 const SIGNED_BYTES: usize = 48 + 384;
+/// Both signatures, the attestation key, the quoting enclave's report, and the heads of two parts of any length.
+const SIGNATURE_BYTES: usize = 64 + 64 + 384 + 64 + 2 + 2 + 4;
 
-/// Which program runs in an enclave.
+/// Which program runs in an enclave. In files, hashes are 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measurement {
     /// Hash of the program and how it is laid out.
+    #[serde(with = "super::policy::hash")]
     pub mr_enclave: [u8; 32],
     /// Hash of the key that signed it.
+    #[serde(with = "super::policy::hash")]
     pub mr_signer: [u8; 32],
     /// The signer's number for the product.
     pub isv_prod_id: u16,
@@ -174,17 +178,14 @@ impl Verifier {
     /// # Errors
     /// Why the quote is refused.
     pub fn verify_quote(&self, quote: &[u8], now_unix_seconds: u64) -> Result<VerifiedQuote, Refusal> {
-        check_length(quote)?;
-        let parsed = Quote::parse(quote).map_err(|error| Refusal::Quote(format!("{error:#}")))?;
+        let parsed = parse_quote(quote)?;
         let simulated = is_simulated(&parsed);
         let verified = self
             .root(simulated)?
             .allow_debug(true)
             .verify(quote, self.collateral.as_dcap(), now_unix_seconds)
             .map_err(|error| unverified(format!("{error:#}"), now_unix_seconds))?;
-        let Some(report) = verified.report.as_sgx() else {
-            return Err(Refusal::NotSgx(format!("TEE type {:#x}", parsed.header.tee_type)));
-        };
+        let report = verified.report.as_sgx().ok_or_else(|| not_sgx(&parsed))?;
         let tcb_status = TcbStatus::of_name(&verified.status)
             .ok_or_else(|| Refusal::Chain(format!("the unknown TCB status {}", verified.status)))?;
         let advisories = verified.advisory_ids;
@@ -255,22 +256,31 @@ fn evidence_of(der: &[u8]) -> Result<Vec<u8>, Refusal> {
     }
 }
 
-/// A quote is as long as it says: what follows it is signed by nobody.
-fn check_length(quote: &[u8]) -> Result<(), Refusal> {
+/// Parses a quote that is as long as it says, with all its parts: nobody signs what follows.
+fn parse_quote(quote: &[u8]) -> Result<Quote, Refusal> {
     let given = quote.len();
     if given > MAX_QUOTE_BYTES {
         return Err(Refusal::Quote(format!("{given} bytes; at most {MAX_QUOTE_BYTES} are read")));
     }
-    let Some((length, rest)) = quote.get(SIGNED_BYTES..).and_then(|rest| rest.split_first_chunk()) else {
-        return Err(Refusal::Quote(format!("{given} bytes are too few")));
-    };
-    let told = u32::from_le_bytes(*length);
-    // A TDX quote has another layout; it is refused by its kind further on.
-    let sgx = quote.get(4..8) == Some(&[0; 4]);
-    if sgx && u32::try_from(rest.len()) != Ok(told) {
-        return Err(Refusal::Quote(format!("{} bytes of signature, {told} by its own account", rest.len())));
+    let parsed = Quote::parse(quote).map_err(|error| Refusal::Quote(format!("{error:#}")))?;
+    let AuthData::V3(signature) = &parsed.auth_data else { return Err(not_sgx(&parsed)) };
+    if !parsed.header.is_sgx() {
+        return Err(not_sgx(&parsed));
     }
-    Ok(())
+    let told =
+        quote.get(SIGNED_BYTES..).and_then(|rest| rest.first_chunk()).map_or(0, |told| u32::from_le_bytes(*told));
+    let parts = SIGNATURE_BYTES + signature.qe_auth_data.data.len() + signature.certification_data.body.data.len();
+    if given != SIGNED_BYTES + 4 + parts || u32::try_from(parts) != Ok(told) {
+        return Err(Refusal::Quote(format!(
+            "{given} bytes; its parts are {}, its signature {told} by its own account",
+            SIGNED_BYTES + 4 + parts
+        )));
+    }
+    Ok(parsed)
+}
+
+fn not_sgx(quote: &Quote) -> Refusal {
+    Refusal::NotSgx(format!("TEE type {:#x}", quote.header.tee_type))
 }
 
 /// Whether a quote says that it comes from the simulated root. It decides only which root it is held against.
@@ -283,8 +293,11 @@ fn is_simulated(quote: &Quote) -> bool {
     })
 }
 
-/// dcap-qvl gives reasons as text; a wrong guess here changes the advice and nothing else.
+/// dcap-qvl gives reasons as text; a wrong guess here changes the wording and nothing else.
 fn unverified(reason: String, now_unix_seconds: u64) -> Refusal {
+    if reason.contains("TCB status is invalid: Revoked") {
+        return Refusal::Tcb { status: TcbStatus::Revoked, advisories: Vec::new() };
+    }
     let dated = ["expired", "Expired", "NotValidYet", "in the future"].iter().any(|word| reason.contains(word));
     if dated { Refusal::Expired { now_unix_seconds, reason } } else { Refusal::Chain(reason) }
 }
