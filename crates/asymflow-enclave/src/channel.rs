@@ -185,15 +185,11 @@ impl<H: Handler> Channel<H> {
         Arc::clone(&self.shared.stats)
     }
 
-    /// Serves clients until `stop` resolves. Sessions in progress are dropped then.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    /// Serves clients until it is dropped, and every session with it.
+    pub async fn run(self) {
         let mut tasks = tokio::task::JoinSet::new();
-        tokio::pin!(stop);
         loop {
-            let accepted = tokio::select! {
-                () = &mut stop => return,
-                accepted = self.listener.accept() => accepted,
-            };
+            let accepted = self.listener.accept().await;
             while tasks.try_join_next().is_some() {}
             let Ok((stream, _)) = accepted else {
                 // Out of file descriptors, most likely: sessions that end give some back.

@@ -14,6 +14,7 @@ use asymflow_enclave::channel::{Channel, ChannelLimits};
 use asymflow_residual::ResidualBackend;
 use faer::Par;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::args::ServeArgs;
 use crate::door::Door;
@@ -142,15 +143,18 @@ async fn listen(
         "promise_sha256": identity.promise_sha256(),
     });
     say(&ready)?;
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    channel
-        .run(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        })
-        .await;
+    let serving = tokio::spawn(channel.run());
+    let stop = Arc::new(Notify::new());
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        let (mut signals, stop) = (signal(kind)?, Arc::clone(&stop));
+        tokio::spawn(async move {
+            signals.recv().await;
+            stop.notify_one();
+        });
+    }
+    stop.notified().await;
+    serving.abort();
+    let _ = serving.await;
     let stats = *stats.lock().unwrap_or_else(PoisonError::into_inner);
     say(&serde_json::json!({
         "service": stats,

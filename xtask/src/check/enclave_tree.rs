@@ -9,8 +9,9 @@ use crate::binaries::{ENCLAVED, WORKER};
 use crate::process;
 use crate::workspace::Workspace;
 
-/// Crates that must not be trusted, by their name or the family before a dash.
-const FORBIDDEN: [&str; 24] = [
+/// Crates that must not be trusted, by their name or the family before a dash. tokio, without HTTP, carries the sessions of
+/// clients.
+const FORBIDDEN: [&str; 23] = [
     "actix",
     "axum",
     "burn",
@@ -26,7 +27,6 @@ const FORBIDDEN: [&str; 24] = [
     "quinn",
     "reqwest",
     "rocket",
-    "tokio",
     "tonic",
     "tungstenite",
     "ureq",
