@@ -25,12 +25,19 @@ pub enum CollateralError {
 /// Intel's ratings of a kind of platform (TCB info), the identity of its quoting enclave, the lists of revoked certificates, and
 /// the certificates that sign them. Whoever serves them is not trusted: all of it is signed.
 ///
-/// It is the JSON object of dcap-qvl's `QuoteCollateralV3`: `tcb_info` and `qe_identity` as Intel signed them, their signatures,
-/// and both revocation lists in hexadecimal, the three issuer chains in PEM. Intel's Provisioning Certification Service or a caching
-/// service (PCCS) gives the parts for the FMSPC in a quote's certificate (`/sgx/certification/v4/tcb`, `…/qe/identity`,
-/// `…/pckcrl`, `…/rootcacrl`; issuer chains come as response headers); dcap-qvl's `CollateralClient::fetch`, in Rust, Python or
-/// JavaScript, asks for all of them and returns this object. Nothing is fetched here. It is good until its `nextUpdate`, thirty
-/// days with Intel.
+/// It is the JSON object of dcap-qvl's `QuoteCollateralV3`: `tcb_info` and `qe_identity` as Intel signed them, their signatures
+/// and both revocation lists in hexadecimal, the three issuer chains in PEM. Nothing is fetched here. Whoever has a quote of the
+/// platform gets collateral from Intel or from a caching service (PCCS), for instance by dcap-qvl's Python package:
+///
+/// ```python
+/// collateral = await dcap_qvl.get_collateral("https://api.trustedservices.intel.com", quote)
+/// open("collateral.json", "w").write(collateral.to_json())
+/// ```
+///
+/// or part by part, for the FMSPC in the quote's certificate: `/sgx/certification/v4/tcb`, `…/qe/identity`, `…/pckcrl` and
+/// `…/rootcacrl`, whose issuer chains are response headers. It serves every platform of that kind until its `nextUpdate`, thirty
+/// days with Intel. A platform's own certificate (`pck_certificate_chain`) is passed over: each quote brings its own, so the
+/// platform needs Intel's quote provider library set up.
 #[derive(Clone)]
 pub struct Collateral(QuoteCollateralV3);
 
@@ -43,7 +50,7 @@ impl Collateral {
         if bytes.len() > MAX_COLLATERAL_BYTES {
             return Err(CollateralError::TooLong { bytes: bytes.len() });
         }
-        Ok(Self(serde_json::from_slice(bytes)?))
+        Ok(Self::from(serde_json::from_slice::<QuoteCollateralV3>(bytes)?))
     }
 
     /// The JSON object.
@@ -60,7 +67,8 @@ impl Collateral {
 }
 
 impl From<QuoteCollateralV3> for Collateral {
-    fn from(collateral: QuoteCollateralV3) -> Self {
+    fn from(mut collateral: QuoteCollateralV3) -> Self {
+        collateral.pck_certificate_chain = None;
         Self(collateral)
     }
 }

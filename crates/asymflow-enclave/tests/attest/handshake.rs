@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use asymflow_enclave::attest::{
-    AttestedIdentity, Clock, Policy, Refusal, SimulatedMeasurement, TcbStatus, client_config, refusal_of,
-    refusal_of_io, session_exporter, simulated_collateral,
+    AttestedIdentity, Clock, MAX_PROMISE_BYTES, Policy, Refusal, SimulatedMeasurement, TcbStatus, client_config,
+    refusal_of, refusal_of_io, session_exporter, simulated_collateral,
 };
 use rcgen::KeyPair;
 use rustls::{CertificateError, HandshakeKind, ProtocolVersion};
@@ -41,6 +41,13 @@ fn a_verified_session_carries_data() {
     let mut heard = [0; 5];
     server.read_exact(&mut heard).unwrap();
     assert_eq!(&heard, b"image");
+}
+
+#[test]
+fn the_longest_promise_fits_into_a_handshake() {
+    let promise = vec![7; MAX_PROMISE_BYTES];
+    let (client, _server) = session(&AttestedIdentity::new(&quoter(|_| ()), &promise).unwrap());
+    assert_eq!(verifier(policy()).verify_peer(&client.conn, NOW).unwrap().promise, promise);
 }
 
 #[test]

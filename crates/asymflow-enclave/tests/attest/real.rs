@@ -137,6 +137,14 @@ fn collateral_is_bounded() {
 }
 
 #[test]
+fn each_quote_brings_its_own_platform_certificate() {
+    let mut json: serde_json::Value = serde_json::from_slice(COLLATERAL).unwrap();
+    json["pck_certificate_chain"] = json["tcb_info_issuer_chain"].clone();
+    let collateral = Collateral::from_json(json.to_string().as_bytes()).unwrap();
+    Verifier::new(policy(), collateral).unwrap().verify_quote(QUOTE, THEN).unwrap();
+}
+
+#[test]
 fn another_kind_of_enclave_is_refused() {
     let verifier = Verifier::new(policy(), collateral()).unwrap();
     let refusal = verifier.verify_quote(include_bytes!("../fixtures/tdx_quote"), THEN).unwrap_err();
