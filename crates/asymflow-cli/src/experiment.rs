@@ -13,6 +13,7 @@ use toml::{Table, Value};
 use crate::delta_section::{DeltaSection, LabelPolicy};
 use crate::entry::Entry;
 use crate::error::CliError;
+use crate::serve_experiment::ServeSection;
 
 /// What an experiment does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub enum Kind {
     RankStudy,
     /// Measures what Delta's split leaves to the residual.
     RankDctStudy,
+    /// Loads a service of every mode with clients.
+    Serve,
 }
 
 /// A whole experiment file.
@@ -69,6 +72,9 @@ pub struct Experiment {
     /// For `kind = "rank-study"` and `kind = "rank-dct-study"`.
     #[serde(default)]
     pub study: StudySection,
+    /// For `kind = "serve"`.
+    #[serde(default)]
+    pub serve: ServeSection,
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,

@@ -13,6 +13,7 @@ mod plot;
 mod progress;
 mod report;
 mod run;
+mod serve_experiment;
 mod summary;
 mod tables;
 mod worker;

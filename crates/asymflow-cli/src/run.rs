@@ -22,6 +22,7 @@ use crate::folder::Folder;
 use crate::host::{Stopper, run_job, runtime};
 use crate::progress::{Output, Progress};
 use crate::report::{self, Report, Results};
+use crate::serve_experiment::Server;
 use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
@@ -112,6 +113,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         Kind::Speedup => runner.speedup(),
         Kind::RankStudy => runner.rank_study(),
         Kind::RankDctStudy => runner.rank_dct_study(),
+        Kind::Serve => runner.serve(),
     }
 }
 
@@ -416,6 +418,38 @@ impl Runner {
 }
 
 impl Runner {
+    fn serve(&self) -> Result<Outcome, CliError> {
+        let worker = self.worker()?;
+        let section = &self.experiment.serve;
+        let threads = self.experiment.trusted.threads;
+        let server = Server {
+            runtime: &*self.runtime,
+            program: beside("asymflow-enclaved"),
+            worker: worker.as_ref(),
+            section,
+            threads,
+            folder: &self.folder,
+        };
+        let mut runs = Vec::new();
+        for &entry in &self.experiment.mode.run {
+            let task = Task::Train(self.experiment.train_spec(1));
+            let job = self.job(entry, &self.experiment.model.names[0], worker.as_ref(), task)?;
+            for &load in &section.loads {
+                if self.interrupt.asked.load(Ordering::Relaxed) {
+                    return Ok(Outcome::Interrupted);
+                }
+                self.output.say(&format!("{entry}: {} connections for {} s", load.connections, load.seconds));
+                runs.push(server.run(entry, &job, load)?);
+            }
+        }
+        let failed: u64 = runs.iter().map(|run| run.load.failed + run.load.refused).sum();
+        if let Some(reason) = runs.iter().find_map(|run| run.load.first_failure.as_ref()) {
+            self.output.say(&format!("the first of {failed} failures: {reason}"));
+        }
+        self.leave(Results::Serve(runs), worker.as_ref().map(|w| w.device.clone()))?;
+        Ok(if failed == 0 { Outcome::Done } else { Outcome::ClaimFailed })
+    }
+
     fn rank_dct_study(&self) -> Result<Outcome, CliError> {
         let s = &self.experiment.study;
         let spec = SplitStudySpec { samples: s.samples, ranks: s.ranks.clone(), kept: s.kept.clone() };

@@ -14,6 +14,7 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
 use crate::report::{Report, Results};
 use crate::run;
+use crate::serve_experiment::ServeRun;
 use crate::summary::{self, Summary, markdown};
 
 fn provenance(report: &Report) -> String {
@@ -37,6 +38,7 @@ pub fn render(report: &Report) -> String {
         Results::Speedup(networks) => speedup(&report.experiment, networks),
         Results::RankStudy(study) => rank_study(&report.experiment, study),
         Results::SplitStudy(study) => split_study(study),
+        Results::Serve(runs) => serve(&report.experiment, runs),
     };
     let Experiment { title, claim, .. } = &report.experiment;
     format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))
@@ -265,6 +267,69 @@ fn rank_study(experiment: &Experiment, report: &RankStudyReport) -> String {
         text += "\n";
     }
     text
+}
+
+fn serve(experiment: &Experiment, runs: &[ServeRun]) -> String {
+    let head = [
+        "mode",
+        "load",
+        "answers",
+        "failed",
+        "answers/s",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "max ms",
+        "images/batch",
+        "trusted ms",
+        "release ms",
+        "wait ms",
+        "B to worker",
+        "MiB early",
+        "MiB end",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    for ServeRun { mode, load, report, resident_bytes } in runs {
+        let (stats, latency) = (&report.service, &load.latency_ms);
+        let each = |total: f64| format!("{:.2}", 1e3 * total / stats.answered.max(1) as f64);
+        let mebibytes = |of: fn((u64, u64)) -> u64| {
+            resident_bytes
+                .map_or_else(|| "-".to_owned(), |bytes| format!("{:.1}", of(bytes) as f64 / f64::from(1 << 20)))
+        };
+        let load_name = match load.load.rate {
+            Some(rate) => format!("open, {rate}/s on {}", load.load.connections),
+            None => format!("closed, {}", load.load.connections),
+        };
+        rows.push([
+            mode.clone(),
+            format!("{load_name}, {} s", load.load.seconds),
+            load.answered.to_string(),
+            (load.failed + load.refused).to_string(),
+            format!("{:.1}", load.per_second),
+            format!("{:.1}", latency.p50),
+            format!("{:.1}", latency.p90),
+            format!("{:.1}", latency.p99),
+            format!("{:.1}", latency.p999),
+            format!("{:.1}", latency.max),
+            format!("{:.2}", stats.answered as f64 / stats.batches.max(1) as f64),
+            each(stats.parts.trusted + stats.parts.decompose + stats.parts.fold),
+            each(stats.parts.release),
+            each(stats.parts.wait),
+            format!("{:.0}", stats.traffic.to_worker as f64 / stats.answered.max(1) as f64),
+            mebibytes(|(early, _)| early),
+            mebibytes(|(_, end)| end),
+        ]);
+    }
+    format!(
+        "Network {}, weights by seed, {} records in a message to the worker, clients and both programs on the same cores. \
+         Latency is from when an image was due to its answer, TLS included; an open loop offers images at a fixed rate. \
+         Milliseconds and bytes are for one answer; messages are filled up with coins, so few images in a batch cost more \
+         bytes each. Memory is that of the trusted program, after a quarter of the load and at its end.\n\n{}",
+        experiment.model.names.join(", "),
+        experiment.serve.batch,
+        markdown(&rows)
+    )
 }
 
 fn split_study(report: &SplitStudyReport) -> String {

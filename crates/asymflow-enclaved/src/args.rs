@@ -28,6 +28,8 @@ Options of serve:
   --linger-ms N                 how long an incomplete batch waits for more images [1]
   --sessions N                  clients at a time [4096]
   --threads N                   threads of the trusted part; 0 takes one a core [0]
+  --report-seconds N            prints a line of counters this often, besides at the end; 0 for never [0]
+  --exit-with-parent            ends when standard input closes
   --insecure-unlimited-answers  no budget: every answer costs its epsilon, without an end
   --insecure-forgetful          no --state: a restart forgets what clients have lost
   --insecure-worker-plaintext   no TLS to the worker: its token travels in the clear
@@ -57,6 +59,8 @@ pub struct ServeArgs {
     pub linger_ms: u64,
     pub sessions: usize,
     pub threads: usize,
+    pub report_seconds: u64,
+    pub exit_with_parent: bool,
     pub insecure_unlimited_answers: bool,
     pub insecure_forgetful: bool,
     pub insecure_worker_plaintext: bool,
@@ -88,6 +92,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
         linger_ms: 1,
         sessions: 4096,
         threads: 0,
+        report_seconds: 0,
+        exit_with_parent: false,
         insecure_unlimited_answers: false,
         insecure_forgetful: false,
         insecure_worker_plaintext: false,
@@ -108,6 +114,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
             Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
             Long("sessions") => args.sessions = number(parser, "--sessions")?,
             Long("threads") => args.threads = number(parser, "--threads")?,
+            Long("report-seconds") => args.report_seconds = number(parser, "--report-seconds")?,
+            Long("exit-with-parent") => args.exit_with_parent = true,
             Long("insecure-unlimited-answers") => args.insecure_unlimited_answers = true,
             Long("insecure-forgetful") => args.insecure_forgetful = true,
             Long("insecure-worker-plaintext") => args.insecure_worker_plaintext = true,

@@ -4,6 +4,7 @@ mod args;
 mod door;
 mod evidence;
 mod executor;
+mod listen;
 mod serving;
 mod state;
 

@@ -2,25 +2,21 @@
 
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use asymflow::job::{ModeKind, WorkerSpec};
 use asymflow::serve::worker_client;
-use asymflow::service::protocol::MAX_IMAGES;
 use asymflow::service::{Promise, ServedModel, Service, ServiceSettings};
-use asymflow_enclave::channel::{Channel, ChannelLimits};
 use asymflow_residual::ResidualBackend;
 use faer::Par;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 
 use crate::args::ServeArgs;
 use crate::door::Door;
-use crate::evidence::{Evidence, Identity};
-use crate::executor::{self, SharedStats};
-use crate::state;
+use crate::evidence::Evidence;
+use crate::listen::listen;
+use crate::{executor, state};
 
 /// Longest wait for one answer of the worker, and for a lost one to come back.
 const WORKER_SECONDS: u64 = 30;
@@ -119,52 +115,4 @@ fn check_budget(service: &Service, args: &ServeArgs) -> Result<()> {
 fn announce_insecure(insecure: &[String]) {
     let named = if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") };
     let _ = writeln!(std::io::stderr(), "insecure settings in force: {named}");
-}
-
-async fn listen(
-    args: &ServeArgs,
-    identity: &Identity,
-    door: Door,
-    promise: &Promise,
-    stats: &SharedStats,
-) -> Result<()> {
-    let mut limits = ChannelLimits { sessions: args.sessions, ..ChannelLimits::default() };
-    limits.message.body_bytes = limits.message.body_bytes.min(u64::from(MAX_IMAGES) * door.image_bytes as u64);
-    let channel = Channel::bind(&args.listen, identity.tls(), limits, door)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let seen = channel.stats();
-    let ready = serde_json::json!({
-        "listening": channel.address().context("cannot listen")?.to_string(),
-        "assurance": identity.assurance(),
-        "runtime": promise.runtime,
-        "mode": promise.mode,
-        "network": promise.network,
-        "promise_sha256": identity.promise_sha256(),
-    });
-    say(&ready)?;
-    let serving = tokio::spawn(channel.run());
-    let stop = Arc::new(Notify::new());
-    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
-        let (mut signals, stop) = (signal(kind)?, Arc::clone(&stop));
-        tokio::spawn(async move {
-            signals.recv().await;
-            stop.notify_one();
-        });
-    }
-    stop.notified().await;
-    serving.abort();
-    let _ = serving.await;
-    let stats = *stats.lock().unwrap_or_else(PoisonError::into_inner);
-    say(&serde_json::json!({
-        "service": stats,
-        "sessions": seen.sessions(),
-        "refused_connections": seen.refused(),
-        "failed_sessions": seen.failed(),
-    }))
-}
-
-fn say(line: &serde_json::Value) -> Result<()> {
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("cannot write to stdout")
 }

@@ -46,10 +46,12 @@ impl Args {
 
 /// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LoadSpec {
     /// Connections.
     pub connections: usize,
     /// Images a second over all connections; closed loop without it.
+    #[serde(default)]
     pub rate: Option<f64>,
     /// Seconds.
     pub seconds: f64,

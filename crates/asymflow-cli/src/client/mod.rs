@@ -17,7 +17,7 @@ use clap::Subcommand;
 
 use crate::error::CliError;
 use connection::{Connection, Reply};
-use load::load;
+pub use load::{LoadReport, LoadSpec, load};
 
 /// What to ask.
 #[derive(Debug, Subcommand)]
@@ -68,6 +68,20 @@ pub struct ServiceArgs {
     /// Longest wait for an answer, in seconds
     #[arg(long, default_value_t = 60)]
     pub timeout: u64,
+}
+
+impl ServiceArgs {
+    /// A service of this machine that proves nothing and does not have to.
+    pub fn trial(address: &str) -> Self {
+        Self {
+            enclave: address.to_owned(),
+            policy: None,
+            collateral: None,
+            account: None,
+            insecure_accept_simulated: true,
+            timeout: 60,
+        }
+    }
 }
 
 /// Runs a command.
@@ -236,7 +250,8 @@ fn state_folder() -> Result<PathBuf, CliError> {
         .ok_or_else(|| CliError::usage("no home folder for this client's account", "name a file with --account"))
 }
 
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+/// Writes a new file that only its owner can read.
+pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

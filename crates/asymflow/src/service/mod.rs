@@ -144,6 +144,21 @@ pub struct ServiceStats {
     pub traffic: Traffic,
 }
 
+/// A line of counters, as a serving process prints it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// Of the service.
+    pub service: ServiceStats,
+    /// Sessions that were accepted.
+    pub sessions: u64,
+    /// Connections that were closed because there were too many.
+    pub refused_connections: u64,
+    /// Sessions that ended by a failed handshake, a missed deadline or a malformed message.
+    pub failed_sessions: u64,
+    /// Memory of the process, as far as the operating system tells.
+    pub resident_bytes: Option<u64>,
+}
+
 /// Keeps the losses of clients somewhere that outlives the process.
 pub trait Keeper: Send {
     /// Keeps them before anything is released. The error is for the log.

@@ -1,0 +1,174 @@
+//! `kind = "serve"`: a service in its own process, and clients that load it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use asymflow::delta::Sampling;
+use asymflow::job::JobSpec;
+use asymflow::service::{ServedModel, ServiceReport};
+use asymflow_enclave::{EnclaveSpec, TrustedRuntime, TrustedSession};
+use asymflow_zoo::Weights;
+use asymflow_zoo::data::Normalization;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{LoadReport, LoadSpec, ServiceArgs, load};
+use crate::entry::Entry;
+use crate::error::CliError;
+use crate::folder::Folder;
+use crate::worker::WorkerProcess;
+
+/// `[serve]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeSection {
+    /// Records of every message to the worker.
+    pub batch: usize,
+    /// How long an incomplete batch waits.
+    pub linger_ms: u64,
+    /// The loads, one after another, each on a service of its own.
+    pub loads: Vec<LoadSpec>,
+}
+
+impl Default for ServeSection {
+    fn default() -> Self {
+        Self { batch: 8, linger_ms: 1, loads: vec![LoadSpec { connections: 8, rate: None, seconds: 5.0 }] }
+    }
+}
+
+/// What one load on one service measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServeRun {
+    /// How the network was executed.
+    pub mode: String,
+    /// What clients saw.
+    pub load: LoadReport,
+    /// What the service counted.
+    pub report: ServiceReport,
+    /// Its memory after a quarter of the load, and at the end.
+    pub resident_bytes: Option<(u64, u64)>,
+}
+
+/// A service that runs, and the lines it has printed.
+struct Running {
+    session: Box<dyn TrustedSession>,
+    to: Option<Box<dyn Write + Send>>,
+    reports: Arc<Mutex<Vec<ServiceReport>>>,
+    reader: std::thread::JoinHandle<()>,
+    address: String,
+}
+
+/// What a service says when it is ready.
+#[derive(Deserialize)]
+struct Ready {
+    listening: String,
+}
+
+/// What serves: the trusted runtime, its program, and the worker.
+pub struct Server<'a> {
+    /// Runtime of the trusted part.
+    pub runtime: &'a dyn TrustedRuntime,
+    /// The enclave program.
+    pub program: PathBuf,
+    /// The worker, for modes that have one.
+    pub worker: Option<&'a WorkerProcess>,
+    /// How it is loaded.
+    pub section: &'a ServeSection,
+    /// Threads of the trusted part.
+    pub threads: usize,
+    /// Where files are left.
+    pub folder: &'a Folder,
+}
+
+impl Server<'_> {
+    /// Serves the network of `job`, with weights made by seed, under one load.
+    pub fn run(&self, entry: Entry, job: &JobSpec, load_spec: LoadSpec) -> Result<ServeRun, CliError> {
+        let model = self.model(entry, job)?;
+        let service = self.start(&model, job)?;
+        let args = ServiceArgs::trial(&service.address);
+        let load = load(&args, &load_spec);
+        let reports = service.stop();
+        let load = load?;
+        let Some(&report) = reports.last() else {
+            return Err(CliError::failed("the service ended without its counters", "its own message stands above"));
+        };
+        // One line a second; the first quarter fills caches and pools.
+        let early = reports.get(reports.len() / 4).and_then(|report| report.resident_bytes);
+        let resident_bytes = early.zip(report.resident_bytes);
+        Ok(ServeRun { mode: entry.to_string(), load, report, resident_bytes })
+    }
+
+    /// Writes the model: latency does not depend on what its weights are.
+    fn model(&self, entry: Entry, job: &JobSpec) -> Result<PathBuf, CliError> {
+        let failed = |e: String| CliError::failed(format!("cannot make a model: {e}"), "");
+        let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
+        let weights = Weights::init(&network, 1).flatten(&network).map_err(|e| failed(e.to_string()))?;
+        let channels = job.network.input.channels;
+        let normalization = Normalization { mean: vec![0.5; channels], std: vec![0.25; channels] };
+        let model = ServedModel::of(job, Sampling { batch: 128, records: 50_000 }, normalization, Vec::new());
+        let name = format!("{entry}.asymflow");
+        self.folder.replace(&name, &model.encode(&weights).map_err(|e| failed(e.to_string()))?)?;
+        Ok(self.folder.path().join(name))
+    }
+
+    fn start(&self, model: &Path, job: &JobSpec) -> Result<Running, CliError> {
+        let token = self.folder.path().join("token");
+        let mut spec = EnclaveSpec::new(&self.program);
+        let mut flag = |name: &str, value: &str| spec.arguments.extend([name.into(), value.into()]);
+        flag("serve", "--exit-with-parent");
+        flag("--model", &model.display().to_string());
+        flag("--listen", "127.0.0.1:0");
+        flag("--batch", &self.section.batch.to_string());
+        flag("--linger-ms", &self.section.linger_ms.to_string());
+        flag("--threads", &self.threads.to_string());
+        flag("--report-seconds", "1");
+        // Clients of a load generator have nothing to lose.
+        flag("--insecure-unlimited-answers", "--insecure-forgetful");
+        if let Some(worker) = self.worker.filter(|_| job.settings().needs_worker()) {
+            crate::client::write_private(&token, &worker.token)
+                .map_err(|e| CliError::failed(format!("cannot write {}: {e}", token.display()), ""))?;
+            flag("--worker", &worker.address);
+            flag("--worker-token-file", &token.display().to_string());
+            match &worker.fingerprint {
+                Some(fingerprint) => flag("--worker-fingerprint", fingerprint),
+                None => spec.arguments.push("--insecure-worker-plaintext".into()),
+            }
+        }
+        let failed = |what: String| CliError::failed(what, "its own message, if any, stands above");
+        let mut session = self
+            .runtime
+            .launch(&spec)
+            .map_err(|e| CliError::missing(e.to_string(), "build it: cargo build --release -p asymflow-enclaved"))?;
+        let Some((to, from)) = session.streams() else {
+            return Err(failed("the service has no streams".to_owned()));
+        };
+        let mut lines = BufReader::new(from).lines();
+        let line = lines.next().and_then(Result::ok).unwrap_or_default();
+        // It was read before the service was ready; a mode without a worker has none.
+        let _ = std::fs::remove_file(&token);
+        let Ok(Ready { listening }) = serde_json::from_str(&line) else {
+            let status = session.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+            return Err(failed(format!("the service did not start: {status}")));
+        };
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&reports);
+        let reader = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Ok(report) = serde_json::from_str(&line) {
+                    heard.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+                }
+            }
+        });
+        Ok(Running { session, to: Some(to), reports, reader, address: listening })
+    }
+}
+
+impl Running {
+    /// Lets the service end by itself, and returns its counters.
+    fn stop(mut self) -> Vec<ServiceReport> {
+        drop(self.to.take());
+        let _ = self.session.wait();
+        let _ = self.reader.join();
+        std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
