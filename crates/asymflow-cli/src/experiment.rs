@@ -177,15 +177,17 @@ impl Default for PrivacySection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustedSection {
-    /// `sim`.
+    /// `sim`, `gramine-direct` or `gramine-sgx`.
     pub runtime: String,
+    /// For Gramine: the program beside its manifest, as `cargo xtask enclave manifest` leaves it.
+    pub app: PathBuf,
     /// Threads; 0 takes one a core.
     pub threads: usize,
 }
 
 impl Default for TrustedSection {
     fn default() -> Self {
-        Self { runtime: "sim".to_owned(), threads: 0 }
+        Self { runtime: "sim".to_owned(), app: "target/enclave/asymflow-enclaved".into(), threads: 0 }
     }
 }
 

@@ -5,10 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
-use asymflow_enclave::{Availability, EnclaveSpec, Sim, TrustedRuntime, TrustedSession};
+use asymflow_enclave::{
+    Availability, EnclaveSpec, GramineDirect, GramineSgx, LaunchError, Sim, TrustedRuntime, TrustedSession,
+};
 use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 
 use crate::error::CliError;
+use crate::experiment::TrustedSection;
 use crate::folder::Folder;
 use crate::progress::Progress;
 
@@ -25,18 +28,33 @@ pub fn stop(stopper: &Stopper) {
     }
 }
 
-/// The runtime of that name.
-pub fn runtime(name: &str) -> Result<Box<dyn TrustedRuntime>, CliError> {
-    let runtime: Box<dyn TrustedRuntime> = match name {
+/// The runtime of a section.
+pub fn runtime(section: &TrustedSection) -> Result<Box<dyn TrustedRuntime>, CliError> {
+    let runtime: Box<dyn TrustedRuntime> = match section.runtime.as_str() {
         "sim" => Box::new(Sim),
+        "gramine-direct" => Box::new(GramineDirect::new(&section.app)),
+        "gramine-sgx" => Box::new(GramineSgx::new(&section.app)),
         other => {
-            return Err(CliError::usage(format!("unknown trusted.runtime {other:?}"), "this version has \"sim\""));
+            let help = "there are \"sim\", \"gramine-direct\" and \"gramine-sgx\"";
+            return Err(CliError::usage(format!("unknown trusted.runtime {other:?}"), help));
         }
     };
     match runtime.probe() {
         Availability::Ready => Ok(runtime),
         Availability::Missing { what, fix } => Err(CliError::missing(what, fix)),
     }
+}
+
+/// Why the enclave program does not run, and what would help.
+pub fn not_launched(error: LaunchError) -> CliError {
+    let help = match &error {
+        LaunchError::Missing { fix, .. } | LaunchError::Runtime { fix, .. } => fix.clone(),
+        LaunchError::Start { .. } => "build it: cargo build --release -p asymflow-enclaved".to_owned(),
+        LaunchError::OtherProgram { .. } | LaunchError::Measured { .. } => {
+            "docs/how-to/run-on-sgx.md tells how an enclave is prepared".to_owned()
+        }
+    };
+    CliError::missing(error.to_string(), help)
 }
 
 /// Runs one job in a fresh enclave process and writes what it says into `folder`.
@@ -50,12 +68,13 @@ pub fn run_job(
     stopper: &Stopper,
 ) -> Result<JobReport, CliError> {
     let mut spec = EnclaveSpec::new(program);
-    // Large activations are freed and taken again every layer: keep their pages.
-    spec.environment.push(("MALLOC_MMAP_THRESHOLD_".into(), "33554432".into()));
-    spec.environment.push(("MALLOC_TRIM_THRESHOLD_".into(), "4294967296".into()));
-    let mut session = runtime
-        .launch(&spec)
-        .map_err(|e| CliError::missing(e.to_string(), "build it: cargo build --release -p asymflow-enclaved"))?;
+    // The environment of an enclave is in its manifest.
+    if runtime.name() == Sim.name() {
+        // Large activations are freed and taken again every layer: keep their pages.
+        spec.environment.push(("MALLOC_MMAP_THRESHOLD_".into(), "33554432".into()));
+        spec.environment.push(("MALLOC_TRIM_THRESHOLD_".into(), "4294967296".into()));
+    }
+    let mut session = runtime.launch(&spec).map_err(not_launched)?;
     let Some((to, mut from)) = session.streams() else {
         return Err(CliError::failed("the enclave process has no streams", ""));
     };
@@ -79,6 +98,9 @@ fn converse(
         let frame = match read_frame::<FromTrusted>(&mut from, LIMITS) {
             Ok(frame) => frame,
             Err(WireError::Closed) => {
+                if let Some(failure) = session.failure() {
+                    return Err(not_launched(failure));
+                }
                 let status = session.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
                 let message = format!("the enclave process ended without an answer: {status}");
                 return Err(CliError::failed(message, "its own message, if any, stands above"));

@@ -97,7 +97,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         crate::print(&tables::dry_run(&experiment)?);
         return Ok(Outcome::Done);
     }
-    let runtime = runtime(&experiment.trusted.runtime)?;
+    let runtime = runtime(&experiment.trusted)?;
     let folder = match &args.resume {
         Some(folder) => Folder::create(folder)?,
         None => Folder::create(args.runs.join(format!("{}-{name}", machine::timestamp())))?,
@@ -235,9 +235,17 @@ impl Runner {
         })
     }
 
+    /// The enclave program: beside this one, or beside its manifest.
+    fn program(&self) -> PathBuf {
+        match self.runtime.name() {
+            "sim" => beside("asymflow-enclaved"),
+            _ => self.experiment.trusted.app.clone(),
+        }
+    }
+
     fn execute(&self, label: &str, job: JobSpec, start: (Body, &[u8]), folder: &Folder) -> Result<JobReport, CliError> {
         let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.privacy.delta);
-        let program = beside("asymflow-enclaved");
+        let program = self.program();
         run_job(&*self.runtime, &program, job, start, folder, &mut progress, &self.interrupt.stopper)
     }
 
@@ -424,7 +432,7 @@ impl Runner {
         let threads = self.experiment.trusted.threads;
         let server = Server {
             runtime: &*self.runtime,
-            program: beside("asymflow-enclaved"),
+            program: self.program(),
             worker: worker.as_ref(),
             section,
             threads,

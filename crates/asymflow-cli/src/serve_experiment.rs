@@ -16,6 +16,7 @@ use crate::client::{LoadReport, LoadSpec, ServiceArgs, load};
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::folder::Folder;
+use crate::host::not_launched;
 use crate::worker::WorkerProcess;
 
 /// `[serve]`
@@ -135,10 +136,7 @@ impl Server<'_> {
             }
         }
         let failed = |what: String| CliError::failed(what, "its own message, if any, stands above");
-        let mut session = self
-            .runtime
-            .launch(&spec)
-            .map_err(|e| CliError::missing(e.to_string(), "build it: cargo build --release -p asymflow-enclaved"))?;
+        let mut session = self.runtime.launch(&spec).map_err(not_launched)?;
         let Some((to, from)) = session.streams() else {
             return Err(failed("the service has no streams".to_owned()));
         };
