@@ -144,17 +144,14 @@ fn manifest_name(extension: &str) -> String {
 
 /// Builds the program and the writer, stages what the manifest names, and writes the template.
 fn write_manifest(workspace: &Workspace, args: &PlanArgs) -> Result<u8> {
-    let built = binaries::build(workspace, &[ENCLAVED], &[])?;
-    if built != 0 {
-        return Ok(built);
-    }
+    let Some(program) = build_program(workspace, args.runtime)? else { return Ok(FAILED) };
     let mut cargo = process::cargo();
     cargo.current_dir(workspace.root()).args(["build", "--release", "--package", ENCLAVE, "--bin", MANIFEST_WRITER]);
     if process::run(cargo.args(["--features", HOST_TOOLS]))? != 0 {
         return Ok(FAILED);
     }
     let folder = folder(workspace, &args.folder);
-    let staged = Staged::stage(&folder, &workspace.binary(ENCLAVED), &args.arguments)?;
+    let staged = Staged::stage(&folder, &program, &args.arguments)?;
     for (host, inside) in staged.mapped() {
         println!("{host} is {inside} inside");
     }
@@ -171,6 +168,18 @@ fn write_manifest(workspace: &Workspace, args: &PlanArgs) -> Result<u8> {
         println!("wrote {}", path.display());
     }
     Ok(code)
+}
+
+/// Builds the enclave program; the one for SGX, in a folder of its own, cannot simulate evidence.
+fn build_program(workspace: &Workspace, runtime: Runtime) -> Result<Option<PathBuf>> {
+    if runtime != Runtime::GramineSgx {
+        return Ok((binaries::build(workspace, &[ENCLAVED], &[])? == 0).then(|| workspace.binary(ENCLAVED)));
+    }
+    let target = workspace.target_directory.join("sgx");
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace.root()).args(["build", "--release", "--no-default-features", "--package", ENCLAVED]);
+    let built = process::run(cargo.arg("--target-dir").arg(&target))? == 0;
+    Ok(built.then(|| target.join("release").join(ENCLAVED)))
 }
 
 /// Has Gramine fill in the template.

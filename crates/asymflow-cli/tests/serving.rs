@@ -362,3 +362,48 @@ fn hostile_connections_do_not_keep_others_waiting() {
     assert_eq!(first.read(&mut [0; 16]).unwrap_or(0), 0);
     assert_near(&deployment.classify(), &expected, 1e-6);
 }
+
+/// One command prepares the enclave and serves in it; the answer is that of this process.
+fn assert_served_under(runtime: &str) {
+    let deployment = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (folder, model) = (deployment.folder.path().join("enclave"), deployment.folder.path().join("model.asymflow"));
+    let mut child = Command::new(env!("CARGO"))
+        .args(["xtask", "enclave", "run", "--runtime", runtime, "--threads", "2", "--peak-mib", "512", "--folder"])
+        .arg(&folder)
+        .args(["--", "serve", "--exit-with-parent", "--threads", "2", "--listen", &free, "--model"])
+        .arg(&model)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.find_map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).ok()).unwrap();
+    assert_eq!(ready["runtime"], runtime);
+    let images = deployment.images();
+    let mut flags = vec!["client", "classify", "--enclave", &free, "--account", "account", "--json"];
+    flags.push("--insecure-accept-simulated");
+    flags.extend(images.iter().map(|path| path.to_str().unwrap()));
+    let output = deployment.asymflow(&flags);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let logits: Vec<Vec<f32>> = text
+        .lines()
+        .map(|line| {
+            serde_json::from_value(serde_json::from_str::<serde_json::Value>(line).unwrap()["logits"].clone()).unwrap()
+        })
+        .collect();
+    assert_near(&logits, &in_process(&deployment), 1e-4);
+    // It ends when its standard input does.
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_client_is_answered_from_inside_gramine() {
+    use asymflow_enclave::{Availability, GramineDirect, TrustedRuntime};
+    match GramineDirect::new("asymflow-enclaved").probe() {
+        Availability::Missing { what, .. } => println!("skipped: {what}"),
+        Availability::Ready => assert_served_under("gramine-direct"),
+    }
+}
