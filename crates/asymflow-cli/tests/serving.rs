@@ -254,6 +254,49 @@ fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
 }
 
 #[test]
+fn a_client_notices_that_everything_was_put_back() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let flags = ["--budget-epsilon", "20", "--state", "state", "--guard", "guard", "--listen", &free];
+    let mut deployment = Deployment::of(ModeKind::Delta, Some(9.0), &flags);
+    let at = deployment.folder.path().to_owned();
+    let images = deployment.images();
+    let ask = |deployment: &Deployment, image: usize, flags: &[&str]| {
+        let mut all = vec!["--insecure-accept-simulated", images[image].to_str().unwrap()];
+        all.extend(flags);
+        deployment.client("classify", &all)
+    };
+    let copy = |from: &str, to: &str| {
+        for folder in ["state", "guard"] {
+            let (from, to) = (at.join(format!("{folder}{from}")), at.join(format!("{folder}{to}")));
+            std::fs::create_dir_all(&to).unwrap();
+            for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
+                std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        }
+    };
+    let restart = |deployment: &mut Deployment| {
+        deployment.service.child.kill().unwrap();
+        deployment.service.child.wait().unwrap();
+        let worker = deployment._worker.as_ref().unwrap();
+        let (address, fingerprint) = (worker.says("listening"), worker.says("fingerprint"));
+        let mut all = vec!["serve", "--model", "model.asymflow"];
+        all.extend(["--worker", &address, "--worker-fingerprint", &fingerprint, "--worker-token-file", "token"]);
+        all.extend(flags);
+        deployment.service = Process::start("asymflow-enclaved", &at, &all);
+    };
+    assert!(ask(&deployment, 0, &[]).status.success());
+    copy("", "-then");
+    assert!(ask(&deployment, 1, &[]).status.success());
+    restart(&mut deployment);
+    assert!(ask(&deployment, 1, &[]).status.success(), "an honest restart goes unremarked");
+    copy("-then", "");
+    restart(&mut deployment);
+    let refused = ask(&deployment, 2, &[]);
+    assert!(stderr(&refused).contains("it was rolled back"), "{}", stderr(&refused));
+    assert!(ask(&deployment, 2, &["--forget-witness"]).status.success());
+}
+
+#[test]
 fn a_client_refuses_what_its_policy_does_not_name() {
     let deployment = Deployment::of(ModeKind::TrustedOnly, None, &[]);
     let unproven = deployment.refusal(&[]);

@@ -8,14 +8,14 @@ use asymflow_enclave::channel::{Handler, Reply, Session};
 use asymflow_wire::WireError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::executor::{Item, Told};
+use crate::executor::{Asked, Item, Told};
 
 /// Makes a quote over a client's nonce and its session's exporter.
 pub type Prove = Arc<dyn Fn(&[u8; 32], &[u8; 32]) -> Result<Vec<u8>, String> + Send + Sync>;
 
 /// Passes images to the executor.
 pub struct Door {
-    pub queue: mpsc::Sender<Item>,
+    pub queue: mpsc::Sender<Asked>,
     pub image_bytes: usize,
     pub prove: Prove,
 }
@@ -42,9 +42,12 @@ impl Handler for Door {
 
     async fn handle(&self, session: &mut Session<Known>, request: ToService, body: Vec<u8>) -> Reply<FromService> {
         match (request, session.state.client) {
-            (ToService::Hello { version, client }, None) if body.is_empty() => {
+            (ToService::Hello { version, client, witness }, None) if body.is_empty() => {
                 if version != VERSION {
                     return last(RefusalCode::Message, format!("protocol version {version}, expected {VERSION}"));
+                }
+                if let Err(reply) = self.check(witness).await {
+                    return reply;
                 }
                 session.state.client = Some(ClientId::of(&client));
                 Reply::Send(FromService::Welcome { version: VERSION }, Vec::new())
@@ -70,6 +73,15 @@ impl Handler for Door {
 }
 
 impl Door {
+    /// Whether the service's state is at least as new as what the client has seen.
+    async fn check(&self, witness: Option<Vec<u8>>) -> Result<(), Reply<FromService>> {
+        let Some(witness) = witness else { return Ok(()) };
+        let ending = || last(RefusalCode::Failed, "the service is ending");
+        let (reply, told) = oneshot::channel();
+        self.queue.send(Asked::Witness(witness, reply)).await.map_err(|_| ending())?;
+        told.await.map_err(|_| ending())?.map_err(|detail| last(RefusalCode::RolledBack, detail))
+    }
+
     async fn classify(&self, client: ClientId, images: u16, body: Vec<u8>) -> Reply<FromService> {
         let expected = usize::from(images) * self.image_bytes;
         if images == 0 || images > MAX_IMAGES {
@@ -83,17 +95,18 @@ impl Door {
         for image in body.chunks_exact(self.image_bytes) {
             let (reply, told) = oneshot::channel();
             let query = Query { client, image: image.to_vec() };
-            if self.queue.send(Item { query, reply }).await.is_err() {
+            if self.queue.send(Asked::Image(Item { query, reply })).await.is_err() {
                 return last(RefusalCode::Failed, "the service is ending");
             }
             waiting.push(told);
         }
-        let (mut outcomes, mut logits, mut spent) = (Vec::with_capacity(waiting.len()), Vec::new(), None);
+        let (mut outcomes, mut logits) = (Vec::with_capacity(waiting.len()), Vec::new());
+        let (mut spent, mut latest) = (None, None);
         for told in waiting {
-            let Ok(Told { answer, spent_epsilon }) = told.await else {
+            let Ok(Told { answer, spent_epsilon, witness }) = told.await else {
                 return last(RefusalCode::Failed, "the service is ending");
             };
-            spent = spent_epsilon;
+            (spent, latest) = (spent_epsilon, witness);
             outcomes.push(match answer {
                 Ok(answer) => {
                     logits.extend(answer.logits.iter().flat_map(|v| v.to_le_bytes()));
@@ -102,7 +115,7 @@ impl Door {
                 Err(error) => Outcome::Refused(refused(&error)),
             });
         }
-        Reply::Send(FromService::Answers { outcomes, spent_epsilon: spent }, logits)
+        Reply::Send(FromService::Answers { outcomes, spent_epsilon: spent, witness: latest }, logits)
     }
 }
 

@@ -13,11 +13,21 @@ pub struct Item {
     pub reply: oneshot::Sender<Told>,
 }
 
+/// What the executor is asked.
+pub enum Asked {
+    /// An image.
+    Image(Item),
+    /// Whether the service's state is at least as new as a client's witness.
+    Witness(Vec<u8>, oneshot::Sender<Result<(), String>>),
+}
+
 /// What a waiting client hears.
 pub struct Told {
     pub answer: Result<Answer, QueryError>,
     /// ε that the client has lost so far.
     pub spent_epsilon: Option<f64>,
+    /// A witness of the state that it was charged to.
+    pub witness: Option<Vec<u8>>,
 }
 
 /// The latest counters of the service.
@@ -30,7 +40,7 @@ pub fn start(
     batch: usize,
     linger: Duration,
     threads: rayon::ThreadPool,
-) -> std::io::Result<(Sender<Item>, SharedStats, std::thread::JoinHandle<()>)> {
+) -> std::io::Result<(Sender<Asked>, SharedStats, std::thread::JoinHandle<()>)> {
     let (sender, receiver) = channel(4 * batch);
     let stats = SharedStats::default();
     let shared = Arc::clone(&stats);
@@ -39,29 +49,45 @@ pub fn start(
     Ok((sender, stats, thread))
 }
 
-fn run(mut service: Service, mut items: Receiver<Item>, batch: usize, linger: Duration, stats: &SharedStats) {
+fn run(mut service: Service, mut items: Receiver<Asked>, batch: usize, linger: Duration, stats: &SharedStats) {
     while let Some(first) = items.blocking_recv() {
-        let mut gathered = vec![first];
-        fill(&mut gathered, &mut items, batch);
-        if gathered.len() < batch && !linger.is_zero() {
+        let mut gathered = Vec::with_capacity(batch);
+        take(first, &mut service, &mut gathered);
+        fill(&mut gathered, &mut service, &mut items, batch);
+        if (1..batch).contains(&gathered.len()) && !linger.is_zero() {
             std::thread::sleep(linger);
-            fill(&mut gathered, &mut items, batch);
+            fill(&mut gathered, &mut service, &mut items, batch);
+        }
+        if gathered.is_empty() {
+            continue;
         }
         let (queries, replies): (Vec<_>, Vec<_>) = gathered.into_iter().map(|item| (item.query, item.reply)).unzip();
         let answers = service.answer(&queries);
         let is_accounted = service.answer_epsilon().is_some();
+        let witness = service.witness();
         for ((answer, reply), query) in answers.into_iter().zip(replies).zip(&queries) {
             let spent_epsilon = is_accounted.then(|| service.spent_epsilon(&query.client));
             // A client that has gone hears nothing.
-            let _ = reply.send(Told { answer, spent_epsilon });
+            let _ = reply.send(Told { answer, spent_epsilon, witness: witness.clone() });
         }
         *stats.lock().unwrap_or_else(PoisonError::into_inner) = service.stats();
     }
 }
 
-fn fill(gathered: &mut Vec<Item>, items: &mut Receiver<Item>, batch: usize) {
+fn fill(gathered: &mut Vec<Item>, service: &mut Service, items: &mut Receiver<Asked>, batch: usize) {
     while gathered.len() < batch {
-        let Ok(item) = items.try_recv() else { return };
-        gathered.push(item);
+        let Ok(asked) = items.try_recv() else { return };
+        take(asked, service, gathered);
+    }
+}
+
+/// Gathers an image; answers a question about a witness at once.
+fn take(asked: Asked, service: &mut Service, gathered: &mut Vec<Item>) {
+    match asked {
+        Asked::Image(item) => gathered.push(item),
+        Asked::Witness(witness, reply) => {
+            // A client that has gone hears nothing.
+            let _ = reply.send(service.check_witness(&witness));
+        }
     }
 }

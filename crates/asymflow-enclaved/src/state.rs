@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use asymflow::service::{Keeper, Service};
-use asymflow_enclave::{Binding, FileGuard, SealedStore, SealingKey};
+use asymflow_enclave::{Binding, FileGuard, SealedStore, SealingKey, Witness};
 
 use crate::args::ServeArgs;
 use crate::evidence::Evidence;
@@ -19,6 +19,15 @@ struct Sealed {
 impl Keeper for Sealed {
     fn keep(&mut self, ledgers: &[u8]) -> Result<(), String> {
         self.store.save(LEDGERS, ledgers).map_err(|error| error.to_string())
+    }
+
+    fn witness(&mut self) -> Option<Vec<u8>> {
+        Some(self.store.witness(LEDGERS).ok()??.to_bytes().to_vec())
+    }
+
+    fn check_witness(&mut self, witness: &[u8]) -> Result<(), String> {
+        let witness = witness.try_into().map_err(|_| format!("a witness has {} bytes", Witness::BYTES))?;
+        self.store.check_witness(LEDGERS, &Witness::from_bytes(witness)).map_err(|error| error.to_string())
     }
 }
 

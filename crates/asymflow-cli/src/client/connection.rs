@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use asymflow::service::protocol::{FromService, Outcome, ToService, VERSION};
+use asymflow::service::protocol::{FromService, Outcome, RefusalCode, ToService, VERSION};
 use asymflow::service::{Promise, sha256_hex};
 use asymflow_enclave::attest::{Clock, Refusal, Verified, Verifier, client_config, refusal_of, session_exporter};
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
@@ -35,6 +35,8 @@ pub struct Reply {
     pub logits: Vec<f32>,
     /// ε that this client has spent.
     pub spent_epsilon: Option<f64>,
+    /// What to show the service at the next visit.
+    pub witness: Option<Vec<u8>>,
 }
 
 fn refused(refusal: &Refusal) -> CliError {
@@ -50,7 +52,7 @@ fn lost(error: &dyn std::fmt::Display) -> CliError {
 
 impl Connection {
     /// Connects, verifies the certificate and a quote of this session, and names the client.
-    pub fn open(service: &ServiceArgs, account: &[u8; 32]) -> Result<Self, CliError> {
+    pub fn open(service: &ServiceArgs, account: &[u8; 32], witness: Option<Vec<u8>>) -> Result<Self, CliError> {
         let policy = ClientPolicy::of(service)?;
         let verifier = Arc::new(policy.verifier(service.collateral.as_deref())?);
         let mut tls = handshake(service, &verifier)?;
@@ -59,7 +61,11 @@ impl Connection {
         let promise = Promise::decode(&verified.promise)
             .map_err(|e| CliError::failed(format!("the service's promise: {e}"), "use a client of the same version"))?;
         policy.check(&promise)?;
-        prove(&mut tls, &verifier, &verified, account)?;
+        prove(&mut tls, &verifier, &verified)?;
+        match ask(&mut tls, &ToService::Hello { version: VERSION, client: *account, witness }, &[])? {
+            (FromService::Welcome { .. }, _) => {}
+            (other, _) => return Err(unexpected(&other)),
+        }
         Ok(Self { stream: tls, verified, promise })
     }
 
@@ -72,13 +78,13 @@ impl Connection {
     pub fn classify(&mut self, pixels: &[u8]) -> Result<Reply, CliError> {
         let images = (pixels.len() / self.promise.input.len().max(1)) as u16;
         let (header, body) = ask(&mut self.stream, &ToService::Classify { images }, pixels)?;
-        let FromService::Answers { outcomes, spent_epsilon } = header else { return Err(unexpected(&header)) };
+        let FromService::Answers { outcomes, spent_epsilon, witness } = header else { return Err(unexpected(&header)) };
         let logits: Vec<f32> = body.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         let answered = outcomes.iter().filter(|outcome| !matches!(outcome, Outcome::Refused(_))).count();
         if outcomes.len() != usize::from(images) || logits.len() != answered * self.promise.classes {
             return Err(lost(&"an answer of the wrong size"));
         }
-        Ok(Reply { outcomes, logits, spent_epsilon })
+        Ok(Reply { outcomes, logits, spent_epsilon, witness })
     }
 }
 
@@ -123,12 +129,11 @@ fn handshake(
     Ok(StreamOwned::new(tls, tcp))
 }
 
-/// Has the service make a quote for this very session, and then names the client.
+/// Has the service make a quote for this very session.
 fn prove(
     tls: &mut StreamOwned<ClientConnection, TcpStream>,
     verifier: &Verifier,
     verified: &Verified,
-    account: &[u8; 32],
 ) -> Result<(), CliError> {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(|e| CliError::missing(format!("no randomness: {e}"), ""))?;
@@ -136,11 +141,7 @@ fn prove(
     match ask(tls, &ToService::Prove { nonce }, &[])? {
         (FromService::Proof, quote) => verifier
             .verify_fresh(verified, &quote, &nonce, &exporter, Clock::System.now_unix_seconds())
-            .map_err(|refusal| refused(&refusal))?,
-        (other, _) => return Err(unexpected(&other)),
-    }
-    match ask(tls, &ToService::Hello { version: VERSION, client: *account }, &[])? {
-        (FromService::Welcome { .. }, _) => Ok(()),
+            .map_err(|refusal| refused(&refusal)),
         (other, _) => Err(unexpected(&other)),
     }
 }
@@ -162,7 +163,15 @@ fn ask(
 
 fn unexpected(header: &FromService) -> CliError {
     match header {
-        FromService::Refused(refusal) => CliError::failed(format!("the service refused: {}", refusal.detail), ""),
+        FromService::Refused(refusal) => {
+            let help = match refusal.code {
+                RefusalCode::RolledBack => {
+                    "its budgets were put back, or it is another service at this address: if you know that it is, --forget-witness"
+                }
+                _ => "",
+            };
+            CliError::failed(format!("the service refused: {}", refusal.detail), help)
+        }
         other => lost(&format!("an answer out of turn: {other:?}")),
     }
 }

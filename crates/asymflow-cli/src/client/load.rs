@@ -155,7 +155,7 @@ fn report(load: LoadSpec, seen: &Seen, wall_seconds: f64) -> LoadReport {
 fn open(service: &ServiceArgs, images: &Dataset) -> Result<Connection, CliError> {
     let mut account = [0; 32];
     getrandom::fill(&mut account).map_err(|e| CliError::missing(format!("no randomness for an account: {e}"), ""))?;
-    let connection = Connection::open(service, &account)?;
+    let connection = Connection::open(service, &account, None)?;
     let (asked, had) = (connection.promise.input, images.shape());
     if asked != had {
         return Err(CliError::usage(

@@ -3,6 +3,7 @@
 mod connection;
 mod load;
 mod policy;
+mod witness;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use clap::Subcommand;
 use crate::error::CliError;
 use connection::{Connection, Reply};
 pub use load::{LoadReport, LoadSpec, load};
+use witness::Witnesses;
 
 /// What to ask.
 #[derive(Debug, Subcommand)]
@@ -65,6 +67,9 @@ pub struct ServiceArgs {
     /// Accept a service that is no enclave: whoever owns its machine sees every image
     #[arg(long)]
     pub insecure_accept_simulated: bool,
+    /// Take this service for a new one: forget what was seen of the state of a service at this address
+    #[arg(long)]
+    pub forget_witness: bool,
     /// Longest wait for an answer, in seconds
     #[arg(long, default_value_t = 60)]
     pub timeout: u64,
@@ -79,6 +84,7 @@ impl ServiceArgs {
             collateral: None,
             account: None,
             insecure_accept_simulated: true,
+            forget_witness: true,
             timeout: 60,
         }
     }
@@ -106,7 +112,9 @@ pub fn execute(command: Command) -> Result<(), CliError> {
 
 /// Connects to a service and says on stderr how far it can be trusted.
 fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
-    let connection = Connection::open(service, &account(service)?)?;
+    let account_path = account_path(service)?;
+    let witness = Witnesses::beside(&account_path).of(&service.enclave).filter(|_| !service.forget_witness);
+    let connection = Connection::open(service, &account(&account_path)?, witness)?;
     let note = match connection.verified.assurance {
         Assurance::Simulated => " (no enclave: whoever owns its machine sees every image)",
         _ => "",
@@ -150,6 +158,9 @@ fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(),
                     refused = Some(detail);
                 }
             }
+        }
+        if let Some(witness) = &reply.witness {
+            Witnesses::beside(&account_path(service)?).keep(&service.enclave, witness)?;
         }
         if let Some(spent) = reply.spent_epsilon {
             say(&spending(spent, &connection.promise));
@@ -217,23 +228,27 @@ fn described(connection: &Connection) -> String {
     )
 }
 
+/// Where the client's secret is.
+fn account_path(service: &ServiceArgs) -> Result<PathBuf, CliError> {
+    match &service.account {
+        Some(path) => Ok(path.clone()),
+        None => Ok(state_folder()?.join("account")),
+    }
+}
+
 /// The client's secret, from its file or made there.
-fn account(service: &ServiceArgs) -> Result<[u8; 32], CliError> {
-    let path = match &service.account {
-        Some(path) => path.clone(),
-        None => state_folder()?.join("account"),
-    };
+fn account(path: &Path) -> Result<[u8; 32], CliError> {
     let unusable = |reason: String| {
         let help = "an account file holds 32 bytes in hex; without it this client is another, with a budget of its own";
         CliError::usage(format!("{}: {reason}", path.display()), help)
     };
-    match std::fs::read_to_string(&path) {
+    match std::fs::read_to_string(path) {
         Ok(text) => policy::parse_hash(text.trim()).ok_or_else(|| unusable("not 64 hexadecimal digits".to_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let mut secret = [0; 32];
             getrandom::fill(&mut secret)
                 .map_err(|e| CliError::missing(format!("no randomness for an account: {e}"), ""))?;
-            write_private(&path, &format!("{}\n", asymflow::service::hex(&secret)))
+            write_private(path, &format!("{}\n", asymflow::service::hex(&secret)))
                 .map_err(|e| unusable(e.to_string()))?;
             Ok(secret)
         }

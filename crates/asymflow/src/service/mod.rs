@@ -166,6 +166,20 @@ pub trait Keeper: Send {
     /// # Errors
     /// They are not kept.
     fn keep(&mut self, ledgers: &[u8]) -> Result<(), String>;
+
+    /// What a client can show later, to be refused by a service that has gone back to an older state; `None` where nothing is
+    /// kept yet or no witness can be given.
+    fn witness(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Whether what is kept is at least as new as what a client has seen.
+    ///
+    /// # Errors
+    /// It is older, or this was never given to a client; in words for the client.
+    fn check_witness(&mut self, _witness: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A network that answers clients.
@@ -266,6 +280,19 @@ impl Service {
     /// ε that a client has lost so far.
     pub fn spent_epsilon(&self, client: &ClientId) -> f64 {
         self.ledgers.spent(client).epsilon(self.model.privacy.delta).unwrap_or(f64::INFINITY)
+    }
+
+    /// What a client can show at its next visit: a witness of what it was charged to.
+    pub fn witness(&mut self) -> Option<Vec<u8>> {
+        self.keeper.as_mut()?.witness()
+    }
+
+    /// Whether this service's state is at least as new as what a client has seen.
+    ///
+    /// # Errors
+    /// It is older: somebody put it back, and budgets with it.
+    pub fn check_witness(&mut self, witness: &[u8]) -> Result<(), String> {
+        self.keeper.as_mut().map_or(Ok(()), |keeper| keeper.check_witness(witness))
     }
 
     /// What was done so far.

@@ -16,6 +16,8 @@ pub enum ToService {
         version: u16,
         /// The secret by which the client names itself.
         client: [u8; 32],
+        /// What the client was last given in [`FromService::Answers`]: a service whose state is older refuses it.
+        witness: Option<Vec<u8>>,
     },
     /// Asks for a quote of this moment and this connection.
     Prove {
@@ -45,6 +47,8 @@ pub enum FromService {
         outcomes: Vec<Outcome>,
         /// ε that the client has lost so far; absent where nothing is released, infinite where there is no guarantee.
         spent_epsilon: Option<f64>,
+        /// A witness of the state that these answers were charged to, for the next [`ToService::Hello`].
+        witness: Option<Vec<u8>>,
     },
     /// The message was refused; the connection ends.
     Refused(Refusal),
@@ -68,6 +72,8 @@ pub enum RefusalCode {
     Message,
     /// The client's budget is spent.
     Budget,
+    /// The service's state is older than what the client has seen.
+    RolledBack,
     /// Too many clients or messages.
     Busy,
     /// The service failed.
