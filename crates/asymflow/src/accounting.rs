@@ -66,6 +66,16 @@ impl RecordAccountant {
         &self.spent
     }
 
+    /// Losses so far, with more for the records of `train`, the first ones, and for the others.
+    pub fn spent_with(&self, train: usize, more: &[Loss], others: &[Loss]) -> Vec<RecordLedger> {
+        let mut spent = self.spent.clone();
+        for (record, spent) in spent.iter_mut().enumerate() {
+            let more = if record < train { more } else { others };
+            more.iter().for_each(|&loss| spent.add(loss));
+        }
+        spent
+    }
+
     /// Declares the records whose data the following releases carry.
     pub fn begin(&mut self, records: impl IntoIterator<Item = usize>) {
         self.current.clear();

@@ -84,6 +84,24 @@ pub trait Mode: Send {
         Ok(false)
     }
 
+    /// Draws what records will be asked about with, without sending it, as [`Mode::draw`] does for training; true where
+    /// anything was drawn.
+    ///
+    /// # Errors
+    /// A failed part or a refused release.
+    fn draw_queries(&mut self, _images: &[f32], _records: &[usize]) -> Result<bool, ExecError> {
+        Ok(false)
+    }
+
+    /// What a training record and a test record may lose between one checkpoint and the next without being drawn before: a
+    /// run that is killed there has to assume that they did.
+    ///
+    /// # Errors
+    /// A mechanism that is not defined for its sensitivity.
+    fn unkept_losses(&self) -> Result<Unkept, ExecError> {
+        Ok(Unkept::default())
+    }
+
     /// What has been released so far, as in [`TrainState::released`].
     ///
     /// # Errors
@@ -179,6 +197,15 @@ pub trait Mode: Send {
 
     /// Seconds by convolution; empty where the accelerator computes all.
     fn seconds(&self) -> &[Seconds];
+}
+
+/// Losses between two checkpoints, which no released bits in a checkpoint witness.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Unkept {
+    /// Of a training record, in the steps of an epoch.
+    pub train: Vec<Loss>,
+    /// Of a test record, in an evaluation.
+    pub test: Vec<Loss>,
 }
 
 /// Where training stands after [`Mode::recover`].
@@ -356,6 +383,12 @@ impl Mode for AsymMl {
 
     fn answer_losses(&self) -> Result<Vec<Loss>, ExecError> {
         self.convolver.inference_losses()
+    }
+
+    fn unkept_losses(&self) -> Result<Unkept, ExecError> {
+        let test = self.convolver.inference_losses()?;
+        // The input of every split convolution, and the gradient of its output.
+        Ok(Unkept { train: [test.clone(), test.clone()].concat(), test })
     }
 
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::{Accountant, AccountantError};
+use asymflow_privacy::{Accountant, AccountantError, RecordLedger};
 use asymflow_residual::{SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, Split, epoch_order};
 use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
-use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState};
+use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
 use crate::timing::Seconds;
 use crate::trusted::{ExecError, ops};
 
@@ -109,6 +109,7 @@ impl Training<'_> {
         observer: &mut dyn Observer,
     ) -> Result<TrainReport, TrainError> {
         let mut progress = self.start(mode, from)?;
+        self.keep_first(mode, &progress.position, observer)?;
         let normalization = Normalization::of(&self.data.train);
         let augment = if self.augment { Augment::STANDARD } else { Augment::NONE };
         let train = Loader::new(&self.data.train, &normalization, augment, self.spec.seed);
@@ -120,7 +121,9 @@ impl Training<'_> {
                 Ended::Stopped => {
                     let Some(state) = self.state(mode, &mut progress, observer)? else { continue };
                     progress.report.interrupted = true;
-                    checkpoint(mode, state, &progress.position, observer)?;
+                    // Nothing is released after this one.
+                    let spent = mode.accountant().map(|a| a.spent().to_vec()).unwrap_or_default();
+                    checkpoint(spent, state, &progress.position, observer)?;
                     break;
                 }
             }
@@ -170,6 +173,35 @@ impl Training<'_> {
         Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
     }
 
+    /// A run that is killed before its first checkpoint must not begin again as if nothing had been released.
+    fn keep_first(
+        &self,
+        mode: &mut dyn Mode,
+        position: &Position,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        if mode.unkept_losses()?.train.is_empty() || position.epoch >= self.spec.epochs {
+            return Ok(());
+        }
+        let mut state = mode.state()?;
+        state.released = mode.released()?;
+        self.checkpoint(mode, state, position, observer)
+    }
+
+    /// Leaves a checkpoint, whose losses include those that a run may have when it is killed before the next.
+    fn checkpoint(
+        &self,
+        mode: &mut dyn Mode,
+        state: TrainState,
+        position: &Position,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let unkept = if position.epoch < self.spec.epochs { mode.unkept_losses()? } else { Unkept::default() };
+        let train = self.data.train.len();
+        let spent = mode.accountant().map(|a| a.spent_with(train, &unkept.train, &unkept.test)).unwrap_or_default();
+        checkpoint(spent, state, position, observer)
+    }
+
     /// Runs the rest of the current epoch.
     fn epoch(
         &self,
@@ -191,7 +223,7 @@ impl Training<'_> {
             None => return Ok(Ended::Lost),
             Some(true) => {
                 let Some(state) = self.state(mode, progress, observer)? else { return Ok(Ended::Lost) };
-                checkpoint(mode, state, &progress.position, observer)?;
+                self.checkpoint(mode, state, &progress.position, observer)?;
             }
             Some(false) => {}
         }
@@ -311,6 +343,13 @@ impl Training<'_> {
     ) -> Result<(), TrainError> {
         // Before the evaluation, which a worker may be lost in: the steps of this epoch are safe from here on.
         let Some(mut state) = self.state(mode, progress, observer)? else { return Ok(()) };
+        let is_evaluated = progress.position.epoch + 1 == self.spec.epochs
+            || (progress.position.epoch + 1).is_multiple_of(self.spec.evaluate_every.max(1));
+        if is_evaluated && self.draw_queries(mode, test)? {
+            // Before any of it is sent; a run that is killed in the evaluation comes back to its beginning.
+            state.released = mode.released()?;
+            self.checkpoint(mode, state.clone(), &progress.position, observer)?;
+        }
         let done = progress.position.clone();
         progress.position.epoch += 1;
         progress.position.step = 0;
@@ -319,10 +358,9 @@ impl Training<'_> {
         progress.position.samples = 0;
         progress.kept = progress.position.clone();
         let epoch = progress.position.epoch;
-        let last = epoch == self.spec.epochs;
         let before = progress.report.inference_seconds;
         let mut test_accuracy = None;
-        if last || epoch.is_multiple_of(self.spec.evaluate_every.max(1)) {
+        if is_evaluated {
             test_accuracy = Some(self.evaluate(mode, test, progress, observer)?);
             progress.report.test_accuracy = test_accuracy;
         }
@@ -341,9 +379,24 @@ impl Training<'_> {
             }),
             &[],
         )?;
-        // The evaluation may have released more; what it cost is in the losses of this checkpoint.
         state.released = mode.released()?;
-        checkpoint(mode, state, &progress.position, observer)
+        self.checkpoint(mode, state, &progress.position, observer)
+    }
+
+    /// Draws what the test records will be asked about with; true where anything was drawn.
+    fn draw_queries(&self, mode: &mut dyn Mode, test: &Loader<'_>) -> Result<bool, TrainError> {
+        let mut batches = test.in_order(self.spec.batch);
+        let (mut batch, mut has_drawn) = (Batch::default(), false);
+        while batches.next_into(&mut batch) {
+            has_drawn |= mode.draw_queries(&batch.images, &self.test_records(&batch))?;
+        }
+        Ok(has_drawn)
+    }
+
+    /// Test records are numbered after the training records.
+    fn test_records(&self, batch: &Batch) -> Vec<usize> {
+        let first = self.data.train.len();
+        batch.indices.iter().map(|&i| first + i as usize).collect()
     }
 
     fn evaluate(
@@ -359,9 +412,7 @@ impl Training<'_> {
         let mut batch = Batch::default();
         let (mut correct, mut samples) = (0, 0);
         while batches.next_into(&mut batch) {
-            // Test records are numbered after the training records.
-            let first = self.data.train.len();
-            let records: Vec<usize> = batch.indices.iter().map(|&i| first + i as usize).collect();
+            let records = self.test_records(&batch);
             let logits = loop {
                 let inferred = mode.infer(&batch.images, &records);
                 if let Some(logits) = self.unless_lost(inferred, mode, progress, observer)? {
@@ -390,12 +441,11 @@ fn record_numbers(indices: &[u32]) -> Vec<usize> {
 }
 
 fn checkpoint(
-    mode: &mut dyn Mode,
+    spent: Vec<RecordLedger>,
     state: TrainState,
     position: &Position,
     observer: &mut dyn Observer,
 ) -> Result<(), TrainError> {
-    let spent = mode.accountant().map(|a| a.spent().to_vec()).unwrap_or_default();
     let bytes = Checkpoint { state, spent, position: position.clone() }.encode()?;
     let (epoch, step) = (position.epoch, position.step);
     Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)

@@ -1,5 +1,7 @@
 //! The worker's half of Delta: M_res, fed once with released bits.
 
+mod queries;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -310,85 +312,15 @@ impl Crossing {
         Ok(bits)
     }
 
-    /// Sends the bits of records that are asked about. A record that was asked about before is sent the bits it was
-    /// sent then, which costs no privacy.
+    /// What a step of stage 2 costs its records beyond the bits that are kept.
     ///
     /// # Errors
-    /// A refused release, a spent budget, or a lost worker.
-    pub fn query(
-        &mut self,
-        residual: Vec<f32>,
-        records: &[usize],
-        accountant: &mut RecordAccountant,
-    ) -> Result<Ticket, ExecError> {
+    /// A mechanism that is not defined for its sensitivity.
+    pub fn step_losses(&self) -> Result<Vec<Loss>, ExecError> {
         if self.spec.variant == Variant::ReleasedCode {
-            accountant.begin(records.iter().copied());
-            let bits = self.release_as_in_code(&residual, records.len(), accountant)?;
-            return self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit);
+            return Ok(vec![Loss::Infinite]);
         }
-        let values = 8 * self.record_bytes;
-        let fresh: Vec<usize> = (0..records.len()).filter(|&i| !self.cache.queries.contains_key(&records[i])).collect();
-        if !fresh.is_empty() {
-            let new: Vec<f32> = fresh.iter().flat_map(|&i| &residual[i * values..(i + 1) * values]).copied().collect();
-            accountant.begin(fresh.iter().map(|&i| records[i]));
-            let bits = self.release_bits(new, fresh.len(), accountant)?;
-            for (&i, bits) in fresh.iter().zip(bits.get().as_bytes().chunks_exact(self.record_bytes)) {
-                self.cache.queries.insert(records[i], bits.to_vec());
-            }
-        }
-        let bytes: Vec<u8> = records.iter().flat_map(|r| self.cache.queries.get(r)).flatten().copied().collect();
-        let bits = released_before(bytes)?;
-        self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit)
-    }
-
-    /// Bits of a batch that clients ask about: residuals of some records, and fair coins in place of residuals up to
-    /// `padded` records. They may be sent again without a cost.
-    ///
-    /// Under an ε for a record that is *removed*, the same ε covers whether a row is a record or coins.
-    ///
-    /// # Errors
-    /// A refused release.
-    pub fn release_for_clients(
-        &mut self,
-        mut residual: Vec<f32>,
-        padded: usize,
-        accountant: &mut RecordAccountant,
-    ) -> Result<Vec<u8>, ExecError> {
-        residual.resize(padded * 8 * self.record_bytes, 0.0);
-        let bits = self.release_bits(residual, padded, accountant)?;
-        Ok(bits.get().as_bytes().to_vec())
-    }
-
-    /// Asks for the logits of bits that were released before.
-    ///
-    /// # Errors
-    /// A lost worker.
-    pub fn submit_released(&mut self, bits: &[u8]) -> Result<Ticket, ExecError> {
-        let bits = released_before(bits.to_vec())?;
-        self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(submit)
-    }
-
-    /// Logits of M_res for `bits`, which were asked for as `asked` says. A worker that is lost is opened again and sent the
-    /// same bits.
-    ///
-    /// # Errors
-    /// A worker that stayed away for longer than `patience`, or a malformed answer.
-    pub fn collect_released(
-        &mut self,
-        asked: Result<Ticket, ExecError>,
-        bits: &[u8],
-        patience: Duration,
-        seconds: &mut Seconds,
-    ) -> Result<Vec<f32>, ExecError> {
-        let samples = bits.len() / self.record_bytes;
-        match asked.and_then(|ticket| self.collect(ticket, samples, seconds)) {
-            Err(error) if error.is_worker_lost() => {
-                self.reopen(patience)?;
-                let ticket = self.submit_released(bits)?;
-                self.collect(ticket, samples, seconds)
-            }
-            other => other,
-        }
+        Ok(self.gradients.iter().map(|door| door.loss(1)).collect::<Result<_, _>>()?)
     }
 
     /// Waits for the logits of `samples` records.

@@ -19,7 +19,7 @@ use super::split::FeatureSplit;
 use crate::accounting::RecordAccountant;
 use crate::local::LocalConv;
 use crate::modes::{
-    Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, engine_restore, engine_state, loss,
+    Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, Unkept, engine_restore, engine_state, loss,
 };
 use crate::timing::{Seconds, timed};
 use crate::trusted::{Engine, ExecError, ops};
@@ -237,6 +237,21 @@ impl Mode for Delta {
         self.frozen = epoch >= self.spec.stage1_epochs;
         let is_cached = self.spec.variant != Variant::ReleasedCode;
         if self.frozen && is_cached { self.draw_views(records) } else { Ok(false) }
+    }
+
+    fn draw_queries(&mut self, images: &[f32], records: &[usize]) -> Result<bool, ExecError> {
+        if !self.frozen || self.crossing.as_ref().is_none_or(|crossing| crossing.has_queries(records)) {
+            return Ok(false);
+        }
+        let (_, residual) = self.split(images, records.len(), Pass::Inference)?;
+        let Self { crossing: Some(crossing), accountant, seconds, .. } = self else { return Ok(false) };
+        timed(&mut seconds.release, || crossing.draw_query(&residual, records, accountant))?;
+        Ok(true)
+    }
+
+    fn unkept_losses(&self) -> Result<Unkept, ExecError> {
+        let train = self.crossing.as_ref().map_or_else(|| Ok(Vec::new()), Crossing::step_losses)?;
+        Ok(Unkept { train, test: Vec::new() })
     }
 
     fn released(&mut self) -> Result<Vec<u8>, ExecError> {

@@ -233,3 +233,70 @@ fn a_nan_names_the_layer_and_never_the_value() {
     assert!(failure.detail.starts_with("layer "), "{}", failure.detail);
     assert!(!failure.detail.contains("value 0"), "{}", failure.detail);
 }
+
+/// Compares every loss with the latest checkpoint: killed at this moment, the run would go on from that one.
+#[derive(Default)]
+struct Killed {
+    kept: Option<Checkpoint>,
+    /// The epoch of a step whose losses are told next.
+    stepped: Option<usize>,
+    /// ρ of a test record in the evaluations so far, by layer and kind of the entries.
+    evaluated: f64,
+    compared: usize,
+}
+
+impl Observer for Killed {
+    fn tell(&mut self, message: FromTrusted, body: &[u8]) -> Result<(), HostGone> {
+        match message {
+            FromTrusted::Checkpoint { .. } => self.kept = Some(Checkpoint::decode(body).unwrap()),
+            FromTrusted::Step { epoch, .. } => self.stepped = Some(epoch),
+            FromTrusted::Ledger(entries) => {
+                let mut ledger = RecordLedger::default();
+                entries.iter().for_each(|entry| ledger.add(entry.loss));
+                let spent = &self.kept.as_ref().expect("a checkpoint before anything is released").spent;
+                let (records, lost) = match self.stepped.take() {
+                    // Every record is in one step of an epoch, and its losses are the same in each.
+                    Some(epoch) => (&spent[..48], (epoch + 1) as f64 * ledger.rho()),
+                    None => {
+                        self.evaluated += ledger.rho();
+                        (&spent[48..], self.evaluated)
+                    }
+                };
+                self.compared += 1;
+                assert!(lost > 0.0);
+                for spent in records {
+                    assert!(spent.rho() >= lost * (1.0 - 1e-9), "{} kept, {lost} lost", spent.rho());
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_killed_run_has_kept_all_that_it_may_have_lost() {
+    let mut job = job(ModeKind::Asymml);
+    job.privacy.mechanism = "discrete_gaussian".to_owned();
+    (job.privacy.sigma, job.privacy.clip) = (Some(1.0), Some(1.0));
+    let backend = ToyBackend::default();
+    let open = move |_: &JobSpec| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
+    let mut killed = Killed::default();
+    run(&job, Body::Empty, &[], &open, &AtomicBool::new(false), &mut killed).unwrap();
+    // Nine steps, and evaluations of 16 records after the second epoch and the last.
+    assert_eq!(killed.compared, 9 + 2);
+    // When all is done the checkpoint holds what was lost and no more.
+    let train = killed.kept.unwrap().spent[0].rho();
+    let mut again = Killed::default();
+    let one = JobSpec { task: Task::Train(TrainSpec { epochs: 1, ..train_spec(&job) }), ..job.clone() };
+    run(&one, Body::Empty, &[], &open, &AtomicBool::new(false), &mut again).unwrap();
+    let once = again.kept.unwrap().spent[0].rho();
+    assert!((train - 3.0 * once).abs() < 1e-9 * train, "{train} after three epochs, {once} after one");
+}
+
+fn train_spec(job: &JobSpec) -> TrainSpec {
+    match &job.task {
+        Task::Train(spec) => spec.clone(),
+        _ => panic!("not a training"),
+    }
+}
