@@ -128,6 +128,33 @@ fn pad<R: Ring>(shape: ConvShape, input: &[R]) -> Vec<R> {
     padded
 }
 
+/// The convolution with bias in floating point, straight from the definition.
+pub(crate) fn float_conv(s: ConvShape, weight: &[f64], bias: &[f64], x: &[f64]) -> Vec<f64> {
+    let (taps, columns) = (s.kernel * s.kernel, s.out_width());
+    let plane = s.height * s.width;
+    let value = |x: &[f64], filter: &[f64], oy: usize, ox: usize| {
+        let mut sum = 0.0;
+        for (ky, kx) in (0..s.kernel).flat_map(|ky| (0..s.kernel).map(move |kx| (ky, kx))) {
+            let (iy, ix) = ((oy * s.stride + ky).wrapping_sub(s.padding), (ox * s.stride + kx).wrapping_sub(s.padding));
+            if iy < s.height && ix < s.width {
+                let at = iy * s.width + ix;
+                sum += (0..s.in_channels)
+                    .map(|c| filter[c * taps + ky * s.kernel + kx] * x[c * plane + at])
+                    .sum::<f64>();
+            }
+        }
+        sum
+    };
+    let mut y = Vec::new();
+    for x in x.chunks_exact(s.input_len()) {
+        for (filter, bias) in weight.chunks_exact(s.in_channels * taps).zip(bias) {
+            let pixels = (0..s.out_height()).flat_map(|oy| (0..columns).map(move |ox| (oy, ox)));
+            y.extend(pixels.map(|(oy, ox)| bias + value(x, filter, oy, ox)));
+        }
+    }
+    y
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

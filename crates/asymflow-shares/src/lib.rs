@@ -1,10 +1,40 @@
 //! x
 #![allow(dead_code)]
 mod compare;
+pub mod compile;
 pub mod conv;
+mod deal;
+mod dealer;
 mod gemm;
+mod groups;
 mod hash;
-pub mod prg;
-pub mod ring;
+mod input;
+pub mod link;
+mod message;
+mod model;
+mod nonlinear;
+mod party;
+mod plaintext;
+mod pool;
+mod prg;
+mod program;
+mod ring;
+mod session;
 #[cfg(test)]
 mod speed;
+
+pub use compile::{Activation, CompileError, Comparison, Options, activations, compile, with_average_pooling};
+pub use conv::ConvShape;
+pub use deal::{Deal, DealError, DealStore};
+pub use dealer::{Dealer, ServerSeed};
+pub use groups::Decision;
+pub use input::{ClientError, InputShare, OutputShare, open_output, share_input};
+pub use link::{ChannelLink, DuplexLink, HalfDuplexLink, Link, LinkError, Profile, channel_links};
+pub use message::{Header, Message, MessageError};
+pub use model::{FixedModel, PartyModel, PolicyError, Server, Setup, WeightShare};
+pub use party::{Party, PartyError, Progress};
+pub use plaintext::{PlaintextError, Trace};
+pub use prg::Seed;
+pub use program::{Cost, FixedPoint, Program, WeightPolicy};
+pub use ring::Ring;
+pub use session::{LayerReport, RunError, run, set_up};

@@ -1,0 +1,270 @@
+//! One query's correlated randomness: numbered, perishable, used once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use asymflow_wire::{Limits, WireError, read_frame, write_frame};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::dealer::ServerSeed;
+use crate::message::Session;
+use crate::model::{PartyModel, Server};
+use crate::nonlinear::OpDeal;
+use crate::program::DealSize;
+use crate::ring::Ring;
+
+/// What a deal belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DealHeader {
+    pub(crate) session: Session,
+    pub(crate) model: [u8; 32],
+    pub(crate) query: u64,
+    pub(crate) server: Server,
+    /// Seconds of Unix time.
+    pub(crate) expires_seconds: u64,
+}
+
+/// One server's randomness of one query. It cannot be copied, and a query consumes it.
+pub struct Deal<R> {
+    pub(crate) header: DealHeader,
+    /// One for each operation.
+    pub(crate) ops: Vec<OpDeal<R>>,
+}
+
+impl<R> fmt::Debug for Deal<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Deal(query {}, {:?})", self.header.query, self.header.server)
+    }
+}
+
+/// Why a deal was refused.
+#[derive(Debug, Error)]
+pub enum DealError {
+    /// Of another dealer's or for another server.
+    #[error("deal of query {query} belongs to another session or server")]
+    Session {
+        /// Its number.
+        query: u64,
+    },
+    /// For another model, program or format.
+    #[error("deal of query {query} belongs to another model")]
+    Model {
+        /// Its number.
+        query: u64,
+    },
+    /// Used before, or dealt with a number below one that came before.
+    #[error("randomness of query {query} was used, withdrawn or superseded, and is never used again")]
+    Reused {
+        /// The number.
+        query: u64,
+    },
+    /// Not there yet.
+    #[error("no randomness was dealt for query {query}")]
+    Missing {
+        /// The number.
+        query: u64,
+    },
+    /// Too old.
+    #[error("randomness of query {query} expired {seconds} seconds ago")]
+    Expired {
+        /// The number.
+        query: u64,
+        /// How long ago.
+        seconds: u64,
+    },
+    /// A part that is not as long as the program says.
+    #[error("deal of query {query}: operation {op} has {got} bytes, expected {expected}")]
+    Length {
+        /// The number.
+        query: u64,
+        /// Index of the operation.
+        op: usize,
+        /// Theirs.
+        got: usize,
+        /// Expected.
+        expected: usize,
+    },
+    /// A part out of order.
+    #[error("deal of query {query}: operation {got}, expected {expected}")]
+    Order {
+        /// The number.
+        query: u64,
+        /// Theirs.
+        got: u32,
+        /// Expected.
+        expected: usize,
+    },
+    /// The connection to the dealer failed.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+const HEADER_LIMIT: u32 = 256;
+
+impl<R: Ring> Deal<R> {
+    /// Number of the query that it is for.
+    pub const fn query(&self) -> u64 {
+        self.header.query
+    }
+
+    /// Bytes of correlated randomness beyond the seed.
+    pub fn bytes(&self) -> u64 {
+        self.ops.iter().map(|op| (op.common.len() * 16 + op.corrections.len() * R::BYTES) as u64).sum()
+    }
+
+    /// Checks that it is for this server and model.
+    pub(crate) fn check(&self, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+        check_header(&self.header, model, seed)?;
+        let query = self.header.query;
+        let sizes = sizes(model, seed.server);
+        if self.ops.len() != sizes.len() {
+            return Err(DealError::Model { query });
+        }
+        for (op, (deal, expected)) in self.ops.iter().zip(sizes).enumerate() {
+            let got = DealSize { common: deal.common.len(), corrections: deal.corrections.len() };
+            if got != expected {
+                let (got, expected) = (bytes_of::<R>(got), bytes_of::<R>(expected));
+                return Err(DealError::Length { query, op, got, expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes it in frames, one for each operation that needs randomness; returns the bytes. The channel must be
+    /// encrypted: a deal that others read does not protect inputs.
+    ///
+    /// # Errors
+    /// The writer failed.
+    pub fn write_to(&self, writer: &mut impl Write) -> Result<u64, WireError> {
+        let mut written = write_frame(writer, &self.header, &[])?;
+        for (index, op) in self.ops.iter().enumerate() {
+            let mut body = Vec::with_capacity(op.common.len() * 16 + op.corrections.len() * R::BYTES);
+            body.extend(op.common.iter().flat_map(|block| block.to_le_bytes()));
+            R::write(&op.corrections, &mut body);
+            if !body.is_empty() {
+                written += write_frame(writer, &(index as u32), &body)?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Reads what [`Deal::write_to`] wrote, for `model` at the server of `seed`. Nothing longer than the program asks for
+    /// is read.
+    ///
+    /// # Errors
+    /// The reader failed, or the deal is not for this server, model or program.
+    pub fn read_from(reader: &mut impl Read, model: &PartyModel<R>, seed: &ServerSeed) -> Result<Self, DealError> {
+        let limits = |body_bytes| Limits { header_bytes: HEADER_LIMIT, body_bytes };
+        let header: DealHeader = read_frame(reader, limits(0))?.header;
+        check_header(&header, model, seed)?;
+        let query = header.query;
+        let mut ops = Vec::new();
+        for (op, size) in sizes(model, seed.server).into_iter().enumerate() {
+            let expected = bytes_of::<R>(size);
+            if expected == 0 {
+                ops.push(OpDeal::default());
+                continue;
+            }
+            let frame = read_frame::<u32>(reader, limits(expected as u64))?;
+            if frame.header as usize != op {
+                return Err(DealError::Order { query, got: frame.header, expected: op });
+            }
+            if frame.body.len() != expected {
+                return Err(DealError::Length { query, op, got: frame.body.len(), expected });
+            }
+            let (common, corrections) = frame.body.split_at(16 * size.common);
+            let (blocks, _) = common.as_chunks();
+            let common = Arc::new(blocks.iter().map(|&block| u128::from_le_bytes(block)).collect());
+            ops.push(OpDeal { common, corrections: R::read(corrections) });
+        }
+        Ok(Self { header, ops })
+    }
+}
+
+fn check_header<R>(header: &DealHeader, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+    let query = header.query;
+    if header.session != seed.session || header.server != seed.server {
+        return Err(DealError::Session { query });
+    }
+    if header.model != model.hash || model.server.is_some_and(|server| server != seed.server) {
+        return Err(DealError::Model { query });
+    }
+    Ok(())
+}
+
+/// What `server` gets for each operation.
+fn sizes<R>(model: &PartyModel<R>, server: Server) -> Vec<DealSize> {
+    let of = |step: &crate::program::Step| {
+        let size = model.program.deal_size(&step.op);
+        if server.is_first() { DealSize { corrections: 0, ..size } } else { size }
+    };
+    model.program.steps.iter().map(of).collect()
+}
+
+const fn bytes_of<R: Ring>(size: DealSize) -> usize {
+    size.common * 16 + size.corrections * R::BYTES
+}
+
+/// The deals that a server holds, each to be taken once.
+#[derive(Debug)]
+pub struct DealStore<R> {
+    deals: BTreeMap<u64, Deal<R>>,
+    /// All numbers below have been here.
+    next: u64,
+}
+
+impl<R> Default for DealStore<R> {
+    fn default() -> Self {
+        Self { deals: BTreeMap::new(), next: 0 }
+    }
+}
+
+impl<R: Ring> DealStore<R> {
+    /// Keeps a deal. Numbers must rise.
+    ///
+    /// # Errors
+    /// [`DealError::Reused`] where this number or a higher one has been here.
+    pub fn insert(&mut self, deal: Deal<R>) -> Result<(), DealError> {
+        let query = deal.query();
+        if query < self.next {
+            return Err(DealError::Reused { query });
+        }
+        self.next = query.saturating_add(1);
+        self.deals.insert(query, deal);
+        Ok(())
+    }
+
+    /// Takes the deal of `query` out, for good.
+    ///
+    /// # Errors
+    /// It was taken before, has not come yet, or has expired; then it is dropped.
+    pub fn take(&mut self, query: u64, now: SystemTime) -> Result<Deal<R>, DealError> {
+        let missing = if query < self.next { DealError::Reused { query } } else { DealError::Missing { query } };
+        let deal = self.deals.remove(&query).ok_or(missing)?;
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        if now >= deal.header.expires_seconds {
+            return Err(DealError::Expired { query, seconds: now - deal.header.expires_seconds });
+        }
+        Ok(deal)
+    }
+
+    /// Drops what has expired.
+    pub fn purge(&mut self, now: SystemTime) {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.deals.retain(|_, deal| now < deal.header.expires_seconds);
+    }
+
+    /// Deals held.
+    pub fn len(&self) -> usize {
+        self.deals.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.deals.is_empty()
+    }
+}

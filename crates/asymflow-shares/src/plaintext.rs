@@ -1,0 +1,125 @@
+//! What a program computes, in the clear: the reference that protocols are compared with, and where overflow shows.
+
+use thiserror::Error;
+
+use crate::conv::Kernel;
+use crate::input::{ClientError, encode};
+use crate::model::FixedModel;
+use crate::nonlinear::deciding;
+use crate::party::add_bias;
+use crate::pool::pool;
+use crate::program::{Op, Program};
+use crate::ring::Ring;
+
+/// Why there is no result to trust.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum PlaintextError {
+    /// The input does not fit.
+    #[error(transparent)]
+    Input(#[from] ClientError),
+    /// A value beyond what protocols handle, 2^(ℓ−2) in magnitude at the scale of its layer.
+    #[error("layer {layer}: {value:e} with {scale} fraction bits leaves the range of the ring")]
+    Overflow {
+        /// The layer.
+        layer: String,
+        /// The value.
+        value: f64,
+        /// Fraction bits.
+        scale: u32,
+    },
+}
+
+/// All tensors of a run in the clear, and the logits.
+#[derive(Debug)]
+pub struct Trace<R> {
+    pub(crate) registers: Vec<Vec<R>>,
+    /// Samples × classes.
+    pub logits: Vec<f32>,
+    /// For each layer its largest magnitude, in units of the value.
+    pub largest: Vec<(String, f64)>,
+}
+
+impl<R: Ring> FixedModel<R> {
+    /// Computes what the servers compute on shares, with truncation towards −∞, and refuses what overflows.
+    ///
+    /// # Errors
+    /// The input does not fit, or a value leaves the range in which protocols are right.
+    pub fn evaluate(&self, input: &[f32]) -> Result<Trace<R>, PlaintextError> {
+        let program = &self.program;
+        let mut registers = vec![Vec::new(); program.values.len()];
+        registers[0] = encode::<R>(program, input)?;
+        let mut largest = Vec::new();
+        for step in &program.steps {
+            let output = step.op.output();
+            registers[output] = self.step(program, &step.op, &registers);
+            let scale = program.values[output].scale;
+            // Sums in floating point do not wrap: they show what the ring would hide.
+            let magnitude = match &step.op {
+                Op::Linear { input, layer, .. } => self.magnitude(*layer, &registers[*input]),
+                _ => registers[output].iter().map(|x| (x.to_i64() as f64).abs()).fold(0.0, f64::max),
+            };
+            let value = magnitude * 2_f64.powi(-(scale as i32));
+            if magnitude >= 2_f64.powi(R::BITS as i32 - 2) {
+                return Err(PlaintextError::Overflow { layer: step.label.clone(), value, scale });
+            }
+            largest.push((step.label.clone(), value));
+        }
+        let unit = 2_f64.powi(-(program.values[program.output].scale as i32));
+        let logits = registers[program.output].iter().map(|x| (x.to_i64() as f64 * unit) as f32).collect();
+        Ok(Trace { registers, logits, largest })
+    }
+
+    /// Largest magnitude that a linear layer puts out: of the sums themselves, in floating point.
+    fn magnitude(&self, layer: usize, input: &[R]) -> f64 {
+        let (shape, (weight, bias)) = (self.program.layers[layer], &self.layers[layer]);
+        let signed = |values: &[R]| values.iter().map(|x| x.to_i64() as f64).collect::<Vec<f64>>();
+        crate::conv::float_conv(shape, &signed(weight), &signed(bias), &signed(input))
+            .into_iter()
+            .fold(0.0, |largest, x| f64::max(largest, x.abs()))
+    }
+
+    fn step(&self, program: &Program, op: &Op, registers: &[Vec<R>]) -> Vec<R> {
+        match op {
+            Op::Open { input, .. } => registers[*input].clone(),
+            Op::Linear { input, layer, output } => {
+                let (weight, bias) = &self.layers[*layer];
+                let shape = program.layers[*layer];
+                let mut sums = vec![R::ZERO; program.len(*output)];
+                add_bias(bias, shape.output_len(), &mut sums);
+                Kernel::new(shape, weight).apply(&registers[*input], &mut sums);
+                sums
+            }
+            Op::Relu { input, shift, compare, grouping, .. } => {
+                let groups = grouping.groups(program.values[*input].shape);
+                let x = &registers[*input];
+                let decisions = deciding(x, groups.as_ref(), program.samples);
+                let keep = |value: R| {
+                    let top = R::BITS - compare.dropped - compare.width;
+                    !value.shifted_right_signed(compare.dropped).shifted_left(compare.dropped + top).sign_bit()
+                };
+                let decisions: Vec<bool> = decisions.into_iter().map(keep).collect();
+                let kept = |index| decisions[crate::nonlinear::group_of(groups.as_ref(), index)];
+                let one = |(index, x): (usize, &R)| if kept(index) { x.shifted_right_signed(*shift) } else { R::ZERO };
+                x.iter().enumerate().map(one).collect()
+            }
+            Op::Square { input, shift, .. } => {
+                let square = |x: &R| x.shifted_right_signed(*shift).times(x.shifted_right_signed(*shift));
+                registers[*input].iter().map(square).collect()
+            }
+            Op::Affine { input, factor, offset, .. } => {
+                let (factor, offset) = (R::from_i64(*factor), R::from_i64(*offset));
+                registers[*input].iter().map(|x| x.times(factor).plus(offset)).collect()
+            }
+            Op::Add { inputs: [left, right], shifts: [a, b], .. } => {
+                let terms = registers[*left].iter().zip(&registers[*right]);
+                terms.map(|(x, y)| x.shifted_left(*a).plus(y.shifted_left(*b))).collect()
+            }
+            Op::Pool { input, output, bits } => {
+                pool(program.values[*input].shape, program.values[*output].shape.height, *bits, &registers[*input])
+            }
+            Op::Truncate { input, shift, .. } => {
+                registers[*input].iter().map(|x| x.shifted_right_signed(*shift)).collect()
+            }
+        }
+    }
+}
