@@ -47,7 +47,8 @@ pub enum Activation {
 /// Which bits a sign decision looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// All bits of the truncated value: always right.
+    /// All bits above those that are truncated. A single activation is always right. A group whose deciding sum lies
+    /// within one unit of the activations' last place below zero may be kept.
     Exact,
     /// A window of this many bits above those that are truncated, sign included. The decision is right for values below
     /// `2^(bits − 1 − activation_bits)` in magnitude, and arbitrary beyond. Decisions of g activations get

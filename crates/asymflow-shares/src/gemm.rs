@@ -16,7 +16,6 @@ const TILES: usize = 2;
 /// A left operand of `rows` × `depth`, stored tile after tile, each by columns; missing rows are zero.
 #[derive(Clone)]
 pub(crate) struct Left<R> {
-    rows: usize,
     depth: usize,
     values: Vec<R>,
 }
@@ -33,15 +32,7 @@ impl<R: Ring> Left<R> {
                 }
             }
         }
-        Self { rows, depth, values: packed }
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(crate) fn depth(&self) -> usize {
-        self.depth
+        Self { depth, values: packed }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::compile::fixed_point;
 use crate::model::Server;
 use crate::prg::{Prg, Purpose, Seed};
 use crate::program::Program;
-use crate::ring::{Ring, sub};
+use crate::ring::{Ring, add, sub};
 
 /// One server's share of an input.
 pub struct InputShare<R> {
@@ -102,6 +102,11 @@ pub fn open_output<R: Ring>(program: &Program, shares: &[OutputShare<R>; 2]) -> 
     if let Some(share) = shares.iter().find(|share| share.values.len() != expected) {
         return Err(ClientError::Length { got: share.values.len(), expected });
     }
-    let unit = 2_f64.powi(-(program.values[program.output].scale as i32));
-    Ok(a.values.iter().zip(&b.values).map(|(a, b)| (a.plus(*b).to_i64() as f64 * unit) as f32).collect())
+    Ok(decode(&add(&a.values, &b.values), program.values[program.output].scale))
+}
+
+/// Numbers with `scale` fraction bits.
+pub(crate) fn decode<R: Ring>(values: &[R], scale: u32) -> Vec<f32> {
+    let unit = 2_f64.powi(-(scale as i32));
+    values.iter().map(|value| (value.to_i64() as f64 * unit) as f32).collect()
 }

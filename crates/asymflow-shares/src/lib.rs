@@ -1,5 +1,4 @@
 //! x
-#![allow(dead_code)]
 mod compare;
 pub mod compile;
 pub mod conv;
@@ -20,8 +19,6 @@ mod prg;
 mod program;
 mod ring;
 mod session;
-#[cfg(test)]
-mod speed;
 
 pub use compile::{Activation, CompileError, Comparison, Options, activations, compile, with_average_pooling};
 pub use conv::ConvShape;

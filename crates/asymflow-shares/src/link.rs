@@ -10,9 +10,6 @@ use thiserror::Error;
 
 use crate::message::Message;
 
-/// Largest body that a link reads; the party checks the exact length.
-const BODY_LIMIT: u64 = 1 << 32;
-
 /// Why an exchange failed.
 #[derive(Debug, Error)]
 pub enum LinkError {
@@ -26,10 +23,11 @@ pub enum LinkError {
 
 /// A connection to the other server.
 pub trait Link {
-    /// Sends a message and receives the other server's.
+    /// Sends a message and receives the other server's. Both are of one length in every exchange of the protocol, so
+    /// nothing longer than `message` is received from a stream.
     ///
     /// # Errors
-    /// The connection failed.
+    /// The connection failed, or what came is no message or too long.
     fn exchange(&mut self, message: Message) -> Result<Message, LinkError>;
 }
 
@@ -131,9 +129,10 @@ impl<S: Read> DuplexLink<S> {
 
 impl<S: Read> Link for DuplexLink<S> {
     fn exchange(&mut self, message: Message) -> Result<Message, LinkError> {
-        let arrival = self.wire.arrival(message.body_bytes());
+        let bytes = message.body_bytes();
+        let arrival = self.wire.arrival(bytes);
         self.queue.as_ref().and_then(|queue| queue.send((arrival, message)).ok()).ok_or(LinkError::Gone)?;
-        Ok(Message::read_from(&mut self.reader, BODY_LIMIT)?)
+        Ok(Message::read_from(&mut self.reader, bytes as u64)?)
     }
 }
 
@@ -167,7 +166,7 @@ impl<S: Read + Write> Link for HalfDuplexLink<S> {
         if self.speaks_first {
             message.write_to(&mut self.stream)?;
         }
-        let received = Message::read_from(&mut self.stream, BODY_LIMIT)?;
+        let received = Message::read_from(&mut self.stream, message.body_bytes() as u64)?;
         if !self.speaks_first {
             message.write_to(&mut self.stream)?;
         }

@@ -253,3 +253,6 @@ impl<R: Ring> SquareShare<R> {
 pub(crate) fn own_words<R: Ring>(source: Source<'_>, corrections: Vec<R>, first: bool, count: usize) -> Vec<R> {
     if first { source.stream(Purpose::Corrected).words(count) } else { corrections }
 }
+
+#[cfg(test)]
+mod tests;

@@ -342,10 +342,13 @@ pub(crate) fn add_bias<R: Ring>(bias: &[R], len: usize, sums: &mut [R]) {
     }
 }
 
-/// Local truncation of shares: off by at most one, but for a share of |x| / 2^(ℓ−1) of all masks, where it is wrong by
-/// about 2^(ℓ−bits) (Mohassel and Zhang, S&P 2017, theorem 1).
+/// Local truncation of shares: off by at most one, but for |x| / 2^ℓ of all masks, with which it is wrong by about
+/// 2^(ℓ−bits) (Mohassel and Zhang, S&P 2017, theorem 1).
 pub(crate) fn truncate<R: Ring>(first: bool, bits: u32, shares: &[R]) -> Vec<R> {
     let negate = |x: R| R::ZERO.minus(x);
     let one = |x: &R| if first { x.shifted_right(bits) } else { negate(negate(*x).shifted_right(bits)) };
     shares.iter().map(one).collect()
 }
+
+#[cfg(test)]
+mod tests;

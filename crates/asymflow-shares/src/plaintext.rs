@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::conv::Kernel;
-use crate::input::{ClientError, encode};
+use crate::input::{ClientError, decode, encode};
 use crate::model::FixedModel;
 use crate::nonlinear::deciding;
 use crate::party::add_bias;
@@ -31,12 +31,11 @@ pub enum PlaintextError {
 
 /// All tensors of a run in the clear, and the logits.
 #[derive(Debug)]
-pub struct Trace<R> {
-    pub(crate) registers: Vec<Vec<R>>,
+pub struct Trace {
     /// Samples × classes.
     pub logits: Vec<f32>,
-    /// For each layer its largest magnitude, in units of the value.
-    pub largest: Vec<(String, f64)>,
+    /// What the operations of each layer put out, in order; a layer may have several.
+    pub layers: Vec<(String, Vec<f32>)>,
 }
 
 impl<R: Ring> FixedModel<R> {
@@ -44,11 +43,11 @@ impl<R: Ring> FixedModel<R> {
     ///
     /// # Errors
     /// The input does not fit, or a value leaves the range in which protocols are right.
-    pub fn evaluate(&self, input: &[f32]) -> Result<Trace<R>, PlaintextError> {
+    pub fn evaluate(&self, input: &[f32]) -> Result<Trace, PlaintextError> {
         let program = &self.program;
         let mut registers = vec![Vec::new(); program.values.len()];
         registers[0] = encode::<R>(program, input)?;
-        let mut largest = Vec::new();
+        let mut layers = Vec::new();
         for step in &program.steps {
             let output = step.op.output();
             registers[output] = self.step(program, &step.op, &registers);
@@ -62,11 +61,10 @@ impl<R: Ring> FixedModel<R> {
             if magnitude >= 2_f64.powi(R::BITS as i32 - 2) {
                 return Err(PlaintextError::Overflow { layer: step.label.clone(), value, scale });
             }
-            largest.push((step.label.clone(), value));
+            layers.push((step.label.clone(), decode(&registers[output], scale)));
         }
-        let unit = 2_f64.powi(-(program.values[program.output].scale as i32));
-        let logits = registers[program.output].iter().map(|x| (x.to_i64() as f64 * unit) as f32).collect();
-        Ok(Trace { registers, logits, largest })
+        let logits = decode(&registers[program.output], program.values[program.output].scale);
+        Ok(Trace { logits, layers })
     }
 
     /// Largest magnitude that a linear layer puts out: of the sums themselves, in floating point.
@@ -78,7 +76,7 @@ impl<R: Ring> FixedModel<R> {
             .fold(0.0, |largest, x| f64::max(largest, x.abs()))
     }
 
-    fn step(&self, program: &Program, op: &Op, registers: &[Vec<R>]) -> Vec<R> {
+    pub(crate) fn step(&self, program: &Program, op: &Op, registers: &[Vec<R>]) -> Vec<R> {
         match op {
             Op::Open { input, .. } => registers[*input].clone(),
             Op::Linear { input, layer, output } => {

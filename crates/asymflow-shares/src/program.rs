@@ -75,7 +75,7 @@ pub(crate) struct Step {
 }
 
 /// A network compiled for two servers: public, without its weights.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Program {
     pub(crate) name: String,
     /// Samples in one query.
