@@ -14,8 +14,11 @@ use rayon::prelude::*;
 
 use crate::hash::hash_blocks;
 
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
 /// Instances that go through a tree together.
-const LANES: usize = 64;
+const LANES: usize = 32;
 /// Levels that the final block replaces.
 const LEAF_LEVELS: u32 = 7;
 
@@ -45,7 +48,7 @@ pub(crate) fn generate(bits: u32, alphas: &[u64], roots: [&[u128]; 2]) -> Vec<u1
         .par_chunks_mut(LANES * key_blocks(bits))
         .zip(alphas.par_chunks(LANES))
         .zip(roots[0].par_chunks(LANES).zip(roots[1].par_chunks(LANES)))
-        .for_each(|((words, alphas), (left, right))| Generation::new(bits, alphas, [left, right]).run(words));
+        .for_each(|((words, alphas), (left, right))| generate_lanes(bits, alphas, [left, right], words));
     words
 }
 
@@ -58,6 +61,28 @@ pub(crate) fn evaluate(party: usize, bits: u32, words: &[u128], roots: &[u128], 
         .zip(roots.par_chunks(LANES).zip(points.par_chunks(LANES)))
         .for_each(|((shares, words), (roots, points))| evaluate_lanes(party, bits, words, roots, points, shares));
     shares
+}
+
+/// Keys of at most [`LANES`] instances, level after level, each with one word an instance.
+fn generate_lanes(bits: u32, alphas: &[u64], roots: [&[u128]; 2], words: &mut [u128]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::hash::wide::available() {
+        // SAFETY: the processor has these instructions.
+        unsafe { wide::generate(bits, alphas, roots, words) };
+        return;
+    }
+    Generation::new(bits, alphas, roots).run(words);
+}
+
+/// Shares of at most [`LANES`] instances.
+fn evaluate_lanes(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64], shares: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::hash::wide::available() {
+        // SAFETY: the processor has these instructions.
+        unsafe { wide::evaluate(party, bits, words, roots, points, shares) };
+        return;
+    }
+    evaluate_portable(party, bits, words, roots, points, shares);
 }
 
 /// All ones where `bit` is set.
@@ -75,7 +100,7 @@ const fn position(point: u64) -> u32 {
     (point & ((1 << LEAF_LEVELS) - 1)) as u32
 }
 
-fn evaluate_lanes(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64], shares: &mut [u8]) {
+fn evaluate_portable(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64], shares: &mut [u8]) {
     let lanes = points.len();
     let mut node = [0_u128; LANES];
     let mut control = [spread(party as u128); LANES];
@@ -224,6 +249,29 @@ mod tests {
             }
             let expected: Vec<u8> = alphas.iter().zip(&points).map(|(a, x)| u8::from(x < a)).collect();
             prop_assert_eq!(compare(bits, &alphas, &points, seed), expected);
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree() {
+        let seed = Seed::from_bytes([5; 32]);
+        for (bits, count) in [(63, 1), (51, 31), (51, LANES), (19, 7), (7, 13), (1, 3)] {
+            let roots = [0, 1].map(|party| Prg::new(&seed, Purpose::Root, 0, party).blocks(count));
+            let mask = (1_u64 << bits) - 1;
+            let [alphas, points] = [2, 3].map(|index| {
+                let words: Vec<u64> = Prg::new(&seed, Purpose::Mask, 0, index).words(count);
+                words.into_iter().map(|word| word & mask).collect::<Vec<u64>>()
+            });
+            let [mut portable, mut native] = [(); 2].map(|()| vec![0; count * key_blocks(bits)]);
+            Generation::new(bits, &alphas, [&roots[0], &roots[1]]).run(&mut portable);
+            generate_lanes(bits, &alphas, [&roots[0], &roots[1]], &mut native);
+            assert!(portable == native, "{bits} bits, {count} keys");
+            for party in 0..2 {
+                let [mut portable, mut other] = [(); 2].map(|()| vec![0; count]);
+                evaluate_portable(party, bits, &native, &roots[party], &points, &mut portable);
+                evaluate_lanes(party, bits, &native, &roots[party], &points, &mut other);
+                assert_eq!(portable, other, "{bits} bits, {count} keys");
+            }
         }
     }
 

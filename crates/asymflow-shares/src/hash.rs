@@ -15,7 +15,7 @@ const KEY: u128 = 0x243f_6a88_85a3_08d3_1319_8a2e_0370_7344;
 /// Replaces every block b by H(b).
 pub(crate) fn hash_blocks(blocks: &mut [u128]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("vaes") && is_x86_feature_detected!("aes") {
+    if wide::available() {
         // SAFETY: the processor has these instructions.
         unsafe { wide::hash_blocks(blocks) };
         return;
@@ -43,44 +43,69 @@ fn hash_blocks_portable(blocks: &mut [u128]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod wide {
+pub(crate) mod wide {
+    //! Four blocks a register.
+
     use std::arch::x86_64::*;
 
     use super::KEY;
 
-    /// Registers of four blocks that are in flight at once, enough to hide the latency of a round.
+    /// Registers that are in flight at once, enough to hide the latency of a round.
     const REGISTERS: usize = 8;
     const ROUNDS: usize = 10;
 
-    #[target_feature(enable = "avx512f,vaes,aes")]
+    /// The key schedule, in each quarter of a register.
+    pub(crate) type Keys = [__m512i; ROUNDS + 1];
+
+    /// Whether the processor has what this module is compiled for.
+    pub(crate) fn available() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("vaes")
+            && is_x86_feature_detected!("aes")
+    }
+
+    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
     pub(super) fn hash_blocks(blocks: &mut [u128]) {
-        let keys = round_keys().map(|key| _mm512_broadcast_i32x4(key));
-        let mut parts = blocks.chunks_exact_mut(4 * REGISTERS);
-        for part in &mut parts {
+        let keys = keys();
+        for part in blocks.chunks_mut(4 * REGISTERS) {
             let mut input = [_mm512_setzero_si512(); REGISTERS];
-            for (register, quad) in input.iter_mut().zip(part.chunks_exact(4)) {
-                // SAFETY: four blocks are 64 bytes.
-                *register = unsafe { _mm512_loadu_si512(quad.as_ptr().cast()) };
+            for (register, quad) in input.iter_mut().zip(part.chunks(4)) {
+                *register = load(quad);
             }
             let output = hash(input, &keys);
-            for (register, quad) in output.iter().zip(part.chunks_exact_mut(4)) {
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_si512(quad.as_mut_ptr().cast(), *register) };
+            for (register, quad) in output.iter().zip(part.chunks_mut(4)) {
+                store(quad, *register);
             }
-        }
-        for part in parts.into_remainder().chunks_mut(4) {
-            let mask = ((1_u16 << (2 * part.len())) - 1) as u8;
-            // SAFETY: the mask covers the blocks of `part` alone.
-            let input = unsafe { _mm512_maskz_loadu_epi64(mask, part.as_ptr().cast()) };
-            let [output] = hash([input], &keys);
-            // SAFETY: as above.
-            unsafe { _mm512_mask_storeu_epi64(part.as_mut_ptr().cast(), mask, output) };
         }
     }
 
+    /// Up to four blocks; zero beyond.
     #[inline]
-    #[target_feature(enable = "avx512f,vaes,aes")]
-    fn hash<const N: usize>(input: [__m512i; N], keys: &[__m512i; ROUNDS + 1]) -> [__m512i; N] {
+    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
+    pub(crate) fn load(blocks: &[u128]) -> __m512i {
+        // SAFETY: the mask covers no more than the blocks.
+        unsafe { _mm512_maskz_loadu_epi64(mask(blocks.len()), blocks.as_ptr().cast()) }
+    }
+
+    /// As many blocks as there is room for, at most four.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
+    pub(crate) fn store(blocks: &mut [u128], register: __m512i) {
+        // SAFETY: the mask covers no more than the blocks.
+        unsafe { _mm512_mask_storeu_epi64(blocks.as_mut_ptr().cast(), mask(blocks.len()), register) };
+    }
+
+    /// Two 64-bit lanes for each of at most four blocks.
+    #[inline(always)]
+    fn mask(blocks: usize) -> u8 {
+        ((1_u16 << (2 * blocks.min(4))) - 1) as u8
+    }
+
+    /// H of every block of every register.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
+    pub(crate) fn hash<const N: usize>(input: [__m512i; N], keys: &Keys) -> [__m512i; N] {
         let mut state = input;
         for block in &mut state {
             *block = _mm512_xor_si512(*block, keys[0]);
@@ -97,8 +122,8 @@ mod wide {
     }
 
     /// The key schedule of FIPS 197 for [`KEY`].
-    #[target_feature(enable = "avx512f,vaes,aes")]
-    fn round_keys() -> [__m128i; ROUNDS + 1] {
+    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
+    pub(crate) fn keys() -> Keys {
         let first = KEY.swap_bytes();
         let mut keys = [_mm_set_epi64x((first >> 64) as i64, first as i64); ROUNDS + 1];
         keys[1] = next(keys[0], _mm_aeskeygenassist_si128::<0x01>(keys[0]));
@@ -111,10 +136,10 @@ mod wide {
         keys[8] = next(keys[7], _mm_aeskeygenassist_si128::<0x80>(keys[7]));
         keys[9] = next(keys[8], _mm_aeskeygenassist_si128::<0x1b>(keys[8]));
         keys[10] = next(keys[9], _mm_aeskeygenassist_si128::<0x36>(keys[9]));
-        keys
+        keys.map(|key| _mm512_broadcast_i32x4(key))
     }
 
-    #[target_feature(enable = "avx512f,vaes,aes")]
+    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
     fn next(key: __m128i, assist: __m128i) -> __m128i {
         let key = _mm_xor_si128(key, _mm_slli_si128::<4>(key));
         let key = _mm_xor_si128(key, _mm_slli_si128::<8>(key));
