@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::{
-    Comparison, Dealer, DuplexLink, LayerReport, Options, Party, PartyModel, Profile, Ring, Seed, Server, ServerSeed, Setup,
-    WeightPolicy, compile, open_output, run, set_up, share_input,
+    Comparison, Dealer, DuplexLink, LayerReport, Options, Party, PartyModel, Profile, Ring, Seed, Server, ServerSeed,
+    Setup, WeightPolicy, compile, open_output, run, set_up, share_input,
 };
 use asymflow_zoo::{Network, Weights, by_name};
 
@@ -29,7 +29,11 @@ struct Servers<R> {
     pools: [rayon::ThreadPool; 2],
 }
 
-fn both<A: Send, B: Send>(pools: &[rayon::ThreadPool; 2], a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+fn both<A: Send, B: Send>(
+    pools: &[rayon::ThreadPool; 2],
+    a: impl FnOnce() -> A + Send,
+    b: impl FnOnce() -> B + Send,
+) -> (A, B) {
     std::thread::scope(|scope| {
         let first = scope.spawn(|| pools[0].install(a));
         let second = pools[1].install(b);

@@ -198,8 +198,8 @@ impl<'a> Generation<'a> {
                 | (((controls[0] ^ controls[1]) << 2) & BRANCH);
             let control_word = controls[keep];
             self.value[lane] ^= ([left, right][keep] >> 1) ^ value;
-            for party in 0..2 {
-                let child = children[party][keep][lane];
+            for (party, children) in children.iter().enumerate() {
+                let child = children[keep][lane];
                 let control = self.control[party][lane];
                 self.node[party][lane] = (child ^ (*word & control)) & !LOW;
                 self.control[party][lane] = spread(child ^ (control_word & control));
@@ -266,10 +266,10 @@ mod tests {
             Generation::new(bits, &alphas, [&roots[0], &roots[1]]).run(&mut portable);
             generate_lanes(bits, &alphas, [&roots[0], &roots[1]], &mut native);
             assert!(portable == native, "{bits} bits, {count} keys");
-            for party in 0..2 {
+            for (party, roots) in roots.iter().enumerate() {
                 let [mut portable, mut other] = [(); 2].map(|()| vec![0; count]);
-                evaluate_portable(party, bits, &native, &roots[party], &points, &mut portable);
-                evaluate_lanes(party, bits, &native, &roots[party], &points, &mut other);
+                evaluate_portable(party, bits, &native, roots, &points, &mut portable);
+                evaluate_lanes(party, bits, &native, roots, &points, &mut other);
                 assert_eq!(portable, other, "{bits} bits, {count} keys");
             }
         }
@@ -283,8 +283,8 @@ mod tests {
         let alphas = vec![1 << 40; count];
         let words = generate(51, &alphas, [&roots[0], &roots[1]]);
         for point in [0, (1 << 40) - 1, 1 << 40, 1 << 50] {
-            for party in 0..2 {
-                let shares = evaluate(party, 51, &words, &roots[party], &vec![point; count]);
+            for (party, roots) in roots.iter().enumerate() {
+                let shares = evaluate(party, 51, &words, roots, &vec![point; count]);
                 let ones = shares.iter().map(|&bit| f64::from(bit)).sum::<f64>();
                 // Five standard deviations of a fair coin.
                 assert!((ones - count as f64 / 2.0).abs() < 5.0 * (count as f64 / 4.0).sqrt(), "{ones} of {count}");

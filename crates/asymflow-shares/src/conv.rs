@@ -138,9 +138,8 @@ pub(crate) fn float_conv(s: ConvShape, weight: &[f64], bias: &[f64], x: &[f64]) 
             let (iy, ix) = ((oy * s.stride + ky).wrapping_sub(s.padding), (ox * s.stride + kx).wrapping_sub(s.padding));
             if iy < s.height && ix < s.width {
                 let at = iy * s.width + ix;
-                sum += (0..s.in_channels)
-                    .map(|c| filter[c * taps + ky * s.kernel + kx] * x[c * plane + at])
-                    .sum::<f64>();
+                sum +=
+                    (0..s.in_channels).map(|c| filter[c * taps + ky * s.kernel + kx] * x[c * plane + at]).sum::<f64>();
             }
         }
         sum

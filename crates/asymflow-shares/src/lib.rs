@@ -1,4 +1,5 @@
-//! x
+#![doc = include_str!("../README.md")]
+
 mod compare;
 pub mod compile;
 pub mod conv;
@@ -20,7 +21,7 @@ mod program;
 mod ring;
 mod session;
 
-pub use compile::{Activation, CompileError, Comparison, Options, activations, compile, with_average_pooling};
+pub use compile::{Activation, Comparison, CompileError, Options, activations, compile, with_average_pooling};
 pub use conv::ConvShape;
 pub use deal::{Deal, DealError, DealStore};
 pub use dealer::{Dealer, ServerSeed};

@@ -87,8 +87,11 @@ pub struct ChannelLink {
 /// Two ends of a link within one process, over an emulated network.
 pub fn channel_links(profile: Profile) -> [ChannelLink; 2] {
     let ((to_second, at_second), (to_first, at_first)) = (channel(), channel());
-    [(to_second, at_first), (to_first, at_second)]
-        .map(|(sender, receiver)| ChannelLink { sender, receiver, wire: Wire::new(profile) })
+    [(to_second, at_first), (to_first, at_second)].map(|(sender, receiver)| ChannelLink {
+        sender,
+        receiver,
+        wire: Wire::new(profile),
+    })
 }
 
 impl Link for ChannelLink {

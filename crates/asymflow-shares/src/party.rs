@@ -65,10 +65,17 @@ pub enum Progress<R> {
 /// Randomness of an operation, expanded.
 enum Prepared<R> {
     Nothing,
-    Open { mask: Vec<R> },
+    Open {
+        mask: Vec<R>,
+    },
     /// Shares of W·A plus the bias.
-    Linear { rest: Vec<R> },
-    Relu { share: ReluShare<R>, groups: Option<Groups> },
+    Linear {
+        rest: Vec<R>,
+    },
+    Relu {
+        share: ReluShare<R>,
+        groups: Option<Groups>,
+    },
     Square(SquareShare<R>),
 }
 
@@ -114,15 +121,8 @@ impl<R: Ring> Party<R> {
         let query = deal.query();
         let header = Header { session: seed.session, model: model.hash, query, step: 0, from: seed.server };
         let registers = vec![Vec::new(); model.program.values.len()];
-        let mut party = Self {
-            model,
-            server: seed.server,
-            header,
-            prepared: Vec::new(),
-            registers,
-            at: 0,
-            state: State::New,
-        };
+        let mut party =
+            Self { model, server: seed.server, header, prepared: Vec::new(), registers, at: 0, state: State::New };
         party.prepare(seed, deal);
         Ok(party)
     }
@@ -235,7 +235,9 @@ impl<R: Ring> Party<R> {
         while let Some(step) = program.steps.get(self.at) {
             let masked = match (&step.op, &self.prepared[self.at]) {
                 (Op::Open { input, .. }, Prepared::Open { mask }) => Some(sub(&self.registers[*input], mask)),
-                (Op::Relu { input, .. }, Prepared::Relu { share, .. }) => Some(add(&self.registers[*input], &share.mask)),
+                (Op::Relu { input, .. }, Prepared::Relu { share, .. }) => {
+                    Some(add(&self.registers[*input], &share.mask))
+                }
                 (Op::Square { input, .. }, Prepared::Square(share)) => Some(add(&self.registers[*input], &share.mask)),
                 (op, _) => {
                     let (output, values) = self.local(op);

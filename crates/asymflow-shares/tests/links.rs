@@ -1,5 +1,7 @@
 //! Every way to carry messages gives the same answer, and what is carried is bounded and checked.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, outside test functions")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -252,8 +254,7 @@ fn models_with_other_activations_have_other_hashes() {
     // What the second server compiled differently is noticed at the first message.
     let mut pair = fixture(WeightPolicy::Public, 12);
     let mut options = Options::new::<u64>(WeightPolicy::Public);
-    options.activations =
-        BTreeMap::from([("conv1.relu".to_owned(), Activation::Quadratic { a: 0.1, b: 0.5, c: 0.2 })]);
+    options.activations = BTreeMap::from([("conv1.relu".to_owned(), Activation::Quadratic { a: 0.1, b: 0.5, c: 0.2 })]);
     let other = compile::<u64>(&network(), &Weights::init(&network(), 1), &options).unwrap().publish().unwrap();
     let [first, _] = pair.dealer.deal(SystemTime::now());
     let error = Party::new(other, &pair.seeds[0], first).unwrap_err();

@@ -1,11 +1,13 @@
 //! Whole networks on shares against the same networks in the clear.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, outside test functions")]
+
 mod common;
 
 use std::collections::BTreeMap;
 
 use asymflow_shares::{
-    Activation, CompileError, Comparison, Decision, FixedPoint, Options, Ring, WeightPolicy, activations, compile,
+    Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, activations, compile,
     with_average_pooling,
 };
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name};
@@ -217,7 +219,8 @@ fn settings_out_of_range_are_named() {
     let comparison = Comparison::Window { bits: 1 };
     assert_eq!(error(&Options { comparison, ..base() }), "window of a comparison of 1 is out of range 2..=64");
     assert_eq!(error(&Options { samples: 0, ..base() }), "number of samples of 0 is out of range 1..=65536");
-    let named = |name: &str, activation| Options { activations: BTreeMap::from([(name.to_owned(), activation)]), ..base() };
+    let named =
+        |name: &str, activation| Options { activations: BTreeMap::from([(name.to_owned(), activation)]), ..base() };
     let unknown = error(&named("relu7", Activation::Relu));
     assert!(unknown.starts_with("no activation named relu7; there are [\"conv1.relu\""), "{unknown}");
     let flat = Activation::Quadratic { a: 0.0, b: 1.0, c: 0.0 };

@@ -169,11 +169,7 @@ struct State {
 /// One level, as `Generation::descend`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
-fn descend(
-    mut state: [State; FLIGHT],
-    keep: [__m512i; FLIGHT],
-    keys: &Keys,
-) -> ([State; FLIGHT], [__m512i; FLIGHT]) {
+fn descend(mut state: [State; FLIGHT], keep: [__m512i; FLIGHT], keys: &Keys) -> ([State; FLIGHT], [__m512i; FLIGHT]) {
     let (one, low) = (splat(1), splat(LOW));
     let mut input = [_mm512_setzero_si512(); 4 * FLIGHT];
     for (i, state) in state.iter().enumerate() {

@@ -160,8 +160,11 @@ fn truncation_rounds_without_bias() {
 #[test]
 fn a_group_follows_its_decision() {
     let shape = Shape::new(4, 6, 7);
-    let values: Vec<i64> =
-        Prg::new(&Seed::from_bytes([8; 32]), Purpose::Mask, 0, 0).words::<u64>(shape.len()).into_iter().map(|v| v.to_i64() >> 24).collect();
+    let values: Vec<i64> = Prg::new(&Seed::from_bytes([8; 32]), Purpose::Mask, 0, 0)
+        .words::<u64>(shape.len())
+        .into_iter()
+        .map(|v| v.to_i64() >> 24)
+        .collect();
     let words: Vec<u64> = values.iter().map(|&v| u64::from_i64(v)).collect();
     let weights = Vote::Weights((0..12).map(|i| i * 37 % 256 - 100).collect());
     for vote in [Vote::Corner, Vote::Centre, Vote::Sum, weights] {

@@ -64,6 +64,9 @@ fn image(program: &Program, seed: u8) -> Vec<f32> {
     words.into_iter().map(|word| (word as f32 / 2_f32.powi(30)) - 2.0).collect()
 }
 
+/// The messages that each server received, the outputs, and the parties as they ended.
+type Run<R> = (Vec<[Message; 2]>, [OutputShare<R>; 2], [Party<R>; 2]);
+
 impl<R: Ring> Fixture<R> {
     fn program(&self) -> &Program {
         self.models[0].program()
@@ -75,8 +78,8 @@ impl<R: Ring> Fixture<R> {
         [party(0, first), party(1, second)]
     }
 
-    /// Runs both in step; the messages that each server received, the outputs, and the parties as they ended.
-    fn run(&mut self, image: &[f32]) -> (Vec<[Message; 2]>, [OutputShare<R>; 2], [Party<R>; 2]) {
+    /// Runs both in step.
+    fn run(&mut self, image: &[f32]) -> Run<R> {
         let [mut first, mut second] = self.parties();
         let seed = Seed::from_bytes([first.query() as u8; 32]);
         let [left, right] = share_input(self.program(), first.query(), image, &seed).unwrap();
@@ -213,7 +216,10 @@ fn what_a_server_receives_is_uniform() {
     }
     // The same values without a mask fail.
     let mut bytes = Vec::new();
-    u64::write(&crate::input::encode::<u64>(model::<u64>(WeightPolicy::Public).program(), &vec![1.0; 384]).unwrap(), &mut bytes);
+    u64::write(
+        &crate::input::encode::<u64>(model::<u64>(WeightPolicy::Public).program(), &vec![1.0; 384]).unwrap(),
+        &mut bytes,
+    );
     assert!(chi_square(&bytes) > QUANTILE);
 }
 
@@ -261,7 +267,8 @@ fn begun(fixture: &mut Fixture<u64>) -> ([Party<u64>; 2], [Message; 2]) {
 
 #[test]
 fn what_is_not_the_next_message_is_refused() {
-    let tamper: [(&str, fn(&mut Message, &Message)); 8] = [
+    type Tamper = fn(&mut Message, &Message);
+    let tamper: [(&str, Tamper); 8] = [
         ("session", |m, _| m.header.session[3] ^= 1),
         ("model", |m, _| m.header.model[7] ^= 1),
         ("comes from", |m, own| *m = own.clone()),
@@ -299,7 +306,8 @@ fn a_replayed_message_is_refused() {
 fn inputs_and_starts_out_of_place_are_refused() {
     let mut fixture = fixture::<u64>(WeightPolicy::Public, 9);
     let image = image(fixture.program(), 1);
-    let share = |query: u64| share_input(fixture.models[0].program(), query, &image, &Seed::from_bytes([1; 32])).unwrap();
+    let share =
+        |query: u64| share_input(fixture.models[0].program(), query, &image, &Seed::from_bytes([1; 32])).unwrap();
     let [zero, one] = [share(0), share(1)];
     let [left, right] = zero;
     let [wrong_query, _] = one;
@@ -313,8 +321,7 @@ fn inputs_and_starts_out_of_place_are_refused() {
     let [short, _] = short;
     assert!(matches!(refused(&mut fixture.parties()[0], short), PartyError::InputLength { .. }));
     let (mut parties, _) = begun(&mut fixture);
-    let [again, _] =
-        share_input(fixture.program(), parties[0].query(), &image, &Seed::from_bytes([1; 32])).unwrap();
+    let [again, _] = share_input(fixture.program(), parties[0].query(), &image, &Seed::from_bytes([1; 32])).unwrap();
     assert!(matches!(refused(&mut parties[0], again), PartyError::State { .. }));
 }
 

@@ -1,13 +1,13 @@
 //! A float interpreter of the zoo's networks, independent of the crate, and both servers in one process.
 
-#![expect(dead_code, reason = "each test program uses a part of it")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, outside test functions")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use asymflow_shares::{
-    Activation, Dealer, Decision, FixedModel, LayerReport, Link, Options, Party, PartyModel, Profile, Ring, Seed, Server,
+    Activation, Dealer, Decision, FixedModel, LayerReport, Link, Party, PartyModel, Profile, Ring, Seed, Server,
     ServerSeed, Setup, WeightPolicy, channel_links, open_output, run, set_up, share_input,
 };
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
@@ -210,8 +210,7 @@ pub fn query_over<R: Ring, L: Link + Send>(
     let [first, second] = pair.dealer.deal(SystemTime::now());
     let number = first.query();
     let program = pair.models[0].program();
-    let [left, right] =
-        share_input(program, number, image, &Seed::from_bytes([number as u8; 32])).unwrap();
+    let [left, right] = share_input(program, number, image, &Seed::from_bytes([number as u8; 32])).unwrap();
     let [mut to_second, mut to_first] = links;
     let first = Party::new(Arc::clone(&pair.models[0]), &pair.seeds[0], first).unwrap();
     let second = Party::new(Arc::clone(&pair.models[1]), &pair.seeds[1], second).unwrap();
@@ -225,10 +224,6 @@ pub fn query_over<R: Ring, L: Link + Send>(
 
 pub fn query<R: Ring>(pair: &mut Pair<R>, image: &[f32]) -> (Vec<f32>, Vec<LayerReport>) {
     query_over(pair, image, channel_links(Profile::LOOPBACK))
-}
-
-pub fn options<R: Ring>(policy: WeightPolicy) -> Options {
-    Options::new::<R>(policy)
 }
 
 pub fn largest_difference(a: &[f32], b: &[f64]) -> f64 {
