@@ -1,21 +1,17 @@
 //! Every way to carry messages gives the same answer, and what is carried is bounded and checked.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests, outside test functions")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::servers::{HOUR, Pair, image, pair, query, query_over};
 use asymflow_shares::{
     Activation, Deal, DealError, DealStore, DuplexLink, HalfDuplexLink, Link, LinkError, Message, Options, Party,
     PartyError, Profile, RunError, Seed, ServerSeed, WeightPolicy, channel_links, compile, run, share_input,
 };
 use asymflow_zoo::{Network, Shape, Weights, by_name};
-use common::{HOUR, Pair, image, pair, query, query_over};
 use proptest::prelude::*;
 
 fn network() -> Network {

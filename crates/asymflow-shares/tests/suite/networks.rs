@@ -1,17 +1,14 @@
 //! Whole networks on shares against the same networks in the clear.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, outside test functions")]
-
-mod common;
-
 use std::collections::BTreeMap;
 
+use crate::float::{float_logits, largest_difference, lively};
+use crate::servers::{image, pair, query};
 use asymflow_shares::{
     Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, activations, compile,
     with_average_pooling,
 };
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name};
-use common::{float_logits, image, largest_difference, lively, pair, query};
 
 /// Largest distance of logits on shares from those in fixed point and in floating point.
 fn distances<R: Ring>(network: &Network, options: &Options, images: u64) -> (f64, f64) {
