@@ -35,7 +35,7 @@ fn servers<R: Ring>(layers: Vec<Layer>, activation: Option<Activation>) -> Serve
         activation.map(|activation| ("input.relu".to_owned(), activation)).into_iter().collect();
     let options = Options { activations, ..Options::new::<R>(WeightPolicy::Public) };
     let model = compile::<R>(&network, &Weights::init(&network, 1), &options).unwrap().publish().unwrap();
-    let dealer = Dealer::new(model.program().clone(), &Seed::random().unwrap(), Duration::from_secs(600));
+    let dealer = Dealer::new(model.program().clone(), &Seed::random().unwrap(), Duration::from_secs(600)).unwrap();
     let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
     Servers { model, seeds, dealer }
 }

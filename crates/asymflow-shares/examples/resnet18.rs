@@ -48,12 +48,12 @@ fn start<R: Ring>(network: &Network, options: &Options) -> Servers<R> {
     let pools = [(); 2].map(|()| rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
     if options.policy == WeightPolicy::Public {
         let model = model.publish().unwrap();
-        let dealer = Dealer::new(model.program().clone(), &fresh(), Duration::from_secs(600));
+        let dealer = Dealer::new(model.program().clone(), &fresh(), Duration::from_secs(600)).unwrap();
         let seeds = sides.map(|side| dealer.seed(side));
         return Servers { models: [Arc::clone(&model), model], seeds, dealer, pools };
     }
     let [first, second] = model.share(&fresh()).unwrap();
-    let dealer = Dealer::new(first.program().clone(), &fresh(), Duration::from_secs(600));
+    let dealer = Dealer::new(first.program().clone(), &fresh(), Duration::from_secs(600)).unwrap();
     let seeds = sides.map(|side| dealer.seed(side));
     let [mut left, mut right] = links(Profile::LOOPBACK);
     let (first, second) = (Setup::new(first, &seeds[0]), Setup::new(second, &seeds[1]));

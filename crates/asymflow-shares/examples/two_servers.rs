@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let model = compile::<u64>(&network, &Weights::init(&network, 1), &options)?.publish()?;
 
     // Before any input is known, the dealer sends each server a seed and what goes with it, and goes away.
-    let mut dealer = Dealer::new(model.program().clone(), &Seed::random()?, Duration::from_secs(60));
+    let mut dealer = Dealer::new(model.program().clone(), &Seed::random()?, Duration::from_secs(60))?;
     let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
     let [first, second] = dealer.deal(SystemTime::now());
 

@@ -11,7 +11,7 @@ use crate::message::Session;
 use crate::model::{Server, weight_masks};
 use crate::nonlinear::{OpDeal, Source, correct, deal_relu, deal_square, total};
 use crate::prg::{Prg, Purpose, Seed};
-use crate::program::{Op, Program, WeightPolicy};
+use crate::program::{Op, Program, RingError, WeightPolicy};
 use crate::ring::{Ring, add};
 
 /// What a server gets of the dealer once: a seed that all its randomness comes from. Keep it as secret as the inputs.
@@ -78,7 +78,11 @@ impl<R> fmt::Debug for Dealer<R> {
 impl<R: Ring> Dealer<R> {
     /// A dealer for `program`, whose deals may be used within `lifetime`. `seed` must be fresh: two dealers of one seed
     /// deal the same masks.
-    pub fn new(program: Program, seed: &Seed, lifetime: Duration) -> Self {
+    ///
+    /// # Errors
+    /// The program was compiled for another ring.
+    pub fn new(program: Program, seed: &Seed, lifetime: Duration) -> Result<Self, RingError> {
+        program.check_ring(R::BITS)?;
         let seeds = [0, 1].map(|server| seed.derive(Purpose::PartySeed, server));
         let mut session = [0; 16];
         Prg::new(seed, Purpose::Session, 0, 0).fill(&mut session);
@@ -93,7 +97,7 @@ impl<R: Ring> Dealer<R> {
                 weights.push(Kernel::new(*shape, mask));
             }
         }
-        Self { model: program.hash(), program, seeds, session, weights, lifetime, next_query: 0 }
+        Ok(Self { model: program.hash(), program, seeds, session, weights, lifetime, next_query: 0 })
     }
 
     /// The seed of `server`, to be sent to it once.

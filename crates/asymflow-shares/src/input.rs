@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::compile::fixed_point;
 use crate::model::Server;
 use crate::prg::{Prg, Purpose, Seed};
-use crate::program::Program;
+use crate::program::{Program, RingError};
 use crate::ring::{Ring, add, sub};
 
 /// One server's share of an input.
@@ -55,6 +55,9 @@ pub enum ClientError {
         /// The value.
         value: f32,
     },
+    /// Of another ring than the program.
+    #[error(transparent)]
+    Ring(#[from] RingError),
     /// Shares of two queries or twice of one server.
     #[error("output shares are not the two of one query")]
     Pair,
@@ -70,6 +73,7 @@ pub fn share_input<R: Ring>(
     input: &[f32],
     seed: &Seed,
 ) -> Result<[InputShare<R>; 2], ClientError> {
+    program.check_ring(R::BITS)?;
     let values = encode::<R>(program, input)?;
     let first = Prg::new(seed, Purpose::InputShare, query, 0).words::<R>(values.len());
     let second = sub(&values, &first);

@@ -20,6 +20,7 @@ mod prg;
 mod program;
 mod ring;
 mod session;
+mod transfer;
 
 pub use compile::{Activation, Comparison, CompileError, Options, activations, compile, with_average_pooling};
 pub use conv::ConvShape;
@@ -33,6 +34,7 @@ pub use model::{FixedModel, PartyModel, PolicyError, Server, Setup, WeightShare}
 pub use party::{Party, PartyError, Progress};
 pub use plaintext::{PlaintextError, Trace};
 pub use prg::Seed;
-pub use program::{Cost, FixedPoint, Program, WeightPolicy};
+pub use program::{Cost, FixedPoint, Program, ProgramError, RingError, WeightPolicy};
 pub use ring::Ring;
 pub use session::{LayerReport, RunError, run, set_up};
+pub use transfer::TransferError;

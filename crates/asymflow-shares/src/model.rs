@@ -55,9 +55,10 @@ impl<R> fmt::Debug for FixedModel<R> {
 
 /// One server's share of all weights and biases.
 pub struct WeightShare<R> {
-    program: Arc<Program>,
-    server: Server,
-    layers: Vec<(Vec<R>, Vec<R>)>,
+    pub(crate) program: Arc<Program>,
+    pub(crate) server: Server,
+    /// Weight and bias of each linear layer.
+    pub(crate) layers: Vec<(Vec<R>, Vec<R>)>,
 }
 
 impl<R> fmt::Debug for WeightShare<R> {

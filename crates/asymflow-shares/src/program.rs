@@ -3,9 +3,14 @@
 use asymflow_zoo::Shape;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use thiserror::Error;
 
 use crate::conv::ConvShape;
 use crate::groups::Grouping;
+
+mod check;
+
+pub use check::ProgramError;
 
 /// Whether the servers know the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +80,8 @@ pub(crate) struct Step {
 }
 
 /// A network compiled for two servers: public, without its weights.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "check::Unchecked")]
 pub struct Program {
     pub(crate) name: String,
     /// Samples in one query.
@@ -90,6 +96,16 @@ pub struct Program {
     pub(crate) steps: Vec<Step>,
     /// Tells models of one architecture apart: the hash of public weights, or random for shared ones.
     pub(crate) tag: [u8; 32],
+}
+
+/// The program was compiled for another ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the program was compiled for {program} bits, not for {got}")]
+pub struct RingError {
+    /// Bits of the program's ring.
+    pub program: u32,
+    /// Bits of the ring that was tried.
+    pub got: u32,
 }
 
 /// What one query costs by the structure of the program.
@@ -144,11 +160,29 @@ impl Program {
         self.len(self.output)
     }
 
+    /// For the other server and the dealer.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Nothing in a program can fail to encode.
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// The inverse of [`Program::to_bytes`], for bytes from outside: every shape, register and shift is checked.
+    ///
+    /// # Errors
+    /// The bytes are no program, or one that cannot be run.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ProgramError> {
+        let unchecked: check::Unchecked = postcard::from_bytes(bytes).map_err(ProgramError::Malformed)?;
+        unchecked.try_into()
+    }
+
+    /// Checks that shares over a ring of `bits` bits fit.
+    pub(crate) const fn check_ring(&self, bits: u32) -> Result<(), RingError> {
+        if self.ring_bits == bits { Ok(()) } else { Err(RingError { program: self.ring_bits, got: bits }) }
+    }
+
     /// Identifies program, format and model: what every message carries.
     pub fn hash(&self) -> [u8; 32] {
-        // Nothing in a program can fail to encode; an empty encoding would still differ by its tag.
-        let bytes = postcard::to_stdvec(self).unwrap_or_default();
-        Sha256::new().chain_update(self.tag).chain_update(bytes).finalize().into()
+        Sha256::new().chain_update(self.tag).chain_update(self.to_bytes()).finalize().into()
     }
 
     /// Name of the layer that exchange `step` of a query belongs to.

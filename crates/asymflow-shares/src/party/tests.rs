@@ -46,11 +46,11 @@ fn fixture<R: Ring>(policy: WeightPolicy, seed: u8) -> Fixture<R> {
     let model = model::<R>(policy);
     if policy == WeightPolicy::Public {
         let model = model.publish().unwrap();
-        let dealer = Dealer::new(model.program().clone(), &seed, Duration::from_secs(60));
+        let dealer = Dealer::new(model.program().clone(), &seed, Duration::from_secs(60)).unwrap();
         return Fixture { models: [Arc::clone(&model), model], seeds: SIDES.map(|side| dealer.seed(side)), dealer };
     }
     let shares = model.share(&seed.derive(Purpose::WeightShare, 0)).unwrap();
-    let dealer = Dealer::new(shares[0].program().clone(), &seed, Duration::from_secs(60));
+    let dealer = Dealer::new(shares[0].program().clone(), &seed, Duration::from_secs(60)).unwrap();
     let seeds = SIDES.map(|side| dealer.seed(side));
     let [first, second] = shares;
     let (first, second) = (Setup::new(first, &seeds[0]), Setup::new(second, &seeds[1]));
@@ -340,7 +340,7 @@ fn a_masked_weight_message_belongs_to_its_model() {
     let seed = Seed::from_bytes([1; 32]);
     let setups = |seed: &Seed| {
         let shares = model::<u64>(WeightPolicy::Shared).share(&seed.derive(Purpose::WeightShare, 0)).unwrap();
-        let dealer = Dealer::<u64>::new(shares[0].program().clone(), seed, Duration::from_secs(60));
+        let dealer = Dealer::<u64>::new(shares[0].program().clone(), seed, Duration::from_secs(60)).unwrap();
         let [first, second] = shares;
         [Setup::new(first, &dealer.seed(Server::First)), Setup::new(second, &dealer.seed(Server::Second))]
     };
@@ -396,7 +396,7 @@ fn consecutive_linear_layers_truncate_locally() {
     let reference = compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap();
     assert!(model.program().steps.iter().any(|step| matches!(step.op, Op::Truncate { .. })));
     let model = model.publish().unwrap();
-    let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60));
+    let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60)).unwrap();
     let seeds = SIDES.map(|side| dealer.seed(side));
     let mut fixture = Fixture { models: [Arc::clone(&model), model], seeds, dealer };
     let image = image(fixture.program(), 2);

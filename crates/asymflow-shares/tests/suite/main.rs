@@ -10,3 +10,4 @@ mod float;
 mod links;
 mod networks;
 mod servers;
+mod transfer;

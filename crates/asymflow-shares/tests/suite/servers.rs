@@ -29,12 +29,12 @@ pub fn pair<R: Ring>(model: FixedModel<R>, seed: u8) -> Pair<R> {
     let both = [Server::First, Server::Second];
     if model.program().policy() == WeightPolicy::Public {
         let model = model.publish().unwrap();
-        let dealer = Dealer::new(model.program().clone(), &dealing, HOUR);
+        let dealer = Dealer::new(model.program().clone(), &dealing, HOUR).unwrap();
         let seeds = both.map(|server| dealer.seed(server));
         return Pair { models: [Arc::clone(&model), model], seeds, dealer };
     }
     let [first, second] = model.share(&owner).unwrap();
-    let dealer = Dealer::new(first.program().clone(), &dealing, HOUR);
+    let dealer = Dealer::new(first.program().clone(), &dealing, HOUR).unwrap();
     let seeds = both.map(|server| dealer.seed(server));
     let [mut left, mut right] = channel_links(Profile::LOOPBACK);
     let (first, second) = (Setup::new(first, &seeds[0]), Setup::new(second, &seeds[1]));
