@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::{
     Activation, Dealer, Decision, InputShare, Message, Options, Party, PartyModel, Progress, Ring, Seed, Server,
-    ServerSeed, WeightPolicy, compile, share_input,
+    ServerSeed, WeightPolicy, Z48, compile, share_input,
 };
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -95,6 +95,7 @@ fn online<R: Ring>(c: &mut Criterion, group: &str, name: &str, elements: usize, 
 
 fn activations(c: &mut Criterion) {
     online::<u64>(c, "relu", "64 bits", MAP.len(), servers(vec![Layer::Relu], None));
+    online::<Z48>(c, "relu", "48 bits", MAP.len(), servers(vec![Layer::Relu], None));
     online::<u32>(c, "relu", "32 bits", MAP.len(), servers(vec![Layer::Relu], None));
     for side in [1, 2, 4, 8] {
         let activation = Activation::SharedRelu { block: (side, side), channels: 1, decision: Decision::Mean };
@@ -112,6 +113,7 @@ fn convolutions(c: &mut Criterion) {
     };
     let multiplications = MAP.channels * 9 * MAP.len();
     online::<u64>(c, "conv 3x3 64x64 32x32", "64 bits", multiplications, servers(conv(), None));
+    online::<Z48>(c, "conv 3x3 64x64 32x32", "48 bits", multiplications, servers(conv(), None));
     online::<u32>(c, "conv 3x3 64x64 32x32", "32 bits", multiplications, servers(conv(), None));
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::{
     Comparison, Dealer, DuplexLink, LayerReport, Options, Party, PartyModel, Profile, Ring, Seed, Server, ServerSeed,
-    Setup, WeightPolicy, compile, open_output, run, set_up, share_input,
+    Setup, WeightPolicy, Z48, compile, open_output, run, set_up, share_input,
 };
 use asymflow_zoo::{Network, Weights, by_name};
 
@@ -122,6 +122,8 @@ fn main() {
         measure::<u64>(&network, &Options::new::<u64>(policy), Profile::LOOPBACK, 5);
         println!("{policy:?} weights, 64 bits, decisions on 20 bits");
         measure::<u64>(&network, &windowed(Options::new::<u64>(policy)), Profile::LOOPBACK, 5);
+        println!("{policy:?} weights, 48 bits, exact decisions");
+        measure::<Z48>(&network, &Options::new::<Z48>(policy), Profile::LOOPBACK, 5);
         println!("{policy:?} weights, 32 bits, exact decisions");
         measure::<u32>(&network, &Options::new::<u32>(policy), Profile::LOOPBACK, 5);
     }

@@ -56,6 +56,15 @@ pub enum Comparison {
     },
 }
 
+/// How a value is truncated between linear layers that no activation separates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncation {
+    /// By opening it under a mask: one round, never wrong.
+    Opened,
+    /// Each server its share: no round, wrong by about 2^(ℓ−bits) with probability |x| / 2^ℓ.
+    Local,
+}
+
 /// How to compile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -66,8 +75,10 @@ pub struct Options {
     /// Which bits decisions look at.
     pub comparison: Comparison,
     /// Integer bits that every value before truncation must have room for, sign included; where the scale would grow
-    /// beyond, local truncation is put in.
+    /// beyond, a truncation is put in.
     pub integer_bits: u32,
+    /// How values are truncated where no activation does it.
+    pub truncation: Truncation,
     /// Samples in one query.
     pub samples: usize,
     /// What stands in place of the activations named here ([`activations`]).
@@ -75,14 +86,20 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual settings over the ring `R`: 12 fraction bits of 64 or 9 of 32, exact decisions, one sample a query.
+    /// The usual settings over the ring `R`: 12 fraction bits of 64 or 48, 9 of 32, exact decisions, one sample a query, and local
+    /// truncation only where 64 bits make its failure negligible.
     pub fn new<R: Ring>(policy: WeightPolicy) -> Self {
-        let (bits, integer_bits) = if R::BITS == 64 { (12, 14) } else { (9, 8) };
+        let (bits, integer_bits) = match R::BITS {
+            64 => (12, 14),
+            48 => (12, 10),
+            _ => (9, 8),
+        };
         Self {
             policy,
             fixed: FixedPoint { activation_bits: bits, weight_bits: bits },
             comparison: Comparison::Exact,
             integer_bits,
+            truncation: if R::BITS == 64 { Truncation::Local } else { Truncation::Opened },
             samples: 1,
             activations: BTreeMap::new(),
         }

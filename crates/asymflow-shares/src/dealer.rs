@@ -9,7 +9,7 @@ use crate::conv::Kernel;
 use crate::deal::{Deal, DealHeader};
 use crate::message::Session;
 use crate::model::{Server, weight_masks};
-use crate::nonlinear::{OpDeal, Source, correct, deal_relu, deal_square, total};
+use crate::nonlinear::{OpDeal, Source, correct, deal_relu, deal_rescale, deal_square, total};
 use crate::prg::{Prg, Purpose, Seed};
 use crate::program::{Op, Program, RingError, WeightPolicy};
 use crate::ring::{Ring, add};
@@ -151,6 +151,7 @@ impl<R: Ring> Dealer<R> {
                 deal_relu(sources, len(*input), *shift, *compare, groups.as_ref(), self.program.samples)
             }
             Op::Square { input, shift, .. } => deal_square(sources, len(*input), *shift),
+            Op::Rescale { input, shift, .. } => deal_rescale(sources, len(*input), *shift),
             _ => OpDeal::default(),
         }
     }

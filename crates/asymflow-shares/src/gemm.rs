@@ -70,9 +70,19 @@ fn tile<R: Ring>(left: &[R], right: &[R]) -> Tile<R> {
     let (right, _) = right.as_chunks();
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
-            // SAFETY: the processor has these instructions.
-            return unsafe { wide::tile(left, right) };
+        let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        // The low half of a product of 52 bits is all that rings of 33 to 52 bits need.
+        if (33..=52).contains(&R::BITS) && wide && is_x86_feature_detected!("avx512ifma") {
+            // SAFETY: the processor has these instructions; the words have 64 bits.
+            return unsafe { wide::tile_52(left, right) };
+        }
+        if wide && size_of::<R>() == 8 {
+            // SAFETY: the processor has these instructions; the words have 64 bits.
+            return unsafe { wide::tile_64(left, right) };
+        }
+        if wide {
+            // SAFETY: the processor has these instructions; words have 64 or 32 bits, and these have not 64.
+            return unsafe { wide::tile_32(left, right) };
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has these instructions.
@@ -102,7 +112,7 @@ fn tile_plain<R: Ring>(left: &[[R; ROWS]], right: &[[R; COLUMNS]]) -> Tile<R> {
     })
 }
 
-/// AVX-512, for rings of 32 and 64 bits.
+/// AVX-512.
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use std::arch::x86_64::*;
@@ -113,61 +123,69 @@ mod wide {
     /// Bytes of a register.
     const REGISTER: usize = 64;
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    fn splat<R: Ring>(value: R) -> __m512i {
-        if R::BITS == 64 { _mm512_set1_epi64(value.to_i64()) } else { _mm512_set1_epi32(value.to_i64() as i32) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    fn multiply_add<R: Ring>(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
-        if R::BITS == 64 {
-            _mm512_add_epi64(sum, _mm512_mullo_epi64(a, b))
-        } else {
-            _mm512_add_epi32(sum, _mm512_mullo_epi32(a, b))
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) fn tile<R: Ring>(left: &[[R; ROWS]], right: &[[R; COLUMNS]]) -> Tile<R> {
-        // A row of 16 values is one register of 32-bit values or two of 64-bit values.
-        if R::BITS == 64 { tile_of::<R, 2>(left, right) } else { tile_of::<R, 1>(left, right) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512dq")]
-    fn tile_of<R: Ring, const N: usize>(left: &[[R; ROWS]], right: &[[R; COLUMNS]]) -> Tile<R> {
-        assert_eq!(size_of::<[R; COLUMNS]>(), N * REGISTER);
-        let mut sums = [[_mm512_setzero_si512(); N]; ROWS];
-        for (left, right) in left.iter().zip(right) {
-            let mut columns = [_mm512_setzero_si512(); N];
-            for (index, columns) in columns.iter_mut().enumerate() {
-                // SAFETY: register `index` of N lies inside the row, whose size is that of N registers.
-                *columns = unsafe { _mm512_loadu_si512(right.as_ptr().byte_add(index * REGISTER).cast()) };
-            }
-            for (sums, left) in sums.iter_mut().zip(left) {
-                let left = splat(*left);
-                for (sum, columns) in sums.iter_mut().zip(columns) {
-                    *sum = multiply_add::<R>(*sum, left, columns);
+    macro_rules! tile {
+        ($(#[$doc:meta])* $name:ident, $features:literal, $registers:literal, $splat:expr, $multiply_add:expr) => {
+            $(#[$doc])*
+            #[target_feature(enable = $features)]
+            pub(super) fn $name<R: Ring>(left: &[[R; ROWS]], right: &[[R; COLUMNS]]) -> Tile<R> {
+                assert_eq!(size_of::<[R; COLUMNS]>(), $registers * REGISTER);
+                let mut sums = [[_mm512_setzero_si512(); $registers]; ROWS];
+                for (left, right) in left.iter().zip(right) {
+                    let mut columns = [_mm512_setzero_si512(); $registers];
+                    for (index, columns) in columns.iter_mut().enumerate() {
+                        // SAFETY: this register lies inside the row, whose size was just checked.
+                        *columns = unsafe { _mm512_loadu_si512(right.as_ptr().byte_add(index * REGISTER).cast()) };
+                    }
+                    for (sums, left) in sums.iter_mut().zip(left) {
+                        let left = $splat(left.to_i64());
+                        for (sum, columns) in sums.iter_mut().zip(columns) {
+                            *sum = $multiply_add(*sum, left, columns);
+                        }
+                    }
                 }
+                let mut tile = [[R::ZERO; COLUMNS]; ROWS];
+                for (sums, row) in sums.iter().zip(&mut tile) {
+                    for (index, sum) in sums.iter().enumerate() {
+                        // SAFETY: as above.
+                        unsafe { _mm512_storeu_si512(row.as_mut_ptr().byte_add(index * REGISTER).cast(), *sum) };
+                    }
+                }
+                tile
             }
-        }
-        let mut tile = [[R::ZERO; COLUMNS]; ROWS];
-        for (sums, row) in sums.iter().zip(&mut tile) {
-            for (index, sum) in sums.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_si512(row.as_mut_ptr().byte_add(index * REGISTER).cast(), *sum) };
-            }
-        }
-        tile
+        };
     }
+
+    tile!(
+        /// Words of 64 bits.
+        tile_64,
+        "avx512f,avx512dq",
+        2,
+        |value| _mm512_set1_epi64(value),
+        |sum, a, b| _mm512_add_epi64(sum, _mm512_mullo_epi64(a, b))
+    );
+    tile!(
+        /// Words of 64 bits of which 52 matter at most.
+        tile_52,
+        "avx512f,avx512dq,avx512ifma",
+        2,
+        |value| _mm512_set1_epi64(value),
+        |sum, a, b| _mm512_madd52lo_epu64(sum, a, b)
+    );
+    tile!(
+        /// Words of 32 bits.
+        tile_32,
+        "avx512f,avx512dq",
+        1,
+        |value| _mm512_set1_epi32(value as i32),
+        |sum, a, b| _mm512_add_epi32(sum, _mm512_mullo_epi32(a, b))
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::prg::{Prg, Purpose, Seed};
+    use crate::ring::Z48;
 
     fn tiles_agree<R: Ring>() {
         let mut prg = Prg::new(&Seed::from_bytes([4; 32]), Purpose::Mask, 0, 0);
@@ -179,5 +197,6 @@ mod tests {
     fn every_instruction_set_gives_the_same_tile() {
         tiles_agree::<u32>();
         tiles_agree::<u64>();
+        tiles_agree::<Z48>();
     }
 }

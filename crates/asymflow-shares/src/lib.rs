@@ -22,7 +22,9 @@ mod ring;
 mod session;
 mod transfer;
 
-pub use compile::{Activation, Comparison, CompileError, Options, activations, compile, with_average_pooling};
+pub use compile::{
+    Activation, Comparison, CompileError, Options, Truncation, activations, compile, with_average_pooling,
+};
 pub use conv::ConvShape;
 pub use deal::{Deal, DealError, DealStore};
 pub use dealer::{Dealer, ServerSeed};
@@ -35,6 +37,6 @@ pub use party::{Party, PartyError, Progress};
 pub use plaintext::{PlaintextError, Trace};
 pub use prg::Seed;
 pub use program::{Cost, FixedPoint, Program, ProgramError, RingError, WeightPolicy};
-pub use ring::Ring;
+pub use ring::{Ring, Z48};
 pub use session::{LayerReport, RunError, run, set_up};
 pub use transfer::TransferError;

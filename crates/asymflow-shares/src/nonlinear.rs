@@ -134,6 +134,12 @@ pub(crate) fn deal_square<R: Ring>(sources: [Source<'_>; 2], len: usize, shift: 
     OpDeal { common: Arc::default(), corrections }
 }
 
+/// The dealer's part of a truncation of `len` values.
+pub(crate) fn deal_rescale<R: Ring>(sources: [Source<'_>; 2], len: usize, shift: u32) -> OpDeal<R> {
+    let corrections = correct(sources[0], shifted(&total::<R>(sources, len), shift).concat());
+    OpDeal { common: Arc::default(), corrections }
+}
+
 /// The sum of both servers' masks.
 pub(crate) fn total<R: Ring>(sources: [Source<'_>; 2], len: usize) -> Vec<R> {
     let [left, right] = sources.map(|source| source.mask::<R>(len));
@@ -244,6 +250,30 @@ impl<R: Ring> SquareShare<R> {
             let cross = public.times(rhos[at]).shifted_left(1);
             let share = squares[at].minus(cross);
             if first { share.plus(public.times(public)) } else { share }
+        };
+        opened.iter().enumerate().map(one).collect()
+    }
+}
+
+/// A server's randomness of one truncation.
+pub(crate) struct RescaleShare<R> {
+    pub(crate) mask: Vec<R>,
+    /// Shares of ρ unsigned and ρ signed.
+    words: Vec<R>,
+}
+
+impl<R: Ring> RescaleShare<R> {
+    /// Expands seed and deal; `deal` is of the right size.
+    pub(crate) fn expand(source: Source<'_>, deal: OpDeal<R>, first: bool, len: usize) -> Self {
+        Self { mask: source.mask(len), words: own_words(source, deal.corrections, first, 2 * len) }
+    }
+
+    /// This server's share of t.
+    pub(crate) fn rescale(&self, first: bool, shift: u32, opened: &[R]) -> Vec<R> {
+        let one = |(index, &value): (usize, &R)| {
+            let (public, is_unsigned) = public_part(value, shift);
+            let rho = self.words[if is_unsigned { index } else { index + opened.len() }];
+            if first { public.minus(rho) } else { R::ZERO.minus(rho) }
         };
         opened.iter().enumerate().map(one).collect()
     }

@@ -11,7 +11,7 @@ use crate::groups::Groups;
 use crate::input::{InputShare, OutputShare};
 use crate::message::{Header, Message, MessageError};
 use crate::model::{PartyModel, Server};
-use crate::nonlinear::{ReluShare, Source, SquareShare, deciding, own_words, pack_bits, unpack_bits};
+use crate::nonlinear::{ReluShare, RescaleShare, Source, SquareShare, deciding, own_words, pack_bits, unpack_bits};
 use crate::pool::pool;
 use crate::program::{Op, Register, WeightPolicy};
 use crate::ring::{Ring, add, sub};
@@ -77,6 +77,7 @@ enum Prepared<R> {
         groups: Option<Groups>,
     },
     Square(SquareShare<R>),
+    Rescale(RescaleShare<R>),
 }
 
 /// What is on its way to the other server.
@@ -224,6 +225,9 @@ impl<R: Ring> Party<R> {
                 Op::Square { input, .. } => {
                     Prepared::Square(SquareShare::expand(source, op_deal, first, program.len(*input)))
                 }
+                Op::Rescale { input, .. } => {
+                    Prepared::Rescale(RescaleShare::expand(source, op_deal, first, program.len(*input)))
+                }
                 _ => Prepared::Nothing,
             });
         }
@@ -239,6 +243,9 @@ impl<R: Ring> Party<R> {
                     Some(add(&self.registers[*input], &share.mask))
                 }
                 (Op::Square { input, .. }, Prepared::Square(share)) => Some(add(&self.registers[*input], &share.mask)),
+                (Op::Rescale { input, .. }, Prepared::Rescale(share)) => {
+                    Some(add(&self.registers[*input], &share.mask))
+                }
                 (op, _) => {
                     let (output, values) = self.local(op);
                     self.registers[output] = values;
@@ -275,6 +282,10 @@ impl<R: Ring> Party<R> {
             }
             (Op::Square { output, shift, .. }, Prepared::Square(share)) => {
                 self.registers[*output] = share.square(first, *shift, &opened);
+                None
+            }
+            (Op::Rescale { output, shift, .. }, Prepared::Rescale(share)) => {
+                self.registers[*output] = share.rescale(first, *shift, &opened);
                 None
             }
             (Op::Open { output, .. }, _) => {
@@ -314,7 +325,10 @@ impl<R: Ring> Party<R> {
             }
             Op::Truncate { input, output, shift } => (*output, truncate(first, *shift, &self.registers[*input])),
             // These wait for messages and do not come here.
-            Op::Open { output, .. } | Op::Relu { output, .. } | Op::Square { output, .. } => (*output, Vec::new()),
+            Op::Open { output, .. }
+            | Op::Relu { output, .. }
+            | Op::Square { output, .. }
+            | Op::Rescale { output, .. } => (*output, Vec::new()),
         }
     }
 

@@ -115,7 +115,7 @@ impl<R: Ring> FixedModel<R> {
             Op::Pool { input, output, bits } => {
                 pool(program.values[*input].shape, program.values[*output].shape.height, *bits, &registers[*input])
             }
-            Op::Truncate { input, shift, .. } => {
+            Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
                 registers[*input].iter().map(|x| x.shifted_right_signed(*shift)).collect()
             }
         }

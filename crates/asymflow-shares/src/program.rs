@@ -59,6 +59,8 @@ pub(crate) enum Op {
     Add { inputs: [Register; 2], shifts: [u32; 2], output: Register },
     /// Sums over PyTorch's adaptive windows times `2^bits / size` rounded.
     Pool { input: Register, output: Register, bits: u32 },
+    /// Truncation of an opened value, which never fails. One round.
+    Rescale { input: Register, output: Register, shift: u32 },
     /// Local truncation of each share.
     Truncate { input: Register, output: Register, shift: u32 },
 }
@@ -205,7 +207,7 @@ impl Program {
             cost.dealer_bytes_first += 16 * size.common as u64;
             cost.dealer_bytes_second += 16 * size.common as u64 + word * size.corrections as u64;
             match op {
-                Op::Open { input, .. } | Op::Square { input, .. } => {
+                Op::Open { input, .. } | Op::Square { input, .. } | Op::Rescale { input, .. } => {
                     cost.online_bytes_per_server += word * self.len(*input) as u64;
                 }
                 Op::Relu { input, grouping, .. } => {
@@ -237,6 +239,7 @@ impl Program {
                 }
             }
             Op::Square { input, .. } => DealSize { common: 0, corrections: 4 * self.len(*input) },
+            Op::Rescale { input, .. } => DealSize { common: 0, corrections: 2 * self.len(*input) },
             Op::Linear { output, .. } if self.policy == WeightPolicy::Shared => {
                 DealSize { common: 0, corrections: self.len(*output) }
             }
@@ -256,6 +259,7 @@ impl Op {
             | Self::Affine { output, .. }
             | Self::Add { output, .. }
             | Self::Pool { output, .. }
+            | Self::Rescale { output, .. }
             | Self::Truncate { output, .. } => *output,
         }
     }
@@ -264,7 +268,7 @@ impl Op {
     pub(crate) const fn rounds(&self) -> u32 {
         match self {
             Self::Relu { .. } => 2,
-            Self::Open { .. } | Self::Square { .. } => 1,
+            Self::Open { .. } | Self::Square { .. } | Self::Rescale { .. } => 1,
             _ => 0,
         }
     }

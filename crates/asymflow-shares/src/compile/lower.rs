@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
 use sha2::{Digest, Sha256};
 
-use super::{CompileError, Options, fixed_point};
+use super::{CompileError, Options, Truncation, fixed_point};
 use crate::conv::ConvShape;
 use crate::model::FixedModel;
 use crate::program::{Op, Program, Register, Step, Value, WeightPolicy};
@@ -195,7 +195,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
         opened
     }
 
-    /// Truncates locally where another layer of weights would leave too little room for integers.
+    /// Truncates where another layer of weights would leave too little room for integers.
     fn make_room(&mut self, label: &str, input: Register) -> Register {
         let Value { shape, scale } = self.value(input);
         let most = R::BITS - 2 - self.options.integer_bits - self.options.fixed.weight_bits;
@@ -203,7 +203,12 @@ impl<'a, R: Ring> Compiler<'a, R> {
             return input;
         }
         let target = self.options.fixed.activation_bits;
-        self.push(label, shape, target, |output| Op::Truncate { input, output, shift: scale - target })
+        let truncation = self.options.truncation;
+        let shift = scale - target;
+        self.push(label, shape, target, |output| match truncation {
+            Truncation::Opened => Op::Rescale { input, output, shift },
+            Truncation::Local => Op::Truncate { input, output, shift },
+        })
     }
 
     fn pool(&mut self, out: usize, input: Register) -> Register {

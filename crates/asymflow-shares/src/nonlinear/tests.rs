@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::groups::{Grouping, Vote};
-use crate::ring::add;
+use crate::ring::{Z48, add};
 
 /// Shares of `values`, and seeds of both servers.
 fn shared<R: Ring>(values: &[R], seed: u8) -> ([Vec<R>; 2], [Seed; 2]) {
@@ -69,6 +69,7 @@ fn exact_on_edges<R: Ring>() {
 fn decisions_are_exact_on_edges() {
     exact_on_edges::<u32>();
     exact_on_edges::<u64>();
+    exact_on_edges::<Z48>();
 }
 
 /// `y` is ⌊x / 2^shift⌋ or one more.
@@ -91,12 +92,15 @@ proptest! {
     #[test]
     fn rectification_truncates(
         wide in prop::collection::vec(-(1_i64 << 62) + 1..1 << 62, 1..80),
+        middle in prop::collection::vec(-(1_i64 << 46) + 1..1 << 46, 1..80),
         narrow in prop::collection::vec(-(1_i64 << 30) + 1..1 << 30, 1..80),
         shift in 0u32..25, seed: u8,
     ) {
         truncates(&wide.iter().map(|&v| u64::from_i64(v)).collect::<Vec<_>>(), shift, seed);
+        truncates(&middle.iter().map(|&v| Z48::from_i64(v)).collect::<Vec<_>>(), shift, seed);
         truncates(&narrow.iter().map(|&v| u32::from_i64(v)).collect::<Vec<_>>(), shift, seed);
         truncates(&edges::<u64>(), shift, seed);
+        truncates(&edges::<Z48>(), shift, seed);
     }
 
     #[test]

@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use asymflow_zoo::{Layer, Network, Shape, Weights, by_name};
+use proptest::prelude::*;
 
 use super::*;
-use crate::compile::{Activation, Options, compile};
+use crate::compile::{Activation, Options, Truncation, compile};
 use crate::dealer::Dealer;
 use crate::groups::Decision;
 use crate::input::{open_output, share_input};
@@ -12,6 +13,7 @@ use crate::model::{FixedModel, Setup};
 use crate::plaintext::PlaintextError;
 use crate::prg::{Prg, Purpose, Seed};
 use crate::program::Program;
+use crate::ring::Z48;
 
 /// Both servers of one model, and the dealer.
 struct Fixture<R> {
@@ -149,7 +151,7 @@ fn layers_agree<R: Ring>(policy: WeightPolicy) {
             }
             let difference = got.minus(*expected).to_i64();
             let bound = match step.op {
-                Op::Relu { .. } | Op::Truncate { .. } => 0..=1,
+                Op::Relu { .. } | Op::Rescale { .. } | Op::Truncate { .. } => 0..=1,
                 // (t + 1)² − t²
                 Op::Square { .. } => {
                     let root = (expected.to_i64() as f64).sqrt().ceil() as i64;
@@ -169,6 +171,7 @@ fn every_layer_agrees_with_the_clear() {
     for policy in [WeightPolicy::Public, WeightPolicy::Shared] {
         layers_agree::<u64>(policy);
         layers_agree::<u32>(policy);
+        layers_agree::<Z48>(policy);
     }
 }
 
@@ -372,7 +375,7 @@ fn overflow_is_an_error_in_the_clear() {
 }
 
 #[test]
-fn consecutive_linear_layers_truncate_locally() {
+fn consecutive_linear_layers_are_truncated() {
     // Convolutions without activations between them: the scale would grow by 12 bits a layer.
     let conv = |name: &str| {
         Layer::Conv(asymflow_zoo::Conv {
@@ -391,19 +394,58 @@ fn consecutive_linear_layers_truncate_locally() {
         classes: 32,
         layers: vec![conv("a"), conv("b"), conv("c"), conv("d"), conv("e"), Layer::Flatten],
     };
-    let options = Options::new::<u64>(WeightPolicy::Public);
-    let model = compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap();
-    let reference = compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap();
-    assert!(model.program().steps.iter().any(|step| matches!(step.op, Op::Truncate { .. })));
-    let model = model.publish().unwrap();
-    let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60)).unwrap();
-    let seeds = SIDES.map(|side| dealer.seed(side));
-    let mut fixture = Fixture { models: [Arc::clone(&model), model], seeds, dealer };
-    let image = image(fixture.program(), 2);
-    let (messages, outputs, _) = fixture.run(&image);
-    assert!(messages.is_empty());
-    let logits = open_output(fixture.program(), &outputs).unwrap();
-    for (got, expected) in logits.iter().zip(reference.evaluate(&image).unwrap().logits) {
-        assert!((got - expected).abs() < 0.02, "{got} {expected}");
+    for truncation in [Truncation::Local, Truncation::Opened] {
+        let options = Options { truncation, ..Options::new::<u64>(WeightPolicy::Public) };
+        let model = compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap();
+        let reference = compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap();
+        let cuts = model.program().steps.iter().filter(|step| match step.op {
+            Op::Truncate { .. } => truncation == Truncation::Local,
+            Op::Rescale { .. } => truncation == Truncation::Opened,
+            _ => false,
+        });
+        let cuts = cuts.count();
+        assert!(cuts > 0);
+        let model = model.publish().unwrap();
+        let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60)).unwrap();
+        let seeds = SIDES.map(|side| dealer.seed(side));
+        let mut fixture = Fixture { models: [Arc::clone(&model), model], seeds, dealer };
+        let image = image(fixture.program(), 2);
+        let (messages, outputs, _) = fixture.run(&image);
+        assert_eq!(messages.len(), if truncation == Truncation::Local { 0 } else { cuts });
+        let logits = open_output(fixture.program(), &outputs).unwrap();
+        for (got, expected) in logits.iter().zip(reference.evaluate(&image).unwrap().logits) {
+            assert!((got - expected).abs() < 0.02, "{got} {expected}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// What `Program::from_bytes` accepts can be run.
+    #[test]
+    fn a_damaged_program_runs_or_is_refused(damage in prop::collection::vec((15usize..4096, any::<u8>()), 1..4)) {
+        static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let mut bytes = BYTES.get_or_init(|| {
+            let options = Options { samples: 1, ..options::<u64>(WeightPolicy::Public) };
+            compile::<u64>(&network(), &Weights::init(&network(), 3), &options).unwrap().program().to_bytes()
+        }).clone();
+        for (at, value) in damage {
+            let len = bytes.len();
+            bytes[at % len] = value;
+        }
+        let Ok(program) = Program::from_bytes(&bytes) else { return Ok(()) };
+        let values: usize = (0..program.values.len()).map(|register| program.len(register)).sum();
+        let small = values < 1 << 18 && program.cost().multiplications < 1 << 26 && program.cost().dealer_bytes_second < 1 << 26;
+        if !small || program.policy != WeightPolicy::Public || program.check_ring(64).is_err() {
+            return Ok(());
+        }
+        let layers = program.layers.iter().map(|s| (vec![1; s.weight_len()], vec![1; s.out_channels])).collect();
+        let model = FixedModel { program, layers }.publish().unwrap();
+        let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60)).unwrap();
+        let seeds = SIDES.map(|side| dealer.seed(side));
+        let mut fixture = Fixture::<u64> { models: [Arc::clone(&model), model], seeds, dealer };
+        let input = vec![0.0; fixture.program().input_len()];
+        fixture.run(&input);
     }
 }

@@ -81,7 +81,7 @@ fn conv_fits(s: &ConvShape) -> bool {
 impl Program {
     fn check(&self) -> Result<(), ProgramError> {
         let require = |ok: bool, what| if ok { Ok(()) } else { Err(ProgramError::Setting(what)) };
-        require(matches!(self.ring_bits, 32 | 64), "width of the ring")?;
+        require(matches!(self.ring_bits, 32 | 48 | 64), "width of the ring")?;
         require((1..=1 << 16).contains(&self.samples), "number of samples")?;
         let FixedPoint { activation_bits, weight_bits } = self.fixed;
         require(activation_bits < self.ring_bits && weight_bits < self.ring_bits, "fraction")?;
@@ -138,7 +138,7 @@ impl Program {
                 in_ring(*shift)?;
                 same(*input)
             }
-            Op::Square { input, shift, .. } | Op::Truncate { input, shift, .. } => {
+            Op::Square { input, shift, .. } | Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
                 in_ring(*shift)?;
                 same(*input)
             }

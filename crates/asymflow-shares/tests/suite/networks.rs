@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::float::{float_logits, largest_difference, lively};
 use crate::servers::{image, pair, query};
 use asymflow_shares::{
-    Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, activations, compile,
+    Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, Z48, activations, compile,
     with_average_pooling,
 };
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name};
@@ -102,6 +102,16 @@ fn resnet8_on_a_window_of_bits() {
 #[test]
 fn resnet8_over_32_bits() {
     close::<u32>(&resnet8(), &Options::new::<u32>(WeightPolicy::Shared), 10, 0.05);
+}
+
+#[test]
+fn resnet8_and_quadratics_over_48_bits() {
+    close::<Z48>(&resnet8(), &Options::new::<Z48>(WeightPolicy::Shared), 10, 0.005);
+    let activations = with(&Activation::Quadratic { a: 0.2, b: 0.5, c: 0.2 }, &lenet()).activations;
+    let options = Options { activations, ..Options::new::<Z48>(WeightPolicy::Shared) };
+    // Pooled squares leave less room here, and are truncated once more.
+    let (fixed, float) = distances::<Z48>(&lenet(), &options, 10);
+    assert!(fixed < 0.005 && float < 0.05, "{fixed} {float}");
 }
 
 #[test]
