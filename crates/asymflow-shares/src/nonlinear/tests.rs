@@ -40,7 +40,7 @@ fn relu<R: Ring>(values: &[R], shift: u32, compare: Compare, groups: Option<&Gro
 }
 
 fn edges<R: Ring>() -> Vec<R> {
-    let mut values = vec![0];
+    let mut values = vec![0, (1 << (R::BITS - 2)) - 1];
     for power in 0..R::BITS - 2 {
         values.extend([-1, 0, 1].map(|near| (1_i64 << power) + near));
     }
@@ -70,6 +70,17 @@ fn decisions_are_exact_on_edges() {
     exact_on_edges::<u32>();
     exact_on_edges::<u64>();
     exact_on_edges::<Z48>();
+}
+
+#[test]
+fn decisions_are_exact_in_the_whole_ring() {
+    let mut values: Vec<u64> = edges();
+    for near in [-2, -1, 0, 1] {
+        values.extend([1_i64 << 62, -(1 << 62), i64::MAX, i64::MIN].map(|v| u64::from_i64(v.wrapping_add(near))));
+    }
+    values.extend(Prg::new(&Seed::from_bytes([6; 32]), Purpose::Mask, 0, 0).words::<u64>(1000));
+    let (decisions, _) = relu(&values, 0, exact::<u64>(0), None, 3);
+    assert!(values.iter().zip(decisions).all(|(x, bit)| bit == u8::from(x.to_i64() >= 0)));
 }
 
 /// `y` is ⌊x / 2^shift⌋ or one more.
