@@ -142,12 +142,7 @@ impl<R: Ring> Deal<R> {
     pub fn write_to(&self, writer: &mut impl Write) -> Result<u64, WireError> {
         let mut written = write_frame(writer, &self.header, &[])?;
         for (index, op) in self.ops.iter().enumerate() {
-            let mut body = Vec::with_capacity(op.common.len() * 16 + op.corrections.len() * R::BYTES);
-            body.extend(op.common.iter().flat_map(|block| block.to_le_bytes()));
-            R::write(&op.corrections, &mut body);
-            if !body.is_empty() {
-                written += write_frame(writer, &(index as u32), &body)?;
-            }
+            written += op.write_to(index, writer)?;
         }
         Ok(written)
     }
@@ -182,6 +177,16 @@ impl<R: Ring> Deal<R> {
             ops.push(OpDeal { common, corrections: R::read(corrections) });
         }
         Ok(Self { header, ops })
+    }
+}
+
+impl<R: Ring> OpDeal<R> {
+    /// Writes one frame, or nothing where the operation needs no randomness; returns the bytes.
+    pub(crate) fn write_to(&self, index: usize, writer: &mut impl Write) -> Result<u64, WireError> {
+        let mut body = Vec::with_capacity(self.common.len() * 16 + self.corrections.len() * R::BYTES);
+        body.extend(self.common.iter().flat_map(|block| block.to_le_bytes()));
+        R::write(&self.corrections, &mut body);
+        if body.is_empty() { Ok(0) } else { write_frame(writer, &(index as u32), &body) }
     }
 }
 

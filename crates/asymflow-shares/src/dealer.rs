@@ -1,8 +1,11 @@
 //! The dealer: makes correlated randomness before any input is known, and never hears of one.
 
 use std::fmt;
+use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use asymflow_wire::{WireError, write_frame};
 use zeroize::Zeroize;
 
 use crate::conv::Kernel;
@@ -107,34 +110,60 @@ impl<R: Ring> Dealer<R> {
 
     /// The randomness of the next query, for the first and the second server; it expires `lifetime` after `now`.
     pub fn deal(&mut self, now: SystemTime) -> [Deal<R>; 2] {
-        let query = self.next_query;
-        self.next_query += 1;
-        let expires = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.lifetime;
-        let mut deals = [Server::First, Server::Second].map(|server| Deal {
-            header: DealHeader {
-                session: self.session,
-                model: self.model,
-                query,
-                server,
-                expires_seconds: expires.as_secs(),
-            },
-            ops: Vec::with_capacity(self.program.steps.len()),
-        });
+        let mut deals = self.next_headers(now).map(|header| Deal { header, ops: Vec::new() });
         let mut masks = vec![None; self.program.values.len()];
-        for (index, step) in self.program.steps.iter().enumerate() {
-            let sources = [0, 1].map(|server| Source { seed: &self.seeds[server], query, op: index as u32 });
-            let OpDeal { common, corrections } = self.deal_op(&step.op, sources, &mut masks);
+        for index in 0..self.program.steps.len() {
+            let OpDeal { common, corrections } = self.deal_op(deals[0].query(), index, &mut masks);
             let [first, second] = &mut deals;
-            first.ops.push(OpDeal { common: common.clone(), corrections: Vec::new() });
+            first.ops.push(OpDeal { common: Arc::clone(&common), corrections: Vec::new() });
             second.ops.push(OpDeal { common, corrections });
         }
         deals
     }
 
+    /// As [`Dealer::deal`], but writes to the servers what [`Deal::read_from`] reads and holds one operation in memory at a
+    /// time. Returns the query's number and the bytes written to each.
+    ///
+    /// # Errors
+    /// A writer failed. The number is spent all the same.
+    pub fn deal_to(
+        &mut self,
+        now: SystemTime,
+        first: &mut impl Write,
+        second: &mut impl Write,
+    ) -> Result<(u64, [u64; 2]), WireError> {
+        let [left, right] = self.next_headers(now);
+        let mut bytes = [write_frame(first, &left, &[])?, write_frame(second, &right, &[])?];
+        let mut masks = vec![None; self.program.values.len()];
+        for index in 0..self.program.steps.len() {
+            let OpDeal { common, corrections } = self.deal_op(left.query, index, &mut masks);
+            let whole = OpDeal { common, corrections };
+            bytes[1] += whole.write_to(index, second)?;
+            let common = OpDeal::<R> { common: whole.common, corrections: Vec::new() };
+            bytes[0] += common.write_to(index, first)?;
+        }
+        Ok((left.query, bytes))
+    }
+
+    /// Numbers the next query.
+    fn next_headers(&mut self, now: SystemTime) -> [DealHeader; 2] {
+        let query = self.next_query;
+        self.next_query += 1;
+        let expires = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.lifetime;
+        [Server::First, Server::Second].map(|server| DealHeader {
+            session: self.session,
+            model: self.model,
+            query,
+            server,
+            expires_seconds: expires.as_secs(),
+        })
+    }
+
     /// `masks` holds the mask of each opened register.
-    fn deal_op(&self, op: &Op, sources: [Source<'_>; 2], masks: &mut [Option<Vec<R>>]) -> OpDeal<R> {
+    fn deal_op(&self, query: u64, index: usize, masks: &mut [Option<Vec<R>>]) -> OpDeal<R> {
+        let sources = [0, 1].map(|server| Source { seed: &self.seeds[server], query, op: index as u32 });
         let len = |register| self.program.len(register);
-        match op {
+        match &self.program.steps[index].op {
             Op::Open { input, output } => {
                 masks[*output] = Some(total(sources, len(*input)));
                 OpDeal::default()

@@ -105,7 +105,8 @@ impl Link for ChannelLink {
 }
 
 /// A link over two halves of a stream, for instance of a `TcpStream` and its clone: both directions at once. A thread
-/// writes, so that two servers that send much at once do not block each other.
+/// writes, so that two servers that send much at once do not block each other. Dropping the link waits until what is
+/// queued is written: set timeouts on the stream where the other server may hang.
 #[derive(Debug)]
 pub struct DuplexLink<S> {
     reader: S,

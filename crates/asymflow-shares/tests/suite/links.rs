@@ -204,6 +204,21 @@ fn deals_travel() {
 }
 
 #[test]
+fn a_deal_in_pieces_is_the_same() {
+    let [mut whole, mut pieces] = [(); 2].map(|()| fixture(WeightPolicy::Shared, 13));
+    let now = SystemTime::UNIX_EPOCH;
+    let [mut first, mut second] = [(); 2].map(|()| Vec::new());
+    let (query, bytes) = pieces.dealer.deal_to(now, &mut first, &mut second).unwrap();
+    assert_eq!((query, bytes), (0, [first.len() as u64, second.len() as u64]));
+    for (deal, pieces) in whole.dealer.deal(now).iter().zip([first, second]) {
+        let mut bytes = Vec::new();
+        deal.write_to(&mut bytes).unwrap();
+        assert!(bytes == pieces, "{deal:?}");
+    }
+    assert!(pieces.dealer.deal(now).iter().all(|deal| deal.query() == 1));
+}
+
+#[test]
 fn a_damaged_deal_is_an_error() {
     let mut pair = fixture(WeightPolicy::Shared, 9);
     let [_, bytes] = travelling(&mut pair);
