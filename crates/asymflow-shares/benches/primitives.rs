@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::{
-    Activation, Dealer, Decision, InputShare, Message, Options, Party, PartyModel, Progress, Ring, Seed, Server,
-    ServerSeed, WeightPolicy, Z48, compile, share_input,
+    Activation, Deal, DealStore, Dealer, Decision, InputShare, Message, Options, Party, PartyModel, Progress, Ring,
+    Seed, Server, ServerSeed, WeightPolicy, Z48, compile, share_input,
 };
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -45,7 +45,12 @@ impl<R: Ring> Servers<R> {
         let [first, second] = self.dealer.deal(SystemTime::now());
         let image = vec![0.25; MAP.len()];
         let shares = share_input(self.model.program(), first.query(), &image, &Seed::random().unwrap()).unwrap();
-        let party = |side: usize, deal| Party::new(Arc::clone(&self.model), &self.seeds[side], deal).unwrap();
+        let party = |side: usize, deal: Deal<R>| {
+            let query = deal.query();
+            let mut store = DealStore::new(Arc::clone(&self.model), self.seeds[side].clone(), 0);
+            store.insert(deal).unwrap();
+            store.party(query, SystemTime::now()).unwrap()
+        };
         ([party(0, first), party(1, second)], shares)
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::{
-    Comparison, Dealer, DuplexLink, LayerReport, Options, Party, PartyModel, Profile, Ring, Seed, Server, ServerSeed,
-    Setup, WeightPolicy, Z48, compile, open_output, run, set_up, share_input,
+    Comparison, Deal, DealStore, Dealer, DuplexLink, LayerReport, Options, Party, PartyModel, Profile, Ring, Seed,
+    Server, ServerSeed, Setup, WeightPolicy, Z48, compile, open_output, run, set_up, share_input,
 };
 use asymflow_zoo::{Network, Weights, by_name};
 
@@ -64,6 +64,13 @@ fn start<R: Ring>(network: &Network, options: &Options) -> Servers<R> {
     Servers { models: [first, second], seeds, dealer, pools }
 }
 
+fn ready<R: Ring>(model: &Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) -> Party<R> {
+    let query = deal.query();
+    let mut store = DealStore::new(Arc::clone(model), seed.clone(), 0);
+    store.insert(deal).unwrap();
+    store.party(query, SystemTime::now()).unwrap()
+}
+
 fn measure<R: Ring>(network: &Network, options: &Options, profile: Profile, queries: usize) {
     let mut servers = start::<R>(network, options);
     let program = servers.models[0].program().clone();
@@ -85,11 +92,8 @@ fn measure<R: Ring>(network: &Network, options: &Options, profile: Profile, quer
         let [left, right] = share_input::<R>(&program, first.query(), &image, &Seed::random().unwrap()).unwrap();
         let started = Instant::now();
         let (models, seeds) = (&servers.models, &servers.seeds);
-        let (first, second) = both(
-            &servers.pools,
-            || Party::new(Arc::clone(&models[0]), &seeds[0], first).unwrap(),
-            || Party::new(Arc::clone(&models[1]), &seeds[1], second).unwrap(),
-        );
+        let (first, second) =
+            both(&servers.pools, || ready(&models[0], &seeds[0], first), || ready(&models[1], &seeds[1], second));
         let prepared = started.elapsed().as_secs_f64();
         let [mut to_second, mut to_first] = links(profile);
         let started = Instant::now();

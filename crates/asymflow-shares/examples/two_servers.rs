@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use asymflow_shares::{
-    Dealer, Options, Party, Profile, Seed, Server, WeightPolicy, channel_links, compile, open_output, run, share_input,
+    DealStore, Dealer, Options, Profile, Seed, Server, WeightPolicy, channel_links, compile, open_output, run,
+    share_input,
 };
 use asymflow_zoo::{Weights, by_name};
 
@@ -15,14 +16,18 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
     // Before any input is known, the dealer sends each server a seed and what goes with it, and goes away.
     let mut dealer = Dealer::new(model.program().clone(), &Seed::random()?, Duration::from_secs(60))?;
-    let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
-    let [first, second] = dealer.deal(SystemTime::now());
+    let [mut first, mut second] =
+        [Server::First, Server::Second].map(|server| DealStore::new(Arc::clone(&model), dealer.seed(server), 0));
+    let now = SystemTime::now();
+    let [for_first, for_second] = dealer.deal(now);
+    let query = for_first.query();
+    first.insert(for_first)?;
+    second.insert(for_second)?;
 
     // The client shares its image between the servers, who answer with shares of the logits.
     let image = vec![0.5; network.input.len()];
-    let [left, right] = share_input(model.program(), first.query(), &image, &Seed::random()?)?;
-    let first = Party::new(Arc::clone(&model), &seeds[0], first)?;
-    let second = Party::new(Arc::clone(&model), &seeds[1], second)?;
+    let [left, right] = share_input(model.program(), query, &image, &Seed::random()?)?;
+    let (first, second) = (first.party(query, now)?, second.party(query, now)?);
     let [mut to_second, mut to_first] = channel_links(Profile::LAN);
     let other = Arc::clone(&model);
     let server = std::thread::spawn(move || run(second, right, other.program(), &mut to_first));

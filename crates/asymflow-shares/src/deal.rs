@@ -14,6 +14,7 @@ use crate::dealer::ServerSeed;
 use crate::message::Session;
 use crate::model::{PartyModel, Server};
 use crate::nonlinear::OpDeal;
+use crate::party::Party;
 use crate::program::DealSize;
 use crate::ring::Ring;
 
@@ -117,7 +118,7 @@ impl<R: Ring> Deal<R> {
     }
 
     /// Checks that it is for this server and model.
-    pub(crate) fn check(&self, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+    fn check(&self, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
         check_header(&self.header, model, seed)?;
         let query = self.header.query;
         let sizes = sizes(model, seed.server);
@@ -149,10 +150,7 @@ impl<R: Ring> Deal<R> {
 
     /// Reads what [`Deal::write_to`] wrote, for `model` at the server of `seed`. Nothing longer than the program asks for
     /// is read.
-    ///
-    /// # Errors
-    /// The reader failed, or the deal is not for this server, model or program.
-    pub fn read_from(reader: &mut impl Read, model: &PartyModel<R>, seed: &ServerSeed) -> Result<Self, DealError> {
+    fn read_from(reader: &mut impl Read, model: &PartyModel<R>, seed: &ServerSeed) -> Result<Self, DealError> {
         let limits = |body_bytes| Limits { header_bytes: HEADER_LIMIT, body_bytes };
         let header: DealHeader = read_frame(reader, limits(0))?.header;
         check_header(&header, model, seed)?;
@@ -214,26 +212,39 @@ const fn bytes_of<R: Ring>(size: DealSize) -> usize {
     size.common * 16 + size.corrections * R::BYTES
 }
 
-/// The deals that a server holds, each to be taken once.
+/// The randomness that a server holds for a model: the only way to a [`Party`], and each deal makes one.
 #[derive(Debug)]
 pub struct DealStore<R> {
+    model: Arc<PartyModel<R>>,
+    seed: ServerSeed,
     deals: BTreeMap<u64, Deal<R>>,
     /// All numbers below have been here.
     next: u64,
 }
 
-impl<R> Default for DealStore<R> {
-    fn default() -> Self {
-        Self { deals: BTreeMap::new(), next: 0 }
-    }
-}
-
 impl<R: Ring> DealStore<R> {
+    /// An empty store. A server that starts again with a seed of before refuses all numbers below `next`, which it has kept
+    /// ([`DealStore::next_number`]); with a new seed that is 0.
+    pub fn new(model: Arc<PartyModel<R>>, seed: ServerSeed, next: u64) -> Self {
+        Self { model, seed, deals: BTreeMap::new(), next }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &PartyModel<R> {
+        &self.model
+    }
+
+    /// All numbers below have been here, and are never taken again.
+    pub const fn next_number(&self) -> u64 {
+        self.next
+    }
+
     /// Keeps a deal. Numbers must rise.
     ///
     /// # Errors
-    /// [`DealError::Reused`] where this number or a higher one has been here.
+    /// The deal is not for this server, session and model, or this number or a higher one has been here.
     pub fn insert(&mut self, deal: Deal<R>) -> Result<(), DealError> {
+        deal.check(&self.model, &self.seed)?;
         let query = deal.query();
         if query < self.next {
             return Err(DealError::Reused { query });
@@ -243,23 +254,33 @@ impl<R: Ring> DealStore<R> {
         Ok(())
     }
 
-    /// Takes the deal of `query` out, for good.
+    /// Reads a deal from the dealer and keeps it; returns its number.
     ///
     /// # Errors
-    /// It was taken before, has not come yet, or has expired; then it is dropped.
-    pub fn take(&mut self, query: u64, now: SystemTime) -> Result<Deal<R>, DealError> {
+    /// The reader failed, or as [`DealStore::insert`].
+    pub fn read(&mut self, reader: &mut impl Read) -> Result<u64, DealError> {
+        let deal = Deal::read_from(reader, &self.model, &self.seed)?;
+        let query = deal.query();
+        self.insert(deal).map(|()| query)
+    }
+
+    /// This server in `query`: takes its randomness out, for good, and does all work that needs no input.
+    ///
+    /// # Errors
+    /// The randomness was taken before, has not come yet, or has expired; then it is dropped.
+    pub fn party(&mut self, query: u64, now: SystemTime) -> Result<Party<R>, DealError> {
         let missing = if query < self.next { DealError::Reused { query } } else { DealError::Missing { query } };
         let deal = self.deals.remove(&query).ok_or(missing)?;
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = unix_seconds(now);
         if now >= deal.header.expires_seconds {
             return Err(DealError::Expired { query, seconds: now - deal.header.expires_seconds });
         }
-        Ok(deal)
+        Ok(Party::new(Arc::clone(&self.model), &self.seed, deal))
     }
 
     /// Drops what has expired.
     pub fn purge(&mut self, now: SystemTime) {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = unix_seconds(now);
         self.deals.retain(|_, deal| now < deal.header.expires_seconds);
     }
 
@@ -272,4 +293,8 @@ impl<R: Ring> DealStore<R> {
     pub fn is_empty(&self) -> bool {
         self.deals.is_empty()
     }
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -9,6 +9,8 @@ use asymflow_wire::{WireError, write_frame};
 use zeroize::Zeroize;
 
 use crate::conv::Kernel;
+#[cfg(doc)]
+use crate::deal::DealStore;
 use crate::deal::{Deal, DealHeader};
 use crate::message::Session;
 use crate::model::{Server, weight_masks};
@@ -121,7 +123,7 @@ impl<R: Ring> Dealer<R> {
         deals
     }
 
-    /// As [`Dealer::deal`], but writes to the servers what [`Deal::read_from`] reads and holds one operation in memory at a
+    /// As [`Dealer::deal`], but writes to the servers what [`DealStore::read`] reads and holds one operation in memory at a
     /// time. Returns the query's number and the bytes written to each.
     ///
     /// # Errors

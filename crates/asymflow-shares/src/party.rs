@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::deal::{Deal, DealError};
+use crate::deal::Deal;
 use crate::dealer::ServerSeed;
 use crate::groups::Groups;
 use crate::input::{InputShare, OutputShare};
@@ -22,9 +22,6 @@ pub enum PartyError {
     /// The other server's message was refused.
     #[error(transparent)]
     Message(#[from] MessageError),
-    /// The deal was refused.
-    #[error(transparent)]
-    Deal(#[from] DealError),
     /// The share of the input is not for this query or server.
     #[error("input share of query {got} for {got_server:?} came to query {expected} of {expected_server:?}")]
     Input {
@@ -94,7 +91,7 @@ enum State<R> {
     Over,
 }
 
-/// One server in one query.
+/// One server in one query, made by a [`DealStore`](crate::DealStore).
 pub struct Party<R> {
     model: Arc<PartyModel<R>>,
     server: Server,
@@ -113,19 +110,15 @@ impl<R> fmt::Debug for Party<R> {
 }
 
 impl<R: Ring> Party<R> {
-    /// Takes the randomness of one query and does all work that needs no input: this is the end of the offline phase.
-    ///
-    /// # Errors
-    /// The deal is not for this model, server or session.
-    pub fn new(model: Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) -> Result<Self, PartyError> {
-        deal.check(&model, seed)?;
+    /// Takes the randomness of one query, which has been checked, and does all work that needs no input.
+    pub(crate) fn new(model: Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) -> Self {
         let query = deal.query();
         let header = Header { session: seed.session, model: model.hash, query, step: 0, from: seed.server };
         let registers = vec![Vec::new(); model.program.values.len()];
         let mut party =
             Self { model, server: seed.server, header, prepared: Vec::new(), registers, at: 0, state: State::New };
         party.prepare(seed, deal);
-        Ok(party)
+        party
     }
 
     /// Number of the query.

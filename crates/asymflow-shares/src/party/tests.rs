@@ -76,7 +76,7 @@ impl<R: Ring> Fixture<R> {
 
     fn parties(&mut self) -> [Party<R>; 2] {
         let [first, second] = self.dealer.deal(SystemTime::now());
-        let party = |side: usize, deal| Party::new(Arc::clone(&self.models[side]), &self.seeds[side], deal).unwrap();
+        let party = |side: usize, deal| Party::new(Arc::clone(&self.models[side]), &self.seeds[side], deal);
         [party(0, first), party(1, second)]
     }
 

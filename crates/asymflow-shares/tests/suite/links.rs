@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::servers::{HOUR, Pair, image, pair, query, query_over};
 use asymflow_shares::{
     Activation, Deal, DealError, DealStore, DuplexLink, HalfDuplexLink, Link, LinkError, Message, Options, Party,
-    PartyError, Profile, RunError, Seed, ServerSeed, WeightPolicy, channel_links, compile, run, share_input,
+    Profile, RunError, Seed, ServerSeed, WeightPolicy, channel_links, compile, run, share_input,
 };
 use asymflow_zoo::{Network, Shape, Weights, by_name};
 use proptest::prelude::*;
@@ -70,8 +70,10 @@ fn ready(pair: &mut Pair<u64>) -> (Party<u64>, asymflow_shares::InputShare<u64>)
     let [first, _] = pair.dealer.deal(SystemTime::now());
     let program = pair.models[0].program();
     let image = image(program.input_len(), 1);
-    let [share, _] = share_input(program, first.query(), &image, &Seed::from_bytes([3; 32])).unwrap();
-    (Party::new(Arc::clone(&pair.models[0]), &pair.seeds[0], first).unwrap(), share)
+    let query = first.query();
+    let [share, _] = share_input(program, query, &image, &Seed::from_bytes([3; 32])).unwrap();
+    pair.stores[0].insert(first).unwrap();
+    (pair.stores[0].party(query, SystemTime::now()).unwrap(), share)
 }
 
 #[test]
@@ -128,41 +130,46 @@ fn ones_own_message_is_refused() {
 fn randomness_is_used_once() {
     let mut pair = fixture(WeightPolicy::Public, 5);
     let now = SystemTime::UNIX_EPOCH + 10 * HOUR;
-    let mut store = DealStore::default();
-    let deals: Vec<Deal<u64>> = (0..4).map(|_| pair.dealer.deal(now)).map(|[first, _]| first).collect();
-    let [zero, one, two, three] = deals.try_into().unwrap();
+    let [store, _] = &mut pair.stores;
+    let deals: Vec<Deal<u64>> = (0..5).map(|_| pair.dealer.deal(now)).map(|[first, _]| first).collect();
+    let [zero, one, two, three, four] = deals.try_into().unwrap();
     store.insert(zero).unwrap();
     store.insert(two).unwrap();
     assert!(matches!(store.insert(one), Err(DealError::Reused { query: 1 })), "numbers rise");
-    assert_eq!(store.take(0, now).unwrap().query(), 0);
-    let again = store.take(0, now).unwrap_err();
+    assert_eq!(store.party(0, now).unwrap().query(), 0);
+    let again = store.party(0, now).unwrap_err();
     assert!(matches!(again, DealError::Reused { query: 0 }));
     assert_eq!(again.to_string(), "randomness of query 0 was used, withdrawn or superseded, and is never used again");
-    assert!(matches!(store.take(3, now), Err(DealError::Missing { query: 3 })));
+    assert!(matches!(store.party(3, now), Err(DealError::Missing { query: 3 })));
     let late = now + HOUR + Duration::from_secs(5);
-    assert!(matches!(store.take(2, late), Err(DealError::Expired { query: 2, seconds: 5 })));
-    assert!(matches!(store.take(2, now), Err(DealError::Reused { query: 2 })), "expired randomness is gone");
+    assert!(matches!(store.party(2, late), Err(DealError::Expired { query: 2, seconds: 5 })));
+    assert!(matches!(store.party(2, now), Err(DealError::Reused { query: 2 })), "expired randomness is gone");
     store.insert(three).unwrap();
+    assert_eq!(store.len(), 1);
     store.purge(late);
     assert!(store.is_empty());
-    // A second dealer of the same program has other masks, and its deals are told apart.
-    let other = fixture(WeightPolicy::Public, 6).dealer.deal(now);
-    let [first, _] = other;
-    let error = Party::new(Arc::clone(&pair.models[0]), &pair.seeds[0], first).unwrap_err();
-    assert!(matches!(error, PartyError::Deal(DealError::Session { query: 0 })), "{error}");
-    // So is the half of the other server.
-    let [_, second] = pair.dealer.deal(now);
-    let error = Party::new(Arc::clone(&pair.models[0]), &pair.seeds[0], second).unwrap_err();
-    assert!(matches!(error, PartyError::Deal(DealError::Session { query: 4 })), "{error}");
+    // A server that starts again goes on where it was.
+    let mut store = DealStore::new(Arc::clone(&pair.models[0]), pair.seeds[0].clone(), 5);
+    assert!(matches!(store.insert(four), Err(DealError::Reused { query: 4 })));
+    assert_eq!(store.next_number(), 5);
 }
 
 #[test]
-fn a_deal_of_another_model_is_refused() {
+fn deals_of_others_are_refused() {
+    let mut pair = fixture(WeightPolicy::Public, 5);
+    // A second dealer of the same program has other masks, and its deals are told apart.
+    let [other, _] = fixture(WeightPolicy::Public, 6).dealer.deal(SystemTime::now());
+    let error = pair.stores[0].insert(other).unwrap_err();
+    assert!(matches!(error, DealError::Session { query: 0 }), "{error}");
+    // So is the half of the other server.
+    let [_, second] = pair.dealer.deal(SystemTime::now());
+    let error = pair.stores[0].insert(second).unwrap_err();
+    assert!(matches!(error, DealError::Session { query: 0 }), "{error}");
+    // And what was dealt for another model.
     let mut shared = fixture(WeightPolicy::Shared, 7);
-    let public = fixture(WeightPolicy::Public, 7);
     let [first, _] = shared.dealer.deal(SystemTime::now());
-    let error = Party::new(Arc::clone(&public.models[0]), &shared.seeds[0], first).unwrap_err();
-    assert!(matches!(error, PartyError::Deal(DealError::Model { query: 0 })), "{error}");
+    let error = DealStore::new(Arc::clone(&pair.models[0]), shared.seeds[0].clone(), 0).insert(first).unwrap_err();
+    assert!(matches!(error, DealError::Model { query: 0 }), "{error}");
 }
 
 /// Both halves of a deal as they travel.
@@ -186,12 +193,12 @@ fn deals_travel() {
         let servers: Vec<_> = (0..2)
             .zip(shares)
             .zip(links)
-            .map(|((side, share), mut link)| {
-                let (model, seed) = (&pair.models[side], &pair.seeds[side]);
-                let bytes = &bytes[side];
+            .zip(&mut pair.stores)
+            .map(|(((side, share), mut link), store)| {
+                let (model, bytes) = (&pair.models[side], &bytes[side]);
                 scope.spawn(move || {
-                    let deal = Deal::read_from(&mut bytes.as_slice(), model, seed).unwrap();
-                    let party = Party::new(Arc::clone(model), seed, deal).unwrap();
+                    let query = store.read(&mut bytes.as_slice()).unwrap();
+                    let party = store.party(query, SystemTime::now()).unwrap();
                     run(party, share, model.program(), &mut link).unwrap().0
                 })
             })
@@ -222,12 +229,13 @@ fn a_deal_in_pieces_is_the_same() {
 fn a_damaged_deal_is_an_error() {
     let mut pair = fixture(WeightPolicy::Shared, 9);
     let [_, bytes] = travelling(&mut pair);
-    let read = |mut bytes: &[u8]| Deal::<u64>::read_from(&mut bytes, &pair.models[1], &pair.seeds[1]);
+    let store = |side: usize| DealStore::new(Arc::clone(&pair.models[side]), pair.seeds[side].clone(), 0);
+    let read = |mut bytes: &[u8]| store(1).read(&mut bytes);
     read(&bytes).unwrap();
     for end in (0..200).chain((200..bytes.len()).step_by(9973)) {
         assert!(matches!(read(&bytes[..end]), Err(DealError::Wire(_))), "cut at {end}");
     }
-    let error = Deal::read_from(&mut bytes.as_slice(), &pair.models[0], &pair.seeds[0]).unwrap_err();
+    let error = store(0).read(&mut bytes.as_slice()).unwrap_err();
     assert!(matches!(error, DealError::Session { .. }), "{error}");
 }
 
@@ -254,8 +262,9 @@ proptest! {
         });
         let mut damaged = bytes.clone();
         damaged[at] ^= flip;
-        let _ = Deal::<u64>::read_from(&mut damaged.as_slice(), &pair.models[1], &pair.seeds[1]);
-        let _ = Deal::<u64>::read_from(&mut noise.as_slice(), &pair.models[1], &pair.seeds[1]);
+        let mut store = DealStore::new(Arc::clone(&pair.models[1]), pair.seeds[1].clone(), 0);
+        let _ = store.read(&mut damaged.as_slice());
+        let _ = store.read(&mut noise.as_slice());
         let _ = Message::read_from(&mut noise.as_slice(), 1 << 20);
     }
 }
@@ -268,6 +277,6 @@ fn models_with_other_activations_have_other_hashes() {
     options.activations = BTreeMap::from([("conv1.relu".to_owned(), Activation::Quadratic { a: 0.1, b: 0.5, c: 0.2 })]);
     let other = compile::<u64>(&network(), &Weights::init(&network(), 1), &options).unwrap().publish().unwrap();
     let [first, _] = pair.dealer.deal(SystemTime::now());
-    let error = Party::new(other, &pair.seeds[0], first).unwrap_err();
-    assert!(matches!(error, PartyError::Deal(DealError::Model { .. })), "{error}");
+    let error = DealStore::new(other, pair.seeds[0].clone(), 0).insert(first).unwrap_err();
+    assert!(matches!(error, DealError::Model { .. }), "{error}");
 }

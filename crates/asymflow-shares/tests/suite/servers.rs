@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use asymflow_shares::{
-    Dealer, FixedModel, LayerReport, Link, Party, PartyModel, Profile, Ring, Seed, Server, ServerSeed, Setup,
+    DealStore, Dealer, FixedModel, LayerReport, Link, PartyModel, Profile, Ring, Seed, Server, ServerSeed, Setup,
     WeightPolicy, channel_links, open_output, run, set_up, share_input,
 };
 use rand::{RngExt, SeedableRng};
@@ -15,11 +15,18 @@ pub fn image(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| 4.0 * rng.random::<f32>() - 2.0).collect()
 }
 
-/// Both servers' models, their seeds and the dealer.
+/// Both servers with their seeds, and the dealer.
 pub struct Pair<R> {
     pub models: [Arc<PartyModel<R>>; 2],
     pub seeds: [ServerSeed; 2],
+    pub stores: [DealStore<R>; 2],
     pub dealer: Dealer<R>,
+}
+
+fn pair_of<R: Ring>(models: [Arc<PartyModel<R>>; 2], dealer: Dealer<R>) -> Pair<R> {
+    let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
+    let store = |side: usize| DealStore::new(Arc::clone(&models[side]), seeds[side].clone(), 0);
+    Pair { stores: [store(0), store(1)], models, seeds, dealer }
 }
 
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -30,8 +37,7 @@ pub fn pair<R: Ring>(model: FixedModel<R>, seed: u8) -> Pair<R> {
     if model.program().policy() == WeightPolicy::Public {
         let model = model.publish().unwrap();
         let dealer = Dealer::new(model.program().clone(), &dealing, HOUR).unwrap();
-        let seeds = both.map(|server| dealer.seed(server));
-        return Pair { models: [Arc::clone(&model), model], seeds, dealer };
+        return pair_of([Arc::clone(&model), model], dealer);
     }
     let [first, second] = model.share(&owner).unwrap();
     let dealer = Dealer::new(first.program().clone(), &dealing, HOUR).unwrap();
@@ -43,7 +49,7 @@ pub fn pair<R: Ring>(model: FixedModel<R>, seed: u8) -> Pair<R> {
         let second = set_up(second, &mut right).unwrap();
         [first.join().unwrap(), second]
     });
-    Pair { models, seeds, dealer }
+    pair_of(models, dealer)
 }
 
 /// One query over a link each; logits and the first server's report.
@@ -57,8 +63,11 @@ pub fn query_over<R: Ring, L: Link + Send>(
     let program = pair.models[0].program();
     let [left, right] = share_input(program, number, image, &Seed::from_bytes([number as u8; 32])).unwrap();
     let [mut to_second, mut to_first] = links;
-    let first = Party::new(Arc::clone(&pair.models[0]), &pair.seeds[0], first).unwrap();
-    let second = Party::new(Arc::clone(&pair.models[1]), &pair.seeds[1], second).unwrap();
+    let [left_store, right_store] = &mut pair.stores;
+    left_store.insert(first).unwrap();
+    right_store.insert(second).unwrap();
+    let now = SystemTime::now();
+    let (first, second) = (left_store.party(number, now).unwrap(), right_store.party(number, now).unwrap());
     let (first, second) = std::thread::scope(|scope| {
         let first = scope.spawn(|| run(first, left, program, &mut to_second).unwrap());
         let second = run(second, right, program, &mut to_first).unwrap();
