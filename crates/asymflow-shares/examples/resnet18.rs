@@ -131,8 +131,11 @@ fn main() {
         println!("{policy:?} weights, 32 bits, exact decisions");
         measure::<u32>(&network, &Options::new::<u32>(policy), Profile::LOOPBACK, 5);
     }
+    let shared = || Options::new::<Z48>(WeightPolicy::Shared);
     for (name, profile) in [("LAN", Profile::LAN), ("WAN", Profile::WAN)] {
-        println!("Shared weights, 64 bits, exact decisions, {name}");
-        measure::<u64>(&network, &Options::new::<u64>(WeightPolicy::Shared), profile, 2);
+        println!("Shared weights, 48 bits, exact decisions, {name}");
+        measure::<Z48>(&network, &shared(), profile, 2);
+        println!("Shared weights, 48 bits, exact decisions, 4 samples a query, {name}");
+        measure::<Z48>(&network, &Options { samples: 4, ..shared() }, profile, 2);
     }
 }

@@ -36,7 +36,7 @@ pub trait Link {
 pub struct Profile {
     /// Time from the last byte out to the first byte in.
     pub latency: Duration,
-    /// Bytes a second; infinite for none.
+    /// Bytes a second, positive; infinity for no limit.
     pub bytes_per_second: f64,
 }
 
@@ -61,10 +61,10 @@ impl Wire {
         Self { profile, free_at: Instant::now() }
     }
 
-    /// When a message of `bytes` arrives that is sent now.
-    fn arrival(&mut self, bytes: usize) -> Instant {
-        let busy = Duration::from_secs_f64(bytes as f64 / self.profile.bytes_per_second);
-        self.free_at = self.free_at.max(Instant::now()) + busy;
+    /// When a message of `bytes` arrives that is sent at `now`: after those before it, at the link's bandwidth.
+    fn arrival(&mut self, now: Instant, bytes: usize) -> Instant {
+        let busy = Duration::try_from_secs_f64(bytes as f64 / self.profile.bytes_per_second).unwrap_or_default();
+        self.free_at = self.free_at.max(now) + busy;
         self.free_at + self.profile.latency
     }
 }
@@ -96,7 +96,7 @@ pub fn channel_links(profile: Profile) -> [ChannelLink; 2] {
 
 impl Link for ChannelLink {
     fn exchange(&mut self, message: Message) -> Result<Message, LinkError> {
-        let arrival = self.wire.arrival(message.body_bytes());
+        let arrival = self.wire.arrival(Instant::now(), message.body_bytes());
         self.sender.send((arrival, message)).map_err(|_| LinkError::Gone)?;
         let (arrival, message) = self.receiver.recv().map_err(|_| LinkError::Gone)?;
         wait_until(arrival);
@@ -134,7 +134,7 @@ impl<S: Read> DuplexLink<S> {
 impl<S: Read> Link for DuplexLink<S> {
     fn exchange(&mut self, message: Message) -> Result<Message, LinkError> {
         let bytes = message.body_bytes();
-        let arrival = self.wire.arrival(bytes);
+        let arrival = self.wire.arrival(Instant::now(), bytes);
         self.queue.as_ref().and_then(|queue| queue.send((arrival, message)).ok()).ok_or(LinkError::Gone)?;
         Ok(Message::read_from(&mut self.reader, bytes as u64)?)
     }
@@ -175,5 +175,22 @@ impl<S: Read + Write> Link for HalfDuplexLink<S> {
             message.write_to(&mut self.stream)?;
         }
         Ok(received)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_one_after_the_other() {
+        let profile = Profile { latency: Duration::from_millis(5), bytes_per_second: 1e6 };
+        let mut wire = Wire::new(profile);
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert_eq!(wire.arrival(start, 3000), after(3 + 5));
+        assert_eq!(wire.arrival(after(1), 2000), after(3 + 2 + 5), "the link is busy until then");
+        assert_eq!(wire.arrival(after(20), 1000), after(20 + 1 + 5));
+        assert_eq!(Wire::new(Profile::LOOPBACK).arrival(after(9), 1 << 30), after(9));
     }
 }

@@ -83,7 +83,7 @@ impl<R> WeightShare<R> {
 }
 
 impl<R: Ring> FixedModel<R> {
-    /// The program, as the dealer needs it.
+    /// The program. Shared weights get one of their own ([`WeightShare::program`]), which is that for the dealer.
     pub const fn program(&self) -> &Program {
         &self.program
     }
