@@ -161,7 +161,12 @@ fn shifted<R: Ring>(mask: &[R], shift: u32) -> [Vec<R>; 2] {
 
 /// Index of the decision about value `index`, all samples counted through.
 pub(crate) fn group_of(groups: Option<&Groups>, index: usize) -> usize {
-    groups.map_or(index, |g| index / g.of.len() * g.count + g.of[index % g.of.len()] as usize)
+    match groups {
+        None => index,
+        // Division is slow, and most queries have one sample.
+        Some(g) if index < g.of.len() => g.of[index] as usize,
+        Some(g) => index / g.of.len() * g.count + g.of[index % g.of.len()] as usize,
+    }
 }
 
 /// A server's randomness of one rectification.

@@ -2,10 +2,11 @@
 
 use thiserror::Error;
 
-use crate::conv::Kernel;
+use crate::conv::{Kernel, float_conv};
+use crate::groups::Grouping;
 use crate::input::{ClientError, decode, encode};
 use crate::model::FixedModel;
-use crate::nonlinear::deciding;
+use crate::nonlinear::{deciding, group_of};
 use crate::party::add_bias;
 use crate::pool::pool;
 use crate::program::{Op, Program};
@@ -51,29 +52,55 @@ impl<R: Ring> FixedModel<R> {
         for step in &program.steps {
             let output = step.op.output();
             registers[output] = self.step(program, &step.op, &registers);
-            let scale = program.values[output].scale;
-            // Sums in floating point do not wrap: they show what the ring would hide.
-            let magnitude = match &step.op {
-                Op::Linear { input, layer, .. } => self.magnitude(*layer, &registers[*input]),
-                _ => registers[output].iter().map(|x| (x.to_i64() as f64).abs()).fold(0.0, f64::max),
-            };
-            let value = magnitude * 2_f64.powi(-(scale as i32));
+            let magnitude = self.magnitude(&step.op, &registers);
             if magnitude >= 2_f64.powi(R::BITS as i32 - 2) {
+                // Where values are truncated, those before are too large.
+                let register = match step.op {
+                    Op::Relu { input, .. } | Op::Rescale { input, .. } | Op::Truncate { input, .. } => input,
+                    _ => output,
+                };
+                let scale = program.values[register].scale;
+                let value = magnitude * 2_f64.powi(-(scale as i32));
                 return Err(PlaintextError::Overflow { layer: step.label.clone(), value, scale });
             }
-            layers.push((step.label.clone(), decode(&registers[output], scale)));
+            layers.push((step.label.clone(), decode(&registers[output], program.values[output].scale)));
         }
         let logits = decode(&registers[program.output], program.values[program.output].scale);
         Ok(Trace { logits, layers })
     }
 
-    /// Largest magnitude that a linear layer puts out: of the sums themselves, in floating point.
-    fn magnitude(&self, layer: usize, input: &[R]) -> f64 {
-        let (shape, (weight, bias)) = (self.program.layers[layer], &self.layers[layer]);
-        let signed = |values: &[R]| values.iter().map(|x| x.to_i64() as f64).collect::<Vec<f64>>();
-        crate::conv::float_conv(shape, &signed(weight), &signed(bias), &signed(input))
-            .into_iter()
-            .fold(0.0, |largest, x| f64::max(largest, x.abs()))
+    /// Largest magnitude that an operation meets, bounded in floating point, which does not wrap and so shows what the
+    /// ring would hide.
+    fn magnitude(&self, op: &Op, registers: &[Vec<R>]) -> f64 {
+        let float = |x: &R| x.to_i64() as f64;
+        let most = |register: &usize| registers[*register].iter().map(|x| float(x).abs()).fold(0.0, f64::max);
+        let power = |bits: u32| 2_f64.powi(bits as i32);
+        match op {
+            Op::Linear { input, layer, .. } => {
+                let (shape, (weight, bias)) = (self.program.layers[*layer], &self.layers[*layer]);
+                let floats = |values: &[R]| values.iter().map(float).collect::<Vec<f64>>();
+                let sums = float_conv(shape, &floats(weight), &floats(bias), &floats(&registers[*input]));
+                sums.into_iter().fold(0.0, |largest, x| f64::max(largest, x.abs()))
+            }
+            // A sum that decides may be twice as large as a value.
+            Op::Relu { input, grouping, .. } => self.sums(grouping, *input, &registers[*input]) / 2.0,
+            Op::Square { input, shift, .. } => (most(input) / power(*shift)).powi(2),
+            Op::Affine { input, factor, offset, .. } => most(input) * factor.abs() as f64 + offset.abs() as f64,
+            Op::Add { inputs: [left, right], shifts: [a, b], .. } => most(left) * power(*a) + most(right) * power(*b),
+            Op::Pool { input, bits, .. } => most(input) * power(*bits),
+            Op::Open { input, .. } | Op::Rescale { input, .. } | Op::Truncate { input, .. } => most(input),
+        }
+    }
+
+    /// Bound of the sums that decide about groups.
+    fn sums(&self, grouping: &Grouping, register: usize, x: &[R]) -> f64 {
+        let Some(groups) = grouping.groups(self.program.values[register].shape) else { return 0.0 };
+        let mut sums = vec![0.0; self.program.samples * groups.count];
+        for (index, x) in x.iter().enumerate() {
+            let weight = groups.weight[index % groups.of.len()];
+            sums[group_of(Some(&groups), index)] += (x.to_i64() as f64 * weight as f64).abs();
+        }
+        sums.into_iter().fold(0.0, f64::max)
     }
 
     pub(crate) fn step(&self, program: &Program, op: &Op, registers: &[Vec<R>]) -> Vec<R> {
@@ -96,7 +123,7 @@ impl<R: Ring> FixedModel<R> {
                     !value.shifted_right_signed(compare.dropped).shifted_left(compare.dropped + top).sign_bit()
                 };
                 let decisions: Vec<bool> = decisions.into_iter().map(keep).collect();
-                let kept = |index| decisions[crate::nonlinear::group_of(groups.as_ref(), index)];
+                let kept = |index| decisions[group_of(groups.as_ref(), index)];
                 let one = |(index, x): (usize, &R)| if kept(index) { x.shifted_right_signed(*shift) } else { R::ZERO };
                 x.iter().enumerate().map(one).collect()
             }

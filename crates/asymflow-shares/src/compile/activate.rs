@@ -17,12 +17,19 @@ impl<R: Ring> Compiler<'_, R> {
             Activation::Identity => Ok(input),
             Activation::Quadratic { a, b, c } => self.quadratic(&name, (a, b, c), input),
             Activation::SharedRelu { block: (rows, columns), channels, decision } => {
-                let size = rows * columns * channels;
-                if size == 0 {
+                let size = rows.saturating_mul(columns).saturating_mul(channels);
+                if !(1..=1 << 24).contains(&size) {
                     return Err(CompileError::Activation { name, what: "side of a block" });
                 }
                 let dropped = if matches!(decision, Decision::Weights(_)) { VOTE_BITS } else { 0 };
                 let summed = if matches!(decision, Decision::Corner | Decision::Centre) { 1 } else { size };
+                let sum_bits = self.value(input).scale + self.options.integer_bits + dropped + ceil_log2(summed);
+                if sum_bits >= R::BITS {
+                    return Err(CompileError::Activation {
+                        name,
+                        what: "size of a block, for the sums that the ring holds,",
+                    });
+                }
                 let decision = vote(&name, decision, size)?;
                 let grouping = Grouping::Blocks { channels, rows, columns, decision };
                 Ok(self.relu(&name, grouping, summed, dropped, input))
@@ -39,7 +46,7 @@ impl<R: Ring> Compiler<'_, R> {
         let room = R::BITS - dropped;
         let width = match self.options.comparison {
             Comparison::Exact => room,
-            Comparison::Window { bits } => (bits + summed.next_power_of_two().ilog2()).min(room),
+            Comparison::Window { bits } => (bits + ceil_log2(summed)).min(room),
         };
         let compare = Compare { dropped, width };
         self.push(name, shape, bits, |output| Op::Relu { input, output, shift, compare, grouping })
@@ -67,6 +74,10 @@ impl<R: Ring> Compiler<'_, R> {
         let (factor, offset) = (sign as i64, fixed(gamma, 2 * bits)?);
         Ok(self.push(name, shape, 2 * bits, |output| Op::Affine { input: square, output, factor, offset }))
     }
+}
+
+const fn ceil_log2(size: usize) -> u32 {
+    size.next_power_of_two().ilog2()
 }
 
 fn vote(name: &str, decision: Decision, size: usize) -> Result<Vote, CompileError> {
