@@ -191,6 +191,11 @@ impl<R: Ring> ReluShare<R> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn secrets(&self) -> &[u128] {
+        &self.roots
+    }
+
     /// This server's shares of the masked decisions about what was opened.
     pub(crate) fn decide(&self, party: usize, compare: Compare, deciding: &[R]) -> Vec<u8> {
         let (signs, points): (Vec<u8>, Vec<u64>) = deciding.iter().map(|&x| compare.split(x)).unzip();

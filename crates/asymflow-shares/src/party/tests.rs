@@ -243,6 +243,35 @@ fn two_runs_on_one_input_share_no_message() {
 }
 
 #[test]
+fn no_mask_serves_twice() {
+    let mut fixture = fixture::<u64>(WeightPolicy::Shared, 12);
+    let mut masks: Vec<u64> = Vec::new();
+    let mut keys: Vec<u128> = Vec::new();
+    for party in [fixture.parties(), fixture.parties()].into_iter().flatten() {
+        for prepared in &party.prepared {
+            match prepared {
+                Prepared::Open { mask } => masks.extend(mask),
+                Prepared::Relu { share, .. } => {
+                    masks.extend(&share.mask);
+                    keys.extend(share.secrets());
+                }
+                Prepared::Square(share) => masks.extend(&share.mask),
+                Prepared::Rescale(share) => masks.extend(&share.mask),
+                Prepared::Linear { .. } | Prepared::Nothing => {}
+            }
+        }
+    }
+    let (many, secrets) = (masks.len(), keys.len());
+    assert!(many > 10_000 && secrets > 10_000, "{many} {secrets}");
+    masks.sort_unstable();
+    masks.dedup();
+    keys.sort_unstable();
+    keys.dedup();
+    // Among so few words of 64 bits a chance repetition has probability 2^-30.
+    assert_eq!((masks.len(), keys.len()), (many, secrets));
+}
+
+#[test]
 fn a_deal_knows_no_input() {
     let mut deals = Vec::new();
     for _ in 0..2 {
