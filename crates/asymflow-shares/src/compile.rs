@@ -1,0 +1,269 @@
+//! From a network of the zoo and its weights to a program on shares.
+
+use std::collections::BTreeMap;
+
+use asymflow_zoo::{Conv, Layer, Network, NetworkError, Shape, Weights, WeightsError};
+use thiserror::Error;
+
+use self::lower::Compiler;
+use crate::groups::Decision;
+use crate::model::FixedModel;
+use crate::program::{FixedPoint, WeightPolicy};
+use crate::ring::Ring;
+
+mod activate;
+mod lower;
+
+/// What stands in place of a rectified linear unit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Activation {
+    /// max(x, 0), each activation deciding for itself.
+    Relu,
+    /// D·x with one decision D for each block of channels × rows × columns.
+    SharedRelu {
+        /// Rows and columns of a block.
+        block: (usize, usize),
+        /// Channels of a block.
+        channels: usize,
+        /// What decides.
+        decision: Decision,
+    },
+    /// a x² + b x + c, a ≠ 0.
+    Quadratic {
+        /// Coefficient of x².
+        a: f64,
+        /// Coefficient of x.
+        b: f64,
+        /// Constant.
+        c: f64,
+    },
+    /// x.
+    Identity,
+}
+
+/// Which bits a sign decision looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// All bits above those that are truncated. A single activation is always right. A group whose deciding sum lies
+    /// within one unit of the activations' last place below zero may be kept.
+    Exact,
+    /// A window of this many bits above those that are truncated, sign included. The decision is right for values below
+    /// `2^(bits − 1 − activation_bits)` in magnitude, and arbitrary beyond. Decisions of g activations get
+    /// ⌈log₂ g⌉ bits more.
+    Window {
+        /// Width of the window, at least 2.
+        bits: u32,
+    },
+}
+
+/// How a value is truncated between linear layers that no activation separates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncation {
+    /// By opening it under a mask: one round, never wrong.
+    Opened,
+    /// Each server its share: no round, wrong by about 2^(ℓ−bits) with probability |x| / 2^ℓ.
+    Local,
+}
+
+/// How to compile.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Whether the servers know the weights.
+    pub policy: WeightPolicy,
+    /// Fraction bits.
+    pub fixed: FixedPoint,
+    /// Which bits decisions look at.
+    pub comparison: Comparison,
+    /// Integer bits that every value before truncation must have room for, sign included; where the scale would grow
+    /// beyond, a truncation is put in.
+    pub integer_bits: u32,
+    /// How values are truncated where no activation does it.
+    pub truncation: Truncation,
+    /// Samples in one query.
+    pub samples: usize,
+    /// What stands in place of the activations named here ([`activations`]).
+    pub activations: BTreeMap<String, Activation>,
+}
+
+impl Options {
+    /// The usual settings over the ring `R`: 12 fraction bits of 64 or 48, 9 of 32, exact decisions, one sample a query, and local
+    /// truncation only where 64 bits make its failure negligible.
+    pub fn new<R: Ring>(policy: WeightPolicy) -> Self {
+        let (bits, integer_bits) = match R::BITS {
+            64 => (12, 14),
+            48 => (12, 10),
+            _ => (9, 8),
+        };
+        Self {
+            policy,
+            fixed: FixedPoint { activation_bits: bits, weight_bits: bits },
+            comparison: Comparison::Exact,
+            integer_bits,
+            truncation: if R::BITS == 64 { Truncation::Local } else { Truncation::Opened },
+            samples: 1,
+            activations: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why a network cannot be computed on shares.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum CompileError {
+    /// A layer that has no protocol.
+    #[error("layer {layer} cannot be computed on shares: {reason}; use {replacement} instead")]
+    Unsupported {
+        /// The layer.
+        layer: String,
+        /// Why not.
+        reason: &'static str,
+        /// What would do.
+        replacement: &'static str,
+    },
+    /// An override for an activation that is not there.
+    #[error("no activation named {name}; there are {known:?}")]
+    UnknownActivation {
+        /// The name.
+        name: String,
+        /// The activations of the network.
+        known: Vec<String>,
+    },
+    /// An activation whose settings do not fit.
+    #[error("activation {name}: {what} is out of range")]
+    Activation {
+        /// The activation.
+        name: String,
+        /// Which setting.
+        what: &'static str,
+    },
+    /// Settings that the ring has no room for.
+    #[error("{what} of {got} is out of range {least}..={most}")]
+    Options {
+        /// Which setting.
+        what: &'static str,
+        /// Its value.
+        got: u64,
+        /// The least possible.
+        least: u64,
+        /// The most possible.
+        most: u64,
+    },
+    /// A weight too large for the ring.
+    #[error("layer {layer}: {value} does not fit the ring with {bits} fraction bits")]
+    Magnitude {
+        /// The layer.
+        layer: String,
+        /// The value.
+        value: f64,
+        /// Fraction bits.
+        bits: u32,
+    },
+    /// The network is not executable.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The weights do not fit the network.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// Names and shapes of the activations of `network`: the name of the layer before, and `.relu`.
+///
+/// # Errors
+/// The first layer that does not fit its input.
+pub fn activations(network: &Network) -> Result<Vec<(String, Shape)>, NetworkError> {
+    let mut found = Vec::new();
+    list_activations(&network.layers, network.input, &mut "input".to_owned(), &mut found)?;
+    Ok(found)
+}
+
+fn list_activations(
+    layers: &[Layer],
+    mut shape: Shape,
+    last: &mut String,
+    found: &mut Vec<(String, Shape)>,
+) -> Result<Shape, NetworkError> {
+    for layer in layers {
+        match layer {
+            Layer::Relu => found.push((format!("{last}.relu"), shape)),
+            Layer::Residual { main, shortcut } => {
+                list_activations(shortcut, shape, &mut last.clone(), found)?;
+                list_activations(main, shape, last, found)?;
+            }
+            _ => name_after(layer, last),
+        }
+        shape = layer.output(shape)?;
+    }
+    Ok(shape)
+}
+
+fn name_after(layer: &Layer, last: &mut String) {
+    if let Layer::Conv(Conv { name, .. }) = layer {
+        name.clone_into(last);
+    } else if let Layer::Linear(linear) = layer {
+        linear.name.clone_into(last);
+    }
+}
+
+/// `network` with average pooling in place of maximum pooling over windows that neither overlap nor leave a rest.
+/// Other maximum pooling stays, and [`compile`] refuses it. Such a network wants training as it is.
+pub fn with_average_pooling(network: &Network) -> Network {
+    let mut network = network.clone();
+    let mut shape = network.input;
+    for layer in &mut network.layers {
+        if let Layer::MaxPool { kernel, stride, padding: 0 } = *layer
+            && kernel == stride
+            && kernel > 0
+            && shape.height == shape.width
+            && shape.height.is_multiple_of(kernel)
+        {
+            *layer = Layer::AdaptiveAvgPool { out: shape.height / kernel };
+        }
+        match layer.output(shape) {
+            Ok(out) => shape = out,
+            Err(_) => break,
+        }
+    }
+    network
+}
+
+/// Compiles `network`. Batch normalisation is folded into the convolution before it.
+///
+/// # Errors
+/// What cannot be computed on shares, and what stands in its place; settings or weights that do not fit.
+pub fn compile<R: Ring>(
+    network: &Network,
+    weights: &Weights,
+    options: &Options,
+) -> Result<FixedModel<R>, CompileError> {
+    network.validate()?;
+    weights.validate(network)?;
+    check_options::<R>(options)?;
+    let known: Vec<String> = activations(network)?.into_iter().map(|(name, _)| name).collect();
+    if let Some(name) = options.activations.keys().find(|name| !known.contains(name)) {
+        return Err(CompileError::UnknownActivation { name: name.clone(), known });
+    }
+    let mut compiler = Compiler::<R>::new(network, weights, options);
+    let output = compiler.layers(&network.layers, 0)?;
+    compiler.finish(output)
+}
+
+fn check_options<R: Ring>(options: &Options) -> Result<(), CompileError> {
+    let check = |what, got: u64, least: u64, most: u64| {
+        if (least..=most).contains(&got) { Ok(()) } else { Err(CompileError::Options { what, got, least, most }) }
+    };
+    let room = u64::from(R::BITS - 2);
+    let FixedPoint { activation_bits, weight_bits } = options.fixed;
+    check("number of activation bits", activation_bits.into(), 1, room / 2)?;
+    check("number of weight bits", weight_bits.into(), 1, room / 2)?;
+    check("number of integer bits", options.integer_bits.into(), 1, room - u64::from(activation_bits + weight_bits))?;
+    check("number of samples", options.samples as u64, 1, 1 << 16)?;
+    if let Comparison::Window { bits } = options.comparison {
+        check("window of a comparison", bits.into(), 2, R::BITS.into())?;
+    }
+    Ok(())
+}
+
+/// `value` with `bits` fraction bits, where its magnitude stays below 2^(ℓ−2).
+pub(crate) fn fixed_point<R: Ring>(value: f64, bits: u32) -> Option<i64> {
+    let scaled = (value * 2_f64.powi(bits as i32)).round();
+    (scaled.abs() < 2_f64.powi(R::BITS as i32 - 2)).then_some(scaled as i64)
+}

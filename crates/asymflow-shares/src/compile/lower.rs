@@ -1,0 +1,255 @@
+//! Layer by layer into operations.
+
+use std::collections::BTreeMap;
+
+use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
+use sha2::{Digest, Sha256};
+
+use super::{CompileError, Options, Truncation, fixed_point};
+use crate::conv::ConvShape;
+use crate::model::FixedModel;
+use crate::program::{Op, Program, Register, Step, Value, WeightPolicy};
+use crate::ring::Ring;
+
+/// Fraction bits of 1/size where the size of a pooling window is no power of two.
+const POOL_BITS: u32 = 10;
+
+/// What has been compiled so far.
+pub(super) struct Compiler<'a, R> {
+    weights: &'a Weights,
+    pub(super) options: &'a Options,
+    /// The last layer with weights, which names the activation after it.
+    pub(super) last: String,
+    program: Program,
+    /// Weight and bias of each linear layer.
+    values: Vec<(Vec<R>, Vec<R>)>,
+    /// Registers that have been opened, and where to.
+    opened: BTreeMap<Register, Register>,
+}
+
+impl<'a, R: Ring> Compiler<'a, R> {
+    pub(super) fn new(network: &Network, weights: &'a Weights, options: &'a Options) -> Self {
+        let input = Value { shape: network.input, scale: options.fixed.activation_bits };
+        let program = Program {
+            name: network.name.clone(),
+            samples: options.samples,
+            ring_bits: R::BITS,
+            policy: options.policy,
+            fixed: options.fixed,
+            values: vec![input],
+            output: 0,
+            layers: Vec::new(),
+            steps: Vec::new(),
+            tag: [0; 32],
+        };
+        let last = "input".to_owned();
+        Self { weights, options, last, program, values: Vec::new(), opened: BTreeMap::new() }
+    }
+
+    pub(super) fn finish(mut self, output: Register) -> Result<FixedModel<R>, CompileError> {
+        self.program.output = output;
+        if self.options.policy == WeightPolicy::Public {
+            let mut bytes = Vec::new();
+            for (weight, bias) in &self.values {
+                R::write(weight, &mut bytes);
+                R::write(bias, &mut bytes);
+            }
+            self.program.tag = Sha256::digest(&bytes).into();
+        }
+        Ok(FixedModel { program: self.program, layers: self.values })
+    }
+
+    pub(super) fn layers(&mut self, layers: &[Layer], mut at: Register) -> Result<Register, CompileError> {
+        let mut rest = layers;
+        while let Some((layer, after)) = rest.split_first() {
+            rest = after;
+            at = match layer {
+                Layer::Conv(conv) => {
+                    let norm = match after {
+                        [Layer::BatchNorm { name, .. }, after @ ..] => {
+                            rest = after;
+                            Some(name.as_str())
+                        }
+                        _ => None,
+                    };
+                    self.last.clone_from(&conv.name);
+                    self.conv(conv, norm, at)?
+                }
+                Layer::Linear(linear) => {
+                    self.last.clone_from(&linear.name);
+                    let shape = dense(linear.in_features, linear.out_features);
+                    self.linear(&linear.name, shape, &[], true, at)?
+                }
+                Layer::Relu => self.activation(at)?,
+                Layer::AdaptiveAvgPool { out } => self.pool(*out, at),
+                Layer::Flatten => self.reshape(at),
+                Layer::Dropout { .. } => at,
+                Layer::Residual { main, shortcut } => self.residual(main, shortcut, at)?,
+                Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::MaxPool { .. } => {
+                    return Err(self.refuse(layer));
+                }
+            };
+        }
+        Ok(at)
+    }
+
+    fn refuse(&self, layer: &Layer) -> CompileError {
+        let (layer, reason, replacement) = match layer {
+            Layer::MaxPool { .. } => (
+                format!("max-pool after {}", self.last),
+                "a maximum takes one comparison for each pair of values",
+                "average pooling (`with_average_pooling`)",
+            ),
+            Layer::PRelu { name, .. } => (name.clone(), "there is no protocol for trained slopes", "a ReLU"),
+            other => (
+                other.label().to_owned(),
+                "a normalisation must follow a convolution, to be folded into it",
+                "a normalisation directly after a convolution",
+            ),
+        };
+        CompileError::Unsupported { layer, reason, replacement }
+    }
+
+    pub(super) fn value(&self, register: Register) -> Value {
+        self.program.values[register]
+    }
+
+    pub(super) fn push(&mut self, label: &str, shape: Shape, scale: u32, op: impl FnOnce(Register) -> Op) -> Register {
+        let output = self.program.values.len();
+        self.program.values.push(Value { shape, scale });
+        self.program.steps.push(Step { label: label.to_owned(), op: op(output) });
+        output
+    }
+
+    fn conv(&mut self, conv: &Conv, norm: Option<&str>, input: Register) -> Result<Register, CompileError> {
+        let Shape { height, width, .. } = self.value(input).shape;
+        let shape = ConvShape {
+            in_channels: conv.in_channels,
+            out_channels: conv.out_channels,
+            kernel: conv.kernel,
+            stride: conv.stride,
+            padding: conv.padding,
+            height,
+            width,
+        };
+        let affine = norm.map(|norm| self.folded(norm)).unwrap_or_default();
+        self.linear(&conv.name, shape, &affine, conv.bias, input)
+    }
+
+    /// Factor and offset of each channel of a batch normalisation.
+    fn folded(&self, norm: &str) -> Vec<(f64, f64)> {
+        let values = |suffix: &str| self.tensor(&format!("{norm}.{suffix}"));
+        let scales = values("weight").iter().zip(values("running_var"));
+        let offsets = values("bias").iter().zip(values("running_mean"));
+        let fold = |((scale, variance), (shift, mean)): ((&f32, &f32), (&f32, &f32))| {
+            let factor = f64::from(*scale) / (f64::from(*variance) + 1e-5).sqrt();
+            (factor, f64::from(*shift) - factor * f64::from(*mean))
+        };
+        scales.zip(offsets).map(fold).collect()
+    }
+
+    /// Values of a tensor that validation has seen.
+    fn tensor(&self, name: &str) -> &'a [f32] {
+        self.weights.tensors.get(name).map_or(&[], |tensor| &tensor.data)
+    }
+
+    /// A convolution or fully connected layer; `affine` is what is folded into each output channel.
+    fn linear(
+        &mut self,
+        name: &str,
+        shape: ConvShape,
+        affine: &[(f64, f64)],
+        has_bias: bool,
+        input: Register,
+    ) -> Result<Register, CompileError> {
+        let bits = self.options.fixed.weight_bits;
+        let input = self.make_room(name, input);
+        let scale = self.value(input).scale + bits;
+        let raw = self.tensor(&format!("{name}.weight"));
+        let biases = if has_bias { self.tensor(&format!("{name}.bias")) } else { &[] };
+        let mut weight = Vec::with_capacity(raw.len());
+        let mut bias = Vec::with_capacity(shape.out_channels);
+        for (channel, row) in raw.chunks_exact(raw.len() / shape.out_channels).enumerate() {
+            let (factor, offset) = affine.get(channel).copied().unwrap_or((1.0, 0.0));
+            for value in row {
+                weight.push(quantise(name, f64::from(*value) * factor, bits)?);
+            }
+            let own = biases.get(channel).copied().unwrap_or_default();
+            bias.push(quantise(name, f64::from(own) * factor + offset, scale)?);
+        }
+        let input = if self.options.policy == WeightPolicy::Shared { self.open(name, input) } else { input };
+        let layer = self.program.layers.len();
+        self.program.layers.push(shape);
+        self.values.push((weight, bias));
+        let out = Shape::new(shape.out_channels, shape.out_height(), shape.out_width());
+        Ok(self.push(name, out, scale, |output| Op::Linear { input, layer, output }))
+    }
+
+    fn open(&mut self, label: &str, input: Register) -> Register {
+        if let Some(opened) = self.opened.get(&input) {
+            return *opened;
+        }
+        let Value { shape, scale } = self.value(input);
+        let opened = self.push(label, shape, scale, |output| Op::Open { input, output });
+        self.opened.insert(input, opened);
+        opened
+    }
+
+    /// Truncates where another layer of weights would leave too little room for integers.
+    fn make_room(&mut self, label: &str, input: Register) -> Register {
+        let Value { shape, scale } = self.value(input);
+        let most = R::BITS - 2 - self.options.integer_bits - self.options.fixed.weight_bits;
+        if scale <= most {
+            return input;
+        }
+        let target = self.options.fixed.activation_bits;
+        let truncation = self.options.truncation;
+        let shift = scale - target;
+        self.push(label, shape, target, |output| match truncation {
+            Truncation::Opened => Op::Rescale { input, output, shift },
+            Truncation::Local => Op::Truncate { input, output, shift },
+        })
+    }
+
+    fn pool(&mut self, out: usize, input: Register) -> Register {
+        let Value { shape, scale } = self.value(input);
+        let even = shape.height.is_multiple_of(out) && shape.width.is_multiple_of(out);
+        let size = shape.height / out * (shape.width / out);
+        let bits = if even && size.is_power_of_two() { size.ilog2() } else { POOL_BITS };
+        self.push("avg-pool", Shape::new(shape.channels, out, out), scale + bits, |output| Op::Pool {
+            input,
+            output,
+            bits,
+        })
+    }
+
+    /// Flattening moves nothing: only the shape of the register changes.
+    fn reshape(&mut self, input: Register) -> Register {
+        let Value { shape, scale } = self.value(input);
+        let flat = Shape::new(shape.len(), 1, 1);
+        self.push("flatten", flat, scale, |output| Op::Affine { input, output, factor: 1, offset: 0 })
+    }
+
+    fn residual(&mut self, main: &[Layer], shortcut: &[Layer], at: Register) -> Result<Register, CompileError> {
+        let before = self.last.clone();
+        let right = self.layers(shortcut, at)?;
+        self.last = before;
+        let left = self.layers(main, at)?;
+        let (left_value, right_value) = (self.value(left), self.value(right));
+        let scale = left_value.scale.max(right_value.scale);
+        let shifts = [scale - left_value.scale, scale - right_value.scale];
+        Ok(self.push("residual", left_value.shape, scale, |output| Op::Add { inputs: [left, right], shifts, output }))
+    }
+}
+
+const fn dense(inputs: usize, outputs: usize) -> ConvShape {
+    ConvShape { in_channels: inputs, out_channels: outputs, kernel: 1, stride: 1, padding: 0, height: 1, width: 1 }
+}
+
+fn quantise<R: Ring>(layer: &str, value: f64, bits: u32) -> Result<R, CompileError> {
+    fixed_point::<R>(value, bits).map(R::from_i64).ok_or_else(|| CompileError::Magnitude {
+        layer: layer.to_owned(),
+        value,
+        bits,
+    })
+}

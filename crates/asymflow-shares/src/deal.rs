@@ -1,0 +1,300 @@
+//! One query's correlated randomness: numbered, perishable, used once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use asymflow_wire::{Limits, WireError, read_frame, write_frame};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::dealer::ServerSeed;
+use crate::message::Session;
+use crate::model::{PartyModel, Server};
+use crate::nonlinear::OpDeal;
+use crate::party::Party;
+use crate::program::DealSize;
+use crate::ring::Ring;
+
+/// What a deal belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DealHeader {
+    pub(crate) session: Session,
+    pub(crate) model: [u8; 32],
+    pub(crate) query: u64,
+    pub(crate) server: Server,
+    /// Seconds of Unix time.
+    pub(crate) expires_seconds: u64,
+}
+
+/// One server's randomness of one query. It cannot be copied, and a query consumes it.
+pub struct Deal<R> {
+    pub(crate) header: DealHeader,
+    /// One for each operation.
+    pub(crate) ops: Vec<OpDeal<R>>,
+}
+
+impl<R> fmt::Debug for Deal<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Deal(query {}, {:?})", self.header.query, self.header.server)
+    }
+}
+
+/// Why a deal was refused.
+#[derive(Debug, Error)]
+pub enum DealError {
+    /// Of another dealer's or for another server.
+    #[error("deal of query {query} belongs to another session or server")]
+    Session {
+        /// Its number.
+        query: u64,
+    },
+    /// For another model, program or format.
+    #[error("deal of query {query} belongs to another model")]
+    Model {
+        /// Its number.
+        query: u64,
+    },
+    /// Used before, or dealt with a number below one that came before.
+    #[error("randomness of query {query} was used, withdrawn or superseded, and is never used again")]
+    Reused {
+        /// The number.
+        query: u64,
+    },
+    /// Not there yet.
+    #[error("no randomness was dealt for query {query}")]
+    Missing {
+        /// The number.
+        query: u64,
+    },
+    /// Too old.
+    #[error("randomness of query {query} expired {seconds} seconds ago")]
+    Expired {
+        /// The number.
+        query: u64,
+        /// How long ago.
+        seconds: u64,
+    },
+    /// A part that is not as long as the program says.
+    #[error("deal of query {query}: operation {op} has {got} bytes, expected {expected}")]
+    Length {
+        /// The number.
+        query: u64,
+        /// Index of the operation.
+        op: usize,
+        /// Theirs.
+        got: usize,
+        /// Expected.
+        expected: usize,
+    },
+    /// A part out of order.
+    #[error("deal of query {query}: operation {got}, expected {expected}")]
+    Order {
+        /// The number.
+        query: u64,
+        /// Theirs.
+        got: u32,
+        /// Expected.
+        expected: usize,
+    },
+    /// The connection to the dealer failed.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+const HEADER_LIMIT: u32 = 256;
+
+impl<R: Ring> Deal<R> {
+    /// Number of the query that it is for.
+    pub const fn query(&self) -> u64 {
+        self.header.query
+    }
+
+    /// Bytes of correlated randomness beyond the seed.
+    pub fn bytes(&self) -> u64 {
+        self.ops.iter().map(|op| (op.common.len() * 16 + op.corrections.len() * R::BYTES) as u64).sum()
+    }
+
+    /// Checks that it is for this server and model.
+    fn check(&self, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+        check_header(&self.header, model, seed)?;
+        let query = self.header.query;
+        let sizes = sizes(model, seed.server);
+        if self.ops.len() != sizes.len() {
+            return Err(DealError::Model { query });
+        }
+        for (op, (deal, expected)) in self.ops.iter().zip(sizes).enumerate() {
+            let got = DealSize { common: deal.common.len(), corrections: deal.corrections.len() };
+            if got != expected {
+                let (got, expected) = (bytes_of::<R>(got), bytes_of::<R>(expected));
+                return Err(DealError::Length { query, op, got, expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes it in frames, one for each operation that needs randomness; returns the bytes. The channel must be
+    /// encrypted: a deal that others read does not protect inputs.
+    ///
+    /// # Errors
+    /// The writer failed.
+    pub fn write_to(&self, writer: &mut impl Write) -> Result<u64, WireError> {
+        let mut written = write_frame(writer, &self.header, &[])?;
+        for (index, op) in self.ops.iter().enumerate() {
+            written += op.write_to(index, writer)?;
+        }
+        Ok(written)
+    }
+
+    /// Reads what [`Deal::write_to`] wrote, for `model` at the server of `seed`. Nothing longer than the program asks for
+    /// is read.
+    fn read_from(reader: &mut impl Read, model: &PartyModel<R>, seed: &ServerSeed) -> Result<Self, DealError> {
+        let limits = |body_bytes| Limits { header_bytes: HEADER_LIMIT, body_bytes };
+        let header: DealHeader = read_frame(reader, limits(0))?.header;
+        check_header(&header, model, seed)?;
+        let query = header.query;
+        let mut ops = Vec::new();
+        for (op, size) in sizes(model, seed.server).into_iter().enumerate() {
+            let expected = bytes_of::<R>(size);
+            if expected == 0 {
+                ops.push(OpDeal::default());
+                continue;
+            }
+            let frame = read_frame::<u32>(reader, limits(expected as u64))?;
+            if frame.header as usize != op {
+                return Err(DealError::Order { query, got: frame.header, expected: op });
+            }
+            if frame.body.len() != expected {
+                return Err(DealError::Length { query, op, got: frame.body.len(), expected });
+            }
+            let (common, corrections) = frame.body.split_at(16 * size.common);
+            let (blocks, _) = common.as_chunks();
+            let common = Arc::new(blocks.iter().map(|&block| u128::from_le_bytes(block)).collect());
+            ops.push(OpDeal { common, corrections: R::read(corrections) });
+        }
+        Ok(Self { header, ops })
+    }
+}
+
+impl<R: Ring> OpDeal<R> {
+    /// Writes one frame, or nothing where the operation needs no randomness; returns the bytes.
+    pub(crate) fn write_to(&self, index: usize, writer: &mut impl Write) -> Result<u64, WireError> {
+        let mut body = Vec::with_capacity(self.common.len() * 16 + self.corrections.len() * R::BYTES);
+        body.extend(self.common.iter().flat_map(|block| block.to_le_bytes()));
+        R::write(&self.corrections, &mut body);
+        if body.is_empty() { Ok(0) } else { write_frame(writer, &(index as u32), &body) }
+    }
+}
+
+fn check_header<R>(header: &DealHeader, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+    let query = header.query;
+    if header.session != seed.session || header.server != seed.server {
+        return Err(DealError::Session { query });
+    }
+    if header.model != model.hash || model.server.is_some_and(|server| server != seed.server) {
+        return Err(DealError::Model { query });
+    }
+    Ok(())
+}
+
+/// What `server` gets for each operation.
+fn sizes<R>(model: &PartyModel<R>, server: Server) -> Vec<DealSize> {
+    let of = |step: &crate::program::Step| {
+        let size = model.program.deal_size(&step.op);
+        if server.is_first() { DealSize { corrections: 0, ..size } } else { size }
+    };
+    model.program.steps.iter().map(of).collect()
+}
+
+const fn bytes_of<R: Ring>(size: DealSize) -> usize {
+    size.common * 16 + size.corrections * R::BYTES
+}
+
+/// The randomness that a server holds for a model: the only way to a [`Party`], and each deal makes one.
+#[derive(Debug)]
+pub struct DealStore<R> {
+    model: Arc<PartyModel<R>>,
+    seed: ServerSeed,
+    deals: BTreeMap<u64, Deal<R>>,
+    /// All numbers below have been here.
+    next: u64,
+}
+
+impl<R: Ring> DealStore<R> {
+    /// An empty store. A server that starts again with a seed of before refuses all numbers below `next`, which it has kept
+    /// ([`DealStore::next_number`]); with a new seed that is 0.
+    pub fn new(model: Arc<PartyModel<R>>, seed: ServerSeed, next: u64) -> Self {
+        Self { model, seed, deals: BTreeMap::new(), next }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &PartyModel<R> {
+        &self.model
+    }
+
+    /// All numbers below have been here, and are never taken again.
+    pub const fn next_number(&self) -> u64 {
+        self.next
+    }
+
+    /// Keeps a deal. Numbers must rise.
+    ///
+    /// # Errors
+    /// The deal is not for this server, session and model, or this number or a higher one has been here.
+    pub fn insert(&mut self, deal: Deal<R>) -> Result<(), DealError> {
+        deal.check(&self.model, &self.seed)?;
+        let query = deal.query();
+        if query < self.next {
+            return Err(DealError::Reused { query });
+        }
+        self.next = query.saturating_add(1);
+        self.deals.insert(query, deal);
+        Ok(())
+    }
+
+    /// Reads a deal from the dealer and keeps it; returns its number.
+    ///
+    /// # Errors
+    /// The reader failed, or as [`DealStore::insert`].
+    pub fn read(&mut self, reader: &mut impl Read) -> Result<u64, DealError> {
+        let deal = Deal::read_from(reader, &self.model, &self.seed)?;
+        let query = deal.query();
+        self.insert(deal).map(|()| query)
+    }
+
+    /// This server in `query`: takes its randomness out, for good, and does all work that needs no input.
+    ///
+    /// # Errors
+    /// The randomness was taken before, has not come yet, or has expired; then it is dropped.
+    pub fn party(&mut self, query: u64, now: SystemTime) -> Result<Party<R>, DealError> {
+        let missing = if query < self.next { DealError::Reused { query } } else { DealError::Missing { query } };
+        let deal = self.deals.remove(&query).ok_or(missing)?;
+        let now = unix_seconds(now);
+        if now >= deal.header.expires_seconds {
+            return Err(DealError::Expired { query, seconds: now - deal.header.expires_seconds });
+        }
+        Ok(Party::new(Arc::clone(&self.model), &self.seed, deal))
+    }
+
+    /// Drops what has expired.
+    pub fn purge(&mut self, now: SystemTime) {
+        let now = unix_seconds(now);
+        self.deals.retain(|_, deal| now < deal.header.expires_seconds);
+    }
+
+    /// Deals held.
+    pub fn len(&self) -> usize {
+        self.deals.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.deals.is_empty()
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}

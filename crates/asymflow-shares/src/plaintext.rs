@@ -1,0 +1,150 @@
+//! What a program computes, in the clear: the reference that protocols are compared with, and where overflow shows.
+
+use thiserror::Error;
+
+use crate::conv::{Kernel, float_conv};
+use crate::groups::Grouping;
+use crate::input::{ClientError, decode, encode};
+use crate::model::FixedModel;
+use crate::nonlinear::{deciding, group_of};
+use crate::party::add_bias;
+use crate::pool::pool;
+use crate::program::{Op, Program};
+use crate::ring::Ring;
+
+/// Why there is no result to trust.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum PlaintextError {
+    /// The input does not fit.
+    #[error(transparent)]
+    Input(#[from] ClientError),
+    /// A value beyond what protocols handle, 2^(ℓ−2) in magnitude at the scale of its layer.
+    #[error("layer {layer}: {value:e} with {scale} fraction bits leaves the range of the ring")]
+    Overflow {
+        /// The layer.
+        layer: String,
+        /// The value.
+        value: f64,
+        /// Fraction bits.
+        scale: u32,
+    },
+}
+
+/// All tensors of a run in the clear, and the logits.
+#[derive(Debug)]
+pub struct Trace {
+    /// Samples × classes.
+    pub logits: Vec<f32>,
+    /// What the operations of each layer put out, in order; a layer may have several.
+    pub layers: Vec<(String, Vec<f32>)>,
+}
+
+impl<R: Ring> FixedModel<R> {
+    /// Computes what the servers compute on shares, with truncation towards −∞, and refuses what overflows.
+    ///
+    /// # Errors
+    /// The input does not fit, or a value leaves the range in which protocols are right.
+    pub fn evaluate(&self, input: &[f32]) -> Result<Trace, PlaintextError> {
+        let program = &self.program;
+        let mut registers = vec![Vec::new(); program.values.len()];
+        registers[0] = encode::<R>(program, input)?;
+        let mut layers = Vec::new();
+        for step in &program.steps {
+            let output = step.op.output();
+            registers[output] = self.step(program, &step.op, &registers);
+            let magnitude = self.magnitude(&step.op, &registers);
+            if magnitude >= 2_f64.powi(R::BITS as i32 - 2) {
+                // Where values are truncated, those before are too large.
+                let register = match step.op {
+                    Op::Relu { input, .. } | Op::Rescale { input, .. } | Op::Truncate { input, .. } => input,
+                    _ => output,
+                };
+                let scale = program.values[register].scale;
+                let value = magnitude * 2_f64.powi(-(scale as i32));
+                return Err(PlaintextError::Overflow { layer: step.label.clone(), value, scale });
+            }
+            layers.push((step.label.clone(), decode(&registers[output], program.values[output].scale)));
+        }
+        let logits = decode(&registers[program.output], program.values[program.output].scale);
+        Ok(Trace { logits, layers })
+    }
+
+    /// Largest magnitude that an operation meets, bounded in floating point, which does not wrap and so shows what the
+    /// ring would hide.
+    fn magnitude(&self, op: &Op, registers: &[Vec<R>]) -> f64 {
+        let float = |x: &R| x.to_i64() as f64;
+        let most = |register: &usize| registers[*register].iter().map(|x| float(x).abs()).fold(0.0, f64::max);
+        let power = |bits: u32| 2_f64.powi(bits as i32);
+        match op {
+            Op::Linear { input, layer, .. } => {
+                let (shape, (weight, bias)) = (self.program.layers[*layer], &self.layers[*layer]);
+                let floats = |values: &[R]| values.iter().map(float).collect::<Vec<f64>>();
+                let sums = float_conv(shape, &floats(weight), &floats(bias), &floats(&registers[*input]));
+                sums.into_iter().fold(0.0, |largest, x| f64::max(largest, x.abs()))
+            }
+            // A sum that decides may be twice as large as a value.
+            Op::Relu { input, grouping, .. } => self.sums(grouping, *input, &registers[*input]) / 2.0,
+            Op::Square { input, shift, .. } => (most(input) / power(*shift)).powi(2),
+            Op::Affine { input, factor, offset, .. } => most(input) * factor.abs() as f64 + offset.abs() as f64,
+            Op::Add { inputs: [left, right], shifts: [a, b], .. } => most(left) * power(*a) + most(right) * power(*b),
+            Op::Pool { input, bits, .. } => most(input) * power(*bits),
+            Op::Open { input, .. } | Op::Rescale { input, .. } | Op::Truncate { input, .. } => most(input),
+        }
+    }
+
+    /// Bound of the sums that decide about groups.
+    fn sums(&self, grouping: &Grouping, register: usize, x: &[R]) -> f64 {
+        let Some(groups) = grouping.groups(self.program.values[register].shape) else { return 0.0 };
+        let mut sums = vec![0.0; self.program.samples * groups.count];
+        for (index, x) in x.iter().enumerate() {
+            let weight = groups.weight[index % groups.of.len()];
+            sums[group_of(Some(&groups), index)] += (x.to_i64() as f64 * weight as f64).abs();
+        }
+        sums.into_iter().fold(0.0, f64::max)
+    }
+
+    pub(crate) fn step(&self, program: &Program, op: &Op, registers: &[Vec<R>]) -> Vec<R> {
+        match op {
+            Op::Open { input, .. } => registers[*input].clone(),
+            Op::Linear { input, layer, output } => {
+                let (weight, bias) = &self.layers[*layer];
+                let shape = program.layers[*layer];
+                let mut sums = vec![R::ZERO; program.len(*output)];
+                add_bias(bias, shape.output_len(), &mut sums);
+                Kernel::new(shape, weight).apply(&registers[*input], &mut sums);
+                sums
+            }
+            Op::Relu { input, shift, compare, grouping, .. } => {
+                let groups = grouping.groups(program.values[*input].shape);
+                let x = &registers[*input];
+                let decisions = deciding(x, groups.as_ref(), program.samples);
+                let keep = |value: R| {
+                    let top = R::BITS - compare.dropped - compare.width;
+                    !value.shifted_right_signed(compare.dropped).shifted_left(compare.dropped + top).sign_bit()
+                };
+                let decisions: Vec<bool> = decisions.into_iter().map(keep).collect();
+                let kept = |index| decisions[group_of(groups.as_ref(), index)];
+                let one = |(index, x): (usize, &R)| if kept(index) { x.shifted_right_signed(*shift) } else { R::ZERO };
+                x.iter().enumerate().map(one).collect()
+            }
+            Op::Square { input, shift, .. } => {
+                let square = |x: &R| x.shifted_right_signed(*shift).times(x.shifted_right_signed(*shift));
+                registers[*input].iter().map(square).collect()
+            }
+            Op::Affine { input, factor, offset, .. } => {
+                let (factor, offset) = (R::from_i64(*factor), R::from_i64(*offset));
+                registers[*input].iter().map(|x| x.times(factor).plus(offset)).collect()
+            }
+            Op::Add { inputs: [left, right], shifts: [a, b], .. } => {
+                let terms = registers[*left].iter().zip(&registers[*right]);
+                terms.map(|(x, y)| x.shifted_left(*a).plus(y.shifted_left(*b))).collect()
+            }
+            Op::Pool { input, output, bits } => {
+                pool(program.values[*input].shape, program.values[*output].shape.height, *bits, &registers[*input])
+            }
+            Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
+                registers[*input].iter().map(|x| x.shifted_right_signed(*shift)).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What two servers compute: a public list of operations on secret-shared tensors.
+
+use asymflow_zoo::Shape;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::conv::ConvShape;
+use crate::groups::Grouping;
+
+mod check;
+
+pub use check::ProgramError;
+
+/// Whether the servers know the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightPolicy {
+    /// Both servers know them. Linear layers are local: no byte online.
+    Public,
+    /// Additively shared between the servers; neither knows them, nor does the dealer.
+    Shared,
+}
+
+/// Fraction bits of fixed-point numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FixedPoint {
+    /// Of inputs, and of activations where they are truncated.
+    pub activation_bits: u32,
+    /// Of weights.
+    pub weight_bits: u32,
+}
+
+/// Index of a tensor of a program.
+pub(crate) type Register = usize;
+
+/// Shape and scale of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Value {
+    pub(crate) shape: Shape,
+    /// Fraction bits.
+    pub(crate) scale: u32,
+}
+
+/// One operation. Every register is written once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Op {
+    /// Opens the input under a fresh mask, for linear layers with shared weights. One round.
+    Open { input: Register, output: Register },
+    /// Convolution or fully connected layer. Its input has been opened where weights are shared.
+    Linear { input: Register, layer: usize, output: Register },
+    /// max(x, 0), the decision made for each group, and truncation by `shift` bits. Two rounds.
+    Relu { input: Register, output: Register, shift: u32, compare: Compare, grouping: Grouping },
+    /// x² after truncation by `shift` bits. One round.
+    Square { input: Register, output: Register, shift: u32 },
+    /// factor · x + offset.
+    Affine { input: Register, output: Register, factor: i64, offset: i64 },
+    /// The sum of two tensors, each shifted left so that the scales agree.
+    Add { inputs: [Register; 2], shifts: [u32; 2], output: Register },
+    /// Sums over PyTorch's adaptive windows times `2^bits / size` rounded.
+    Pool { input: Register, output: Register, bits: u32 },
+    /// Truncation of an opened value, which never fails. One round.
+    Rescale { input: Register, output: Register, shift: u32 },
+    /// Local truncation of each share.
+    Truncate { input: Register, output: Register, shift: u32 },
+}
+
+/// Which bits of a masked value a comparison looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compare {
+    /// Low bits that are ignored.
+    pub(crate) dropped: u32,
+    /// Width of the window above them, the sign bit included; at least 2.
+    pub(crate) width: u32,
+}
+
+/// An operation and the name of the layer that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Step {
+    pub(crate) label: String,
+    pub(crate) op: Op,
+}
+
+/// A network compiled for two servers: public, without its weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "check::Unchecked")]
+pub struct Program {
+    pub(crate) name: String,
+    /// Samples in one query.
+    pub(crate) samples: usize,
+    pub(crate) ring_bits: u32,
+    pub(crate) policy: WeightPolicy,
+    pub(crate) fixed: FixedPoint,
+    /// Register 0 is the input.
+    pub(crate) values: Vec<Value>,
+    pub(crate) output: Register,
+    pub(crate) layers: Vec<ConvShape>,
+    pub(crate) steps: Vec<Step>,
+    /// Tells models of one architecture apart: the hash of public weights, or random for shared ones.
+    pub(crate) tag: [u8; 32],
+}
+
+/// The program was compiled for another ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the program was compiled for {program} bits, not for {got}")]
+pub struct RingError {
+    /// Bits of the program's ring.
+    pub program: u32,
+    /// Bits of the ring that was tried.
+    pub got: u32,
+}
+
+/// What one query costs by the structure of the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Exchanges between the servers.
+    pub rounds: u64,
+    /// Payload that each server sends online.
+    pub online_bytes_per_server: u64,
+    /// What the dealer sends to the first server.
+    pub dealer_bytes_first: u64,
+    /// What the dealer sends to the second server.
+    pub dealer_bytes_second: u64,
+    /// Sign decisions.
+    pub decisions: u64,
+    /// Multiplications of linear layers.
+    pub multiplications: u64,
+}
+
+/// Sizes of what the dealer sends for one operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DealSize {
+    /// Blocks of 16 bytes, to both servers.
+    pub(crate) common: usize,
+    /// Ring elements, to the second server.
+    pub(crate) corrections: usize,
+}
+
+impl Program {
+    /// Name of the network.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the servers know the weights.
+    pub const fn policy(&self) -> WeightPolicy {
+        self.policy
+    }
+
+    /// Samples of one query.
+    pub const fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// Values that a query takes: samples × channels × height × width.
+    pub fn input_len(&self) -> usize {
+        self.len(0)
+    }
+
+    /// Logits that a query gives: samples × classes.
+    pub fn output_len(&self) -> usize {
+        self.len(self.output)
+    }
+
+    /// For the other server and the dealer.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Nothing in a program can fail to encode.
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// The inverse of [`Program::to_bytes`], for bytes from outside: every shape, register and shift is checked.
+    ///
+    /// # Errors
+    /// The bytes are no program, or one that cannot be run.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ProgramError> {
+        let unchecked: check::Unchecked = postcard::from_bytes(bytes).map_err(ProgramError::Malformed)?;
+        unchecked.try_into()
+    }
+
+    /// Checks that shares over a ring of `bits` bits fit.
+    pub(crate) const fn check_ring(&self, bits: u32) -> Result<(), RingError> {
+        if self.ring_bits == bits { Ok(()) } else { Err(RingError { program: self.ring_bits, got: bits }) }
+    }
+
+    /// Identifies program, format and model: what every message carries.
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::new().chain_update(self.tag).chain_update(self.to_bytes()).finalize().into()
+    }
+
+    /// Name of the layer that exchange `step` of a query belongs to.
+    pub fn label(&self, step: u32) -> &str {
+        let mut rounds = 0;
+        let found = self.steps.iter().find(|s| {
+            rounds += s.op.rounds();
+            step < rounds
+        });
+        found.map_or("end", |step| &step.label)
+    }
+
+    /// Costs of one query.
+    pub fn cost(&self) -> Cost {
+        let word = u64::from(self.ring_bits / 8);
+        let mut cost = Cost::default();
+        for Step { op, .. } in &self.steps {
+            cost.rounds += u64::from(op.rounds());
+            let size = self.deal_size(op);
+            cost.dealer_bytes_first += 16 * size.common as u64;
+            cost.dealer_bytes_second += 16 * size.common as u64 + word * size.corrections as u64;
+            match op {
+                Op::Open { input, .. } | Op::Square { input, .. } | Op::Rescale { input, .. } => {
+                    cost.online_bytes_per_server += word * self.len(*input) as u64;
+                }
+                Op::Relu { input, grouping, .. } => {
+                    let decisions = self.samples * grouping.count(self.values[*input].shape);
+                    cost.decisions += decisions as u64;
+                    cost.online_bytes_per_server += word * self.len(*input) as u64 + decisions.div_ceil(8) as u64;
+                }
+                Op::Linear { layer, .. } => {
+                    cost.multiplications += (self.samples * self.layers[*layer].multiplications()) as u64;
+                }
+                _ => {}
+            }
+        }
+        cost
+    }
+
+    /// Values of a register, all samples together.
+    pub(crate) fn len(&self, register: Register) -> usize {
+        self.samples * self.values[register].shape.len()
+    }
+
+    pub(crate) fn deal_size(&self, op: &Op) -> DealSize {
+        match op {
+            Op::Relu { input, grouping, compare, .. } => {
+                let decisions = self.samples * grouping.count(self.values[*input].shape);
+                DealSize {
+                    common: decisions * crate::compare::key_blocks(compare.width - 1),
+                    corrections: decisions + 4 * self.len(*input),
+                }
+            }
+            Op::Square { input, .. } => DealSize { common: 0, corrections: 4 * self.len(*input) },
+            Op::Rescale { input, .. } => DealSize { common: 0, corrections: 2 * self.len(*input) },
+            Op::Linear { output, .. } if self.policy == WeightPolicy::Shared => {
+                DealSize { common: 0, corrections: self.len(*output) }
+            }
+            _ => DealSize::default(),
+        }
+    }
+}
+
+impl Op {
+    /// Where its result goes.
+    pub(crate) const fn output(&self) -> Register {
+        match self {
+            Self::Open { output, .. }
+            | Self::Linear { output, .. }
+            | Self::Relu { output, .. }
+            | Self::Square { output, .. }
+            | Self::Affine { output, .. }
+            | Self::Add { output, .. }
+            | Self::Pool { output, .. }
+            | Self::Rescale { output, .. }
+            | Self::Truncate { output, .. } => *output,
+        }
+    }
+
+    /// Exchanges between the servers.
+    pub(crate) const fn rounds(&self) -> u32 {
+        match self {
+            Self::Relu { .. } => 2,
+            Self::Open { .. } | Self::Square { .. } | Self::Rescale { .. } => 1,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Whole networks on shares against the same networks in the clear.
+
+use std::collections::BTreeMap;
+
+use crate::float::{float_logits, largest_difference, lively};
+use crate::servers::{image, pair, query};
+use asymflow_shares::{
+    Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, Z48, activations, compile,
+    with_average_pooling,
+};
+use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name};
+
+/// Largest distance of logits on shares from those in fixed point and in floating point.
+fn distances<R: Ring>(network: &Network, options: &Options, images: u64) -> (f64, f64) {
+    let weights = lively(network, 5);
+    let mut pair = pair(compile::<R>(network, &weights, options).unwrap(), 9);
+    let reference = compile::<R>(network, &weights, options).unwrap();
+    let mut largest = (0.0_f64, 0.0_f64);
+    for seed in 0..images {
+        let image = image(network.input.len() * options.samples, seed);
+        let (logits, _) = query(&mut pair, &image);
+        let fixed: Vec<f64> = reference.evaluate(&image).unwrap().logits.iter().map(|&v| f64::from(v)).collect();
+        let float: Vec<f64> = image
+            .chunks(network.input.len())
+            .flat_map(|image| float_logits(network, &weights, &options.activations, image))
+            .collect();
+        largest.0 = largest.0.max(largest_difference(&logits, &fixed));
+        largest.1 = largest.1.max(largest_difference(&logits, &float));
+    }
+    println!("{}: {:.5} from fixed point, {:.5} from floating point", network.name, largest.0, largest.1);
+    largest
+}
+
+fn close<R: Ring>(network: &Network, options: &Options, images: u64, bound: f64) {
+    let (fixed, float) = distances::<R>(network, options, images);
+    assert!(fixed < bound && float < bound, "{fixed} {float}");
+}
+
+const BOTH: [WeightPolicy; 2] = [WeightPolicy::Public, WeightPolicy::Shared];
+
+fn resnet8() -> Network {
+    by_name("resnet8-cifar", 10, Some(Shape::new(3, 16, 16))).unwrap()
+}
+
+/// LeNet's shapes with average pooling, in a form that is public knowledge since 1998.
+fn lenet() -> Network {
+    let conv = |name: &str, in_channels, out_channels, padding| {
+        let name = name.to_owned();
+        Layer::Conv(Conv { name, in_channels, out_channels, kernel: 5, stride: 1, padding, bias: true })
+    };
+    let linear = |name: &str, in_features, out_features| {
+        Layer::Linear(Linear { name: name.to_owned(), in_features, out_features })
+    };
+    let network = Network {
+        name: "lenet".to_owned(),
+        input: Shape::new(1, 28, 28),
+        classes: 10,
+        layers: vec![
+            conv("conv1", 1, 6, 2),
+            Layer::Relu,
+            Layer::AdaptiveAvgPool { out: 14 },
+            conv("conv2", 6, 16, 0),
+            Layer::Relu,
+            Layer::AdaptiveAvgPool { out: 5 },
+            Layer::Flatten,
+            linear("fc1", 400, 120),
+            Layer::Relu,
+            Layer::Dropout { p: 0.5 },
+            linear("fc2", 120, 84),
+            Layer::Relu,
+            linear("fc3", 84, 10),
+        ],
+    };
+    network.validate().unwrap();
+    network
+}
+
+#[test]
+fn lenet_on_many_images() {
+    for policy in BOTH {
+        close::<u64>(&lenet(), &Options::new::<u64>(policy), 100, 0.01);
+    }
+}
+
+#[test]
+fn resnet8_on_many_images() {
+    for policy in BOTH {
+        close::<u64>(&resnet8(), &Options::new::<u64>(policy), 25, 0.005);
+    }
+}
+
+#[test]
+fn resnet8_on_a_window_of_bits() {
+    // Activations stay below 2^7: a sign, seven integer bits and twelve of fraction.
+    let options = Options { comparison: Comparison::Window { bits: 20 }, ..Options::new::<u64>(WeightPolicy::Shared) };
+    close::<u64>(&resnet8(), &options, 10, 0.005);
+    let narrow = Options { comparison: Comparison::Window { bits: 12 }, ..options };
+    let (_, far) = distances::<u64>(&resnet8(), &narrow, 1);
+    assert!(far > 0.05, "a window without integer bits decides wrongly: {far}");
+}
+
+#[test]
+fn resnet8_over_32_bits() {
+    close::<u32>(&resnet8(), &Options::new::<u32>(WeightPolicy::Shared), 10, 0.05);
+}
+
+#[test]
+fn resnet8_and_quadratics_over_48_bits() {
+    close::<Z48>(&resnet8(), &Options::new::<Z48>(WeightPolicy::Shared), 10, 0.005);
+    let activations = with(&Activation::Quadratic { a: 0.2, b: 0.5, c: 0.2 }, &lenet()).activations;
+    let options = Options { activations, ..Options::new::<Z48>(WeightPolicy::Shared) };
+    // Pooled squares leave less room here, and are truncated once more.
+    let (fixed, float) = distances::<Z48>(&lenet(), &options, 10);
+    assert!(fixed < 0.005 && float < 0.05, "{fixed} {float}");
+}
+
+#[test]
+fn several_samples_in_one_query() {
+    let options = Options { samples: 3, ..Options::new::<u64>(WeightPolicy::Shared) };
+    close::<u64>(&resnet8(), &options, 2, 0.005);
+}
+
+fn with(activation: &Activation, network: &Network) -> Options {
+    let names = activations(network).unwrap();
+    let activations = names.into_iter().map(|(name, _)| (name, activation.clone())).collect();
+    Options { activations, ..Options::new::<u64>(WeightPolicy::Shared) }
+}
+
+#[test]
+fn quadratic_activations() {
+    // As R-PKN begins, as the least squares fit of a ReLU begins, and one that opens downwards.
+    for (a, b, c) in [(0.009, 0.5, 0.47), (0.1995, 0.5, 0.1995), (-0.05, 0.8, -0.1)] {
+        let activation = Activation::Quadratic { a, b, c };
+        for network in [resnet8(), lenet()] {
+            close::<u64>(&network, &with(&activation, &network), 5, 0.02);
+        }
+    }
+}
+
+#[test]
+fn shared_decisions() {
+    // Of eight fraction bits, so that rounding them changes no decision.
+    let weights: Vec<f32> = (0..12).map(|i| ((i as f32 * 0.7).sin() * 256.0).round() / 256.0).collect();
+    for (channels, block, decision) in [
+        (1, (2, 2), Decision::Mean),
+        (1, (4, 4), Decision::Corner),
+        (2, (3, 3), Decision::Centre),
+        (8, (1, 1), Decision::Mean),
+        (2, (2, 3), Decision::Weights(weights)),
+    ] {
+        // Groups at the edge of a map have another middle than whole ones; LeNet's maps of 28 and 10 rows are cut by 3.
+        let network = if matches!(decision, Decision::Centre) { resnet8_of(12) } else { resnet8() };
+        let activation = Activation::SharedRelu { block, channels, decision };
+        let options = with(&activation, &network);
+        // A group whose decision is within rounding of zero may fall either way: rare, and then not close.
+        let (fixed, float) = distances::<u64>(&network, &options, 4);
+        assert!(fixed < 0.05 && float < 0.1, "{activation:?}: {fixed} {float}");
+    }
+}
+
+fn resnet8_of(side: usize) -> Network {
+    by_name("resnet8-cifar", 10, Some(Shape::new(3, side, side))).unwrap()
+}
+
+#[test]
+fn a_mixture_of_activations() {
+    let names: Vec<String> = activations(&resnet8()).unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names[..3], ["conv1.relu", "layer1.0.conv1.relu", "layer1.0.conv2.relu"]);
+    let all = [
+        Activation::Identity,
+        Activation::Quadratic { a: 0.1, b: 0.5, c: 0.0 },
+        Activation::Relu,
+        Activation::SharedRelu { block: (2, 2), channels: 1, decision: Decision::Mean },
+    ];
+    let activations: BTreeMap<_, _> = names.into_iter().zip(all.into_iter().cycle()).collect();
+    for policy in BOTH {
+        let options = Options { activations: activations.clone(), ..Options::new::<u64>(policy) };
+        let (fixed, float) = distances::<u64>(&resnet8(), &options, 5);
+        assert!(fixed < 0.05 && float < 0.1, "{fixed} {float}");
+    }
+}
+
+#[test]
+fn maximum_pooling_is_refused_and_can_be_averaged() {
+    let network = by_name("vgg11-cifar", 10, None).unwrap();
+    let weights = Weights::init(&network, 1);
+    let error = compile::<u64>(&network, &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "layer max-pool after features.0 cannot be computed on shares: a maximum takes one comparison for each pair of \
+         values; use average pooling (`with_average_pooling`) instead"
+    );
+    let demo = with_average_pooling(&by_name("demo-cnn", 10, Some(Shape::new(3, 16, 16))).unwrap());
+    close::<u64>(&demo, &Options::new::<u64>(WeightPolicy::Shared), 5, 0.01);
+    compile::<u64>(&with_average_pooling(&network), &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap();
+    // Overlapping windows have no counterpart in the zoo.
+    let network = with_average_pooling(&by_name("resnet18-imagenet", 10, None).unwrap());
+    let weights = Weights::init(&network, 1);
+    let error = compile::<u64>(&network, &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap_err();
+    assert!(matches!(&error, CompileError::Unsupported { layer, .. } if layer == "max-pool after conv1"), "{error}");
+}
+
+#[test]
+fn what_has_no_protocol_is_named() {
+    let shape = Shape::new(2, 4, 4);
+    let refused = |layer: Layer| {
+        let layers = vec![layer, Layer::Flatten];
+        let network = Network { name: "refused".to_owned(), input: shape, classes: 32, layers };
+        let options = Options::new::<u64>(WeightPolicy::Public);
+        compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap_err().to_string()
+    };
+    let slopes = refused(Layer::PRelu { name: "slopes".to_owned(), channels: 2 });
+    assert!(slopes.starts_with("layer slopes cannot be computed on shares") && slopes.ends_with("use a ReLU instead"));
+    let norm = refused(Layer::BatchNorm { name: "norm".to_owned(), channels: 2 });
+    assert!(norm.starts_with("layer norm cannot be computed on shares"), "{norm}");
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    let network = resnet8();
+    let weights = lively(&network, 1);
+    let base = || Options::new::<u64>(WeightPolicy::Public);
+    let error = |options: &Options| compile::<u64>(&network, &weights, options).unwrap_err().to_string();
+    let fixed = FixedPoint { activation_bits: 40, weight_bits: 12 };
+    assert_eq!(error(&Options { fixed, ..base() }), "number of activation bits of 40 is out of range 1..=31");
+    let comparison = Comparison::Window { bits: 1 };
+    assert_eq!(error(&Options { comparison, ..base() }), "window of a comparison of 1 is out of range 2..=64");
+    assert_eq!(error(&Options { samples: 0, ..base() }), "number of samples of 0 is out of range 1..=65536");
+    let named =
+        |name: &str, activation| Options { activations: BTreeMap::from([(name.to_owned(), activation)]), ..base() };
+    let unknown = error(&named("relu7", Activation::Relu));
+    assert!(unknown.starts_with("no activation named relu7; there are [\"conv1.relu\""), "{unknown}");
+    let flat = Activation::Quadratic { a: 0.0, b: 1.0, c: 0.0 };
+    assert_eq!(error(&named("conv1.relu", flat)), "activation conv1.relu: coefficient of a quadratic is out of range");
+    let empty = Activation::SharedRelu { block: (0, 2), channels: 1, decision: Decision::Mean };
+    assert_eq!(error(&named("conv1.relu", empty)), "activation conv1.relu: side of a block is out of range");
+    let few = Activation::SharedRelu { block: (2, 2), channels: 1, decision: Decision::Weights(vec![1.0; 3]) };
+    assert!(error(&named("conv1.relu", few)).contains("number of decision weights"));
+    let wide = Activation::SharedRelu { block: (16, 16), channels: 16, decision: Decision::Mean };
+    let options = Options {
+        activations: BTreeMap::from([("conv1.relu".to_owned(), wide)]),
+        ..Options::new::<u32>(WeightPolicy::Public)
+    };
+    compile::<u64>(&network, &weights, &options).unwrap();
+    let error = compile::<u32>(&network, &weights, &options).unwrap_err();
+    assert!(error.to_string().contains("size of a block, for the sums that the ring holds"), "{error}");
+    let mut weights = weights.clone();
+    weights.tensors.get_mut("fc.weight").unwrap().data[7] = 1e30;
+    let error = compile::<u64>(&network, &weights, &base()).unwrap_err();
+    assert!(matches!(&error, CompileError::Magnitude { layer, .. } if layer == "fc"), "{error}");
+}
