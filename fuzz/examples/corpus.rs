@@ -20,10 +20,10 @@ use asymflow_enclave::attest::{Claims, Evidence};
 use asymflow_fuzz::{attestation_files, sealed_files, small_network};
 use asymflow_privacy::{Loss, Precision, RecordLedger, Relation};
 use asymflow_residual::{ConvUnit, ResidualModel, Unit};
-use asymflow_wire::write_frame;
+use asymflow_wire::{PREFIX_BYTES, write_frame};
 use asymflow_zoo::data::Normalization;
 use asymflow_zoo::delta::DeltaShape;
-use asymflow_zoo::{Shape, Weights};
+use asymflow_zoo::{Shape, Weights, by_name};
 use faer::Par;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
@@ -65,8 +65,15 @@ fn frame(header: &impl Serialize, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The header alone, whose length may change without ado.
+fn header(frame: &[u8], body_bytes: usize) -> &[u8] {
+    &frame[PREFIX_BYTES..frame.len() - body_bytes]
+}
+
 fn protocols() {
-    put("job", "start", &frame(&ToTrusted::Start(Box::new(job(ModeKind::Delta)), Body::Weights), &[0; 32]));
+    let start = frame(&ToTrusted::Start(Box::new(job(ModeKind::Delta)), Body::Weights), &[0; 32]);
+    put("job", "start", &start);
+    put("job", "start.header", header(&start, 32));
     put("job", "stop", &frame(&ToTrusted::Stop, &[]));
     put("job", "step", &frame(&FromTrusted::Step { epoch: 1, step: 2, loss: 0.5 }, &[]));
     put("job", "checkpoint", &frame(&FromTrusted::Checkpoint { epoch: 1, step: 0 }, b"bytes"));
@@ -74,7 +81,9 @@ fn protocols() {
     put("service", "classify", &frame(&ToService::Classify { images: 2 }, &[9; 128]));
     let refusal = Refusal { code: RefusalCode::Budget, detail: "spent".to_owned() };
     let outcomes = vec![Outcome::Answered, Outcome::Remembered, Outcome::Refused(refusal)];
-    put("service", "answers", &frame(&FromService::Answers { outcomes, spent_epsilon: Some(1.5) }, &[0; 16]));
+    let answers = frame(&FromService::Answers { outcomes, spent_epsilon: Some(1.5) }, &[0; 16]);
+    put("service", "answers", &answers);
+    put("service", "answers.header", header(&answers, 16));
     put("bits", "nine", &[9, 0, 0, 0, 0, 0, 0, 0, 0b1010_1010, 1]);
     put("bits", "none", &[0; 8]);
 }
@@ -176,7 +185,7 @@ fn model(mode: ModeKind) -> (ServedModel, Vec<f32>) {
     let names = vec!["cat".to_owned(), "dog".to_owned()];
     let model = ServedModel::of(&job(mode), Sampling { batch: 4, records: 8 }, normalization, names);
     let network = model.settings().stored_network().unwrap();
-    // Rounded, so that the file is small under compression and the same everywhere.
+    // Rounded, so that the file compresses well.
     let weights = Weights::init(&network, 1).flatten(&network).unwrap();
     (model, weights.iter().map(|weight| (weight * 16.0).round() / 16.0).collect())
 }
@@ -186,8 +195,20 @@ fn models() {
         [(ModeKind::TrustedOnly, "trusted-only"), (ModeKind::Asymml, "asymml"), (ModeKind::Delta, "delta")]
     {
         let (model, weights) = model(mode);
-        put("model", name, &model.encode(&weights).unwrap());
+        let file = model.encode(&weights).unwrap();
+        put("model", name, &file);
+        put("model", &format!("{name}.header"), header(&file, 4 * weights.len()));
     }
+    // What the encoder would not write.
+    let (mut model, _) = model(ModeKind::Delta);
+    if let Some(delta) = &mut model.delta {
+        delta.shape.blocks = [usize::MAX; 3];
+    }
+    put("model", "many-blocks.header", header(&frame(&model, &[]), 0));
+    model.mode = ModeKind::TrustedOnly;
+    model.delta = None;
+    model.network = by_name("resnet8-cifar", 2, Some(Shape::new(1, 8, 8))).unwrap();
+    put("model", "resnet8.header", header(&frame(&model, &[]), 0));
     let network = small_network();
     let weights = Weights::init(network, 1);
     put("weights", "small", &asymflow::weights_file::encode(network, &weights).unwrap());

@@ -15,7 +15,7 @@ use asymflow_residual::{
     ConvUnit, Pass, Protection, ResidualBackend, ResidualModel, Token, Unit, UnitId,
     Wanted, WorkerClient, WorkerConfig,
 };
-use asymflow_wire::{Limits, Prefix, read_frame};
+use asymflow_wire::{Limits, Prefix, decode_header, read_frame};
 use asymflow_zoo::Shape;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -25,21 +25,22 @@ const JOB: Limits = Limits { header_bytes: 4 << 20, body_bytes: 4 << 30 };
 /// What a client takes from a service; a service takes less.
 const SERVICE: Limits = Limits { header_bytes: 1 << 20, body_bytes: 64 << 20 };
 
-/// A frame between host and enclave.
+/// A frame between host and enclave, or the header of one.
 pub fn job(mut input: &[u8]) {
     if let Some(prefix) = input.first_chunk() {
         let _ = black_box(Prefix::parse(*prefix, JOB));
     }
     let _ = black_box(read_frame::<FromTrusted>(&mut &*input, JOB));
-    if let Ok(frame) = read_frame::<ToTrusted>(&mut input, JOB)
-        && let ToTrusted::Start(job, _) = frame.header
-    {
+    let _ = black_box(decode_header::<FromTrusted>(input));
+    let header = decode_header(input).or_else(|_| read_frame(&mut input, JOB).map(|frame| frame.header));
+    if let Ok(ToTrusted::Start(job, _)) = header {
         let _ = black_box((job.settings().stored_network(), job.budget(), open_worker(&job)));
     }
 }
 
-/// A frame between client and service.
+/// A frame between client and service, or the header of one.
 pub fn service(mut input: &[u8]) {
+    let _ = black_box((decode_header::<ToService>(input), decode_header::<FromService>(input)));
     let _ = black_box(read_frame::<ToService>(&mut &*input, SERVICE));
     let _ = black_box(read_frame::<FromService>(&mut input, SERVICE));
 }
