@@ -21,7 +21,7 @@ use mutate::Mutator;
 static ALLOCATOR: Counting = Counting;
 
 /// A target ends after so many executions or seconds, whichever comes first: 21 targets make 42 seconds.
-const EXECUTIONS: u64 = 20_000;
+const EXECUTIONS: u64 = 100_000;
 const SECONDS: f64 = 2.0;
 const SEED: u64 = 1;
 /// Inputs grow no longer.

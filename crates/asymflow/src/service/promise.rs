@@ -183,3 +183,35 @@ pub fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promise(input: Shape) -> Promise {
+        Promise {
+            schema: 1,
+            program: String::new(),
+            runtime: String::new(),
+            mode: ModeKind::TrustedOnly,
+            network: String::new(),
+            model_sha256: String::new(),
+            input,
+            classes: 2,
+            class_names: Vec::new(),
+            release: None,
+            batch: 1,
+            insecure: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_promise_about_images_that_nobody_has_room_for_is_none() {
+        let fits = promise(Shape::new(3, 32, 32));
+        assert_eq!(Promise::decode(&fits.encode().unwrap()).unwrap(), fits);
+        for input in [Shape::new(0, 32, 32), Shape::new(3, 1 << 20, 1 << 20), Shape::new(usize::MAX, 2, 2)] {
+            let bytes = promise(input).encode().unwrap();
+            assert!(matches!(Promise::decode(&bytes), Err(PromiseError::Input { .. })), "{input:?}");
+        }
+    }
+}
