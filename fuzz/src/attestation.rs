@@ -14,8 +14,7 @@ const NOW: u64 = 1_800_000_000;
 const THEN: u64 = 1_750_412_171;
 const PROGRAM: &[u8] = b"program";
 const REAL_QUOTE: &[u8] = include_bytes!("../../crates/asymflow-enclave/tests/fixtures/sgx_quote");
-const REAL_COLLATERAL: &[u8] =
-    include_bytes!("../../crates/asymflow-enclave/tests/fixtures/sgx_quote_collateral.json");
+const REAL_COLLATERAL: &[u8] = include_bytes!("../../crates/asymflow-enclave/tests/fixtures/sgx_quote_collateral.json");
 /// Pins the program of the real quote and accepts its platform.
 const REAL_POLICY: &str = r#"{"mr_enclave":["33d8736db756ed4997e04ba358d27833188f1932ff7b1d156904d3f560452fbb"],
     "tcb":{"allow_sw_hardening_needed":true,"allow_configuration_needed":true}}"#;
@@ -68,9 +67,7 @@ pub fn collateral(input: &[u8]) {
         quote.expect("a simulated quote")
     });
     if let Ok(collateral) = Collateral::from_json(input) {
-        for (policy, quote, now) in
-            [(real_policy(), REAL_QUOTE, THEN), (simulated_policy(), QUOTE.as_slice(), NOW)]
-        {
+        for (policy, quote, now) in [(real_policy(), REAL_QUOTE, THEN), (simulated_policy(), QUOTE.as_slice(), NOW)] {
             let verifier = Verifier::new(policy, collateral.clone()).expect("a verifier");
             let _ = black_box(verifier.verify_quote(quote, now));
         }

@@ -10,10 +10,11 @@ use std::time::Duration;
 use asymflow::job::{FromTrusted, ToTrusted};
 use asymflow::serve::open_worker;
 use asymflow::service::protocol::{FromService, ToService};
-use asymflow_privacy::{InsecureNone, PackedBits, Payload, Precision, Private, Relation, Released, Sensitivity, release};
+use asymflow_privacy::{
+    InsecureNone, PackedBits, Payload, Precision, Private, Relation, Released, Sensitivity, release,
+};
 use asymflow_residual::{
-    ConvUnit, Pass, Protection, ResidualBackend, ResidualModel, Token, Unit, UnitId,
-    Wanted, WorkerClient, WorkerConfig,
+    ConvUnit, Pass, Protection, ResidualBackend, ResidualModel, Token, Unit, UnitId, Wanted, WorkerClient, WorkerConfig,
 };
 use asymflow_wire::{Limits, Prefix, decode_header, read_frame};
 use asymflow_zoo::Shape;

@@ -353,7 +353,10 @@ mod tests {
         assert_eq!(refused(&|s| s.rank = 0), "rank 0 is out of range 1..=64");
         assert_eq!(refused(&|s| s.block = 12), "keeping 8 of blocks of 12 does not fit features of 32x32");
         assert_eq!(refused(&|s| s.kept = 17), "keeping 17 of blocks of 16 does not fit features of 32x32");
-        assert_eq!(refused(&|s| s.blocks[1] = usize::MAX), format!("{} bottlenecks in a stage exceed the limit of 64", usize::MAX));
+        assert_eq!(
+            refused(&|s| s.blocks[1] = usize::MAX),
+            format!("{} bottlenecks in a stage exceed the limit of 64", usize::MAX)
+        );
         let layers = vec![Layer::AdaptiveAvgPool { out: 1 }, Layer::Flatten, linear("fc", 3, 10)];
         let bare = Network { layers, ..network.clone() };
         assert!(matches!(delta(&bare, &shape), Err(DeltaError::NoActivation { .. })));

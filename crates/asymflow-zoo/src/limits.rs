@@ -141,7 +141,9 @@ mod tests {
             }
             let pool = Layer::MaxPool { kernel: 2, stride: 1, padding: huge };
             assert!(refused(vec![pool]).starts_with(&format!("layer max-pool: {huge} exceeds")));
-            assert!(refused(vec![Layer::AdaptiveAvgPool { out: huge }]).starts_with(&format!("layer avg-pool: {huge} ")));
+            assert!(
+                refused(vec![Layer::AdaptiveAvgPool { out: huge }]).starts_with(&format!("layer avg-pool: {huge} "))
+            );
             let linear = Linear { name: "fc".to_owned(), in_features: 64, out_features: huge };
             assert!(of(vec![Layer::Flatten, Layer::Linear(linear)]).validate().is_err());
             for input in [Shape::new(huge, huge, huge), Shape::new(1, huge, huge), Shape::new(huge, 1, 0)] {
@@ -171,9 +173,7 @@ mod tests {
 
     #[test]
     fn parameters_have_names_of_their_own_and_a_number() {
-        let fc = |out_features| {
-            Layer::Linear(Linear { name: "fc".to_owned(), in_features: 64, out_features })
-        };
+        let fc = |out_features| Layer::Linear(Linear { name: "fc".to_owned(), in_features: 64, out_features });
         assert_eq!(refused(vec![Layer::Flatten, fc(64), Layer::Relu, fc(64)]), "two parameters are named fc.weight");
         let large = Network { classes: 1 << 28, ..of(vec![Layer::Flatten, fc(1 << 28)]) };
         assert_eq!(large.validate().unwrap_err().to_string(), format!("layer n: more than {MAX_VALUES} parameters"));

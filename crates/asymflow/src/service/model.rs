@@ -2,9 +2,9 @@
 
 use asymflow_privacy::Precision;
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
-use asymflow_zoo::{Network, ParamSpec};
 use asymflow_zoo::data::Normalization;
 use asymflow_zoo::delta::DeltaError;
+use asymflow_zoo::{Network, ParamSpec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
