@@ -3,7 +3,8 @@
 //! `ASYMFLOW_FUZZ_SECONDS` gives each target more time, `ASYMFLOW_FUZZ_SEED` other mutations, and `ASYMFLOW_FUZZ_TRACE=1`
 //! keeps every input before it is run, for one that ends the process without a word.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
+#![expect(clippy::print_stdout, reason = "a test says how far it came")]
 
 mod mutate;
 
