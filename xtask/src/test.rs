@@ -23,6 +23,9 @@ const REMOTE: &str = "asymflow-residual/remote";
 /// A host to test them with.
 const REMOTE_HOST: &str = "remote_host";
 
+/// Parsers on hostile bytes. Built with a profile of its own, in which arithmetic that overflows is no longer silent.
+const FUZZ: &str = "asymflow-fuzz";
+
 /// Arguments of `test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -46,6 +49,9 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     }
     run_tests(workspace, args, &mut tally)?;
     if !process::was_interrupted() {
+        fuzz(workspace, args, &mut tally)?;
+    }
+    if !process::was_interrupted() {
         test_remote(workspace, args, &mut tally)?;
     }
     if args.only.is_none() && args.filter.is_none() && !process::was_interrupted() {
@@ -60,16 +66,31 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
 }
 
 fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+    if args.only.as_deref() == Some(FUZZ) {
+        return Ok(());
+    }
     let mut cargo = process::cargo();
     cargo.current_dir(workspace.root()).args(["test", "--release", "--no-fail-fast"]);
     match &args.only {
         Some(name) => cargo.args(["--package", name]),
+        None if workspace.has(FUZZ) => cargo.args(["--workspace", "--exclude", FUZZ]),
         None => cargo.arg("--workspace"),
     };
     let features = features(workspace, args.only.as_deref(), tally);
     if !features.is_empty() {
         cargo.args(["--features", &features.join(",")]);
     }
+    cargo.args(&args.filter);
+    count_tests(&mut cargo, tally)
+}
+
+/// Runs every parser on its corpus and on mutations of it, for less than a minute.
+fn fuzz(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+    if !workspace.has(FUZZ) || args.only.as_deref().is_some_and(|only| only != FUZZ) {
+        return Ok(());
+    }
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace.root()).args(["test", "--profile", "fuzz", "--no-fail-fast", "--package", FUZZ]);
     cargo.args(&args.filter);
     count_tests(&mut cargo, tally)
 }

@@ -32,6 +32,8 @@ impl MainWidth {
 
 /// Stages of M_main; the second and third halve the map.
 const STAGES: usize = 3;
+/// Most bottlenecks in a stage, several times the published ones.
+const MAX_BLOCKS: usize = 64;
 /// Output channels of the stages, in multiples of the features' channels.
 const EXPANSION: [usize; STAGES] = [1, 4, 8];
 
@@ -71,6 +73,12 @@ pub enum DeltaError {
         rank: usize,
         /// Channels of the features.
         channels: usize,
+    },
+    /// More bottlenecks than M_main may have.
+    #[error("{got} bottlenecks in a stage exceed the limit of {MAX_BLOCKS}")]
+    Bottlenecks {
+        /// Of the longest stage.
+        got: usize,
     },
     /// The features are not made of whole blocks, or more is kept than a block has.
     #[error("keeping {kept} of blocks of {block} does not fit features of {height}x{width}")]
@@ -179,8 +187,12 @@ fn backbone(network: &Network) -> Result<Vec<Layer>, DeltaError> {
 /// Makes Delta's three networks of `network`.
 ///
 /// # Errors
-/// No activation to split after, or a shape that does not fit the features.
+/// A network that is none, no activation to split after, or a shape that does not fit the features.
 pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, DeltaError> {
+    if let Some(got) = shape.blocks.into_iter().max().filter(|&most| most > MAX_BLOCKS) {
+        return Err(DeltaError::Bottlenecks { got });
+    }
+    network.validate()?;
     let mut layers = backbone(network)?;
     let features = output_of(&layers, network.input)?;
     let &DeltaShape { rank, block, kept, .. } = shape;
@@ -341,7 +353,12 @@ mod tests {
         assert_eq!(refused(&|s| s.rank = 0), "rank 0 is out of range 1..=64");
         assert_eq!(refused(&|s| s.block = 12), "keeping 8 of blocks of 12 does not fit features of 32x32");
         assert_eq!(refused(&|s| s.kept = 17), "keeping 17 of blocks of 16 does not fit features of 32x32");
-        let bare = Network { layers: Vec::new(), ..network.clone() };
+        assert_eq!(
+            refused(&|s| s.blocks[1] = usize::MAX),
+            format!("{} bottlenecks in a stage exceed the limit of 64", usize::MAX)
+        );
+        let layers = vec![Layer::AdaptiveAvgPool { out: 1 }, Layer::Flatten, linear("fc", 3, 10)];
+        let bare = Network { layers, ..network.clone() };
         assert!(matches!(delta(&bare, &shape), Err(DeltaError::NoActivation { .. })));
     }
 }

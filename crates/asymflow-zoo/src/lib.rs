@@ -5,6 +5,7 @@ pub mod burn_net;
 pub mod cost;
 pub mod data;
 pub mod delta;
+pub mod limits;
 pub mod models;
 pub mod network;
 #[cfg(feature = "burn")]

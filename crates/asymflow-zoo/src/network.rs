@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::limits;
+
 /// Shape of one sample: channels × height × width, stored row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Shape {
@@ -31,6 +33,11 @@ impl Shape {
     /// Number of values, `channels · height · width`.
     pub const fn len(&self) -> usize {
         self.channels * self.height * self.width
+    }
+
+    /// [`Shape::len`] of a shape from outside; `None` where it overflows.
+    pub fn checked_len(&self) -> Option<usize> {
+        self.channels.checked_mul(self.height)?.checked_mul(self.width)
     }
 
     /// Whether the shape holds no value.
@@ -116,8 +123,10 @@ pub enum Layer {
     /// `main(x) + shortcut(x)`; an empty shortcut is the identity.
     Residual {
         /// The longer branch.
+        #[serde(deserialize_with = "limits::branch")]
         main: Vec<Layer>,
         /// The shorter branch, usually empty or a 1×1 convolution with its normalisation.
+        #[serde(deserialize_with = "limits::branch")]
         shortcut: Vec<Layer>,
     },
 }
@@ -221,6 +230,32 @@ pub enum NetworkError {
         /// Which setting.
         what: &'static str,
     },
+    /// A kernel, stride, padding, side or number of channels beyond any use.
+    #[error("layer {layer}: {got} exceeds {limit}, the limit of every setting")]
+    Setting {
+        /// Name or kind of the layer.
+        layer: String,
+        /// The setting.
+        got: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// More than an executor can be asked for.
+    #[error("layer {layer}: more than {limit} {what}")]
+    TooLarge {
+        /// Name or kind of the layer, or name of the network.
+        layer: String,
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// Two layers share a name.
+    #[error("two parameters are named {name}")]
+    Twice {
+        /// The name.
+        name: String,
+    },
     /// The two branches of a residual block end in different shapes.
     #[error("residual block: main branch ends in {main:?}, shortcut in {shortcut:?}")]
     Branches {
@@ -265,8 +300,15 @@ impl Layer {
     /// Shape of one output sample given that of one input sample.
     ///
     /// # Errors
-    /// Channels, windows or settings that do not fit `input`.
+    /// Channels, windows or settings that do not fit `input`, and sizes beyond [`limits`].
     pub fn output(&self, input: Shape) -> Result<Shape, NetworkError> {
+        limits::check_settings(self)?;
+        limits::check_shape(self.label(), input)?;
+        limits::check_shape(self.label(), self.unchecked_output(input)?)
+    }
+
+    /// As [`Layer::output`], of numbers that do not overflow.
+    fn unchecked_output(&self, input: Shape) -> Result<Shape, NetworkError> {
         let window = |window, stride, padding| {
             let (h, w) =
                 (window_out(input.height, window, stride, padding), window_out(input.width, window, stride, padding));
@@ -369,12 +411,13 @@ pub fn output_of(layers: &[Layer], input: Shape) -> Result<Shape, NetworkError> 
 }
 
 impl Network {
-    /// Checks every shape and that the network ends in `classes` logits.
+    /// Checks every shape, that the network ends in `classes` logits, and that it is within [`limits`].
     ///
     /// # Errors
     /// The first layer that does not fit.
     pub fn validate(&self) -> Result<(), NetworkError> {
         let got = output_of(&self.layers, self.input)?;
+        limits::check_parameters(self)?;
         if got == Shape::new(self.classes, 1, 1) {
             Ok(())
         } else {

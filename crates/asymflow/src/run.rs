@@ -161,6 +161,7 @@ pub fn run(
 ) -> Result<JobReport, RunError> {
     let threads = NonZeroUsize::new(job.threads).ok_or(RunError::Zero { what: "trusted.threads" })?;
     let par = if threads.get() == 1 { Par::Seq } else { Par::rayon(threads.get()) };
+    job.network.validate().map_err(ExecError::from)?;
     let runner = Runner { job, open, stop, par };
     match &job.task {
         Task::Train(spec) => runner.train(spec, body, bytes, observer),
@@ -401,8 +402,9 @@ impl Settings<'_> {
     /// three networks and cannot be executed.
     ///
     /// # Errors
-    /// A network that cannot be made into Delta's three.
+    /// A network that cannot be executed, or made into Delta's three.
     pub fn stored_network(&self) -> Result<Network, DeltaError> {
+        self.network.validate()?;
         match self.delta {
             Some(spec) if self.mode == ModeKind::Delta => {
                 Ok(delta(self.network, &spec.shape)?.all_layers(spec.needs_worker()))

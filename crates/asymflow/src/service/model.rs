@@ -2,9 +2,9 @@
 
 use asymflow_privacy::Precision;
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
-use asymflow_zoo::Network;
 use asymflow_zoo::data::Normalization;
 use asymflow_zoo::delta::DeltaError;
+use asymflow_zoo::{Network, ParamSpec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -15,8 +15,8 @@ use crate::plan::SplitSpec;
 use crate::release::PrivacySpec;
 use crate::run::Settings;
 
-/// Largest header and body of a model file: the largest network of the zoo has 0.6 GB of weights.
-const LIMITS: Limits = Limits { header_bytes: 4 << 20, body_bytes: 2 << 30 };
+/// Largest header and body of a model file: the largest network of the zoo has a few kB of layers and 0.6 GB of weights.
+const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 2 << 30 };
 /// Version of the file.
 const SCHEMA: u32 = 1;
 
@@ -62,7 +62,7 @@ pub enum ModelFileError {
         /// Why.
         reason: String,
     },
-    /// The network cannot be made into Delta's three.
+    /// The network cannot be executed, or made into Delta's three.
     #[error(transparent)]
     Delta(#[from] DeltaError),
 }
@@ -187,9 +187,7 @@ impl ServedModel {
             return settings("normalization", format!("expected {channels} finite means and positive deviations"));
         }
         let network = self.settings().stored_network()?;
-        let size = |shape: &[usize]| shape.iter().try_fold(1_usize, |size, &side| size.checked_mul(side));
-        let expected = network.parameters().iter().try_fold(0_usize, |sum, p| sum.checked_add(size(&p.shape)?));
-        let expected = expected.unwrap_or(usize::MAX);
+        let expected: usize = network.parameters().iter().map(ParamSpec::len).sum();
         if weights.len() != expected {
             let (got, network) = (weights.len(), self.network.name.clone());
             return Err(ModelFileError::Weights { got, expected, network });

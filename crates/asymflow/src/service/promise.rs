@@ -2,6 +2,7 @@
 
 use asymflow_privacy::Relation;
 use asymflow_zoo::Shape;
+use asymflow_zoo::limits::MAX_VALUES;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -88,6 +89,12 @@ pub enum PromiseError {
         /// Its length.
         got: usize,
     },
+    /// An image that no network takes: clients would make room for it.
+    #[error("a promise about images of {input:?}, expected from 1 to {MAX_VALUES} values")]
+    Input {
+        /// The shape.
+        input: Shape,
+    },
     /// Not ours.
     #[error("not a promise this version understands: {0}")]
     Malformed(#[from] serde_json::Error),
@@ -128,12 +135,16 @@ impl Promise {
     /// Inverse of [`Promise::encode`].
     ///
     /// # Errors
-    /// Bytes of another form; a promise with unknown parts is none.
+    /// Bytes of another form; a promise with unknown parts is none, and neither is one about images beyond the limits.
     pub fn decode(bytes: &[u8]) -> Result<Self, PromiseError> {
         if bytes.len() > MAX_PROMISE_BYTES {
             return Err(PromiseError::TooLong { got: bytes.len() });
         }
-        Ok(serde_json::from_slice(bytes)?)
+        let promise: Self = serde_json::from_slice(bytes)?;
+        match promise.input.checked_len() {
+            Some(1..=MAX_VALUES) => Ok(promise),
+            _ => Err(PromiseError::Input { input: promise.input }),
+        }
     }
 }
 
@@ -171,4 +182,36 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promise(input: Shape) -> Promise {
+        Promise {
+            schema: 1,
+            program: String::new(),
+            runtime: String::new(),
+            mode: ModeKind::TrustedOnly,
+            network: String::new(),
+            model_sha256: String::new(),
+            input,
+            classes: 2,
+            class_names: Vec::new(),
+            release: None,
+            batch: 1,
+            insecure: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_promise_about_images_that_nobody_has_room_for_is_none() {
+        let fits = promise(Shape::new(3, 32, 32));
+        assert_eq!(Promise::decode(&fits.encode().unwrap()).unwrap(), fits);
+        for input in [Shape::new(0, 32, 32), Shape::new(3, 1 << 20, 1 << 20), Shape::new(usize::MAX, 2, 2)] {
+            let bytes = promise(input).encode().unwrap();
+            assert!(matches!(Promise::decode(&bytes), Err(PromiseError::Input { .. })), "{input:?}");
+        }
+    }
 }

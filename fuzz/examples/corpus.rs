@@ -1,0 +1,280 @@
+//! Writes the seeds of the corpus with the encoders of the workspace: `cargo run -p asymflow-fuzz --example corpus`.
+//!
+//! Inputs that a target once failed on are kept beside them under other names, and stay.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "there is no corpus to write after a failure")]
+
+use std::collections::BTreeMap;
+use std::io::{Cursor, Write};
+use std::path::Path;
+
+use asymflow::checkpoint::{Checkpoint, Position};
+use asymflow::delta::{DeltaSpec, Feed, Labels, ReleasedCache, Sampling, Variant};
+use asymflow::job::{Body, DataSpec, FromTrusted, JobSpec, ModeKind, Schedule, Task, ToTrusted, TrainSpec, WorkerSpec};
+use asymflow::modes::TrainState;
+use asymflow::plan::SplitSpec;
+use asymflow::release::PrivacySpec;
+use asymflow::service::protocol::{FromService, Outcome, Refusal, RefusalCode, ToService};
+use asymflow::service::{ClientId, Ledgers, Promise, ServedModel, Service, ServiceSettings};
+use asymflow_enclave::attest::{Claims, Evidence};
+use asymflow_fuzz::{attestation_files, sealed_files, small_network};
+use asymflow_privacy::{Loss, Precision, RecordLedger, Relation};
+use asymflow_residual::{ConvUnit, ResidualModel, Unit};
+use asymflow_wire::{PREFIX_BYTES, write_frame};
+use asymflow_zoo::data::Normalization;
+use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::{Shape, Weights, by_name};
+use faer::Par;
+use flate2::{Compression, write::GzEncoder};
+use serde::Serialize;
+
+fn put(target: &str, name: &str, bytes: &[u8]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), bytes).unwrap();
+}
+
+fn main() {
+    attestation();
+    protocols();
+    worker();
+    models();
+    kept();
+    data();
+}
+
+fn attestation() {
+    let (certificate, collateral) = attestation_files(br#"{"epsilon":1}"#);
+    put("certificate", "simulated", &certificate);
+    put("collateral", "simulated", &collateral);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/asymflow-enclave/tests/fixtures");
+    let fixture = |name: &str| std::fs::read(fixtures.join(name)).unwrap();
+    put("collateral", "real", &fixture("sgx_quote_collateral.json"));
+    put("collateral", "policy", br#"{"mr_signer":[],"min_isv_svn":1,"tcb":{"allow_sw_hardening_needed":true}}"#);
+    put("quote", "real", &fixture("sgx_quote"));
+    put("quote", "simulated", &fixture("simulated_quote"));
+    put("quote", "tdx", &fixture("tdx_quote"));
+    let claims = Claims { public_key_sha256: [7; 32], promise: b"promise".to_vec() }.encode();
+    put("evidence", "claims", &claims);
+    put("evidence", "evidence", &Evidence { quote: vec![1; 20], claims }.encode());
+}
+
+fn frame(header: &impl Serialize, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_frame(&mut bytes, header, body).unwrap();
+    bytes
+}
+
+/// The header alone, whose length may change without ado.
+fn header(frame: &[u8], body_bytes: usize) -> &[u8] {
+    &frame[PREFIX_BYTES..frame.len() - body_bytes]
+}
+
+fn protocols() {
+    let start = frame(&ToTrusted::Start(Box::new(job(ModeKind::Delta)), Body::Weights), &[0; 32]);
+    put("job", "start", &start);
+    put("job", "start.header", header(&start, 32));
+    put("job", "stop", &frame(&ToTrusted::Stop, &[]));
+    put("job", "step", &frame(&FromTrusted::Step { epoch: 1, step: 2, loss: 0.5 }, &[]));
+    put("job", "checkpoint", &frame(&FromTrusted::Checkpoint { epoch: 1, step: 0 }, b"bytes"));
+    put("service", "hello", &frame(&ToService::Hello { version: 1, client: [3; 32] }, &[]));
+    put("service", "classify", &frame(&ToService::Classify { images: 2 }, &[9; 128]));
+    let refusal = Refusal { code: RefusalCode::Budget, detail: "spent".to_owned() };
+    let outcomes = vec![Outcome::Answered, Outcome::Remembered, Outcome::Refused(refusal)];
+    let answers = frame(&FromService::Answers { outcomes, spent_epsilon: Some(1.5) }, &[0; 16]);
+    put("service", "answers", &answers);
+    put("service", "answers.header", header(&answers, 16));
+    put("bits", "nine", &[9, 0, 0, 0, 0, 0, 0, 0, 0b1010_1010, 1]);
+    put("bits", "none", &[0; 8]);
+}
+
+/// The worker's messages, which its crate keeps to itself, in their order.
+#[derive(Serialize)]
+enum Welcome {
+    Ready { device: &'static str },
+    Missing { what: &'static str, fix: &'static str },
+}
+
+#[derive(Serialize)]
+enum Opened {
+    Ready,
+    Model { unit: u32, reason: &'static str },
+}
+
+#[derive(Serialize)]
+enum Response {
+    Done { busy_seconds: f64, values: u64, precision: Precision },
+    Failed { reason: &'static str },
+}
+
+fn worker() {
+    let done = |values, precision| Response::Done { busy_seconds: 0.1, values, precision };
+    let session = [
+        frame(&Welcome::Ready { device: "cpu" }, &[]),
+        frame(&Opened::Ready, &[]),
+        frame(&done(0, Precision::F32), &[]),
+        frame(&done(4, Precision::F16), &[0; 8]),
+        frame(&done(4, Precision::F32), &[0; 20]),
+        frame(&done(1, Precision::F32), &[0; 4]),
+    ];
+    put("worker", "session", &session.concat());
+    let failed = frame(&Response::Failed { reason: "no" }, &[]);
+    put("worker", "failed", &[session[..2].concat(), failed].concat());
+    put("worker", "refused", &[session[0].clone(), frame(&Opened::Model { unit: 0, reason: "no" }, &[])].concat());
+    put("worker", "missing", &frame(&Welcome::Missing { what: "a device", fix: "buy one" }, &[]));
+    let conv = ConvUnit { input: Shape::new(2, 3, 3), out_channels: 2, kernel: 3, stride: 1, padding: 1 };
+    let model = ResidualModel { units: vec![Unit::Conv(conv), Unit::Network(small_network().clone())] };
+    put("worker", "model.json", &serde_json::to_vec(&model).unwrap());
+}
+
+fn job(mode: ModeKind) -> JobSpec {
+    let shape = DeltaShape::published(small_network()).unwrap();
+    let delta = DeltaSpec {
+        shape,
+        decomposition: "gram".to_owned(),
+        variant: Variant::Strict,
+        epsilon: Some(2.0),
+        clip: 1.0,
+        labels: Labels::Public,
+        feed: Feed::Nothing,
+        views: 1,
+        stage1_epochs: 1,
+        orthogonality: 0.0,
+    };
+    let train = TrainSpec {
+        epochs: 2,
+        batch: 4,
+        learning_rate: 0.1,
+        momentum: 0.9,
+        weight_decay: 0.0,
+        schedule: Schedule::Cosine,
+        seed: 1,
+        evaluate_every: 1,
+    };
+    JobSpec {
+        mode,
+        network: small_network().clone(),
+        data: DataSpec { path: None, train: Some(8), test: Some(4), seed: 1, augment: false },
+        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false },
+        privacy: PrivacySpec {
+            mechanism: "insecure_none".to_owned(),
+            sigma: None,
+            clip: None,
+            relation: Relation::Remove,
+            delta: 1e-5,
+            budget_epsilon: None,
+        },
+        delta: (mode == ModeKind::Delta).then_some(delta),
+        naive_epsilon: None,
+        precision: Precision::F32,
+        worker: Some(WorkerSpec {
+            address: "127.0.0.1:1".to_owned(),
+            fingerprint: Some("ab".repeat(32)),
+            token: "0123456789abcdef".to_owned(),
+            insecure_plaintext: false,
+            timeout_seconds: 1,
+            patience_seconds: 1,
+        }),
+        threads: 1,
+        task: Task::Train(train),
+    }
+}
+
+fn model(mode: ModeKind) -> (ServedModel, Vec<f32>) {
+    let normalization = Normalization { mean: vec![0.5], std: vec![0.25] };
+    let names = vec!["cat".to_owned(), "dog".to_owned()];
+    let model = ServedModel::of(&job(mode), Sampling { batch: 4, records: 8 }, normalization, names);
+    let network = model.settings().stored_network().unwrap();
+    // Rounded, so that the file compresses well.
+    let weights = Weights::init(&network, 1).flatten(&network).unwrap();
+    (model, weights.iter().map(|weight| (weight * 16.0).round() / 16.0).collect())
+}
+
+fn models() {
+    for (mode, name) in
+        [(ModeKind::TrustedOnly, "trusted-only"), (ModeKind::Asymml, "asymml"), (ModeKind::Delta, "delta")]
+    {
+        let (model, weights) = model(mode);
+        let file = model.encode(&weights).unwrap();
+        put("model", name, &file);
+        put("model", &format!("{name}.header"), header(&file, 4 * weights.len()));
+    }
+    // What the encoder would not write.
+    let (mut model, _) = model(ModeKind::Delta);
+    if let Some(delta) = &mut model.delta {
+        delta.shape.blocks = [usize::MAX; 3];
+    }
+    put("model", "many-blocks.header", header(&frame(&model, &[]), 0));
+    model.mode = ModeKind::TrustedOnly;
+    model.delta = None;
+    model.network = by_name("resnet8-cifar", 2, Some(Shape::new(1, 8, 8))).unwrap();
+    put("model", "resnet8.header", header(&frame(&model, &[]), 0));
+    let network = small_network();
+    let weights = Weights::init(network, 1);
+    put("weights", "small", &asymflow::weights_file::encode(network, &weights).unwrap());
+    let mut spent = RecordLedger::default();
+    spent.add(Loss::Pure { epsilon: 0.5 });
+    let checkpoint = Checkpoint {
+        state: TrainState { weights: vec![1.0, -2.5], momentum: vec![0.0, 3.0], released: vec![7, 0, 255] },
+        spent: vec![RecordLedger::default(), spent],
+        position: Position { network: "n".into(), mode: "m".into(), epoch: 3, step: 7, ..Position::default() },
+    };
+    put("checkpoint", "small", &checkpoint.encode().unwrap());
+}
+
+fn kept() {
+    let (model, weights) = model(ModeKind::TrustedOnly);
+    let settings = ServiceSettings::default();
+    let service = Service::new(model, &weights, None, settings, Par::Seq).unwrap();
+    let promise = Promise::of(&service, &settings, b"model", "sim");
+    put("promise", "trusted-only", &promise.encode().unwrap());
+    let mut ledgers = Ledgers::new(3);
+    for client in 0..3 {
+        ledgers.charge(ClientId::of(&[client; 32]), &[Loss::Zcdp { rho: 0.5 }], None).expect("no budget");
+    }
+    put("ledgers", "three", &ledgers.encode().unwrap());
+    let cache = ReleasedCache {
+        views: vec![vec![1, 2, 3], vec![4]],
+        labels: vec![0, 1],
+        queries: BTreeMap::from([(5, vec![6, 7])]),
+        ahead: Some((vec![1], vec![0.5, 0.25])),
+    };
+    put("released_cache", "small", &cache.encode().unwrap());
+    let (sealed, guard) = sealed_files(b"content of a sealed file");
+    put("sealed", "first", &sealed);
+    put("guard", "first", &guard);
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn data() {
+    let pixels: Vec<u8> = (0..3072).map(|i| (i / 64) as u8).collect();
+    let record = [&[3, 99], pixels.as_slice()].concat();
+    put("cifar_binary", "two", &record.repeat(2));
+    let mut tar = tar::Builder::new(Vec::new());
+    for name in ["train.bin", "test.bin"] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(record.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("cifar-100-binary/{name}"), record.as_slice()).unwrap();
+    }
+    let tar = tar.into_inner().unwrap();
+    put("archive", "plain.tar", &tar);
+    put("archive", "gzipped.tar.gz", &gzip(&tar));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/asymflow-zoo/tests/golden");
+    put("pickle", "cifar100", &std::fs::read(golden.join("cifar100_py3.pickle")).unwrap());
+    put("pickle", "names", b"\x80\x02}U\x10fine_label_names](U\x01aU\x01bes.");
+    put("idx", "images", b"\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x03abcdefghijkl");
+    put("idx", "labels", b"\0\0\x08\x01\0\0\0\x02\x01\x02");
+    put("idx", "labels.gz", &gzip(b"\0\0\x08\x01\0\0\0\x02\x01\x02"));
+    let image = image::RgbImage::from_fn(9, 7, |x, y| image::Rgb([x as u8 * 20, y as u8 * 30, 7]));
+    for (name, format) in [("png", image::ImageFormat::Png), ("jpeg", image::ImageFormat::Jpeg)] {
+        let mut file = Cursor::new(Vec::new());
+        image.write_to(&mut file, format).unwrap();
+        put("image", name, &file.into_inner());
+    }
+}

@@ -1,0 +1,68 @@
+//! Files of data sets and images.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use asymflow_zoo::data::{load, read_image};
+use asymflow_zoo::{DataSource, Shape};
+use tempfile::TempDir;
+
+/// Two images of 2×3 pixels, and their labels.
+const IDX_IMAGES: &[u8] = b"\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x03abcdefghijkl";
+const IDX_LABELS: &[u8] = b"\0\0\x08\x01\0\0\0\x02\x01\x02";
+
+fn folder(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, bytes) in files {
+        std::fs::write(folder.path().join(name), bytes).expect("a file in it");
+    }
+    folder
+}
+
+fn open(path: &Path) {
+    if let Ok(split) = load(&DataSource::Files { path: path.to_owned(), resize: None }) {
+        assert_eq!(split.train.images().len(), split.train.len() * split.train.shape().len());
+        assert!(split.train.labels().iter().all(|&label| (label as usize) < split.train.classes()));
+    }
+}
+
+/// A tar archive, gzipped or not, of whichever form of CIFAR.
+pub fn archive(input: &[u8]) {
+    let folder = folder(&[("all.tar.gz", input)]);
+    open(&folder.path().join("all.tar.gz"));
+}
+
+/// A file of CIFAR-100 records.
+pub fn cifar_binary(input: &[u8]) {
+    open(folder(&[("train.bin", input), ("test.bin", input)]).path());
+}
+
+/// A pickle of CIFAR-100, which is at the same time the file of names.
+pub fn pickle(input: &[u8]) {
+    open(folder(&[("train", input), ("test", input)]).path());
+    open(folder(&[("train", input), ("test", input), ("meta", input)]).path());
+}
+
+/// A file of images, then a file of labels.
+pub fn idx(input: &[u8]) {
+    for (images, labels) in [(input, IDX_LABELS), (IDX_IMAGES, input)] {
+        let files = [
+            ("train-images-idx3-ubyte", images),
+            ("train-labels-idx1-ubyte", labels),
+            ("t10k-images-idx3-ubyte", images),
+            ("t10k-labels-idx1-ubyte", labels),
+        ];
+        open(folder(&files).path());
+    }
+}
+
+/// A JPEG or PNG that a client asks about.
+pub fn image(input: &[u8]) {
+    let folder = folder(&[("image", input)]);
+    for channels in [1, 3] {
+        let shape = Shape::new(channels, 8, 8);
+        if let Ok(pixels) = black_box(read_image(&folder.path().join("image"), shape)) {
+            assert_eq!(pixels.len(), shape.len());
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Model files, checkpoints, weights and what a service keeps.
+
+use std::hint::black_box;
+use std::sync::LazyLock;
+
+use asymflow::checkpoint::Checkpoint;
+use asymflow::delta::ReleasedCache;
+use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings};
+use asymflow::weights_file;
+use asymflow_wire::decode_header;
+use asymflow_zoo::cost::total_cost;
+use asymflow_zoo::{Conv, Layer, Linear, Network, Shape};
+use faer::Par;
+
+/// Networks that cost more are made ready and not executed.
+const MAX_MACS: u64 = 1 << 22;
+/// Models whose weights the input does not bring have fewer.
+const MAX_WEIGHTS: usize = 1 << 18;
+
+/// A network of a few weights with a layer of every kind, and blocks within blocks.
+pub static NETWORK: LazyLock<Network> = LazyLock::new(|| {
+    let conv = |name: &str, in_channels, out_channels, kernel, bias| {
+        let name = name.to_owned();
+        Layer::Conv(Conv { name, in_channels, out_channels, kernel, stride: 1, padding: kernel / 2, bias })
+    };
+    let norm = |name: &str, channels| Layer::BatchNorm { name: name.to_owned(), channels };
+    Network {
+        name: "small".to_owned(),
+        input: Shape::new(1, 8, 8),
+        classes: 2,
+        layers: vec![
+            conv("conv1", 1, 4, 3, true),
+            norm("bn1", 4),
+            Layer::Relu,
+            Layer::Residual {
+                main: vec![conv("a.conv1", 4, 4, 3, false), norm("a.bn1", 4)],
+                shortcut: vec![conv("a.downsample.0", 4, 4, 1, false)],
+            },
+            Layer::Residual {
+                main: vec![Layer::Residual { main: vec![Layer::Relu], shortcut: Vec::new() }],
+                shortcut: Vec::new(),
+            },
+            Layer::PRelu { name: "prelu".to_owned(), channels: 4 },
+            Layer::MaxPool { kernel: 2, stride: 2, padding: 0 },
+            Layer::AdaptiveAvgPool { out: 2 },
+            Layer::Flatten,
+            Layer::Dropout { p: 0.5 },
+            Layer::Linear(Linear { name: "fc".to_owned(), in_features: 16, out_features: 2 }),
+        ],
+    }
+});
+
+/// A model file, or the header of one, to which weights of the right number are given; made into a service that answers
+/// a question where that is cheap.
+pub fn model(input: &[u8]) {
+    let made = decode_header::<ServedModel>(input).ok().and_then(with_zeros);
+    let file = made.as_deref().unwrap_or(input);
+    let Ok((model, weights)) = ServedModel::decode(file) else { return };
+    let settings = ServiceSettings { batch: 1, ..ServiceSettings::default() };
+    let Ok(mut service) = Service::new(model, &weights, None, settings, Par::Seq) else { return };
+    let promise = Promise::of(&service, &settings, input, "sim").encode().expect("a promise");
+    let _ = black_box(Promise::decode(&promise));
+    let network = &service.model().network;
+    let cost = total_cost(network).expect("the cost of a network that is served");
+    if cost.macs + cost.activations < MAX_MACS {
+        let image = vec![128; network.input.len()];
+        let _ = black_box(service.answer(&[Query { client: ClientId::of(&[1; 32]), image }]));
+    }
+}
+
+/// The file of a model whose weights are zero, where they are few.
+fn with_zeros(model: ServedModel) -> Option<Vec<u8>> {
+    let network = model.settings().stored_network().ok()?;
+    let weights = network.parameters().iter().try_fold(0_usize, |sum, parameter| {
+        let product = parameter.shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        sum.checked_add(product?).filter(|&sum| sum < MAX_WEIGHTS)
+    });
+    model.encode(&vec![0.0; weights?]).ok()
+}
+
+/// A checkpoint.
+pub fn checkpoint(input: &[u8]) {
+    let Ok(checkpoint) = Checkpoint::decode(input) else { return };
+    checkpoint.spent.iter().take(8).for_each(|spent| drop(black_box(spent.epsilon(1e-5))));
+    let again = Checkpoint::decode(&checkpoint.encode().expect("it was decoded")).expect("it was encoded");
+    assert_eq!(again.state, checkpoint.state);
+}
+
+/// A promise.
+pub fn promise(input: &[u8]) {
+    if let Ok(promise) = Promise::decode(input) {
+        // Clients make room for an image of this shape.
+        assert!(promise.input.len() < 1 << 30);
+        let _ = black_box(promise.encode());
+    }
+}
+
+/// The losses of clients.
+pub fn ledgers(input: &[u8]) {
+    if let Ok(ledgers) = Ledgers::decode(input, 1000) {
+        let _ = black_box(ledgers.spent(&ClientId::of(&[1; 32])).epsilon(1e-5));
+        let again = ledgers.encode().expect("it was decoded");
+        assert!(Ledgers::decode(&again, 1000).is_ok());
+    }
+}
+
+/// What Delta has released.
+pub fn released_cache(input: &[u8]) {
+    if let Some(cache) = ReleasedCache::decode(input) {
+        let _ = black_box(cache.encode());
+    }
+}
+
+/// Weights as safetensors.
+pub fn weights(input: &[u8]) {
+    if let Ok(weights) = weights_file::decode(&NETWORK, input) {
+        assert!(weights.validate(&NETWORK).is_ok());
+    }
+}
