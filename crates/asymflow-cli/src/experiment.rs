@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec};
+use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec, WorkerTransport};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow_privacy::{Precision, Relation};
@@ -199,6 +199,8 @@ pub struct WorkerSection {
     pub precision: Precision,
     /// No TLS to the worker.
     pub insecure_plaintext: bool,
+    /// What tensors travel through: `tcp`, or `shm` with a worker on the same host.
+    pub transport: WorkerTransport,
     /// Threads of a CPU device; 0 takes one a core.
     pub threads: usize,
     /// Longest wait for one answer.
@@ -216,6 +218,7 @@ impl Default for WorkerSection {
             token_file: None,
             precision: Precision::F32,
             insecure_plaintext: false,
+            transport: WorkerTransport::Tcp,
             threads: 0,
             timeout_seconds: 300,
             patience_seconds: 60,
