@@ -133,7 +133,7 @@ fn start(role: &str) -> Result<(Process, WorkerConfig), Failure> {
     let mut child = command.env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-    let (address, fingerprint) = line.trim_end().split_once(' ').ok_or("the worker process did not start")?;
+    let (address, fingerprint) = line.trim_end_matches('\n').split_once(' ').ok_or("the worker process did not start")?;
     let protection = match fingerprint {
         "" => Protection::InsecurePlaintext,
         pin => Protection::Pinned(pin.parse()?),
@@ -232,8 +232,8 @@ fn main() -> Result<(), Failure> {
     for (size, bytes) in SIZES {
         for session in &mut sessions {
             criterion.bench_function(&format!("transport/{size}/{}", session.name), |b| {
-                let trip = |x| round_trip(session.session.as_mut(), x).map_err(|e| e.to_string());
-                b.iter_batched(|| released(bytes / 4), |x| x.map(trip), BatchSize::LargeInput);
+                let mut trip = |x| round_trip(session.session.as_mut(), x).map_err(|e| e.to_string());
+                b.iter_batched(|| released(bytes / 4), |x| x.map(&mut trip), BatchSize::LargeInput);
             });
         }
     }
