@@ -16,7 +16,7 @@ use asymflow_privacy::{
 };
 use asymflow_residual::{
     Availability, Batch, CollectError, ConvUnit, Notify, OpenError, Pass, Protection, ResidualBackend, ResidualModel,
-    ResidualSession, ResidualTraining, RingLayout, SgdStep, ServeConfig, ServeLimits, SubmitError, Ticket, Token,
+    ResidualSession, ResidualTraining, RingLayout, ServeConfig, ServeLimits, SgdStep, SubmitError, Ticket, Token,
     Transport, Unit, UnitId, Wanted, Worker, WorkerClient, WorkerConfig, WorkerStats,
 };
 use asymflow_zoo::Shape;
@@ -133,7 +133,8 @@ fn start(role: &str) -> Result<(Process, WorkerConfig), Failure> {
     let mut child = command.env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-    let (address, fingerprint) = line.trim_end_matches('\n').split_once(' ').ok_or("the worker process did not start")?;
+    let (address, fingerprint) =
+        line.trim_end_matches('\n').split_once(' ').ok_or("the worker process did not start")?;
     let protection = match fingerprint {
         "" => Protection::InsecurePlaintext,
         pin => Protection::Pinned(pin.parse()?),

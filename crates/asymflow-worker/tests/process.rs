@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use asymflow_residual::{
-    Availability, ConvUnit, Notify, OpenError, Protection, ResidualBackend, ResidualModel, RingLayout, Token, Transport, Unit, UnitId, WorkerClient,
-    WorkerConfig,
+    Availability, ConvUnit, Notify, OpenError, Protection, ResidualBackend, ResidualModel, RingLayout, Token,
+    Transport, Unit, UnitId, WorkerClient, WorkerConfig,
 };
 use asymflow_zoo::Shape;
 

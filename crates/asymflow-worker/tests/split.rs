@@ -15,9 +15,7 @@ use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
 use asymflow::trusted::Program;
 use asymflow_privacy::Precision;
-use asymflow_residual::{
-    Protection, ResidualBackend, RingLayout, Tap, Token, Transport, WorkerClient, WorkerConfig,
-};
+use asymflow_residual::{Protection, ResidualBackend, RingLayout, Tap, Token, Transport, WorkerClient, WorkerConfig};
 use asymflow_zoo::{Layer, Network, Weights, by_name};
 use faer::Par;
 
