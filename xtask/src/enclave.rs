@@ -77,6 +77,9 @@ pub struct PlanArgs {
     /// The most memory that the program is planned to hold at once, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     peak_mib: u64,
+    /// Object in /dev/shm that the enclave shares with the host, as a worker's `--shm` names it
+    #[arg(long, value_name = "NAME")]
+    shared_memory: Vec<String>,
     /// Security version of the enclave
     #[arg(long, value_name = "N", default_value_t = 0)]
     isv_svn: u16,

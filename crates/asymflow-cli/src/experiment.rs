@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec};
+use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec, WorkerTransport};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow_privacy::{Precision, Relation};
@@ -207,12 +207,23 @@ pub struct WorkerSection {
     pub precision: Precision,
     /// No TLS to the worker.
     pub insecure_plaintext: bool,
+    /// What tensors travel through: `tcp`, or `shm` with a worker on the same host, which without this is taken for a worker
+    /// that is started here.
+    pub transport: Option<WorkerTransport>,
     /// Threads of a CPU device; 0 takes one a core.
     pub threads: usize,
     /// Longest wait for one answer.
     pub timeout_seconds: u64,
     /// Longest wait for a lost worker to come back.
     pub patience_seconds: u64,
+}
+
+impl WorkerSection {
+    /// What tensors travel through. A worker that is started here is on this host.
+    pub fn transport(&self) -> WorkerTransport {
+        let default = if self.address.is_some() { WorkerTransport::Tcp } else { WorkerTransport::Shm };
+        self.transport.unwrap_or(default)
+    }
 }
 
 impl Default for WorkerSection {
@@ -224,6 +235,7 @@ impl Default for WorkerSection {
             token_file: None,
             precision: Precision::F32,
             insecure_plaintext: false,
+            transport: None,
             threads: 0,
             timeout_seconds: 300,
             patience_seconds: 60,
@@ -512,6 +524,20 @@ mod tests {
         std::fs::write(folder.path().join("base.toml"), format!("{MINIMAL}[train]\nepochs = 6\n")).unwrap();
         let experiment = read(&path, false, &[]).unwrap();
         assert_eq!((experiment.train.epochs, experiment.train.batch), (6, 4));
+    }
+
+    #[test]
+    fn shared_memory_is_for_a_worker_that_is_started_here() {
+        let (_folder, path) = write(MINIMAL);
+        let transport = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|&item| item.to_owned()).collect();
+            read(&path, false, &set).map(|experiment| experiment.worker.transport())
+        };
+        assert_eq!(transport(&[]).unwrap(), WorkerTransport::Shm);
+        assert_eq!(transport(&["worker.address=10.0.0.1:1"]).unwrap(), WorkerTransport::Tcp);
+        assert_eq!(transport(&["worker.transport=tcp"]).unwrap(), WorkerTransport::Tcp);
+        assert_eq!(transport(&["worker.address=127.0.0.1:1", "worker.transport=shm"]).unwrap(), WorkerTransport::Shm);
+        assert!(transport(&["worker.transport=udp"]).is_err());
     }
 
     #[test]

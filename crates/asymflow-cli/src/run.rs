@@ -227,6 +227,7 @@ impl Runner {
                 fingerprint: w.fingerprint.clone(),
                 token: w.token.clone(),
                 insecure_plaintext: e.worker.insecure_plaintext,
+                transport: e.worker.transport(),
                 timeout_seconds: e.worker.timeout_seconds,
                 patience_seconds: e.worker.patience_seconds,
             }),

@@ -191,6 +191,23 @@ fn a_worker_killed_in_the_middle_of_an_epoch_is_started_again_and_the_losses_sta
     assert_eq!(drill.losses(&drill.run_folder()), whole.losses(&whole.run_folder()));
 }
 
+/// The losses are those of a run over TCP, and both workers' rings were to be had.
+#[test]
+fn a_worker_killed_under_shared_memory_is_started_again_and_the_losses_stay() {
+    let whole = Drill::new();
+    assert!(whole.run(&["--set", "worker.transport=tcp"]).status.success());
+    let drill = Drill::new();
+    let child = drill.command(&["--set", "worker.transport=shm"]).spawn().unwrap();
+    drill.wait_for_steps(8);
+    drill.kill_worker();
+    let output = child.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("opened again, weights sent, step done again"), "{stderr}");
+    assert!(!stderr.contains("no shared memory"), "{stderr}");
+    assert_eq!(drill.losses(&drill.run_folder()), whole.losses(&whole.run_folder()));
+}
+
 #[test]
 fn a_truncated_checkpoint_is_refused_and_left_alone() {
     let drill = Drill::new();

@@ -21,6 +21,7 @@ Options of serve:
   --worker ADDRESS              the worker, where the mode has one
   --worker-fingerprint HEX      SHA-256 of the worker's certificate, as it prints it
   --worker-token-file FILE      the worker's token
+  --worker-shm                  tensors through memory shared with the worker, on the same host
   --state DIR                   where the losses of clients are kept sealed
   --guard DIR                   where the highest sequence number is kept; another disk than --state [DIR/guard]
   --budget-epsilon NUMBER       the most that one client may lose over all its images
@@ -52,6 +53,7 @@ pub struct ServeArgs {
     pub worker: Option<String>,
     pub worker_fingerprint: Option<String>,
     pub worker_token_file: Option<PathBuf>,
+    pub worker_shm: bool,
     pub state: Option<PathBuf>,
     pub guard: Option<PathBuf>,
     pub budget_epsilon: Option<f64>,
@@ -85,6 +87,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
         worker: None,
         worker_fingerprint: None,
         worker_token_file: None,
+        worker_shm: false,
         state: None,
         guard: None,
         budget_epsilon: None,
@@ -107,6 +110,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
             Long("worker") => args.worker = Some(parser.value()?.string()?),
             Long("worker-fingerprint") => args.worker_fingerprint = Some(parser.value()?.string()?),
             Long("worker-token-file") => args.worker_token_file = Some(parser.value()?.into()),
+            Long("worker-shm") => args.worker_shm = true,
             Long("state") => args.state = Some(parser.value()?.into()),
             Long("guard") => args.guard = Some(parser.value()?.into()),
             Long("budget-epsilon") => args.budget_epsilon = Some(number(parser, "--budget-epsilon")?),

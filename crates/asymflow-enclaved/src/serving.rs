@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use asymflow::job::{ModeKind, WorkerSpec};
+use asymflow::job::{ModeKind, WorkerSpec, WorkerTransport};
 use asymflow::serve::worker_client;
 use asymflow::service::{Promise, ServedModel, Service, ServiceSettings};
 use asymflow_residual::ResidualBackend;
@@ -80,6 +80,7 @@ fn worker(model: &ServedModel, args: &ServeArgs) -> Result<Option<Arc<dyn Residu
         fingerprint: args.worker_fingerprint.clone(),
         token: token.trim().to_owned(),
         insecure_plaintext: args.insecure_worker_plaintext,
+        transport: if args.worker_shm { WorkerTransport::Shm } else { WorkerTransport::Tcp },
         timeout_seconds: WORKER_SECONDS,
         patience_seconds: WORKER_SECONDS,
     };

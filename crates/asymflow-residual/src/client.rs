@@ -13,13 +13,14 @@ use rustls::pki_types::ServerName;
 use crate::backend::{
     Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, WorkerStats,
 };
-use crate::connection::{Connection, Security};
+use crate::connection::{Connection, ExchangeError, Security};
 use crate::pin::{Fingerprint, client_config};
 use crate::protocol::{
-    BARE, Encoding, Hello, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome, put_payload,
-    put_u32, take_payload, text, widen, with_body,
+    BARE, Encoding, Hello, Mapped, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome,
+    put_payload, put_u32, take_payload, text, widen, with_body,
 };
 use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
+use crate::ring::{Ring, RingLayout};
 use crate::unit;
 
 type Watch = dyn Fn(&[u8]) + Send + Sync;
@@ -45,6 +46,34 @@ impl fmt::Debug for Tap {
     }
 }
 
+/// Hears what a client does otherwise than it was asked to.
+#[derive(Clone)]
+pub struct Notify(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Notify {
+    /// Calls `f` with each notice.
+    pub fn new(f: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(f))
+    }
+}
+
+impl fmt::Debug for Notify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notify(..)")
+    }
+}
+
+/// What the bodies of a session's frames travel through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// The connection.
+    #[default]
+    Tcp,
+    /// Memory shared with a worker on the same host, not encrypted; headers and short bodies stay on the connection.
+    /// Where no ring can be had the session goes on without, and [`WorkerConfig::notify`] hears why.
+    SharedMemory(RingLayout),
+}
+
 /// How the channel to a worker is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
@@ -64,27 +93,34 @@ pub struct WorkerConfig {
     pub token: Token,
     /// Protection of the channel.
     pub protection: Protection,
+    /// What bodies travel through.
+    pub transport: Transport,
     /// Precision of the outputs and input gradients that come back.
     pub answers: Precision,
     /// Longest wait for a connection and its handshake.
     pub connect_timeout: Duration,
     /// Longest wait for the opening of a session, and for one answer from the first byte of its request on.
     pub answer_timeout: Duration,
-    /// Sees what is sent.
+    /// Sees what is sent, on the connection and through the ring. A body in the ring is seen as a frame of its own,
+    /// before the frame that announces it; its header is the slot, the sequence and the length.
     pub tap: Option<Tap>,
+    /// Hears when a ring was asked for and there is none.
+    pub notify: Option<Notify>,
 }
 
 impl WorkerConfig {
-    /// Answers in binary32, 10 s to connect, 300 s to answer.
+    /// Bodies over TCP, answers in binary32, 10 s to connect, 300 s to answer.
     pub fn new(address: impl Into<String>, token: Token, protection: Protection) -> Self {
         Self {
             address: address.into(),
             token,
             protection,
+            transport: Transport::Tcp,
             answers: Precision::F32,
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(300),
             tap: None,
+            notify: None,
         }
     }
 }
@@ -146,14 +182,53 @@ impl WorkerClient {
         }
     }
 
-    fn opening(&self, error: &WireError) -> OpenError {
-        if let WireError::Io(io) = error {
+    fn opening(&self, error: &ExchangeError) -> OpenError {
+        if let ExchangeError::Wire(WireError::Io(io)) = error {
             let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
             if let Some(rustls::Error::InvalidCertificate(_)) = tls {
                 return OpenError::Certificate { address: self.config.address.clone() };
             }
         }
         self.unreachable(error)
+    }
+
+    fn notice(&self, reason: &str) {
+        if let Some(Notify(hear)) = &self.config.notify {
+            hear(&format!("worker {}: no shared memory, bodies go over TCP: {reason}", self.config.address));
+        }
+    }
+
+    /// Opens the session on a connection, with a ring where one is asked for and to be had.
+    fn open_session(&self, connection: &mut Connection, model: &[u8]) -> Result<(), OpenError> {
+        let wish = match self.config.transport {
+            Transport::Tcp => None,
+            Transport::SharedMemory(layout) => Some(layout),
+        };
+        let open = Open { answers: self.config.answers, ring: wish };
+        connection.send(&open, model).map_err(|e| self.opening(&e))?;
+        let opened: Frame<Opened> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
+        match (opened.header, wish) {
+            (Opened::Ready, _) => Ok(()),
+            (Opened::Model { unit, reason }, _) => Err(OpenError::Model { unit, reason: text(&reason) }),
+            (Opened::Failed { reason }, _) => Err(self.unreachable(text(&reason))),
+            (Opened::Busy { sessions }, _) => {
+                Err(self.unreachable(format_args!("all its {sessions} sessions are taken")))
+            }
+            (Opened::NoRing { reason }, Some(_)) => {
+                self.notice(&text(&reason));
+                Ok(())
+            }
+            (Opened::Ring(offer), Some(layout)) => {
+                let ring = Ring::open(&offer, layout);
+                connection.send(&Mapped(ring.is_ok()), &[]).map_err(|e| self.opening(&e))?;
+                match ring {
+                    Ok(ring) => connection.use_ring(ring),
+                    Err(error) => self.notice(&error.to_string()),
+                }
+                Ok(())
+            }
+            (Opened::NoRing { .. } | Opened::Ring(_), None) => Err(self.unreachable("it answers what was not asked")),
+        }
     }
 }
 
@@ -178,16 +253,7 @@ impl ResidualBackend for WorkerClient {
         let body = serde_json::to_vec(model).map_err(|e| self.unreachable(e))?;
         let (mut connection, handle, _) = self.connect()?;
         connection.set_deadline(Some(Instant::now() + self.config.answer_timeout));
-        connection.send(&Open { answers: self.config.answers }, &body).map_err(|e| self.opening(&e))?;
-        let opened: Frame<Opened> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
-        match opened.header {
-            Opened::Ready => {}
-            Opened::Model { unit, reason } => return Err(OpenError::Model { unit, reason: text(&reason) }),
-            Opened::Failed { reason } => return Err(self.unreachable(text(&reason))),
-            Opened::Busy { sessions } => {
-                return Err(self.unreachable(format_args!("all its {sessions} sessions are taken")));
-            }
-        }
+        self.open_session(&mut connection, &body)?;
         let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None };
         let hang_up = Box::new(move || {
             let _ = handle.shutdown(Shutdown::Both);
@@ -228,14 +294,14 @@ impl Executor for Remote {
 
 impl Remote {
     /// Bytes that are no frame are malformed; everything after them, and a failed stream, is lost.
-    fn lost(&mut self, error: &WireError) -> CollectError {
+    fn lost(&mut self, error: &ExchangeError) -> CollectError {
         let reason = match error {
-            WireError::Io(io) if io.kind() == io::ErrorKind::TimedOut => {
+            ExchangeError::Wire(WireError::Io(io)) if io.kind() == io::ErrorKind::TimedOut => {
                 format!("no answer within {:.1} s", self.answer_timeout.as_secs_f64())
             }
             other => other.to_string(),
         };
-        if matches!(error, WireError::Io(_) | WireError::Closed) {
+        if matches!(error, ExchangeError::Wire(WireError::Io(_) | WireError::Closed)) {
             return CollectError::Lost { reason };
         }
         self.broken = Some(format!("after a malformed answer: {reason}"));

@@ -9,10 +9,12 @@ use rustls::ServerConnection;
 use rustls::{ClientConnection, StreamOwned};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use thiserror::Error;
 
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 
 use crate::client::Tap;
+use crate::ring::{Place, Ring, RingError};
 
 const BUFFER_BYTES: usize = 1 << 17;
 
@@ -74,12 +76,22 @@ enum Stream {
     Server(Box<StreamOwned<ServerConnection, Timed>>),
 }
 
+/// Why a frame could not be sent or received.
+#[derive(Debug, Error)]
+pub(crate) enum ExchangeError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Ring(#[from] RingError),
+}
+
 /// A connection that carries frames.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
     tap: Option<Tap>,
-    /// Plaintext bytes written and read so far.
+    ring: Option<Ring>,
+    /// Plaintext bytes written and read so far, those through the ring included.
     pub sent_bytes: u64,
     pub received_bytes: u64,
 }
@@ -94,7 +106,7 @@ impl Connection {
             #[cfg(feature = "backend")]
             Security::Server(tls) => Stream::Server(Box::new(StreamOwned::new(*tls, timed))),
         };
-        Ok(Self { stream, tap, sent_bytes: 0, received_bytes: 0 })
+        Ok(Self { stream, tap, ring: None, sent_bytes: 0, received_bytes: 0 })
     }
 
     /// Everything until the next call must be over by `deadline`.
@@ -108,15 +120,49 @@ impl Connection {
         timed.deadline = deadline;
     }
 
+    /// From the next frame on, long bodies travel through `ring`.
+    pub fn use_ring(&mut self, ring: Ring) {
+        self.ring = Some(ring);
+    }
+
     /// Writes one frame.
-    pub fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), WireError> {
+    pub fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), ExchangeError> {
+        let Some(ring) = &mut self.ring else { return self.send_here(header, body) };
+        let place = ring.put(body);
+        if let Some(place) = place {
+            self.sent_bytes += place.bytes;
+            if let Some(tap) = &self.tap {
+                // As a frame, so that whoever takes the bytes apart finds the body where all others are.
+                let mut seen = Vec::new();
+                write_frame(&mut seen, &place, body)?;
+                tap.call(&seen);
+            }
+        }
+        self.send_here(&(place, header), if place.is_some() { &[] } else { body })
+    }
+
+    fn send_here<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), ExchangeError> {
         let mut buffered = io::BufWriter::with_capacity(1 << 14, self);
-        write_frame(&mut buffered, header, body).map(|_| ())
+        write_frame(&mut buffered, header, body)?;
+        Ok(())
     }
 
     /// Reads one frame.
-    pub fn receive<H: DeserializeOwned>(&mut self, limits: Limits) -> Result<Frame<H>, WireError> {
-        read_frame(self, limits)
+    pub fn receive<H: DeserializeOwned>(&mut self, limits: Limits) -> Result<Frame<H>, ExchangeError> {
+        if self.ring.is_none() {
+            return Ok(read_frame(self, limits)?);
+        }
+        let Frame { header: (place, header), body } = read_frame::<(Option<Place>, H)>(self, limits)?;
+        let (Some(ring), Some(place)) = (&mut self.ring, place) else { return Ok(Frame { header, body }) };
+        if !body.is_empty() {
+            return Err(RingError::Both { bytes: body.len() }.into());
+        }
+        if place.bytes > limits.body_bytes {
+            return Err(WireError::TooLarge { part: "body", bytes: place.bytes, limit: limits.body_bytes }.into());
+        }
+        let body = ring.take(place)?;
+        self.received_bytes += place.bytes;
+        Ok(Frame { header, body })
     }
 }
 

@@ -20,6 +20,7 @@ mod pin;
 mod protocol;
 mod queue;
 mod received;
+mod ring;
 #[cfg(feature = "backend")]
 mod serve;
 #[cfg(feature = "backend")]
@@ -32,11 +33,12 @@ pub use backend::{
 };
 #[cfg(feature = "backend")]
 pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};
-pub use client::{Protection, Tap, WorkerClient, WorkerConfig};
+pub use client::{Notify, Protection, Tap, Transport, WorkerClient, WorkerConfig};
 pub use data_parallel::DataParallel;
 #[cfg(feature = "backend")]
 pub use identity::{Identity, IdentityError};
 pub use pin::{Fingerprint, FingerprintError};
 pub use protocol::{PROTOCOL_VERSION, Token};
+pub use ring::{RingLayout, RingLayoutError, RingName, RingNameError};
 #[cfg(feature = "backend")]
 pub use serve::{ServeConfig, ServeError, ServeLimits, Worker, WorkerHandle};

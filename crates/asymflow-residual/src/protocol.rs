@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 use crate::backend::{Pass, SgdStep, Wanted};
+use crate::ring::{Offer, RingLayout};
 
 /// Version of the messages; the other side must speak the same.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Longest text taken from the other side.
 const MAX_TEXT: usize = 400;
@@ -71,16 +72,36 @@ pub(crate) enum Welcome {
 pub(crate) struct Open {
     /// Precision of outputs and input gradients; weights and their gradients are always binary32.
     pub answers: Precision,
+    /// The ring that the client would like bodies to travel through.
+    pub ring: Option<RingLayout>,
 }
 
 /// The worker's answer to [`Open`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Opened {
     Ready,
-    Model { unit: u32, reason: String },
-    Failed { reason: String },
-    Busy { sessions: u32 },
+    Model {
+        unit: u32,
+        reason: String,
+    },
+    Failed {
+        reason: String,
+    },
+    Busy {
+        sessions: u32,
+    },
+    /// Ready, with a ring; the client answers with [`Mapped`].
+    Ring(Offer),
+    /// Ready, but there is no ring.
+    NoRing {
+        reason: String,
+    },
 }
+
+/// The client's answer to [`Opened::Ring`]: whether it has opened it. If it has, every header from here on stands
+/// behind an `Option<Place>`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Mapped(pub bool);
 
 /// How a body encodes the numbers of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,9 +13,10 @@ use asymflow_wire::WireError;
 use thiserror::Error;
 
 use crate::backend::{Availability, ResidualBackend};
-use crate::connection::{Connection, Security};
+use crate::connection::{Connection, ExchangeError, Security};
 use crate::pin::Fingerprint;
 use crate::protocol::{BARE, Hello, PROTOCOL_VERSION, Token, Welcome, text};
+use crate::ring::RingName;
 use crate::serve_session::serve_session;
 
 /// Connections that may be shaking hands beside the sessions; further ones are dropped.
@@ -30,6 +31,8 @@ pub struct ServeLimits {
     pub body_bytes: u64,
     /// Estimated memory of one session: weights, kept passes and the batch at hand.
     pub session_bytes: u64,
+    /// Largest ring of one session, taken from `/dev/shm`; with 0 no session has one.
+    pub ring_bytes: u64,
     /// Longest wait for the handshake and the first message.
     pub hello_timeout: Duration,
     /// Longest wait for a request, and for a client to take its answer.
@@ -37,12 +40,14 @@ pub struct ServeLimits {
 }
 
 impl Default for ServeLimits {
-    /// 16 sessions, 1 GiB a message, 16 GiB a session, 10 s for the handshake, an hour between requests.
+    /// 16 sessions, 1 GiB a message, 16 GiB a session, 256 MiB a ring, 10 s for the handshake, an hour between
+    /// requests.
     fn default() -> Self {
         Self {
             sessions: 16,
             body_bytes: 1 << 30,
             session_bytes: 16 << 30,
+            ring_bytes: 256 << 20,
             hello_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
         }
@@ -58,6 +63,8 @@ pub struct ServeConfig {
     pub insecure_plaintext: bool,
     /// Key and certificate; a fresh one without it.
     pub identity: Option<Identity>,
+    /// Name of every ring, for clients whose sandbox lets them open no other; without it each has a random one.
+    pub ring_name: Option<RingName>,
     /// Bounds.
     pub limits: ServeLimits,
 }
@@ -84,6 +91,7 @@ struct Shared {
     next: AtomicU64,
     /// Sessions open.
     sessions: AtomicU32,
+    ring_name: Option<Mutex<RingName>>,
     /// Open connections, so that stopping can end them.
     open: Mutex<BTreeMap<u64, TcpStream>>,
 }
@@ -130,6 +138,7 @@ impl Worker {
             };
             (Some(identity.server_config()?), Some(identity.fingerprint()))
         };
+        let ring_name = config.ring_name.take().map(Mutex::new);
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -139,6 +148,7 @@ impl Worker {
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(0),
             sessions: AtomicU32::new(0),
+            ring_name,
             open: Mutex::new(BTreeMap::new()),
         });
         Ok(Self { listener, address, fingerprint, shared })
@@ -240,16 +250,17 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), WireError> {
+fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), ExchangeError> {
     let security = match &shared.tls {
         None => Security::Plain,
         Some(config) => {
-            let tls = rustls::ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+            let tls =
+                rustls::ServerConnection::new(Arc::clone(config)).map_err(|e| WireError::Io(io::Error::other(e)))?;
             Security::Server(Box::new(tls))
         }
     };
     let limits = shared.config.limits;
-    let mut connection = Connection::new(stream, security, None)?;
+    let mut connection = Connection::new(stream, security, None).map_err(WireError::Io)?;
     connection.set_deadline(Some(Instant::now() + limits.hello_timeout));
     let hello = connection.receive::<Hello>(BARE)?.header;
     let welcome = if !shared.config.token.matches(&hello.token) {
@@ -264,7 +275,10 @@ fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), WireError>
     };
     connection.send(&welcome, &[])?;
     match welcome {
-        Welcome::Ready { .. } => serve_session(&mut connection, shared.backend.as_ref(), &limits, &shared.sessions),
+        Welcome::Ready { .. } => {
+            let (sessions, ring_name) = (&shared.sessions, shared.ring_name.as_ref());
+            serve_session(&mut connection, shared.backend.as_ref(), &limits, sessions, ring_name)
+        }
         _ => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! One session of the worker: requests in, answers out.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use asymflow_privacy::{PackedBits, Payload, Precision, disclose_labels};
@@ -10,12 +11,13 @@ use half::vec::HalfFloatVecExt;
 use crate::backend::{
     Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SubmitError, UnitId,
 };
-use crate::connection::Connection;
+use crate::connection::{Connection, ExchangeError};
 use crate::protocol::{
-    Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_encoded, take_payload, take_u32, text,
-    widen, with_body,
+    BARE, Mapped, Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_encoded, take_payload,
+    take_u32, text, widen, with_body,
 };
 use crate::received::{received, received_bits};
+use crate::ring::{Ring, RingLayout, RingName};
 use crate::serve::ServeLimits;
 use crate::unit::{self, UnitSizes};
 
@@ -55,7 +57,8 @@ pub(crate) fn serve_session(
     backend: &dyn ResidualBackend,
     limits: &ServeLimits,
     sessions: &AtomicU32,
-) -> Result<(), WireError> {
+    ring_name: Option<&Mutex<RingName>>,
+) -> Result<(), ExchangeError> {
     let open = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
     // Opening may start a device, which takes longer than shaking hands.
     connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
@@ -66,12 +69,19 @@ pub(crate) fn serve_session(
         Ok(session) => session,
         Err(refusal) => return connection.send(&refusal, &[]),
     };
-    connection.send(&Opened::Ready, &[])?;
+    match open.header.ring {
+        None => connection.send(&Opened::Ready, &[])?,
+        Some(layout) => offer_ring(connection, layout, limits, ring_name)?,
+    }
     loop {
         connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
         let request = match connection.receive::<RequestHeader>(with_body(limits.body_bytes)) {
             Ok(request) => request,
-            Err(WireError::Closed) => return Ok(()),
+            Err(ExchangeError::Wire(WireError::Closed)) => return Ok(()),
+            Err(ExchangeError::Ring(error)) => {
+                connection.send(&ResponseHeader::Lost { reason: text(&error.to_string()) }, &[])?;
+                return Err(error.into());
+            }
             Err(error) => return Err(error),
         };
         let (header, body) = match session.answer(request.header, request.body) {
@@ -86,6 +96,29 @@ pub(crate) fn serve_session(
             return Ok(());
         }
     }
+}
+
+/// Makes a ring and waits until the client has opened it or says that it cannot. Then its name is gone.
+fn offer_ring(
+    connection: &mut Connection,
+    layout: RingLayout,
+    limits: &ServeLimits,
+    name: Option<&Mutex<RingName>>,
+) -> Result<(), ExchangeError> {
+    // A fixed name serves one opening at a time.
+    let name = name.map(|name| name.lock().unwrap_or_else(PoisonError::into_inner));
+    let (ring, named, offer) = match Ring::create(name.as_deref(), layout, limits.ring_bytes) {
+        Ok(made) => made,
+        Err(error) => return connection.send(&Opened::NoRing { reason: text(&error.to_string()) }, &[]),
+    };
+    connection.set_deadline(Some(Instant::now() + limits.hello_timeout));
+    connection.send(&Opened::Ring(offer), &[])?;
+    let Mapped(mapped) = connection.receive(BARE)?.header;
+    drop(named);
+    if mapped {
+        connection.use_ring(ring);
+    }
+    Ok(())
 }
 
 /// One of the sessions that a worker may hold at a time.

@@ -22,6 +22,7 @@ fn serve(backend: Arc<dyn ResidualBackend>, plaintext: bool, answers: Precision)
         token: Token::new("secret"),
         insecure_plaintext: plaintext,
         identity: None,
+        ring_name: None,
         limits: ServeLimits::default(),
     };
     let worker = Worker::bind("127.0.0.1:0", backend, config).unwrap().start().unwrap();

@@ -19,7 +19,13 @@ use rand::SeedableRng;
 const ID: UnitId = UnitId(0);
 
 fn start(limits: ServeLimits, plaintext: bool) -> WorkerHandle {
-    let config = ServeConfig { token: Token::new("right"), insecure_plaintext: plaintext, identity: None, limits };
+    let config = ServeConfig {
+        token: Token::new("right"),
+        insecure_plaintext: plaintext,
+        identity: None,
+        ring_name: None,
+        limits,
+    };
     let backend = Arc::new(BurnBackend::new(DeviceChoice::Flex));
     Worker::bind("127.0.0.1:0", backend, config).unwrap().start().unwrap()
 }
@@ -249,7 +255,7 @@ fn raw_open(worker: &WorkerHandle, model: &[u8]) -> Option<u32> {
     let mut stream = TcpStream::connect(worker.address()).unwrap();
     write_frame(&mut stream, &(PROTOCOL_VERSION, b"right".to_vec()), &[]).unwrap();
     let _: Frame<u32> = read_frame(&mut stream, Limits::default()).unwrap();
-    write_frame(&mut stream, &0u32, model).ok()?;
+    write_frame(&mut stream, &(0u32, None::<u32>), model).ok()?;
     read_frame(&mut stream, Limits::default()).ok().map(|frame: Frame<u32>| frame.header)
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use asymflow_residual::{
-    Availability, BurnBackend, DataParallel, DeviceChoice, Identity, ResidualBackend, ServeConfig, ServeLimits, Token,
-    Worker,
+    Availability, BurnBackend, DataParallel, DeviceChoice, Identity, ResidualBackend, RingName, ServeConfig,
+    ServeLimits, Token, Worker,
 };
 use clap::Parser;
 
@@ -46,6 +46,10 @@ struct Args {
     /// Sessions at a time
     #[arg(long, default_value_t = ServeLimits::default().sessions)]
     sessions: u32,
+    /// Name of the memory shared with clients on this host that ask for it, /dev/shm/asymflow-ring-NAME, for a client
+    /// whose manifest names it; without it each session has a random one
+    #[arg(long, value_name = "PATH")]
+    shm: Option<RingName>,
     /// Exit when stdin closes, so that a killed parent leaves no orphan
     #[arg(long)]
     exit_with_parent: bool,
@@ -86,7 +90,13 @@ fn serve(args: &Args, backend: Arc<dyn ResidualBackend>, device: &str) -> anyhow
     ctrlc::set_handler(|| std::process::exit(INTERRUPTED)).context("cannot handle Ctrl-C")?;
     let limits = ServeLimits { sessions: args.sessions, ..ServeLimits::default() };
     let identity = args.identity.as_deref().map(Identity::load_or_create).transpose()?;
-    let config = ServeConfig { token, insecure_plaintext: args.insecure_plaintext, identity, limits };
+    let config = ServeConfig {
+        token,
+        insecure_plaintext: args.insecure_plaintext,
+        identity,
+        ring_name: args.shm.clone(),
+        limits,
+    };
     let worker = Worker::bind(args.listen.as_str(), backend, config)
         .with_context(|| format!("cannot serve on {}", args.listen))?;
     if args.insecure_plaintext {

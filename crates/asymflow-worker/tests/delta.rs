@@ -12,7 +12,7 @@ use asymflow::checkpoint::Checkpoint;
 use asymflow::delta::{DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCache, Variant};
 use asymflow::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Schedule, Task, TrainReport,
-    TrainSpec, WorkerSpec,
+    TrainSpec, WorkerSpec, WorkerTransport,
 };
 use asymflow::local::LocalConv;
 use asymflow::plan::SplitSpec;
@@ -109,6 +109,7 @@ fn job(epsilon: Option<f64>, labels: Labels) -> JobSpec {
             fingerprint: None,
             token: String::new(),
             insecure_plaintext: false,
+            transport: WorkerTransport::Tcp,
             timeout_seconds: 5,
             patience_seconds: 5,
         }),
@@ -421,7 +422,8 @@ fn every_byte_sent_is_a_released_bit_or_public() {
     let identity = Identity::generate().unwrap();
     let protection = Protection::Pinned(identity.fingerprint());
     let limits = ServeLimits::default();
-    let config = ServeConfig { token: token(), insecure_plaintext: false, identity: Some(identity), limits };
+    let config =
+        ServeConfig { token: token(), insecure_plaintext: false, identity: Some(identity), ring_name: None, limits };
     let worker = Worker::bind("127.0.0.1:0", flex(), config).unwrap();
     let address = worker.address().to_string();
     let _handle = worker.start().unwrap();

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use asymflow_residual::{
-    Availability, ConvUnit, OpenError, Protection, ResidualBackend, ResidualModel, Token, Unit, UnitId, WorkerClient,
-    WorkerConfig,
+    Availability, ConvUnit, Notify, OpenError, Protection, ResidualBackend, ResidualModel, RingLayout, Token,
+    Transport, Unit, UnitId, WorkerClient, WorkerConfig,
 };
 use asymflow_zoo::Shape;
 
@@ -91,11 +91,30 @@ fn a_missing_device_exits_with_3_and_help() {
 #[test]
 fn bad_usage_says_what_to_do() {
     assert!(refused(worker(&["--device", "abacus"]), 2).contains("expected flex, wgpu[:N]"));
+    assert!(refused(worker(&["--shm", "/tmp/ring"]), 2).contains("/dev/shm/asymflow-ring-NAME"));
     assert!(refused(worker(&[]), 1).contains("give --token-file or set ASYMFLOW_WORKER_TOKEN"));
     assert!(refused(worker(&["--token-file", "/nonexistent"]), 1).contains("cannot read /nonexistent"));
     let mut command = worker(&["--listen", "256.0.0.1:1"]);
     command.env("ASYMFLOW_WORKER_TOKEN", "secret");
     assert!(refused(command, 1).contains("cannot serve on 256.0.0.1:1"));
+}
+
+/// Two processes, one name, one session after the other; nothing stays behind.
+#[test]
+fn memory_is_shared_under_the_name_given() {
+    let name = format!("/dev/shm/asymflow-ring-process-{}", std::process::id());
+    let ready = start(&["--exit-with-parent", "--threads", "1", "--shm", &name]);
+    let protection = Protection::Pinned(ready.line["fingerprint"].as_str().unwrap().parse().unwrap());
+    let mut config = WorkerConfig::new(ready.line["listening"].as_str().unwrap(), Token::new("secret"), protection);
+    config.transport = Transport::SharedMemory(RingLayout { threshold_bytes: 1, ..RingLayout::default() });
+    config.notify = Some(Notify::new(|notice| unreachable!("{notice}")));
+    for _ in 0..2 {
+        std::fs::write(&name, "left behind").unwrap();
+        let mut session = WorkerClient::new(config.clone()).open(&model()).unwrap();
+        session.set_weights(UnitId(0), &[2.0]).unwrap();
+        assert_eq!(session.weights(UnitId(0)).unwrap(), [2.0]);
+        assert!(!std::path::Path::new(&name).exists());
+    }
 }
 
 #[cfg(unix)]

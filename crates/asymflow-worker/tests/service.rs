@@ -259,6 +259,7 @@ fn sizes(answers: &[usize]) -> Vec<usize> {
         token: Token::new("t"),
         insecure_plaintext: false,
         identity: Some(identity),
+        ring_name: None,
         limits: ServeLimits::default(),
     };
     let worker = Worker::bind("127.0.0.1:0", flex(), config).unwrap();

@@ -15,7 +15,7 @@ use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
 use asymflow::trusted::Program;
 use asymflow_privacy::Precision;
-use asymflow_residual::{Protection, ResidualBackend, Tap, Token, WorkerClient, WorkerConfig};
+use asymflow_residual::{Protection, ResidualBackend, RingLayout, Tap, Token, Transport, WorkerClient, WorkerConfig};
 use asymflow_zoo::{Layer, Network, Weights, by_name};
 use faer::Par;
 
@@ -46,6 +46,12 @@ impl Worker {
         Self { _stdin: child.stdin.take().unwrap(), child, config }
     }
 
+    /// Bodies of every length through shared memory.
+    fn over_shared_memory(mut self) -> Self {
+        self.config.transport = Transport::SharedMemory(RingLayout { threshold_bytes: 1, ..RingLayout::default() });
+        self
+    }
+
     fn client(&self, tap: Option<Tap>) -> Arc<dyn ResidualBackend> {
         Arc::new(WorkerClient::new(WorkerConfig { tap, ..self.config.clone() }))
     }
@@ -62,6 +68,12 @@ impl Drop for Worker {
 fn resnet18_split_across_processes_equals_unsplit() {
     let worker = Worker::start();
     parity("resnet18-cifar", 2, &|| worker.client(None));
+}
+
+#[test]
+fn resnet8_split_over_shared_memory_equals_unsplit() {
+    let worker = Worker::start().over_shared_memory();
+    parity("resnet8-cifar", 4, &|| worker.client(None));
 }
 
 #[test]
@@ -127,7 +139,13 @@ fn without_classifier(network: &Network) -> Network {
 
 #[test]
 fn every_byte_sent_is_a_residual_a_gradient_or_a_public_weight() {
-    let worker = Worker::start();
+    let (tcp, shared) = (Worker::start(), Worker::start().over_shared_memory());
+    let [tcp, shared] = [tcp, shared].map(|worker| everything_sent_is_released(&worker));
+    assert!(shared > tcp, "{shared} frames over shared memory, {tcp} without");
+}
+
+/// Frames sent in three passes forward and one backward.
+fn everything_sent_is_released(worker: &Worker) -> usize {
     let network = by_name("resnet8-cifar", 10, None).unwrap();
     let weights = Weights::init(&network, 3);
     let images = images(&network, 8);
@@ -182,4 +200,5 @@ fn every_byte_sent_is_a_residual_a_gradient_or_a_public_weight() {
     lengths.sort_unstable();
     expected.sort_unstable();
     assert_eq!(lengths, expected);
+    frames.len()
 }

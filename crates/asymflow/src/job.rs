@@ -97,6 +97,17 @@ pub struct TrainSpec {
     pub evaluate_every: usize,
 }
 
+/// What tensors travel through between the trusted part and the worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerTransport {
+    /// The connection.
+    #[default]
+    Tcp,
+    /// Shared memory, with a worker on the same host; where there is none, the connection.
+    Shm,
+}
+
 /// Where the worker is and how it is trusted to be the right one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkerSpec {
@@ -108,6 +119,8 @@ pub struct WorkerSpec {
     pub token: String,
     /// No TLS.
     pub insecure_plaintext: bool,
+    /// What tensors travel through.
+    pub transport: WorkerTransport,
     /// Longest wait for one answer.
     pub timeout_seconds: u64,
     /// Longest wait for a lost worker to come back.

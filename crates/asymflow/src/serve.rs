@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use asymflow_privacy::Precision;
-use asymflow_residual::{OpenError, Protection, ResidualBackend, Token, WorkerClient, WorkerConfig};
+use asymflow_residual::{
+    Notify, OpenError, Protection, ResidualBackend, RingLayout, Token, Transport, WorkerClient, WorkerConfig,
+};
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use thiserror::Error;
 
-use crate::job::{Body, Failure, FailureCode, FromTrusted, JobSpec, ToTrusted, WorkerSpec};
+use crate::job::{Body, Failure, FailureCode, FromTrusted, JobSpec, ToTrusted, WorkerSpec, WorkerTransport};
 use crate::run::run;
 use crate::train::{HostGone, Observer};
 
@@ -114,7 +116,7 @@ pub fn open_worker(job: &JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError>
 /// # Errors
 /// A fingerprint that is none, or none where the connection is not in plaintext.
 pub fn worker_client(worker: &WorkerSpec, precision: Precision) -> Result<Arc<dyn ResidualBackend>, OpenError> {
-    let WorkerSpec { address, fingerprint, token, insecure_plaintext, timeout_seconds, .. } = worker;
+    let WorkerSpec { address, fingerprint, token, insecure_plaintext, transport, timeout_seconds, .. } = worker;
     let unreachable = |reason: String| OpenError::Unreachable { address: address.clone(), reason };
     let protection = match (fingerprint, insecure_plaintext) {
         (_, true) => Protection::InsecurePlaintext,
@@ -126,6 +128,12 @@ pub fn worker_client(worker: &WorkerSpec, precision: Precision) -> Result<Arc<dy
     };
     let mut config = WorkerConfig::new(address.clone(), Token::new(token.as_bytes()), protection);
     config.answers = precision;
+    config.transport = match transport {
+        WorkerTransport::Tcp => Transport::Tcp,
+        WorkerTransport::Shm => Transport::SharedMemory(RingLayout::default()),
+    };
+    // A closed stderr is no reason to stop.
+    config.notify = Some(Notify::new(|text| drop(writeln!(std::io::stderr(), "notice: {text}"))));
     config.answer_timeout = Duration::from_secs(*timeout_seconds);
     Ok(Arc::new(WorkerClient::new(config)))
 }

@@ -101,6 +101,7 @@ impl Staged {
             "peak_bytes": args.peak_mib.saturating_mul(1 << 20),
             "trusted_files": mounts(&self.files),
             "sealed_folders": mounts(&self.folders),
+            "shared_memory": args.shared_memory,
             "isv_svn": args.isv_svn,
             "insecure": args.insecure,
         })

@@ -7,7 +7,7 @@ use asymflow::accounting::LedgerEntry;
 use asymflow::checkpoint::Checkpoint;
 use asymflow::job::{
     Body, DataSpec, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Notice, Schedule, Task, TrainSpec,
-    WorkerSpec,
+    WorkerSpec, WorkerTransport,
 };
 use asymflow::plan::SplitSpec;
 use asymflow::run::{RunError, run};
@@ -62,6 +62,7 @@ fn job(mode: ModeKind) -> JobSpec {
             fingerprint: None,
             token: String::new(),
             insecure_plaintext: false,
+            transport: WorkerTransport::Tcp,
             timeout_seconds: 1,
             patience_seconds: 1,
         }),
