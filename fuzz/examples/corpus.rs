@@ -77,11 +77,11 @@ fn protocols() {
     put("job", "stop", &frame(&ToTrusted::Stop, &[]));
     put("job", "step", &frame(&FromTrusted::Step { epoch: 1, step: 2, loss: 0.5 }, &[]));
     put("job", "checkpoint", &frame(&FromTrusted::Checkpoint { epoch: 1, step: 0 }, b"bytes"));
-    put("service", "hello", &frame(&ToService::Hello { version: 1, client: [3; 32] }, &[]));
+    put("service", "hello", &frame(&ToService::Hello { version: 1, client: [3; 32], witness: Some(vec![5; 72]) }, &[]));
     put("service", "classify", &frame(&ToService::Classify { images: 2 }, &[9; 128]));
     let refusal = Refusal { code: RefusalCode::Budget, detail: "spent".to_owned() };
     let outcomes = vec![Outcome::Answered, Outcome::Remembered, Outcome::Refused(refusal)];
-    let answers = frame(&FromService::Answers { outcomes, spent_epsilon: Some(1.5) }, &[0; 16]);
+    let answers = frame(&FromService::Answers { outcomes, spent_epsilon: Some(1.5), witness: None }, &[0; 16]);
     put("service", "answers", &answers);
     put("service", "answers.header", header(&answers, 16));
     put("bits", "nine", &[9, 0, 0, 0, 0, 0, 0, 0, 0b1010_1010, 1]);
@@ -172,6 +172,7 @@ fn job(mode: ModeKind) -> JobSpec {
             fingerprint: Some("ab".repeat(32)),
             token: "0123456789abcdef".to_owned(),
             insecure_plaintext: false,
+            transport: asymflow::job::WorkerTransport::Tcp,
             timeout_seconds: 1,
             patience_seconds: 1,
         }),

@@ -40,6 +40,9 @@ pub enum DoorError {
         /// Values of a record.
         values: usize,
     },
+    /// A checkpoint's record of what was released cannot be read.
+    #[error("what was released before cannot be read from the checkpoint, and is not drawn anew")]
+    Cache,
     /// A number must be positive.
     #[error("{what} must be positive and finite, got {got}")]
     Parameter {

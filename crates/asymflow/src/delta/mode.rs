@@ -12,7 +12,7 @@ use faer::Par;
 
 use super::cache::ReleasedCache;
 use super::crossing::Crossing;
-use super::door::Sampling;
+use super::door::{DoorError, Sampling};
 use super::orthogonality;
 use super::spec::{DeltaSpec, Variant};
 use super::split::FeatureSplit;
@@ -347,7 +347,11 @@ impl Mode for Delta {
         match &mut self.crossing {
             Some(crossing) => {
                 let rest = state.weights.len().saturating_sub(trusted);
-                let cache = ReleasedCache::decode(&state.released).unwrap_or_default();
+                // A cache that cannot be read is no empty one: new noise would be drawn for what was released before.
+                let cache = match state.released.as_slice() {
+                    [] => ReleasedCache::default(),
+                    bytes => ReleasedCache::decode(bytes).ok_or(DoorError::Cache)?,
+                };
                 crossing.restore(slice(state, trusted, rest), cache)
             }
             None => Ok(()),
