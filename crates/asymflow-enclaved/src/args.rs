@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use asymflow::memory::parse_bytes;
 use lexopt::prelude::*;
 
 /// Printed for `--help`.
@@ -27,6 +28,8 @@ Options of serve:
   --batch N                     records of every message to the worker [8]
   --linger-ms N                 how long an incomplete batch waits for more images [1]
   --sessions N                  clients at a time [4096]
+  --memory-limit SIZE           the most heap that the service may be planned to take, e.g. 256MiB
+  --stream-weights DIR          keep the weights sealed in this folder and bring them in layer by layer; trusted-only
   --threads N                   threads of the trusted part; 0 takes one a core [0]
   --insecure-unlimited-answers  no budget: every answer costs its epsilon, without an end
   --insecure-forgetful          no --state: a restart forgets what clients have lost
@@ -57,6 +60,8 @@ pub struct ServeArgs {
     pub linger_ms: u64,
     pub sessions: usize,
     pub threads: usize,
+    pub memory_limit: Option<u64>,
+    pub stream_weights: Option<PathBuf>,
     pub insecure_unlimited_answers: bool,
     pub insecure_forgetful: bool,
     pub insecure_worker_plaintext: bool,
@@ -88,6 +93,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
         linger_ms: 1,
         sessions: 4096,
         threads: 0,
+        memory_limit: None,
+        stream_weights: None,
         insecure_unlimited_answers: false,
         insecure_forgetful: false,
         insecure_worker_plaintext: false,
@@ -107,6 +114,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
             Long("batch") => args.batch = number(parser, "--batch")?,
             Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
             Long("sessions") => args.sessions = number(parser, "--sessions")?,
+            Long("memory-limit") => args.memory_limit = Some(parse_bytes(&parser.value()?.string()?)?),
+            Long("stream-weights") => args.stream_weights = Some(parser.value()?.into()),
             Long("threads") => args.threads = number(parser, "--threads")?,
             Long("insecure-unlimited-answers") => args.insecure_unlimited_answers = true,
             Long("insecure-forgetful") => args.insecure_forgetful = true,
@@ -155,6 +164,7 @@ mod tests {
         assert!(refused(&["serve", "--model", "m", "--batch", "0"]).contains("got 0"));
         assert!(refused(&["serve", "--model", "m", "--budget-epsilon", "nan"]).contains("NaN"));
         assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
+        assert!(refused(&["serve", "--model", "m", "--memory-limit", "2GB"]).contains("\"2GB\" is no size"));
         assert!(refused(&["train"]).contains("train"));
     }
 }

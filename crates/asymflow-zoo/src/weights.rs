@@ -90,17 +90,24 @@ impl Weights {
     /// # Errors
     /// The first tensor that is missing, misshapen or not finite.
     pub fn validate(&self, network: &Network) -> Result<(), WeightsError> {
-        for spec in network.parameters() {
-            let tensor =
-                self.tensors.get(&spec.name).ok_or_else(|| WeightsError::Missing { name: spec.name.clone() })?;
-            if tensor.shape != spec.shape || tensor.data.len() != spec.len() {
-                return Err(WeightsError::Shape { name: spec.name, expected: spec.shape, got: tensor.shape.clone() });
-            }
-            if let Some(index) = tensor.data.iter().position(|v| !v.is_finite()) {
-                return Err(WeightsError::NonFinite { name: spec.name, index });
-            }
+        network.parameters().iter().try_for_each(|spec| self.validate_one(spec))
+    }
+
+    /// Checks that one tensor is there, of the right shape and finite.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn validate_one(&self, spec: &ParamSpec) -> Result<(), WeightsError> {
+        let name = || spec.name.clone();
+        let tensor = self.tensors.get(&spec.name).ok_or_else(|| WeightsError::Missing { name: name() })?;
+        if tensor.shape != spec.shape || tensor.data.len() != spec.len() {
+            let (expected, got) = (spec.shape.clone(), tensor.shape.clone());
+            return Err(WeightsError::Shape { name: name(), expected, got });
         }
-        Ok(())
+        match tensor.data.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(WeightsError::NonFinite { name: name(), index }),
+            None => Ok(()),
+        }
     }
 
     /// All values in the order of [`Network::parameters`].
