@@ -49,7 +49,9 @@ pub struct MemoryReport {
     pub plan: MemoryPlan,
     /// The most that the process held, from its start to its end.
     pub process: MemoryUse,
-    /// The most heap once everything was set up.
+    /// The most heap until everything was set up.
+    pub startup_heap_bytes: Option<u64>,
+    /// The most heap from then on.
     pub running_heap_bytes: Option<u64>,
     /// Seconds of each repetition.
     pub seconds: Vec<f64>,
@@ -70,7 +72,7 @@ pub fn memory_study(
     let mut rng = ChaCha8Rng::seed_from_u64(spec.seed);
     let values = spec.batch * job.network.input.len();
     let images: Vec<f32> = (0..values).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect();
-    heap::mark_heap();
+    let startup_heap_bytes = heap::mark_heap();
     let mut seconds = Vec::with_capacity(spec.repeats);
     for _ in 0..spec.repeats.max(1) {
         let start = Instant::now();
@@ -78,7 +80,7 @@ pub fn memory_study(
         seconds.push(start.elapsed().as_secs_f64());
     }
     let running_heap_bytes = heap::heap_peak_since_mark_bytes();
-    Ok(MemoryReport { plan, process: MemoryUse::now(), running_heap_bytes, seconds })
+    Ok(MemoryReport { plan, process: MemoryUse::now(), startup_heap_bytes, running_heap_bytes, seconds })
 }
 
 fn set_up(job: &JobSpec, spec: &MemorySpec, open: OpenBackend<'_>, par: Par) -> Result<Box<dyn Mode>, RunError> {

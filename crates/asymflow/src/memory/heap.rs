@@ -101,10 +101,12 @@ pub fn heap_peak_since_mark_bytes() -> Option<u64> {
     Some(PEAK_BYTES.load(Relaxed) as u64).filter(|&bytes| bytes > 0)
 }
 
-/// Begins a span of its own for [`heap_peak_since_mark_bytes`].
-pub fn mark_heap() {
+/// Begins a span of its own for [`heap_peak_since_mark_bytes`]; returns the peak of the one that ends.
+pub fn mark_heap() -> Option<u64> {
+    let ended = heap_peak_since_mark_bytes();
     EARLIER_BYTES.fetch_max(PEAK_BYTES.load(Relaxed), Relaxed);
     PEAK_BYTES.store(LIVE_BYTES.load(Relaxed), Relaxed);
+    ended
 }
 
 fn resident_peak_bytes() -> Option<u64> {

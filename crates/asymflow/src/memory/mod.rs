@@ -49,6 +49,9 @@ pub struct MemoryPlan {
     pub checkpoint_bytes: u64,
     /// The data set and the batch at hand.
     pub data_bytes: u64,
+    /// What products of matrices reserve: faer takes twice the last-level cache for every thread that calls it and keeps
+    /// it. Little of it is ever touched, so that it counts for an enclave's size and hardly for its pages in memory.
+    pub matmul_bytes: u64,
     /// The program itself: threads, connections, tables.
     pub fixed_bytes: u64,
     /// The most while everything is set up, when weights are there more than once.
@@ -64,6 +67,12 @@ const THREAD_BYTES: u64 = 1 << 18;
 impl MemoryPlan {
     /// Fills in the peak.
     fn peaked(mut self) -> Self {
+        self.peak_bytes = self.startup_bytes.max(self.running_bytes());
+        self
+    }
+
+    /// The most once everything is set up.
+    pub fn running_bytes(&self) -> u64 {
         let steady = self.weights_bytes
             + self.optimiser_bytes
             + self.kept_bytes
@@ -72,14 +81,14 @@ impl MemoryPlan {
             + self.decomposition_bytes
             + self.state_bytes
             + self.data_bytes
+            + self.matmul_bytes
             + self.fixed_bytes;
         let crossing = self.release_bytes + self.wire_bytes;
-        self.peak_bytes = self.startup_bytes.max(steady + crossing.max(self.checkpoint_bytes));
-        self
+        steady + crossing.max(self.checkpoint_bytes)
     }
 
     /// The parts by name, in order.
-    pub const fn parts(&self) -> [(&'static str, u64); 13] {
+    pub const fn parts(&self) -> [(&'static str, u64); 14] {
         [
             ("weights", self.weights_bytes),
             ("gradients and momentum", self.optimiser_bytes),
@@ -92,6 +101,7 @@ impl MemoryPlan {
             ("states", self.state_bytes),
             ("checkpoint", self.checkpoint_bytes),
             ("data", self.data_bytes),
+            ("matrix products", self.matmul_bytes),
             ("program", self.fixed_bytes),
             ("start-up", self.startup_bytes),
         ]

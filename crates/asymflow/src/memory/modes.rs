@@ -33,6 +33,17 @@ pub struct Work<'a> {
     pub is_streamed: bool,
 }
 
+/// Size of the last-level cache as the system says it; 32 MiB where it does not.
+fn last_level_cache_bytes() -> u64 {
+    let of = |index: usize| {
+        let size = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
+        let (number, unit) = size.trim().split_at_checked(size.trim().len().checked_sub(1)?)?;
+        let shift = [("K", 10), ("M", 20), ("G", 30)].into_iter().find(|(name, _)| *name == unit)?.1;
+        Some(number.parse::<u64>().ok()? << shift)
+    };
+    (0..8).filter_map(of).max().unwrap_or(32 << 20)
+}
+
 /// Bytes of a network's parameters.
 pub(super) fn weight_bytes(network: &Network) -> u64 {
     4 * network.parameters().iter().map(|spec| ParamSpec::len(spec) as u64).sum::<u64>()
@@ -64,7 +75,18 @@ impl Work<'_> {
         };
         let fixed_bytes = FIXED_BYTES + THREAD_BYTES * self.threads as u64;
         let startup_bytes = plan.startup_bytes + fixed_bytes;
-        Ok(MemoryPlan { fixed_bytes, startup_bytes, ..plan }.peaked())
+        let matmul_bytes = 2 * last_level_cache_bytes() * self.threads_of_products() as u64;
+        Ok(MemoryPlan { fixed_bytes, startup_bytes, matmul_bytes, ..plan }.peaked())
+    }
+
+    /// Linear layers are computed from one thread; decompositions from all of them, unless there is one sample.
+    fn threads_of_products(&self) -> usize {
+        match self.settings.mode {
+            ModeKind::Clear | ModeKind::NaiveDp => 0,
+            ModeKind::TrustedOnly => 1,
+            ModeKind::Asymml | ModeKind::Delta if self.largest_batch() <= 1 => 1,
+            ModeKind::Asymml | ModeKind::Delta => self.threads.max(1),
+        }
     }
 
     /// The worker has the weights; a copy is kept to send them again.
