@@ -11,6 +11,7 @@ use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::folder::Folder;
 use crate::machine::{self, Machine};
+use crate::memory::Cell;
 use crate::summary::{self, Summary};
 use crate::{plot, tables};
 
@@ -59,6 +60,8 @@ pub enum Results {
     RankStudy(RankStudyReport),
     /// Of `kind = "rank-dct-study"`.
     SplitStudy(SplitStudyReport),
+    /// Of `kind = "memory-study"`.
+    Memory(Vec<Cell>),
 }
 
 /// `summary.json` of a whole experiment.

@@ -13,6 +13,7 @@ use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
 use crate::report::{Report, Results};
+use crate::memory;
 use crate::run;
 use crate::summary::{self, Summary, markdown};
 
@@ -37,6 +38,7 @@ pub fn render(report: &Report) -> String {
         Results::Speedup(networks) => speedup(&report.experiment, networks),
         Results::RankStudy(study) => rank_study(&report.experiment, study),
         Results::SplitStudy(study) => split_study(study),
+        Results::Memory(cells) => memory::render(&report.experiment, cells),
     };
     let Experiment { title, claim, .. } = &report.experiment;
     format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))

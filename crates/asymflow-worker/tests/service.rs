@@ -61,6 +61,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
         precision: Precision::F32,
         worker: None,
         threads: 1,
+        memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 1,
             batch: 1,

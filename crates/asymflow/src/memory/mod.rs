@@ -87,6 +87,11 @@ impl MemoryPlan {
         steady + crossing.max(self.checkpoint_bytes)
     }
 
+    /// The peak without what matrix products reserve, and hardly touch.
+    pub const fn touched_bytes(&self) -> u64 {
+        self.peak_bytes.saturating_sub(self.matmul_bytes)
+    }
+
     /// The parts by name, in order.
     pub const fn parts(&self) -> [(&'static str, u64); 14] {
         [

@@ -66,6 +66,7 @@ fn job(mode: ModeKind) -> JobSpec {
             patience_seconds: 1,
         }),
         threads: 2,
+        memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 3,
             batch: 16,
