@@ -76,22 +76,28 @@ fn fits(bytes: u64) -> String {
     found.map_or_else(|| "more".to_owned(), |(name, _)| (*name).to_owned())
 }
 
-const HEAD: [&str; 9] =
-    ["mode", "pass", "batch", "planned", "counted", "ratio", "resident", "in use, planned", "EPC that holds it"];
+/// Below it the program itself is most of what is planned.
+const LARGE_BYTES: u64 = 16 << 20;
 
-fn row(cell: &Cell) -> [String; 9] {
-    let counted = cell.measured.as_ref().and_then(|m| m.process.heap_peak_bytes);
+const HEAD: [&str; 8] = ["mode", "pass", "batch", "planned", "counted", "ratio", "resident", "EPC that holds it"];
+
+/// Plan over count, both without what matrix products reserve.
+fn ratio(cell: &Cell) -> Option<f64> {
+    Some(cell.plan.touched_bytes() as f64 / cell.measured.as_ref()?.used_bytes()? as f64)
+}
+
+fn row(cell: &Cell) -> [String; 8] {
+    let counted = cell.measured.as_ref().and_then(MemoryReport::used_bytes);
     let resident = cell.measured.as_ref().and_then(|m| m.process.resident_peak_bytes);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     [
         cell.mode.clone(),
         if cell.is_training { "training" } else { "inference" }.to_owned(),
         cell.batch.to_string(),
-        show(cell.plan.peak_bytes),
-        or_dash(counted.map(show)),
-        or_dash(counted.map(|counted| format!("{:.2}", cell.plan.peak_bytes as f64 / counted as f64))),
-        or_dash(resident.map(show)),
         show(cell.plan.touched_bytes()),
+        or_dash(counted.map(show)),
+        or_dash(ratio(cell).map(|ratio| format!("{ratio:.2}"))),
+        or_dash(resident.map(show)),
         fits(cell.plan.touched_bytes()),
     ]
 }
@@ -115,7 +121,10 @@ fn streaming(cells: &[Cell]) -> String {
         else {
             continue;
         };
-        let running = |cell: &Cell| cell.measured.as_ref().and_then(|m| m.running_heap_bytes).map_or_else(String::new, show);
+        let running = |cell: &Cell| {
+            let running = cell.measured.as_ref().and_then(|m| m.running_heap_bytes?.checked_sub(m.reserved_bytes?));
+            running.map_or_else(String::new, show)
+        };
         rows.push([
             streamed.model.clone(),
             streamed.batch.to_string(),
@@ -134,18 +143,20 @@ pub const STREAMED: &str = "trusted-only, streamed";
 
 /// The study as Markdown.
 pub fn render(experiment: &Experiment, cells: &[Cell]) -> String {
-    let ratios = cells.iter().filter_map(|cell| {
-        let counted = cell.measured.as_ref()?.process.heap_peak_bytes?;
-        Some(cell.plan.peak_bytes as f64 / counted as f64)
-    });
-    let (low, high, count) = ratios.fold((f64::INFINITY, 0.0_f64, 0), |(low, high, n), r| (low.min(r), high.max(r), n + 1));
+    let large = cells.iter().filter(|cell| cell.plan.touched_bytes() > LARGE_BYTES);
+    let ratios: Vec<f64> = large.filter_map(ratio).collect();
+    let (low, high) = ratios.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), &r| (low.min(r), high.max(r)));
+    let reserved = cells.iter().map(|cell| cell.plan.matmul_bytes).filter(|&bytes| bytes > 0).min();
     let mut text = format!(
-        "Bytes in MiB. *Planned* and *counted* are the most heap of the enclave process from its start to its end; the plan is \
-         {low:.2} to {high:.2} times the count ({count} processes). *Resident* is VmHWM, code and stacks included. faer \
-         reserves {} of the heap for matrix products on this machine for each thread that computes them, and touches little \
-         of it: *in use* leaves it out, and is what is held against the enclave page cache. A dash: planned to take more than \
-         {}, and not run.\n",
-        cells.iter().map(|cell| cell.plan.matmul_bytes).filter(|&bytes| bytes > 0).min().map_or_else(String::new, show_bytes),
+        "MiB. *Planned* and *counted*: the most heap of the enclave process from its start to its end, each a process of its \
+         own; of {} that are planned above {}, the plan is {low:.2} to {high:.2} times the count. *Resident*: VmHWM, code and \
+         stacks included. Not in the first two: {} that faer reserves on this machine for every thread that computes matrix \
+         products (twice the last-level cache), and hardly touches; an enclave's size has to include it. *EPC that holds \
+         it*: the smallest of {} that the plan fits into. A dash: planned to take more than {}, and not run.\n",
+        ratios.len(),
+        show_bytes(LARGE_BYTES),
+        reserved.map_or_else(String::new, show_bytes),
+        ENCLAVE_MEMORY.map(|(name, _)| name).join(", "),
         experiment.memory.measure_below,
     );
     for model in &experiment.model.names {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::Weights;
-use faer::Par;
+use faer::{Mat, Par};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,9 @@ pub struct MemoryReport {
     pub plan: MemoryPlan,
     /// The most that the process held, from its start to its end.
     pub process: MemoryUse,
+    /// What matrix products reserved of the heap: on every thread before anything else, so that it does not depend on
+    /// which threads come to compute one.
+    pub reserved_bytes: Option<u64>,
     /// The most heap until everything was set up.
     pub startup_heap_bytes: Option<u64>,
     /// The most heap from then on.
@@ -68,6 +71,7 @@ pub fn memory_study(
     par: Par,
 ) -> Result<MemoryReport, RunError> {
     let plan = MemoryPlan::of_job(job)?;
+    let reserved_bytes = reserve_for_products();
     let mut mode = set_up(job, spec, open, par)?;
     let mut rng = ChaCha8Rng::seed_from_u64(spec.seed);
     let values = spec.batch * job.network.input.len();
@@ -80,7 +84,21 @@ pub fn memory_study(
         seconds.push(start.elapsed().as_secs_f64());
     }
     let running_heap_bytes = heap::heap_peak_since_mark_bytes();
-    Ok(MemoryReport { plan, process: MemoryUse::now(), startup_heap_bytes, running_heap_bytes, seconds })
+    Ok(MemoryReport { plan, process: MemoryUse::now(), reserved_bytes, startup_heap_bytes, running_heap_bytes, seconds })
+}
+
+/// Computes a product on every thread; returns by how much the heap has grown.
+fn reserve_for_products() -> Option<u64> {
+    let before = heap::heap_live_bytes()?;
+    rayon::broadcast(|_| drop(&Mat::<f32>::full(256, 256, 1.0) * &Mat::<f32>::full(256, 256, 1.0)));
+    Some(heap::heap_live_bytes()?.saturating_sub(before))
+}
+
+impl MemoryReport {
+    /// The most heap that was in use: what the process held without what matrix products reserve.
+    pub fn used_bytes(&self) -> Option<u64> {
+        Some(self.process.heap_peak_bytes?.saturating_sub(self.reserved_bytes?))
+    }
 }
 
 fn set_up(job: &JobSpec, spec: &MemorySpec, open: OpenBackend<'_>, par: Par) -> Result<Box<dyn Mode>, RunError> {

@@ -1,15 +1,20 @@
 //! Memory as planned beside memory as counted. One test: the count is that of the whole process.
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking")]
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use asymflow::delta::{DeltaSpec, Feed, Labels, Variant};
-use asymflow::job::{DataSpec, JobSpec, ModeKind, Task};
+use asymflow::job::{Body, DataSpec, FromTrusted, JobReport, JobSpec, ModeKind, Task};
 use asymflow::memory::heap::{self, CountingAllocator};
 use asymflow::memory::MemoryPlan;
 use asymflow::memory_study::{MemorySpec, memory_study};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
+use asymflow::run::{RunError, run};
+use asymflow::train::{HostGone, Observer};
 use asymflow_privacy::{Precision, Relation};
-use asymflow_residual::OpenError;
+use asymflow_residual::{OpenError, ResidualBackend};
 use asymflow_zoo::by_name;
 use asymflow_zoo::delta::DeltaShape;
 use faer::Par;
@@ -57,27 +62,25 @@ fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
     }
 }
 
-fn no_worker(_: &JobSpec) -> Result<std::sync::Arc<dyn asymflow_residual::ResidualBackend>, OpenError> {
+fn no_worker(_: &JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     Err(OpenError::Missing { what: "a worker".to_owned(), fix: String::new() })
 }
 
-/// The plan, and what was counted above what was there before. Matrix products have reserved their memory already.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn tell(&mut self, _: FromTrusted, _: &[u8]) -> Result<(), HostGone> {
+        Ok(())
+    }
+}
+
+/// The plan, and what was counted above what was there before, both without what matrix products reserve.
 fn measured(job: &JobSpec, spec: &MemorySpec) -> (u64, u64) {
     let before = heap::heap_live_bytes().unwrap();
     heap::mark_heap();
     let report = memory_study(job, spec, &no_worker, Par::rayon(THREADS)).unwrap();
     let counted = report.startup_heap_bytes.max(report.running_heap_bytes).unwrap() - before;
     (report.plan.peak_bytes - report.plan.matmul_bytes, counted)
-}
-
-/// Has every thread reserve what faer reserves for it, and returns how much that is.
-fn reserve_for_products() -> u64 {
-    let before = heap::heap_live_bytes().unwrap();
-    rayon::broadcast(|_| {
-        let ones = faer::Mat::<f32>::full(256, 256, 1.0);
-        assert_eq!((&ones * &ones)[(3, 5)], 256.0);
-    });
-    heap::heap_live_bytes().unwrap() - before
 }
 
 /// Measured ratios of plan to count are 1.01 to 1.16; half as much room again is left to other machines' scratch.
@@ -87,7 +90,13 @@ const FACTOR: f64 = 1.25;
 fn the_plan_is_above_the_count_and_near_it() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap();
     pool.install(|| {
-        let reserved = reserve_for_products();
+        // The first study reserves for matrix products, the others find it done.
+        let first = MemorySpec { batch: 1, is_training: false, repeats: 1, streamed: None, seed: 1 };
+        let first = job("demo-cnn", ModeKind::TrustedOnly, Task::Memory(first));
+        let reserved = match run(&first, Body::Empty, Vec::new(), &no_worker, &AtomicBool::new(false), &mut Nobody) {
+            Ok(JobReport::Memory(report)) => report.reserved_bytes.unwrap(),
+            other => panic!("{other:?}"),
+        };
         for (model, mode, batch, is_training) in [
             ("demo-cnn", ModeKind::TrustedOnly, 32, true),
             ("resnet8-cifar", ModeKind::TrustedOnly, 64, false),
@@ -112,6 +121,7 @@ fn the_plan_is_above_the_count_and_near_it() {
             assert_eq!(products, reserved / THREADS as u64 * threads, "{what}: reserved for matrix products");
         }
         streamed_weights_are_held_two_at_a_time();
+        what_does_not_fit_is_refused_before_it_is_allocated();
     });
 }
 
@@ -131,4 +141,20 @@ fn streamed_weights_are_held_two_at_a_time() {
     println!("held {held}, streamed {streamed}, planned {planned}");
     assert!(held - streamed > (held_weights - streamed_weights) * 9 / 10, "{held} held, {streamed} streamed");
     assert!(streamed <= planned && planned as f64 <= FACTOR * streamed as f64, "{streamed} of {planned} planned");
+}
+
+fn what_does_not_fit_is_refused_before_it_is_allocated() {
+    let spec = MemorySpec { batch: 32, is_training: true, repeats: 1, streamed: None, seed: 1 };
+    let job = job("vgg16-imagenet", ModeKind::TrustedOnly, Task::Memory(spec));
+    let job = JobSpec { memory_limit_bytes: Some(2 << 30), ..job };
+    let before = heap::heap_live_bytes().unwrap();
+    heap::mark_heap();
+    let error = run(&job, Body::Empty, Vec::new(), &no_worker, &AtomicBool::new(false), &mut Nobody).unwrap_err();
+    let used = heap::heap_peak_since_mark_bytes().unwrap() - before;
+    assert!(matches!(error, RunError::Memory(_)), "{error}");
+    let said = error.to_string();
+    for part in ["the limit is 2.0 GiB", "kept activations", "gradients and momentum", "a smaller batch", "mode delta"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(used < 1 << 20, "{used} bytes were taken to say so");
 }
