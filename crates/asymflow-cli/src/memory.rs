@@ -81,24 +81,35 @@ const LARGE_BYTES: u64 = 16 << 20;
 
 const HEAD: [&str; 8] = ["mode", "pass", "batch", "planned", "counted", "ratio", "resident", "EPC that holds it"];
 
-/// Plan over count, both without what matrix products reserve.
+/// Plan and count, both without what matrix products reserve. The study makes weights by seed before it seals those that
+/// are streamed; a service reads them piece by piece, so that only what comes after counts.
+fn planned_and_counted(cell: &Cell) -> (u64, Option<u64>) {
+    let measured = cell.measured.as_ref();
+    if cell.mode == STREAMED {
+        let planned = cell.plan.running_bytes().saturating_sub(cell.plan.matmul_bytes);
+        return (planned, measured.and_then(MemoryReport::running_used_bytes));
+    }
+    (cell.plan.touched_bytes(), measured.and_then(MemoryReport::used_bytes))
+}
+
 fn ratio(cell: &Cell) -> Option<f64> {
-    Some(cell.plan.touched_bytes() as f64 / cell.measured.as_ref()?.used_bytes()? as f64)
+    let (planned, counted) = planned_and_counted(cell);
+    Some(planned as f64 / counted? as f64)
 }
 
 fn row(cell: &Cell) -> [String; 8] {
-    let counted = cell.measured.as_ref().and_then(MemoryReport::used_bytes);
+    let (planned, counted) = planned_and_counted(cell);
     let resident = cell.measured.as_ref().and_then(|m| m.process.resident_peak_bytes);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     [
         cell.mode.clone(),
         if cell.is_training { "training" } else { "inference" }.to_owned(),
         cell.batch.to_string(),
-        show(cell.plan.touched_bytes()),
+        show(planned),
         or_dash(counted.map(show)),
         or_dash(ratio(cell).map(|ratio| format!("{ratio:.2}"))),
         or_dash(resident.map(show)),
-        fits(cell.plan.touched_bytes()),
+        fits(planned),
     ]
 }
 
@@ -122,8 +133,7 @@ fn streaming(cells: &[Cell]) -> String {
             continue;
         };
         let running = |cell: &Cell| {
-            let running = cell.measured.as_ref().and_then(|m| m.running_heap_bytes?.checked_sub(m.reserved_bytes?));
-            running.map_or_else(String::new, show)
+            cell.measured.as_ref().and_then(MemoryReport::running_used_bytes).map_or_else(String::new, show)
         };
         rows.push([
             streamed.model.clone(),
@@ -143,7 +153,7 @@ pub const STREAMED: &str = "trusted-only, streamed";
 
 /// The study as Markdown.
 pub fn render(experiment: &Experiment, cells: &[Cell]) -> String {
-    let large = cells.iter().filter(|cell| cell.plan.touched_bytes() > LARGE_BYTES);
+    let large = cells.iter().filter(|cell| planned_and_counted(cell).0 > LARGE_BYTES);
     let ratios: Vec<f64> = large.filter_map(ratio).collect();
     let (low, high) = ratios.iter().fold((f64::INFINITY, 0.0_f64), |(low, high), &r| (low.min(r), high.max(r)));
     let reserved = cells.iter().map(|cell| cell.plan.matmul_bytes).filter(|&bytes| bytes > 0).min();
@@ -152,7 +162,9 @@ pub fn render(experiment: &Experiment, cells: &[Cell]) -> String {
          own; of {} that are planned above {}, the plan is {low:.2} to {high:.2} times the count. *Resident*: VmHWM, code and \
          stacks included. Not in the first two: {} that faer reserves on this machine for every thread that computes matrix \
          products (twice the last-level cache), and hardly touches; an enclave's size has to include it. *EPC that holds \
-         it*: the smallest of {} that the plan fits into. A dash: planned to take more than {}, and not run.\n",
+         it*: the smallest of {} that the plan fits into. With *streamed* weights the set-up is left \
+         out, in which this study makes them by seed (resident memory shows it). A dash: planned to take more than {}, and not \
+         run.\n",
         ratios.len(),
         show_bytes(LARGE_BYTES),
         reserved.map_or_else(String::new, show_bytes),

@@ -99,6 +99,11 @@ impl MemoryReport {
     pub fn used_bytes(&self) -> Option<u64> {
         Some(self.process.heap_peak_bytes?.saturating_sub(self.reserved_bytes?))
     }
+
+    /// As [`MemoryReport::used_bytes`], once everything was set up.
+    pub fn running_used_bytes(&self) -> Option<u64> {
+        Some(self.running_heap_bytes?.saturating_sub(self.reserved_bytes?))
+    }
 }
 
 fn set_up(job: &JobSpec, spec: &MemorySpec, open: OpenBackend<'_>, par: Par) -> Result<Box<dyn Mode>, RunError> {

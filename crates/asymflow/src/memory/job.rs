@@ -25,7 +25,7 @@ impl MemoryPlan {
                 // The batch, and a copy of it that is filled up.
                 plan.data_bytes = 8 * (spec.batch * job.network.input.len()) as u64;
                 if is_streamed {
-                    // Made by seed before they are sealed.
+                    // Made by seed, all of them, before they are sealed.
                     plan.startup_bytes += weight_bytes(&job.network);
                 }
                 Ok(plan.peaked())

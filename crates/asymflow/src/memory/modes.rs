@@ -74,8 +74,9 @@ impl Work<'_> {
             ModeKind::Delta => self.delta(self.settings.delta.ok_or(MemoryError::Settings)?)?,
         };
         let fixed_bytes = FIXED_BYTES + THREAD_BYTES * self.threads as u64;
-        let startup_bytes = plan.startup_bytes + fixed_bytes;
         let matmul_bytes = 2 * last_level_cache_bytes() * self.threads_of_products() as u64;
+        // A network may be set up where another has been at work.
+        let startup_bytes = plan.startup_bytes + fixed_bytes + matmul_bytes;
         Ok(MemoryPlan { fixed_bytes, startup_bytes, matmul_bytes, ..plan }.peaked())
     }
 
