@@ -143,7 +143,8 @@ impl Work<'_> {
             weights_bytes,
             optimiser_bytes,
             wire_bytes: if self.is_training() { sync.step(precision) } else { 0 },
-            startup_bytes: weights_bytes + opening,
+            // Weights that are sent wait in a queue until the worker has them: until its first answer.
+            startup_bytes: weights_bytes + opening + walked.first_release as u64,
             ..MemoryPlan::default()
         };
         Ok(with_walked(plan, walked))
@@ -170,7 +171,8 @@ impl Work<'_> {
         let trusted = weight_bytes(&networks.backbone) + weight_bytes(&networks.main);
         // What M_bb and M_main go back to, with momentum.
         plan.state_bytes = 2 * trusted;
-        plan.startup_bytes = 3 * trusted;
+        // As given, in the engines, in the state to go back to with momentum, and in what that is put together from.
+        plan.startup_bytes = 5 * trusted;
         if spec.needs_worker() {
             let residual = weight_bytes(&networks.residual);
             let features = (self.largest_batch() * networks.residual.input.len()) as u64;
