@@ -92,6 +92,11 @@ fn planned_and_counted(cell: &Cell) -> (u64, Option<u64>) {
     (cell.plan.touched_bytes(), measured.and_then(MemoryReport::used_bytes))
 }
 
+/// Whether more was counted than planned: a plan has to be an upper bound.
+pub fn is_above_plan(cell: &Cell) -> bool {
+    ratio(cell).is_some_and(|ratio| ratio < 1.0)
+}
+
 fn ratio(cell: &Cell) -> Option<f64> {
     let (planned, counted) = planned_and_counted(cell);
     Some(planned as f64 / counted? as f64)
@@ -122,13 +127,15 @@ fn seconds(cell: &Cell) -> Option<f64> {
 
 /// What streaming costs: inference with weights held and with weights streamed.
 fn streaming(cells: &[Cell]) -> String {
-    let mut rows = vec![["model", "batch", "held ms", "streamed ms", "ratio", "held MiB", "streamed MiB"].map(str::to_owned)];
+    let mut rows =
+        vec![["model", "batch", "held ms", "streamed ms", "ratio", "held MiB", "streamed MiB"].map(str::to_owned)];
     for streamed in cells.iter().filter(|cell| cell.mode == STREAMED) {
         let held = cells.iter().find(|cell| {
             (cell.mode.as_str(), cell.is_training) == ("trusted-only", false)
                 && (&cell.model, cell.batch) == (&streamed.model, streamed.batch)
         });
-        let Some((held, held_seconds, streamed_seconds)) = held.and_then(|h| Some((h, seconds(h)?, seconds(streamed)?)))
+        let Some((held, held_seconds, streamed_seconds)) =
+            held.and_then(|h| Some((h, seconds(h)?, seconds(streamed)?)))
         else {
             continue;
         };
@@ -145,7 +152,11 @@ fn streaming(cells: &[Cell]) -> String {
             running(streamed),
         ]);
     }
-    if rows.len() == 1 { String::new() } else { format!("\n## Streamed weights\n\nHeap while answering:\n\n{}", markdown(&rows)) }
+    if rows.len() == 1 {
+        String::new()
+    } else {
+        format!("\n## Streamed weights\n\nHeap while answering:\n\n{}", markdown(&rows))
+    }
 }
 
 /// Name of trusted-only with streamed weights.
@@ -186,8 +197,19 @@ pub fn line(cell: &Cell) -> String {
 }
 
 const PARTS: [&str; 13] = [
-    "mode", "weights", "optimiser", "activations", "scratch", "decomposition", "crossing", "states", "data", "products",
-    "start-up", "peak", "enclave",
+    "mode",
+    "weights",
+    "optimiser",
+    "activations",
+    "scratch",
+    "decomposition",
+    "crossing",
+    "states",
+    "data",
+    "products",
+    "start-up",
+    "peak",
+    "enclave",
 ];
 
 fn parts(name: String, plan: &MemoryPlan, threads: usize) -> Result<[String; 13], CliError> {

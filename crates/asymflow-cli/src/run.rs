@@ -165,8 +165,7 @@ pub fn job_spec(
     let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
     let network = network(e, model)?;
     let epochs = e.train.epochs;
-    let delta =
-        (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
+    let delta = (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
     let delta = delta.transpose().map_err(|e| CliError::usage(format!("{model}: {e}"), DELTA_HELP))?;
     let mut privacy = e.privacy_spec();
     if entry.kind == ModeKind::NaiveDp {
@@ -190,7 +189,12 @@ pub fn job_spec(
             patience_seconds: e.worker.patience_seconds,
         }),
         threads,
-        memory_limit_bytes: e.trusted.memory_limit.as_deref().map(|s| memory::size("trusted.memory_limit", s)).transpose()?,
+        memory_limit_bytes: e
+            .trusted
+            .memory_limit
+            .as_deref()
+            .map(|s| memory::size("trusted.memory_limit", s))
+            .transpose()?,
         task,
     })
 }
@@ -474,8 +478,12 @@ impl Runner {
                 }
             }
         }
+        let above: Vec<String> = cells.iter().filter(|cell| memory::is_above_plan(cell)).map(memory::line).collect();
         self.leave(Results::Memory(cells), worker.as_ref().map(|w| w.device.clone()))?;
-        Ok(Outcome::Done)
+        above
+            .iter()
+            .for_each(|line| self.output.say(&format!("claim: does not hold, more was taken than planned: {line}")));
+        Ok(if above.is_empty() { Outcome::Done } else { Outcome::ClaimFailed })
     }
 
     /// One enclave process, so that its peak is that of one mode.

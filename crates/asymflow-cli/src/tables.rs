@@ -12,8 +12,8 @@ use asymflow_zoo::cost;
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
-use crate::report::{Report, Results};
 use crate::memory;
+use crate::report::{Report, Results};
 use crate::run;
 use crate::summary::{self, Summary, markdown};
 

@@ -338,7 +338,9 @@ fn a_promise_says_what_guards_a_release_and_a_model_file_holds_what_is_served() 
     let piecewise = ModelFile::open(&file[..]).and_then(ModelFile::held).unwrap();
     assert_eq!((piecewise.model, piecewise.sha256), (model.clone(), sha256_hex(&file)));
     let network = model.settings().stored_network().unwrap();
-    assert!(matches!(piecewise.weights, ModelWeights::Held(held) if held.flatten(&network).unwrap() == weights(&model)));
+    assert!(
+        matches!(piecewise.weights, ModelWeights::Held(held) if held.flatten(&network).unwrap() == weights(&model))
+    );
     let mut other = model.clone();
     other.delta = None;
     assert!(other.encode(&weights(&model)).is_err());

@@ -84,7 +84,14 @@ pub fn memory_study(
         seconds.push(start.elapsed().as_secs_f64());
     }
     let running_heap_bytes = heap::heap_peak_since_mark_bytes();
-    Ok(MemoryReport { plan, process: MemoryUse::now(), reserved_bytes, startup_heap_bytes, running_heap_bytes, seconds })
+    Ok(MemoryReport {
+        plan,
+        process: MemoryUse::now(),
+        reserved_bytes,
+        startup_heap_bytes,
+        running_heap_bytes,
+        seconds,
+    })
 }
 
 /// Computes a product on every thread; returns by how much the heap has grown.
@@ -128,7 +135,6 @@ fn once(mode: &mut dyn Mode, job: &JobSpec, spec: &MemorySpec, images: &[f32]) -
     }
     let labels: Vec<u32> = (0..spec.batch).map(|i| (i % job.network.classes) as u32).collect();
     let records: Vec<usize> = (0..spec.batch).collect();
-    let batch =
-        TrainBatch { images, labels: &labels, records: &records, dropout_seed: spec.seed, view: 0, next: None };
+    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: spec.seed, view: 0, next: None };
     mode.step(batch, SgdStep { learning_rate: 1e-4, momentum: 0.9, weight_decay: 5e-4 }).map(drop)
 }

@@ -32,7 +32,9 @@ pub enum StreamError {
     #[error("sealed weights: {0}")]
     Io(String),
     /// Somebody else wrote there.
-    #[error("sealed weights: chunk {chunk} of tensor {tensor} is not what was sealed there; nothing is computed with it")]
+    #[error(
+        "sealed weights: chunk {chunk} of tensor {tensor} is not what was sealed there; nothing is computed with it"
+    )]
     Forged {
         /// Number of the tensor in the order of execution.
         tensor: usize,

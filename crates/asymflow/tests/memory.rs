@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use asymflow::delta::{DeltaSpec, Feed, Labels, Variant};
 use asymflow::job::{Body, DataSpec, FromTrusted, JobReport, JobSpec, ModeKind, Task};
-use asymflow::memory::heap::{self, CountingAllocator};
 use asymflow::memory::MemoryPlan;
+use asymflow::memory::heap::{self, CountingAllocator};
 use asymflow::memory_study::{MemorySpec, memory_study};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
@@ -119,7 +119,10 @@ fn the_plan_is_above_the_count_and_near_it() {
             let products = MemoryPlan::of_job(&job).unwrap().matmul_bytes;
             let threads = if mode == ModeKind::TrustedOnly { 1 } else { THREADS as u64 };
             let expected = reserved / THREADS as u64 * threads;
-            assert!(products.abs_diff(expected) < 1 << 16, "{what}: {expected} reserved for products, planned {products}");
+            assert!(
+                products.abs_diff(expected) < 1 << 16,
+                "{what}: {expected} reserved for products, planned {products}"
+            );
         }
         streamed_weights_are_held_two_at_a_time();
         what_does_not_fit_is_refused_before_it_is_allocated();
@@ -154,7 +157,8 @@ fn what_does_not_fit_is_refused_before_it_is_allocated() {
     let used = heap::heap_peak_since_mark_bytes().unwrap() - before;
     assert!(matches!(error, RunError::Memory(_)), "{error}");
     let said = error.to_string();
-    for part in ["the limit is 2.0 GiB", "kept activations", "gradients and momentum", "a smaller batch", "mode delta"] {
+    for part in ["the limit is 2.0 GiB", "kept activations", "gradients and momentum", "a smaller batch", "mode delta"]
+    {
         assert!(said.contains(part), "{said}");
     }
     assert!(used < 1 << 20, "{used} bytes were taken to say so");

@@ -31,7 +31,8 @@ impl MemoryPlan {
                 Ok(plan.peaked())
             }
             Task::Speedup(spec) => {
-                let passes = [(spec.batch, Pass::Inference), (spec.batch, Pass::Training), (spec.batch, Pass::Training)];
+                let passes =
+                    [(spec.batch, Pass::Inference), (spec.batch, Pass::Training), (spec.batch, Pass::Training)];
                 let passes = if spec.train { &passes[..] } else { &passes[..1] };
                 let modes = [ModeKind::TrustedOnly, ModeKind::Asymml, ModeKind::Clear];
                 let mut largest = Self::default();
@@ -65,7 +66,8 @@ impl MemoryPlan {
         let record = job.network.input.len() as u64 + 4;
         let images = (train + test) as u64 * record;
         let copies = if job.mode == ModeKind::NaiveDp { 2 } else { 1 };
-        plan.data_bytes = copies * images.max(disk_bytes(&job.data)) + (batch * (4 * job.network.input.len() + 8)) as u64;
+        plan.data_bytes =
+            copies * images.max(disk_bytes(&job.data)) + (batch * (4 * job.network.input.len() + 8)) as u64;
         plan.startup_bytes += plan.data_bytes + weights;
         // Weights and momentum: flattened, as bytes, and as the file.
         plan.checkpoint_bytes = 6 * weights;
@@ -83,7 +85,12 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// A model that cannot be served.
-    pub fn of_service(model: &ServedModel, batch: usize, threads: usize, is_streamed: bool) -> Result<Self, MemoryError> {
+    pub fn of_service(
+        model: &ServedModel,
+        batch: usize,
+        threads: usize,
+        is_streamed: bool,
+    ) -> Result<Self, MemoryError> {
         // Fewer images than a batch come as well.
         let mut passes: Vec<_> = (1..=batch).map(|samples| (samples, Pass::Inference)).collect();
         passes.push((batch, Pass::Inference));

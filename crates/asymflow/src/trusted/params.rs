@@ -71,7 +71,11 @@ impl Params {
 
     /// All momentum in the same order, zero before any training.
     pub fn flat_momentum(&self) -> Vec<f32> {
-        if self.momentum.is_empty() { vec![0.0; self.values.iter().map(Vec::len).sum()] } else { self.momentum.concat() }
+        if self.momentum.is_empty() {
+            vec![0.0; self.values.iter().map(Vec::len).sum()]
+        } else {
+            self.momentum.concat()
+        }
     }
 
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.
