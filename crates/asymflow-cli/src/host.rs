@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
+use asymflow::memory::MemoryPlan;
 use asymflow_enclave::{Availability, EnclaveSpec, Sim, TrustedRuntime, TrustedSession};
 use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 
@@ -50,6 +51,7 @@ pub fn run_job(
     stopper: &Stopper,
 ) -> Result<JobReport, CliError> {
     let mut spec = EnclaveSpec::new(program);
+    spec.peak_bytes = MemoryPlan::of_job(&job).ok().map(|plan| plan.peak_bytes);
     // Large activations are freed and taken again every layer: keep their pages.
     spec.environment.push(("MALLOC_MMAP_THRESHOLD_".into(), "33554432".into()));
     spec.environment.push(("MALLOC_TRIM_THRESHOLD_".into(), "4294967296".into()));

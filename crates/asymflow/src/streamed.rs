@@ -243,7 +243,7 @@ pub enum ModelWeights {
     /// All of them here.
     Held(Weights),
     /// The large ones sealed outside; the others here.
-    Streamed(Weights, SealedWeights),
+    Streamed(Weights, Box<SealedWeights>),
 }
 
 impl From<Weights> for ModelWeights {
@@ -264,7 +264,7 @@ impl ModelWeights {
                 writer.add(index, &tensor.data)?;
             }
         }
-        Ok(Self::Streamed(weights, writer.finish()))
+        Ok(Self::Streamed(weights, Box::new(writer.finish())))
     }
 }
 

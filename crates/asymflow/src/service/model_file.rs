@@ -100,7 +100,7 @@ impl<R: Read> ModelFile<R> {
         }
         let sha256 = hex(&file.hash.finalize());
         let weights = match writer {
-            Some(writer) => ModelWeights::Streamed(held, writer.finish()),
+            Some(writer) => ModelWeights::Streamed(held, Box::new(writer.finish())),
             None => ModelWeights::Held(held),
         };
         Ok(ReadModel { model, weights, sha256 })
