@@ -13,8 +13,10 @@ use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow::run::{Parts, build};
 use asymflow::service::{
-    Answer, ClientId, Keeper, Promise, Query, QueryError, ServedModel, Service, ServiceError, ServiceSettings,
+    Answer, ClientId, Keeper, ModelFile, Promise, Query, QueryError, ServedModel, Service, ServiceError,
+    ServiceSettings, sha256_hex,
 };
+use asymflow::streamed::ModelWeights;
 use asymflow_privacy::{BudgetError, Precision, Relation, gaussian_epsilon};
 use asymflow_residual::{
     BurnBackend, DeviceChoice, Identity, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker,
@@ -118,7 +120,7 @@ fn in_process(model: &ServedModel) -> Vec<f32> {
         sampling: model.sampling,
         accountant: RecordAccountant::new(IMAGES),
     };
-    let (mut mode, _) = build(model.settings(), &weights, parts, Some(&flex()), Par::Seq).unwrap();
+    let (mut mode, _) = build(model.settings(), weights.into(), parts, Some(&flex()), Par::Seq).unwrap();
     let data = images();
     let loader = Loader::new(&data, &model.normalization, Augment::NONE, 0);
     if model.mode == ModeKind::Delta {

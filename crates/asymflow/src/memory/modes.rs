@@ -180,6 +180,8 @@ impl Work<'_> {
             // Bits as released, copied, sent; and one float a value when bits that were released before are sent again.
             plan.release_bytes = 4 * features + features.div_ceil(2);
             plan.startup_bytes += 4 * residual;
+            // The message with M_res may still be on its way while the first batch is computed.
+            plan.startup_bytes = plan.startup_bytes.max(plan.running_bytes() + residual);
         }
         Ok(plan)
     }
