@@ -71,7 +71,7 @@ pub struct ShowArgs {
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// `epsilon` or `model`
+    /// `epsilon`, `model` or `memory`
     what: String,
     /// A name from `list`, or a path to a TOML file
     experiment: String,

@@ -49,7 +49,7 @@ enum Command {
     List,
     /// Show the resolved configuration of an experiment
     Show(experiments::ShowArgs),
-    /// Explain an experiment: its epsilon over time under every accountant, or its split layer by layer
+    /// Explain an experiment: its epsilon over time under every accountant, its split layer by layer, or its memory
     Explain(experiments::ExplainArgs),
     /// Write tables and plots from runs into docs/results
     Report(experiments::ReportArgs),

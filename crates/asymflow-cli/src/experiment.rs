@@ -13,6 +13,7 @@ use toml::{Table, Value};
 use crate::delta_section::{DeltaSection, LabelPolicy};
 use crate::entry::Entry;
 use crate::error::CliError;
+use crate::memory::MemorySection;
 use crate::serve_experiment::ServeSection;
 
 /// What an experiment does.
@@ -29,6 +30,8 @@ pub enum Kind {
     RankDctStudy,
     /// Loads a service of every mode with clients.
     Serve,
+    /// Measures how much memory the trusted part takes.
+    MemoryStudy,
 }
 
 /// A whole experiment file.
@@ -75,6 +78,9 @@ pub struct Experiment {
     /// For `kind = "serve"`.
     #[serde(default)]
     pub serve: ServeSection,
+    /// For `kind = "memory-study"`.
+    #[serde(default)]
+    pub memory: MemorySection,
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,
@@ -106,7 +112,7 @@ impl Default for DataSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// Names in the zoo; more than one only for `speedup`.
+    /// Names in the zoo; more than one only for `speedup` and `memory-study`.
     pub names: Vec<String>,
     /// Classes.
     #[serde(default = "ten")]
@@ -183,11 +189,15 @@ pub struct TrustedSection {
     pub app: PathBuf,
     /// Threads; 0 takes one a core.
     pub threads: usize,
+    /// The most heap that a job may be planned to take, e.g. `2GiB`; one above it is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<String>,
 }
 
 impl Default for TrustedSection {
     fn default() -> Self {
-        Self { runtime: "sim".to_owned(), app: "target/enclave/asymflow-enclaved".into(), threads: 0 }
+        let app = "target/enclave/asymflow-enclaved".into();
+        Self { runtime: "sim".to_owned(), app, threads: 0, memory_limit: None }
     }
 }
 
@@ -375,8 +385,8 @@ fn check(table: Table, path: &Path) -> Result<Experiment, CliError> {
             "add one",
         ));
     }
-    if experiment.kind != Kind::Speedup && experiment.model.names.len() > 1 {
-        let message = format!("{}: only kind = \"speedup\" takes several models", path.display());
+    if !matches!(experiment.kind, Kind::Speedup | Kind::MemoryStudy) && experiment.model.names.len() > 1 {
+        let message = format!("{}: only speedup and memory-study take several models", path.display());
         return Err(CliError::usage(message, "name one model"));
     }
     Ok(experiment)

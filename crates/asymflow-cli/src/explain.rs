@@ -15,6 +15,7 @@ use asymflow_zoo::{Network, cost};
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{self, Experiment};
+use crate::memory;
 use crate::run;
 use crate::summary::markdown;
 use crate::tables;
@@ -38,6 +39,8 @@ pub enum What {
     Epsilon,
     /// The split, layer by layer
     Model,
+    /// The trusted part's memory in every mode, and the size of the enclave that follows
+    Memory,
 }
 
 /// Explains an experiment.
@@ -49,6 +52,7 @@ pub fn explain(args: &Args) -> Result<String, CliError> {
     match args.what {
         What::Epsilon => epsilon(&experiment),
         What::Model => model(&experiment),
+        What::Memory => memory::explain(&experiment),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
+use asymflow::memory::MemoryPlan;
 use asymflow_enclave::{
     Availability, EnclaveSpec, GramineDirect, GramineSgx, LaunchError, Sim, TrustedRuntime, TrustedSession,
 };
@@ -50,6 +51,9 @@ pub fn not_launched(error: LaunchError) -> CliError {
     let help = match &error {
         LaunchError::Missing { fix, .. } | LaunchError::Runtime { fix, .. } => fix.clone(),
         LaunchError::Start { .. } => "build it: cargo build --release -p asymflow-enclaved".to_owned(),
+        LaunchError::TooSmall { .. } => {
+            "write its manifest for more memory (--peak-mib); `asymflow explain memory` prints the plan".to_owned()
+        }
         LaunchError::OtherProgram { .. } | LaunchError::Measured { .. } => {
             "docs/how-to/run-on-sgx.md tells how an enclave is prepared".to_owned()
         }
@@ -68,6 +72,7 @@ pub fn run_job(
     stopper: &Stopper,
 ) -> Result<JobReport, CliError> {
     let mut spec = EnclaveSpec::new(program);
+    spec.peak_bytes = MemoryPlan::of_job(&job).ok().map(|plan| plan.peak_bytes);
     // The environment of an enclave is in its manifest.
     if runtime.name() == Sim.name() {
         // Large activations are freed and taken again every layer: keep their pages.

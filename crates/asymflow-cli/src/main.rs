@@ -9,6 +9,7 @@ mod explain;
 mod folder;
 mod host;
 mod machine;
+mod memory;
 mod plot;
 mod progress;
 mod report;

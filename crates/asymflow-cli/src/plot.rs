@@ -75,7 +75,7 @@ pub fn plots(report: &Report) -> Result<Vec<(&'static str, String)>, CliError> {
             });
             vec![("residual-energy", residual_energy(report, &lines.collect::<Vec<_>>())?)]
         }
-        Results::Speedup(_) => Vec::new(),
+        Results::Speedup(_) | Results::Memory(_) => Vec::new(),
     })
 }
 

@@ -11,6 +11,7 @@ use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::folder::Folder;
 use crate::machine::{self, Machine};
+use crate::memory::Cell;
 use crate::serve_experiment::ServeRun;
 use crate::summary::{self, Summary};
 use crate::{plot, tables};
@@ -62,6 +63,8 @@ pub enum Results {
     SplitStudy(SplitStudyReport),
     /// Of `kind = "serve"`.
     Serve(Vec<ServeRun>),
+    /// Of `kind = "memory-study"`.
+    Memory(Vec<Cell>),
 }
 
 /// `summary.json` of a whole experiment.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use asymflow::checkpoint::Checkpoint;
 use asymflow::delta::{Feed, Sampling, SplitStudySpec};
 use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, TrainReport, WorkerSpec};
+use asymflow::memory::MemoryPlan;
+use asymflow::memory_study::MemorySpec;
 use asymflow::service::ServedModel;
 use asymflow::speedup::SpeedupSpec;
 use asymflow::study::RankStudySpec;
@@ -20,6 +22,7 @@ use crate::error::CliError;
 use crate::experiment::{self, Experiment, Kind};
 use crate::folder::Folder;
 use crate::host::{Stopper, run_job, runtime};
+use crate::memory::{self, Cell};
 use crate::progress::{Output, Progress};
 use crate::report::{self, Report, Results};
 use crate::serve_experiment::Server;
@@ -114,6 +117,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         Kind::RankStudy => runner.rank_study(),
         Kind::RankDctStudy => runner.rank_dct_study(),
         Kind::Serve => runner.serve(),
+        Kind::MemoryStudy => runner.memory_study(),
     }
 }
 
@@ -150,6 +154,52 @@ pub fn resolve(args: &Args) -> Result<Experiment, CliError> {
 pub fn network(experiment: &Experiment, name: &str) -> Result<Network, CliError> {
     by_name(name, experiment.model.classes, experiment.model.input)
         .map_err(|e| CliError::usage(e.to_string(), "`asymflow models` lists the zoo"))
+}
+
+/// What the trusted part is asked to do.
+pub fn job_spec(
+    e: &Experiment,
+    entry: Entry,
+    model: &str,
+    worker: Option<&WorkerProcess>,
+    task: Task,
+) -> Result<JobSpec, CliError> {
+    let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
+    let network = network(e, model)?;
+    let epochs = e.train.epochs;
+    let delta = (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
+    let delta = delta.transpose().map_err(|e| CliError::usage(format!("{model}: {e}"), DELTA_HELP))?;
+    let mut privacy = e.privacy_spec();
+    if entry.kind == ModeKind::NaiveDp {
+        privacy.clip = Some(e.delta.clip);
+    }
+    Ok(JobSpec {
+        mode: entry.kind,
+        naive_epsilon: entry.epsilon.or(e.delta.epsilon).filter(|_| entry.kind == ModeKind::NaiveDp),
+        delta,
+        network,
+        data: e.data_spec(),
+        split: e.split_spec(),
+        privacy,
+        precision: e.worker.precision,
+        worker: worker.map(|w| WorkerSpec {
+            address: w.address.clone(),
+            fingerprint: w.fingerprint.clone(),
+            token: w.token.clone(),
+            insecure_plaintext: e.worker.insecure_plaintext,
+            transport: e.worker.transport(),
+            timeout_seconds: e.worker.timeout_seconds,
+            patience_seconds: e.worker.patience_seconds,
+        }),
+        threads,
+        memory_limit_bytes: e
+            .trusted
+            .memory_limit
+            .as_deref()
+            .map(|s| memory::size("trusted.memory_limit", s))
+            .transpose()?,
+        task,
+    })
 }
 
 /// A program that stands beside this one.
@@ -202,38 +252,7 @@ impl Runner {
     }
 
     fn job(&self, entry: Entry, model: &str, worker: Option<&WorkerProcess>, task: Task) -> Result<JobSpec, CliError> {
-        let e = &self.experiment;
-        let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
-        let network = network(e, model)?;
-        let epochs = e.train.epochs;
-        let delta =
-            (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
-        let delta = delta.transpose().map_err(|e| CliError::usage(format!("{model}: {e}"), DELTA_HELP))?;
-        let mut privacy = e.privacy_spec();
-        if entry.kind == ModeKind::NaiveDp {
-            privacy.clip = Some(e.delta.clip);
-        }
-        Ok(JobSpec {
-            mode: entry.kind,
-            naive_epsilon: entry.epsilon.or(e.delta.epsilon).filter(|_| entry.kind == ModeKind::NaiveDp),
-            delta,
-            network,
-            data: e.data_spec(),
-            split: e.split_spec(),
-            privacy,
-            precision: e.worker.precision,
-            worker: worker.map(|w| WorkerSpec {
-                address: w.address.clone(),
-                fingerprint: w.fingerprint.clone(),
-                token: w.token.clone(),
-                insecure_plaintext: e.worker.insecure_plaintext,
-                transport: e.worker.transport(),
-                timeout_seconds: e.worker.timeout_seconds,
-                patience_seconds: e.worker.patience_seconds,
-            }),
-            threads,
-            task,
-        })
+        job_spec(&self.experiment, entry, model, worker, task)
     }
 
     /// The enclave program: beside this one, or beside its manifest.
@@ -245,6 +264,7 @@ impl Runner {
     }
 
     fn execute(&self, label: &str, job: JobSpec, start: (Body, &[u8]), folder: &Folder) -> Result<JobReport, CliError> {
+        job.check_memory().map_err(|e| CliError::usage(e.to_string(), "see `asymflow explain memory`"))?;
         let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.privacy.delta);
         let program = self.program();
         run_job(&*self.runtime, &program, job, start, folder, &mut progress, &self.interrupt.stopper)
@@ -470,6 +490,72 @@ impl Runner {
         };
         self.leave(Results::SplitStudy(report), None)?;
         Ok(Outcome::Done)
+    }
+}
+
+impl Runner {
+    fn memory_study(&self) -> Result<Outcome, CliError> {
+        let worker = self.worker()?;
+        let e = &self.experiment;
+        let section = &e.memory;
+        let below = memory::size("memory.measure_below", &section.measure_below)?;
+        let mut cells = Vec::new();
+        for model in &e.model.names {
+            for &entry in &e.mode.run {
+                for (is_training, is_streamed) in [(false, false), (false, true), (true, false)] {
+                    let is_wanted = if is_streamed { section.streamed } else { section.train || !is_training };
+                    if !is_wanted || (is_streamed && entry.kind != ModeKind::TrustedOnly) {
+                        continue;
+                    }
+                    for &batch in &section.batches {
+                        if self.interrupt.asked.load(Ordering::Relaxed) {
+                            return Ok(Outcome::Interrupted);
+                        }
+                        let streamed = is_streamed.then(|| self.folder.path().join("weights.sealed"));
+                        let (repeats, seed) = (section.repeats, e.train.seeds[0]);
+                        let task = Task::Memory(MemorySpec { batch, is_training, repeats, streamed, seed });
+                        let cell = self.memory_cell(entry, model, worker.as_ref(), task, below)?;
+                        self.output.say(&memory::line(&cell));
+                        cells.push(cell);
+                    }
+                }
+            }
+        }
+        let above: Vec<String> = cells.iter().filter(|cell| memory::is_above_plan(cell)).map(memory::line).collect();
+        self.leave(Results::Memory(cells), worker.as_ref().map(|w| w.device.clone()))?;
+        above
+            .iter()
+            .for_each(|line| self.output.say(&format!("claim: does not hold, more was taken than planned: {line}")));
+        Ok(if above.is_empty() { Outcome::Done } else { Outcome::ClaimFailed })
+    }
+
+    /// One enclave process, so that its peak is that of one mode.
+    fn memory_cell(
+        &self,
+        entry: Entry,
+        model: &str,
+        worker: Option<&WorkerProcess>,
+        task: Task,
+        below: u64,
+    ) -> Result<Cell, CliError> {
+        let Task::Memory(spec) = task.clone() else { return Err(CliError::failed("no memory study", "")) };
+        let job = self.job(entry, model, worker.filter(|_| entry.needs_worker()), task)?;
+        let plan = MemoryPlan::of_job(&job).map_err(|e| CliError::usage(format!("{model}: {e}"), ""))?;
+        let mode = if spec.streamed.is_some() { memory::STREAMED.to_owned() } else { entry.to_string() };
+        let measured = if plan.peak_bytes > below {
+            None
+        } else {
+            match self.execute(&format!("{model} {mode}"), job, (Body::Empty, &[]), &self.folder)? {
+                JobReport::Memory(report) => Some(report),
+                _ => return Err(CliError::failed("the enclave process answered another task", "")),
+            }
+        };
+        if let Some(path) = &spec.streamed {
+            // The key died with the process.
+            let _ = std::fs::remove_file(path);
+        }
+        let MemorySpec { batch, is_training, .. } = spec;
+        Ok(Cell { model: model.to_owned(), mode, batch, is_training, plan, measured })
     }
 }
 

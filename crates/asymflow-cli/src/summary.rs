@@ -232,6 +232,7 @@ impl Summary {
         let train = match &job.task {
             Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.clone(),
             Task::Speedup(spec) => experiment.train_spec(spec.seed),
+            Task::Memory(spec) => experiment.train_spec(spec.seed),
         };
         let released = job.settings().needs_worker();
         let in_trusted = mode != ModeKind::Clear;

@@ -12,6 +12,7 @@ use asymflow_zoo::cost;
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
+use crate::memory;
 use crate::report::{Report, Results};
 use crate::run;
 use crate::serve_experiment::ServeRun;
@@ -39,6 +40,7 @@ pub fn render(report: &Report) -> String {
         Results::RankStudy(study) => rank_study(&report.experiment, study),
         Results::SplitStudy(study) => split_study(study),
         Results::Serve(runs) => serve(&report.experiment, runs),
+        Results::Memory(cells) => memory::render(&report.experiment, cells),
     };
     let Experiment { title, claim, .. } = &report.experiment;
     format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))

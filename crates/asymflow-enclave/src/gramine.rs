@@ -99,6 +99,18 @@ impl Gramine {
         }
     }
 
+    /// Refuses a manifest whose enclave cannot hold what is planned; its size is fixed when it is signed.
+    fn check_size(&self, spec: &EnclaveSpec) -> Result<(), LaunchError> {
+        let path = with_extension(&self.app, "manifest");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        match (spec.peak_bytes, enclave_bytes(&text)) {
+            (Some(peak_bytes), Some(enclave_bytes)) if peak_bytes > enclave_bytes => {
+                Err(LaunchError::TooSmall { path, enclave_bytes, peak_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn launch(&self, spec: &EnclaveSpec, needs: &[Need]) -> Result<Box<dyn TrustedSession>, LaunchError> {
         if let Availability::Missing { what, fix } = self.probe(needs) {
             return Err(LaunchError::Missing { what, fix });
@@ -110,6 +122,7 @@ impl Gramine {
                 return Err(LaunchError::Missing { what: path.display().to_string(), fix });
             }
         }
+        self.check_size(spec)?;
         let (folder, name) = match (self.app.parent(), self.app.file_name()) {
             (Some(folder), Some(name)) if spec.program.file_name() == Some(name) => (folder, name),
             _ => return Err(LaunchError::OtherProgram { program: spec.program.clone(), app: self.app.clone() }),
@@ -133,6 +146,20 @@ impl Gramine {
         let listener = child.stderr.take().map(Listener::start);
         Ok(Box::new(GramineSession { child, listener }))
     }
+}
+
+/// Size of the enclave that a manifest makes, where it names one.
+fn enclave_bytes(manifest: &str) -> Option<u64> {
+    let (_, value) = manifest.lines().filter_map(|line| line.split_once('=')).find(|(key, _)| {
+        let key = key.trim();
+        key == "enclave_size" || key.ends_with(".enclave_size")
+    })?;
+    let value = value.trim().trim_matches(['"', '\'']);
+    let (number, shift) = [("K", 10), ("M", 20), ("G", 30), ("T", 40)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((value.strip_suffix(unit)?, shift)))
+        .unwrap_or((value, 0));
+    number.parse::<u64>().ok()?.checked_shl(shift)
 }
 
 fn with_extension(app: &Path, extension: &str) -> PathBuf {
@@ -295,6 +322,19 @@ mod tests {
         let mut session = runtime.launch(&EnclaveSpec::new("app")).unwrap();
         session.wait().unwrap();
         assert!(matches!(session.failure(), Some(LaunchError::Runtime { said, .. }) if said == "error 0xe019"));
+    }
+
+    #[test]
+    fn an_enclave_that_is_too_small_for_the_plan_is_not_started() {
+        let (folder, runtime) = made_up("true");
+        let manifest = folder.path().join("app.manifest");
+        std::fs::write(&manifest, "loader.argv = [\"app\"]\n[sgx]\nenclave_size = \"512M\"\n").unwrap();
+        let spec = |mib: u64| EnclaveSpec { peak_bytes: Some(mib << 20), ..EnclaveSpec::new("app") };
+        let error = runtime.launch(&spec(513)).unwrap_err();
+        assert!(matches!(error, LaunchError::TooSmall { enclave_bytes, .. } if enclave_bytes == 512 << 20), "{error}");
+        assert!(runtime.launch(&spec(512)).is_ok());
+        assert_eq!(enclave_bytes("sgx.enclave_size = \"2G\""), Some(2 << 30));
+        assert_eq!(enclave_bytes("sgx.enclave_size = 'many'\nsgx.max_threads = 4"), None);
     }
 
     #[test]

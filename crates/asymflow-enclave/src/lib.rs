@@ -75,12 +75,14 @@ pub struct EnclaveSpec {
     pub arguments: Vec<OsString>,
     /// Its environment; nothing else of the host's is passed on except `PATH`.
     pub environment: Vec<(OsString, OsString)>,
+    /// The most heap that it is planned to hold, in bytes; an enclave whose manifest makes it smaller is not started.
+    pub peak_bytes: Option<u64>,
 }
 
 impl EnclaveSpec {
     /// A program without arguments and environment.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), arguments: Vec::new(), environment: Vec::new() }
+        Self { program: program.into(), arguments: Vec::new(), environment: Vec::new(), peak_bytes: None }
     }
 }
 
@@ -116,6 +118,16 @@ pub enum LaunchError {
     Measured {
         /// Path of the manifest without its extension.
         app: PathBuf,
+    },
+    /// The enclave would be smaller than what is planned for it.
+    #[error("{path} makes an enclave of {enclave_bytes} bytes, of which the program is planned to take {peak_bytes}")]
+    TooSmall {
+        /// The manifest.
+        path: PathBuf,
+        /// Its size.
+        enclave_bytes: u64,
+        /// What is planned.
+        peak_bytes: u64,
     },
     /// The runtime has ended and said why.
     #[error("{what} ({said})")]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use asymflow::memory::parse_bytes;
 use lexopt::prelude::*;
 
 /// Printed for `--help`.
@@ -28,6 +29,8 @@ Options of serve:
   --batch N                     records of every message to the worker [8]
   --linger-ms N                 how long an incomplete batch waits for more images [1]
   --sessions N                  clients at a time [4096]
+  --memory-limit SIZE           the most heap that the service may be planned to take, e.g. 256MiB
+  --stream-weights DIR          keep the weights sealed in this folder and bring them in layer by layer; trusted-only
   --threads N                   threads of the trusted part; 0 takes one a core [0]
   --report-seconds N            prints a line of counters this often, besides at the end; 0 for never [0]
   --exit-with-parent            ends when standard input closes
@@ -63,6 +66,8 @@ pub struct ServeArgs {
     pub threads: usize,
     pub report_seconds: u64,
     pub exit_with_parent: bool,
+    pub memory_limit: Option<u64>,
+    pub stream_weights: Option<PathBuf>,
     pub insecure_unlimited_answers: bool,
     pub insecure_forgetful: bool,
     pub insecure_worker_plaintext: bool,
@@ -97,6 +102,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
         threads: 0,
         report_seconds: 0,
         exit_with_parent: false,
+        memory_limit: None,
+        stream_weights: None,
         insecure_unlimited_answers: false,
         insecure_forgetful: false,
         insecure_worker_plaintext: false,
@@ -117,6 +124,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
             Long("batch") => args.batch = number(parser, "--batch")?,
             Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
             Long("sessions") => args.sessions = number(parser, "--sessions")?,
+            Long("memory-limit") => args.memory_limit = Some(parse_bytes(&parser.value()?.string()?)?),
+            Long("stream-weights") => args.stream_weights = Some(parser.value()?.into()),
             Long("threads") => args.threads = number(parser, "--threads")?,
             Long("report-seconds") => args.report_seconds = number(parser, "--report-seconds")?,
             Long("exit-with-parent") => args.exit_with_parent = true,
@@ -167,6 +176,7 @@ mod tests {
         assert!(refused(&["serve", "--model", "m", "--batch", "0"]).contains("got 0"));
         assert!(refused(&["serve", "--model", "m", "--budget-epsilon", "nan"]).contains("NaN"));
         assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
+        assert!(refused(&["serve", "--model", "m", "--memory-limit", "2GB"]).contains("\"2GB\" is no size"));
         assert!(refused(&["train"]).contains("train"));
     }
 }

@@ -12,6 +12,11 @@ use std::io::{BufWriter, Write, stderr, stdin, stdout};
 use std::process::ExitCode;
 
 use args::Command;
+use asymflow::memory::heap::CountingAllocator;
+
+/// Says at the end how much heap was held at most.
+#[global_allocator]
+static HEAP: CountingAllocator = CountingAllocator;
 
 /// Exit code of bad usage.
 const USAGE: u8 = 2;

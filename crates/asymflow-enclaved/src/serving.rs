@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use asymflow::job::{ModeKind, WorkerSpec, WorkerTransport};
+use asymflow::memory::{Advice, MemoryPlan};
 use asymflow::serve::worker_client;
-use asymflow::service::{Promise, ServedModel, Service, ServiceSettings};
+use asymflow::service::{ModelFile, Promise, ReadModel, ServedModel, Service, ServiceSettings};
 use asymflow_residual::ResidualBackend;
 use faer::Par;
 
@@ -20,19 +21,20 @@ use crate::{executor, state};
 
 /// Longest wait for one answer of the worker, and for a lost one to come back.
 const WORKER_SECONDS: u64 = 30;
+/// Name of the file of sealed weights.
+const SEALED_WEIGHTS: &str = "weights.sealed";
 
 /// Serves until it is interrupted.
 pub fn serve(args: &ServeArgs) -> Result<()> {
-    let file = std::fs::read(&args.model).with_context(|| format!("cannot read {}", args.model.display()))?;
-    let (model, weights) = ServedModel::decode(&file).with_context(|| args.model.display().to_string())?;
-    let model = in_mode(model, args.mode.as_deref())?;
+    let cores = threads(args.threads);
+    let ReadModel { model, weights, sha256 } = read(args, cores)?;
     let worker = worker(&model, args)?;
-    let (threads, par) = threads(args.threads)?;
+    let (threads, par) = start_threads(cores)?;
     let settings = settings(args);
-    let service = Service::new(model, &weights, worker.as_ref(), settings, par)?;
+    let service = Service::with_weights(model, weights, worker.as_ref(), settings, par)?;
     check_budget(&service, args)?;
     let evidence = Evidence::open()?;
-    let mut promise = Promise::of(&service, &settings, &file, evidence.runtime());
+    let mut promise = Promise::of(&service, &settings, &sha256, evidence.runtime());
     let service = state::keep(service, args, &evidence, &mut promise.insecure)?;
     promise.insecure.extend(args.insecure_worker_plaintext.then(|| "insecure_worker_plaintext".to_owned()));
     let identity = evidence.identity(&promise.encode()?)?;
@@ -54,8 +56,35 @@ fn settings(args: &ServeArgs) -> ServiceSettings {
     ServiceSettings { batch: args.batch, budget_epsilon: args.budget_epsilon, patience, ..ServiceSettings::default() }
 }
 
+/// Reads the model, once it is known that its service fits into the memory it may take.
+fn read(args: &ServeArgs, threads: usize) -> Result<ReadModel> {
+    let named = || args.model.display().to_string();
+    let file = std::fs::File::open(&args.model).with_context(|| format!("cannot read {}", named()))?;
+    let mut file = ModelFile::open(file).with_context(named)?;
+    in_mode(file.model(), args.mode.as_deref())?;
+    let (model, is_streamed) = (&*file.model(), args.stream_weights.is_some());
+    if is_streamed && model.mode != ModeKind::TrustedOnly {
+        bail!("--stream-weights serves mode trusted-only, not {}", model.mode.name());
+    }
+    let advice = Advice {
+        smaller_batch: args.batch > 1,
+        other_mode: model.mode != ModeKind::Delta,
+        streaming: model.mode == ModeKind::TrustedOnly && !is_streamed,
+    };
+    if args.memory_limit.is_some() {
+        MemoryPlan::of_service(model, args.batch, threads, is_streamed)?.check(args.memory_limit, advice)?;
+    }
+    match &args.stream_weights {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            file.sealed(&folder.join(SEALED_WEIGHTS)).with_context(named)
+        }
+        None => file.held().with_context(named),
+    }
+}
+
 /// A model that was trained whole can be served in either of the modes that split nothing or every convolution.
-fn in_mode(mut model: ServedModel, mode: Option<&str>) -> Result<ServedModel> {
+fn in_mode(model: &mut ServedModel, mode: Option<&str>) -> Result<()> {
     let whole = matches!(model.mode, ModeKind::Clear | ModeKind::TrustedOnly | ModeKind::Asymml);
     match mode {
         None => {}
@@ -64,7 +93,7 @@ fn in_mode(mut model: ServedModel, mode: Option<&str>) -> Result<ServedModel> {
         Some(name) if name == model.mode.name() => {}
         Some(name) => bail!("a model of mode {} cannot be served as {name:?}", model.mode.name()),
     }
-    Ok(model)
+    Ok(())
 }
 
 fn worker(model: &ServedModel, args: &ServeArgs) -> Result<Option<Arc<dyn ResidualBackend>>> {
@@ -87,9 +116,12 @@ fn worker(model: &ServedModel, args: &ServeArgs) -> Result<Option<Arc<dyn Residu
     Ok(Some(worker_client(&worker, model.precision)?))
 }
 
-fn threads(asked: usize) -> Result<(rayon::ThreadPool, Par)> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = if asked == 0 { cores } else { asked };
+fn threads(asked: usize) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    if asked == 0 { cores() } else { asked }
+}
+
+fn start_threads(threads: usize) -> Result<(rayon::ThreadPool, Par)> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
     Ok((pool, if threads == 1 { Par::Seq } else { Par::rayon(threads) }))
 }

@@ -13,8 +13,10 @@ use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow::run::{Parts, build};
 use asymflow::service::{
-    Answer, ClientId, Keeper, Promise, Query, QueryError, ServedModel, Service, ServiceError, ServiceSettings,
+    Answer, ClientId, Keeper, ModelFile, Promise, Query, QueryError, ServedModel, Service, ServiceError,
+    ServiceSettings, sha256_hex,
 };
+use asymflow::streamed::ModelWeights;
 use asymflow_privacy::{BudgetError, Precision, Relation, gaussian_epsilon};
 use asymflow_residual::{
     BurnBackend, DeviceChoice, Identity, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker,
@@ -61,6 +63,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
         precision: Precision::F32,
         worker: None,
         threads: 1,
+        memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 1,
             batch: 1,
@@ -117,7 +120,7 @@ fn in_process(model: &ServedModel) -> Vec<f32> {
         sampling: model.sampling,
         accountant: RecordAccountant::new(IMAGES),
     };
-    let (mut mode, _) = build(model.settings(), &weights, parts, Some(&flex()), Par::Seq).unwrap();
+    let (mut mode, _) = build(model.settings(), weights.into(), parts, Some(&flex()), Par::Seq).unwrap();
     let data = images();
     let loader = Loader::new(&data, &model.normalization, Augment::NONE, 0);
     if model.mode == ModeKind::Delta {
@@ -318,20 +321,29 @@ fn a_promise_says_what_guards_a_release_and_a_model_file_holds_what_is_served() 
     let (read, read_weights) = ServedModel::decode(&file).unwrap();
     assert_eq!((&read, &read_weights), (&model, &weights(&model)));
     let service = service(&read, Some(20.0), &flex());
-    let promise = Promise::of(&service, &settings(Some(20.0)), &file, "sim");
+    let promise = Promise::of(&service, &settings(Some(20.0)), &sha256_hex(&file), "sim");
     let release = promise.release.clone().unwrap();
     assert_eq!(release.mechanism, "one_bit");
     assert!((release.answer_epsilon.unwrap() - 9.0).abs() < 1e-6);
     assert_eq!((release.client_epsilon, release.clip), (Some(20.0), Some(1.0)));
     assert!(promise.insecure.is_empty());
     assert_eq!(Promise::decode(&promise.encode().unwrap()).unwrap(), promise);
-    let unlimited = Promise::of(&service, &settings(None), &file, "sim");
+    let unlimited = Promise::of(&service, &settings(None), &sha256_hex(&file), "sim");
     assert_eq!(unlimited.insecure, ["insecure_unlimited_answers"]);
 
     for end in (0..file.len()).step_by(file.len() / 50) {
         assert!(ServedModel::decode(&file[..end]).is_err(), "cut at {end}");
+        assert!(ModelFile::open(&file[..end]).and_then(ModelFile::held).is_err(), "cut at {end}");
     }
-    assert!(ServedModel::decode(&[&file[..], &[0]].concat()).is_err());
+    let longer = [&file[..], &[0]].concat();
+    assert!(ServedModel::decode(&longer).is_err());
+    assert!(ModelFile::open(&longer[..]).and_then(ModelFile::held).is_err());
+    let piecewise = ModelFile::open(&file[..]).and_then(ModelFile::held).unwrap();
+    assert_eq!((piecewise.model, piecewise.sha256), (model.clone(), sha256_hex(&file)));
+    let network = model.settings().stored_network().unwrap();
+    assert!(
+        matches!(piecewise.weights, ModelWeights::Held(held) if held.flatten(&network).unwrap() == weights(&model))
+    );
     let mut other = model.clone();
     other.delta = None;
     assert!(other.encode(&weights(&model)).is_err());

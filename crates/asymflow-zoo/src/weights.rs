@@ -90,17 +90,24 @@ impl Weights {
     /// # Errors
     /// The first tensor that is missing, misshapen or not finite.
     pub fn validate(&self, network: &Network) -> Result<(), WeightsError> {
-        for spec in network.parameters() {
-            let tensor =
-                self.tensors.get(&spec.name).ok_or_else(|| WeightsError::Missing { name: spec.name.clone() })?;
-            if tensor.shape != spec.shape || tensor.data.len() != spec.len() {
-                return Err(WeightsError::Shape { name: spec.name, expected: spec.shape, got: tensor.shape.clone() });
-            }
-            if let Some(index) = tensor.data.iter().position(|v| !v.is_finite()) {
-                return Err(WeightsError::NonFinite { name: spec.name, index });
-            }
+        network.parameters().iter().try_for_each(|spec| self.validate_one(spec))
+    }
+
+    /// Checks that one tensor is there, of the right shape and finite.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn validate_one(&self, spec: &ParamSpec) -> Result<(), WeightsError> {
+        let name = || spec.name.clone();
+        let tensor = self.tensors.get(&spec.name).ok_or_else(|| WeightsError::Missing { name: name() })?;
+        if tensor.shape != spec.shape || tensor.data.len() != spec.len() {
+            let (expected, got) = (spec.shape.clone(), tensor.shape.clone());
+            return Err(WeightsError::Shape { name: name(), expected, got });
         }
-        Ok(())
+        match tensor.data.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(WeightsError::NonFinite { name: name(), index }),
+            None => Ok(()),
+        }
     }
 
     /// All values in the order of [`Network::parameters`].
@@ -109,7 +116,11 @@ impl Weights {
     /// As [`Weights::validate`].
     pub fn flatten(&self, network: &Network) -> Result<Vec<f32>, WeightsError> {
         self.validate(network)?;
-        Ok(network.parameters().iter().flat_map(|spec| self.tensors[&spec.name].data.iter().copied()).collect())
+        let specs = network.parameters();
+        // Of exactly its size: collecting would take up to twice as much.
+        let mut flat = Vec::with_capacity(specs.iter().map(ParamSpec::len).sum());
+        specs.iter().for_each(|spec| flat.extend_from_slice(&self.tensors[&spec.name].data));
+        Ok(flat)
     }
 
     /// Inverse of [`Weights::flatten`].

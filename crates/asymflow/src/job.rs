@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::accounting::LedgerEntry;
 use crate::delta::{DeltaSpec, SplitStudyReport, SplitStudySpec};
+use crate::memory::{MemoryPlan, MemoryUse};
+use crate::memory_study::{MemoryReport, MemorySpec};
 use crate::plan::{Plan, SplitSpec};
 use crate::release::PrivacySpec;
 use crate::run::Settings;
@@ -138,6 +140,8 @@ pub enum Task {
     RankStudy(RankStudySpec, TrainSpec),
     /// Measure what Delta's split leaves to the residual.
     SplitStudy(SplitStudySpec, TrainSpec),
+    /// Measure how much memory one mode takes.
+    Memory(MemorySpec),
 }
 
 /// One job of the trusted part.
@@ -163,6 +167,8 @@ pub struct JobSpec {
     pub worker: Option<WorkerSpec>,
     /// Threads of the trusted part.
     pub threads: usize,
+    /// The most heap that the trusted part may be planned to take; a job above it is refused before it begins.
+    pub memory_limit_bytes: Option<u64>,
     /// What is to be done.
     pub task: Task,
 }
@@ -295,6 +301,10 @@ pub struct TrainReport {
     pub normalization: Normalization,
     /// Names of the classes.
     pub class_names: Vec<String>,
+    /// The most memory that the process held.
+    pub memory: MemoryUse,
+    /// What was planned.
+    pub memory_plan: Option<MemoryPlan>,
 }
 
 /// What a finished job measured.
@@ -308,6 +318,8 @@ pub enum JobReport {
     RankStudy(RankStudyReport),
     /// Of [`Task::SplitStudy`].
     SplitStudy(SplitStudyReport),
+    /// Of [`Task::Memory`].
+    Memory(MemoryReport),
 }
 
 /// Coarse kinds of failure: what crosses the boundary says no more than the host may know.

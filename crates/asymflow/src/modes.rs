@@ -15,6 +15,7 @@ use crate::local::LocalConv;
 use crate::plan::Plan;
 use crate::release::{Door, PrivacySpec};
 use crate::split::{SplitConv, open_link};
+use crate::streamed::ModelWeights;
 use crate::timing::Seconds;
 use crate::trusted::{Engine, ExecError, ops};
 
@@ -229,13 +230,14 @@ pub struct TrainState {
 }
 
 pub(crate) fn engine_state(engine: &Engine) -> TrainState {
-    TrainState { weights: engine.params.flat_values(), momentum: engine.params.momentum.concat(), released: Vec::new() }
+    TrainState { weights: engine.params.flat_values(), momentum: engine.params.flat_momentum(), released: Vec::new() }
 }
 
 pub(crate) fn engine_restore(engine: &mut Engine, state: &TrainState) -> Result<(), ExecError> {
     let weights = Weights::unflatten(&engine.network, &state.weights)?;
     let mut params = crate::trusted::Params::new(&engine.network, &weights)?;
     if state.momentum.len() == state.weights.len() {
+        params.train();
         let mut rest = &state.momentum[..];
         for momentum in &mut params.momentum {
             let (head, tail) = rest.split_at(momentum.len());
@@ -260,9 +262,22 @@ impl TrustedOnly {
     /// # Errors
     /// A network or weights that do not fit.
     pub fn new(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
-        let engine = Engine::new(network, weights, par)?;
+        Self::with_weights(network, weights.clone().into(), par)
+    }
+
+    /// As [`TrustedOnly::new`], with weights that are moved in, or streamed: then it serves inference alone.
+    ///
+    /// # Errors
+    /// A network or weights that do not fit.
+    pub fn with_weights(network: Network, weights: ModelWeights, par: Par) -> Result<Self, ExecError> {
+        let engine = Engine::with_weights(network, weights, par)?;
         let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
         Ok(Self { engine, convolver })
+    }
+
+    /// The trusted engine, for inspection.
+    pub const fn engine(&self) -> &Engine {
+        &self.engine
     }
 }
 
@@ -287,6 +302,7 @@ impl Mode for TrustedOnly {
     }
 
     fn state(&mut self) -> Result<TrainState, ExecError> {
+        self.engine.needs_all_weights()?;
         Ok(engine_state(&self.engine))
     }
 
@@ -354,7 +370,15 @@ impl AsymMl {
     /// # Errors
     /// Unusable settings, or a worker that cannot be opened.
     pub fn new(network: Network, weights: &Weights, parts: AsymMlParts, par: Par) -> Result<Self, ModeError> {
-        let engine = Engine::new(network, weights, par)?;
+        Self::with_weights(network, weights.clone(), parts, par)
+    }
+
+    /// As [`AsymMl::new`], with weights that are moved in.
+    ///
+    /// # Errors
+    /// As [`AsymMl::new`].
+    pub fn with_weights(network: Network, weights: Weights, parts: AsymMlParts, par: Par) -> Result<Self, ModeError> {
+        let engine = Engine::with_weights(network, weights.into(), par)?;
         let door = Door::new(&parts.privacy, parts.precision)?;
         let placements = parts.plan.placements();
         let link = open_link(parts.backend, &engine.program.conv_nodes(), &placements).map_err(ExecError::from)?;

@@ -23,11 +23,14 @@ use crate::delta::{
 use crate::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec,
 };
+use crate::memory::{MemoryError, MemoryPlan, MemoryUse};
+use crate::memory_study::memory_study;
 use crate::modes::{AsymMl, AsymMlParts, Mode, ModeError, TrustedOnly};
 use crate::naive::{NaiveError, NaiveSpec, noised};
 use crate::plan::{Plan, PlanError, SplitSpec};
 use crate::release::PrivacySpec;
 use crate::speedup::speedup;
+use crate::streamed::{ModelWeights, StreamError};
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
 use crate::train::{HostGone, Observer, TrainError, Training};
 use crate::trusted::{ExecError, Program};
@@ -97,6 +100,9 @@ pub enum RunError {
         /// Which number.
         what: &'static str,
     },
+    /// It would take more memory than it may.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The host is gone.
     #[error(transparent)]
     Host(#[from] HostGone),
@@ -154,11 +160,12 @@ pub type OpenBackend<'a> = &'a dyn Fn(&JobSpec) -> Result<Arc<dyn ResidualBacken
 pub fn run(
     job: &JobSpec,
     body: Body,
-    bytes: &[u8],
+    bytes: Vec<u8>,
     open: OpenBackend<'_>,
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<JobReport, RunError> {
+    job.check_memory()?;
     let threads = NonZeroUsize::new(job.threads).ok_or(RunError::Zero { what: "trusted.threads" })?;
     let par = if threads.get() == 1 { Par::Seq } else { Par::rayon(threads.get()) };
     job.network.validate().map_err(ExecError::from)?;
@@ -170,6 +177,7 @@ pub fn run(
             let backend = open(job).map_err(ExecError::from)?;
             Ok(JobReport::Speedup(speedup(job, spec, &weights, &backend, par)?))
         }
+        Task::Memory(spec) => Ok(JobReport::Memory(memory_study(job, spec, open, par)?)),
         Task::RankStudy(study, spec) => runner.study(study, spec, body, bytes, observer),
         Task::SplitStudy(study, spec) => runner.split_study(study, spec, body, bytes, observer),
     }
@@ -187,21 +195,21 @@ impl Runner<'_> {
         &self,
         spec: &TrainSpec,
         body: Body,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
         check_train(spec)?;
         let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
-        Ok(JobReport::Train(Box::new(self.train_on(&data, spec, &weights, checkpoint, observer)?.0)))
+        Ok(JobReport::Train(Box::new(self.train_on(&data, spec, weights, checkpoint, observer)?.0)))
     }
 
     fn train_on(
         &self,
         data: &Split,
         spec: &TrainSpec,
-        weights: &Weights,
+        weights: Weights,
         checkpoint: Option<Checkpoint>,
         observer: &mut dyn Observer,
     ) -> Result<(TrainReport, Vec<f32>), RunError> {
@@ -216,7 +224,7 @@ impl Runner<'_> {
         let sampling = Sampling { batch: spec.batch, records: data.train.len() };
         let (epochs, split) = (spec.epochs, job.split.clone());
         let parts = Parts { split, epochs, sampling, accountant };
-        let (mut mode, plan) = build(job.settings(), weights, parts, backend.as_ref(), self.par)?;
+        let (mut mode, plan) = build(job.settings(), weights.into(), parts, backend.as_ref(), self.par)?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
         observer.tell(FromTrusted::Planned { train_images, test_images, plan: plan.clone() }, &[])?;
         let training = Training {
@@ -239,7 +247,10 @@ impl Runner<'_> {
         report.normalization = Normalization::of(&data.train);
         report.class_names = data.train.class_names().to_vec();
         report.sigma = naive_sigma.or(mode.sigma());
-        Ok((report, mode.state()?.weights))
+        let weights = mode.state()?.weights;
+        report.memory_plan = MemoryPlan::of_job(job).ok();
+        report.memory = MemoryUse::now();
+        Ok((report, weights))
     }
 
     /// The data with noise on every image, for the mode that has it.
@@ -263,7 +274,7 @@ impl Runner<'_> {
         study: &RankStudySpec,
         spec: &TrainSpec,
         body: Body,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
         let trained = self.trained(spec, study.samples, body, bytes, observer)?;
@@ -282,7 +293,7 @@ impl Runner<'_> {
         study: &SplitStudySpec,
         spec: &TrainSpec,
         body: Body,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
         let missing = RunError::Settings { mode: self.job.mode.name(), what: "a delta section" };
@@ -306,14 +317,14 @@ impl Runner<'_> {
         spec: &TrainSpec,
         samples: usize,
         body: Body,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<Trained, RunError> {
         check_train(spec)?;
         let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
-        let (report, trained) = self.train_on(&data, spec, &weights, checkpoint, observer)?;
+        let (report, trained) = self.train_on(&data, spec, weights, checkpoint, observer)?;
         let weights = Weights::unflatten(&self.job.settings().stored_network()?, &trained)?;
         let samples = samples.min(data.test.len());
         let loader = Loader::new(&data.test, &Normalization::of(&data.train), Augment::NONE, spec.seed);
@@ -341,12 +352,12 @@ fn check_train(spec: &TrainSpec) -> Result<(), RunError> {
     Ok(())
 }
 
-fn start_from(job: &JobSpec, seed: u64, body: Body, bytes: &[u8]) -> Result<(Weights, Option<Checkpoint>), RunError> {
+fn start_from(job: &JobSpec, seed: u64, body: Body, bytes: Vec<u8>) -> Result<(Weights, Option<Checkpoint>), RunError> {
     let network = job.settings().stored_network()?;
     Ok(match body {
         Body::Empty => (Weights::init(&network, seed), None),
-        Body::Weights => (Weights::unflatten(&network, &from_f32_bytes(bytes))?, None),
-        Body::Checkpoint => (Weights::init(&network, seed), Some(Checkpoint::decode(bytes)?)),
+        Body::Weights => (Weights::unflatten(&network, &from_f32_bytes(&bytes))?, None),
+        Body::Checkpoint => (Weights::init(&network, seed), Some(Checkpoint::decode(&bytes)?)),
     })
 }
 
@@ -427,13 +438,13 @@ pub struct Parts {
     pub accountant: RecordAccountant,
 }
 
-/// Builds a mode and its plan.
+/// Builds a mode and its plan. Weights may be streamed in `trusted-only`.
 ///
 /// # Errors
 /// Unusable settings, no worker where one is needed, or one that cannot be opened.
 pub fn build(
     settings: Settings<'_>,
-    weights: &Weights,
+    weights: ModelWeights,
     parts: Parts,
     backend: Option<&Arc<dyn ResidualBackend>>,
     par: Par,
@@ -441,15 +452,19 @@ pub fn build(
     let network = settings.network.clone();
     let worker = || backend.map(Arc::clone).ok_or(RunError::NoWorker(settings.mode.name()));
     let program = Program::new(&network).map_err(ExecError::from)?;
+    if settings.mode == ModeKind::TrustedOnly {
+        let mode = TrustedOnly::with_weights(network, weights, par)?;
+        return Ok((Box::new(mode), Some(Plan::trusted_only(&program))));
+    }
+    let ModelWeights::Held(weights) = weights else {
+        return Err(ExecError::from(StreamError::InferenceOnly).into());
+    };
     Ok(match settings.mode {
         ModeKind::Clear | ModeKind::NaiveDp => {
             let is_public = settings.mode == ModeKind::NaiveDp;
-            (Box::new(Clear::new(network, weights, worker()?, parts.accountant, is_public)?), None)
+            (Box::new(Clear::new(network, &weights, worker()?, parts.accountant, is_public)?), None)
         }
-        ModeKind::TrustedOnly => {
-            (Box::new(TrustedOnly::new(network, weights, par)?), Some(Plan::trusted_only(&program)))
-        }
-        ModeKind::Asymml => {
+        ModeKind::TrustedOnly | ModeKind::Asymml => {
             let plan = Plan::asymml(&program, &parts.split, parts.sampling.batch)?;
             let parts = AsymMlParts {
                 plan: plan.clone(),
@@ -459,9 +474,9 @@ pub fn build(
                 backend: worker()?,
                 accountant: parts.accountant,
             };
-            (Box::new(AsymMl::new(network, weights, parts, par)?), Some(plan))
+            (Box::new(AsymMl::with_weights(network, weights, parts, par)?), Some(plan))
         }
-        ModeKind::Delta => (Box::new(build_delta(settings, weights, parts, backend, par)?), None),
+        ModeKind::Delta => (Box::new(build_delta(settings, &weights, parts, backend, par)?), None),
     })
 }
 

@@ -71,13 +71,13 @@ pub fn serve(mut reader: impl Read + Send + 'static, writer: impl Write + Send) 
         .num_threads(job.threads.max(1))
         .build()
         .map_err(|e| ServeError::Threads { threads: job.threads, reason: e.to_string() })?;
-    threads.install(|| run_one(&job, kind, &body, &stop, &mut host))
+    threads.install(|| run_one(&job, kind, body, &stop, &mut host))
 }
 
 fn run_one<W: Write>(
     job: &JobSpec,
     kind: Body,
-    body: &[u8],
+    body: Vec<u8>,
     stop: &AtomicBool,
     host: &mut Host<W>,
 ) -> Result<(), ServeError> {

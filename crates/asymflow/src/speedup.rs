@@ -95,7 +95,8 @@ pub fn speedup(
         let sampling = Sampling { batch: spec.batch, records: spec.batch };
         let accountant = RecordAccountant::new(spec.batch);
         let parts = Parts { split, epochs: 1, sampling, accountant };
-        let (mut mode, plan) = build(Settings { mode: kind, ..job.settings() }, weights, parts, Some(backend), par)?;
+        let (mut mode, plan) =
+            build(Settings { mode: kind, ..job.settings() }, weights.clone().into(), parts, Some(backend), par)?;
         variants.push(time_variant(name, &mut *mode, plan, &batch, spec).map_err(ModeError::from)?);
     }
     Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, variants })

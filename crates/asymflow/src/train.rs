@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
+use crate::memory::MemoryUse;
 use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
 use crate::timing::Seconds;
 use crate::trusted::{ExecError, ops};
@@ -169,6 +170,8 @@ impl Training<'_> {
             sigma: None,
             normalization: Normalization::default(),
             class_names: Vec::new(),
+            memory: MemoryUse::default(),
+            memory_plan: None,
         };
         Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
     }

@@ -109,13 +109,22 @@ impl Delta {
         let (latest, seconds) = (TrainState::default(), Seconds::default());
         let mut delta =
             Self { backbone, main, split, crossing, accountant, spec, low_len, frozen: false, latest, par, seconds };
-        delta.state()?;
+        delta.latest = delta.trusted_state();
         Ok(delta)
     }
 
     /// The crossing to the worker, for inspection.
     pub const fn crossing(&self) -> Option<&Crossing> {
         self.crossing.as_ref()
+    }
+
+    /// Weights and momentum of M_bb and M_main.
+    fn trusted_state(&self) -> TrainState {
+        let mut state = engine_state(&self.backbone.engine);
+        let main = engine_state(&self.main.engine);
+        state.weights.extend(main.weights);
+        state.momentum.extend(main.momentum);
+        state
     }
 
     /// Features of a batch in their two parts.
@@ -328,10 +337,7 @@ impl Mode for Delta {
     }
 
     fn state(&mut self) -> Result<TrainState, ExecError> {
-        let mut state = engine_state(&self.backbone.engine);
-        let main = engine_state(&self.main.engine);
-        state.weights.extend(main.weights);
-        state.momentum.extend(main.momentum);
+        let mut state = self.trusted_state();
         let trusted = state.clone();
         if let Some(crossing) = &mut self.crossing {
             crossing.append_state(&mut state)?;

@@ -6,6 +6,7 @@
 mod answers;
 mod ledgers;
 mod model;
+mod model_file;
 mod promise;
 pub mod protocol;
 
@@ -22,14 +23,17 @@ use thiserror::Error;
 use crate::accounting::RecordAccountant;
 use crate::delta::{Labels, Variant};
 use crate::job::{ModeKind, Traffic};
+use crate::memory::MemoryUse;
 use crate::modes::Mode;
 use crate::run::{Parts, RunError, build};
+use crate::streamed::ModelWeights;
 use crate::timing::Seconds;
 use crate::trusted::ExecError;
 
 pub use answers::{Answers, Asked};
 pub use ledgers::{ClientId, Ledgers, LedgersError};
 pub use model::{ModelFileError, ServedModel};
+pub use model_file::{ModelFile, ReadModel};
 pub use promise::{Promise, PromiseError, hex, sha256_hex};
 
 /// Why a model cannot be served.
@@ -142,6 +146,8 @@ pub struct ServiceStats {
     pub parts: Seconds,
     /// Bytes to the worker and back.
     pub traffic: Traffic,
+    /// The most memory that the process held so far.
+    pub memory: MemoryUse,
 }
 
 /// A line of counters, as a serving process prints it.
@@ -221,16 +227,30 @@ impl Service {
         settings: ServiceSettings,
         par: Par,
     ) -> Result<Self, ServiceError> {
-        check(&model)?;
         let network = model.settings().stored_network().map_err(RunError::from)?;
         let weights = asymflow_zoo::Weights::unflatten(&network, weights).map_err(RunError::from)?;
+        Self::with_weights(model, weights.into(), worker, settings, par)
+    }
+
+    /// As [`Service::new`], with weights that are moved in or streamed.
+    ///
+    /// # Errors
+    /// As [`Service::new`].
+    pub fn with_weights(
+        model: ServedModel,
+        weights: ModelWeights,
+        worker: Option<&Arc<dyn ResidualBackend>>,
+        settings: ServiceSettings,
+        par: Par,
+    ) -> Result<Self, ServiceError> {
+        check(&model)?;
         let parts = Parts {
             split: model.split.clone(),
             epochs: 1,
             sampling: model.sampling,
             accountant: RecordAccountant::new(1),
         };
-        let (mode, _) = build(model.settings(), &weights, parts, worker, par)?;
+        let (mode, _) = build(model.settings(), weights, parts, worker, par)?;
         let losses = mode.answer_losses()?;
         let budget = settings.budget_epsilon.map(|epsilon| Budget { epsilon, delta: model.privacy.delta });
         Ok(Self {
@@ -302,6 +322,7 @@ impl Service {
         if let Some(worker) = self.mode.worker() {
             stats.traffic = Traffic { to_worker: worker.bytes_to_worker, from_worker: worker.bytes_from_worker };
         }
+        stats.memory = MemoryUse::now();
         stats
     }
 

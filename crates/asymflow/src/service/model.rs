@@ -16,7 +16,7 @@ use crate::release::PrivacySpec;
 use crate::run::Settings;
 
 /// Largest header and body of a model file: the largest network of the zoo has a few kB of layers and 0.6 GB of weights.
-const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 2 << 30 };
+pub(super) const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 2 << 30 };
 /// Version of the file.
 const SCHEMA: u32 = 1;
 
@@ -48,6 +48,9 @@ pub enum ModelFileError {
         /// Its name.
         network: String,
     },
+    /// The weights could not be sealed.
+    #[error(transparent)]
+    Stream(#[from] crate::streamed::StreamError),
     /// A weight is NaN or infinite.
     #[error("weight {index} is not finite")]
     NonFinite {
@@ -163,15 +166,16 @@ impl ServedModel {
         if !rest.is_empty() {
             return Err(ModelFileError::Trailing { bytes: rest.len() });
         }
-        if header.schema != SCHEMA {
-            return Err(ModelFileError::Schema { got: header.schema });
-        }
         let weights = from_f32_bytes(&body);
         header.check(&weights)?;
         Ok((header, weights))
     }
 
-    fn check(&self, weights: &[f32]) -> Result<(), ModelFileError> {
+    /// Checks the model without its weights; returns how many there must be.
+    pub(super) fn check_settings(&self) -> Result<usize, ModelFileError> {
+        if self.schema != SCHEMA {
+            return Err(ModelFileError::Schema { got: self.schema });
+        }
         let settings = |what, reason: String| Err(ModelFileError::Settings { what, reason });
         if (self.mode == ModeKind::Delta) != self.delta.is_some() {
             return settings("delta", format!("mode {} and a delta section do not go together", self.mode.name()));
@@ -187,11 +191,16 @@ impl ServedModel {
             return settings("normalization", format!("expected {channels} finite means and positive deviations"));
         }
         let network = self.settings().stored_network()?;
-        let expected: usize = network.parameters().iter().map(ParamSpec::len).sum();
-        if weights.len() != expected {
-            let (got, network) = (weights.len(), self.network.name.clone());
-            return Err(ModelFileError::Weights { got, expected, network });
-        }
+        Ok(network.parameters().iter().map(ParamSpec::len).sum())
+    }
+
+    pub(super) fn check_length(&self, got: usize, expected: usize) -> Result<(), ModelFileError> {
+        let network = || self.network.name.clone();
+        if got == expected { Ok(()) } else { Err(ModelFileError::Weights { got, expected, network: network() }) }
+    }
+
+    fn check(&self, weights: &[f32]) -> Result<(), ModelFileError> {
+        self.check_length(weights.len(), self.check_settings()?)?;
         match weights.iter().position(|weight| !weight.is_finite()) {
             Some(index) => Err(ModelFileError::NonFinite { index }),
             None => Ok(()),

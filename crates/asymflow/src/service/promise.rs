@@ -101,8 +101,8 @@ pub enum PromiseError {
 }
 
 impl Promise {
-    /// What `service` promises under `settings`, of the model file `model_bytes`, in `runtime`.
-    pub fn of(service: &Service, settings: &ServiceSettings, model_bytes: &[u8], runtime: &str) -> Self {
+    /// What `service` promises under `settings`, of the model file with that hash, in `runtime`.
+    pub fn of(service: &Service, settings: &ServiceSettings, model_sha256: &str, runtime: &str) -> Self {
         let model = service.model();
         let mut insecure: Vec<String> = model.insecure().into_iter().map(str::to_owned).collect();
         if service.answer_epsilon().is_some() && settings.budget_epsilon.is_none() {
@@ -114,7 +114,7 @@ impl Promise {
             runtime: runtime.to_owned(),
             mode: model.mode,
             network: model.network.name.clone(),
-            model_sha256: sha256_hex(model_bytes),
+            model_sha256: model_sha256.to_owned(),
             input: model.network.input,
             classes: model.network.classes,
             class_names: model.class_names.clone(),

@@ -1,14 +1,18 @@
 //! Reused memory for activations: fresh pages from the system cost more than the layers that fill them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow_zoo::Shape;
 
-type Free = Arc<Mutex<HashMap<usize, Vec<Vec<f32>>>>>;
+/// A vector is handed out again for as little as one over this of its length.
+pub(crate) const REUSE: usize = 2;
 
-/// A store of equally long vectors that are handed out again when a [`Buffer`] is dropped.
+type Free = Arc<Mutex<BTreeMap<usize, Vec<Vec<f32>>>>>;
+
+/// A store of vectors that are handed out again when a [`Buffer`] is dropped: the shortest that is long enough, unless it
+/// is more than twice as long. So batches of every size share their memory.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
     free: Free,
@@ -18,14 +22,24 @@ pub struct Pool {
 #[derive(Debug)]
 pub struct Buffer {
     data: Vec<f32>,
+    /// Of the vector, so many values belong to this buffer.
+    len: usize,
     free: Free,
 }
 
 impl Pool {
     /// A buffer of `len` values with arbitrary contents.
     pub fn take(&self, len: usize) -> Buffer {
-        let reused = self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&len).and_then(Vec::pop);
-        Buffer { data: reused.unwrap_or_else(|| vec![0.0; len]), free: Arc::clone(&self.free) }
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let reused = free.range_mut(len..=REUSE * len).find_map(|(_, vectors)| vectors.pop());
+        drop(free);
+        Buffer { data: reused.unwrap_or_else(|| vec![0.0; len]), len, free: Arc::clone(&self.free) }
+    }
+
+    /// Bytes of the vectors that nobody holds.
+    pub fn free_bytes(&self) -> usize {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.iter().map(|(len, vectors)| len * vectors.len() * size_of::<f32>()).sum()
     }
 
     /// A buffer of zeros.
@@ -37,13 +51,14 @@ impl Pool {
 
     /// A buffer that owns `data`.
     pub fn adopt(&self, data: Vec<f32>) -> Buffer {
-        Buffer { data, free: Arc::clone(&self.free) }
+        Buffer { len: data.len(), data, free: Arc::clone(&self.free) }
     }
 }
 
 impl Buffer {
     /// The vector itself; it does not return to the pool.
     pub fn into_vec(mut self) -> Vec<f32> {
+        self.data.truncate(self.len);
         std::mem::take(&mut self.data)
     }
 }
@@ -52,13 +67,13 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data
+        &self.data[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        &mut self.data[..self.len]
     }
 }
 

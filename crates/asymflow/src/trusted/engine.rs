@@ -16,6 +16,7 @@ use super::error::ExecError;
 use super::ops::{self, LinearShape, NormSaved};
 use super::params::Params;
 use super::program::{ConvNode, Node, Program};
+use crate::streamed::{ModelWeights, StreamError, WeightStream};
 
 /// Computes the convolutions of a network, wherever that happens.
 pub trait Convolver: Send {
@@ -72,6 +73,7 @@ pub struct Engine {
     /// Memory for activations.
     pub pool: Pool,
     par: Par,
+    stream: Option<WeightStream>,
     tape: Vec<Saved>,
     moments: Vec<Moments>,
     dropout_seed: u64,
@@ -84,7 +86,21 @@ impl Engine {
     /// A network or weights that do not fit.
     pub fn new(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
         let program = Program::new(&network)?;
-        Self::of(program, network, weights, par)
+        let params = Params::new(&network, weights)?;
+        Ok(Self::of(program, network, params, None, par))
+    }
+
+    /// As [`Engine::new`], with weights that are moved in, or streamed: then it serves inference alone.
+    ///
+    /// # Errors
+    /// A network or weights that do not fit.
+    pub fn with_weights(network: Network, weights: ModelWeights, par: Par) -> Result<Self, ExecError> {
+        let program = Program::new(&network)?;
+        let (params, stream) = match weights {
+            ModelWeights::Held(weights) => (Params::moved(&network, weights)?, None),
+            ModelWeights::Streamed(kept, sealed) => (Params::kept(&network, kept)?, Some(sealed.stream()?)),
+        };
+        Ok(Self::of(program, network, params, stream, par))
     }
 
     /// As [`Engine::new`], for a network whose [`Engine::backward`] also yields the gradient of its input.
@@ -93,13 +109,22 @@ impl Engine {
     /// A network or weights that do not fit.
     pub fn with_input_gradient(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
         let program = Program::with_input_gradient(&network)?;
-        Self::of(program, network, weights, par)
+        let params = Params::new(&network, weights)?;
+        Ok(Self::of(program, network, params, None, par))
     }
 
-    fn of(program: Program, network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
-        let params = Params::new(&network, weights)?;
+    fn of(program: Program, network: Network, params: Params, stream: Option<WeightStream>, par: Par) -> Self {
         let pool = Pool::default();
-        Ok(Self { network, program, params, pool, par, tape: Vec::new(), moments: Vec::new(), dropout_seed: 0 })
+        let (tape, moments) = (Vec::new(), Vec::new());
+        Self { network, program, params, pool, par, stream, tape, moments, dropout_seed: 0 }
+    }
+
+    /// Refuses what needs all weights at once.
+    ///
+    /// # Errors
+    /// They are streamed.
+    pub fn needs_all_weights(&self) -> Result<(), ExecError> {
+        if self.stream.is_some() { Err(StreamError::InferenceOnly.into()) } else { Ok(()) }
     }
 
     /// Logits of a batch (samples × input shape, row-major).
@@ -122,6 +147,10 @@ impl Engine {
             return Err(ExecError::Batch { got: images.len(), samples, expected });
         }
         check_finite("input", images)?;
+        if pass == Pass::Training {
+            self.needs_all_weights()?;
+            self.params.train();
+        }
         self.tape.clear();
         self.moments.clear();
         self.dropout_seed = dropout_seed;
@@ -131,7 +160,8 @@ impl Engine {
         let nodes = std::mem::take(&mut self.program.nodes);
         let result = self.run(&nodes, x, pass, convolver);
         self.program.nodes = nodes;
-        let logits = result?.data.to_vec();
+        // Taken out of the pool: the backward pass brings as much back in.
+        let logits = result?.into_buffer(&self.pool).into_vec();
         check_finite("logits", &logits)?;
         Ok(logits)
     }
@@ -174,6 +204,7 @@ impl Engine {
         convolver: &mut dyn Convolver,
     ) -> Result<Activation, ExecError> {
         for node in nodes {
+            let fetched = self.fetch(node)?;
             x = match node {
                 Node::Conv(conv) => self.run_conv(conv, &x, pass, convolver)?,
                 Node::Norm { first, relu } => self.run_norm(*first, *relu, x, pass),
@@ -192,8 +223,23 @@ impl Engine {
                 }
                 simple => self.run_simple(simple, x, pass),
             };
+            if let Some(index) = fetched {
+                self.params.values[index] = Vec::new();
+            }
         }
         Ok(x)
+    }
+
+    /// Brings in the weights of a node where they are streamed; returns where they are, to be let go after it.
+    fn fetch(&mut self, node: &Node) -> Result<Option<usize>, ExecError> {
+        let index = match node {
+            Node::Conv(conv) => conv.weight,
+            Node::Linear { weight, .. } => *weight,
+            _ => return Ok(None),
+        };
+        let Some(stream) = &mut self.stream else { return Ok(None) };
+        self.params.values[index] = stream.take(index)?;
+        Ok(Some(index))
     }
 
     fn keep(&mut self, pass: Pass, saved: impl FnOnce() -> Saved) {

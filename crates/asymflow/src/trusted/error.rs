@@ -56,6 +56,9 @@ pub enum ExecError {
         /// Why.
         error: ReleaseError,
     },
+    /// Streamed weights could not be had.
+    #[error(transparent)]
+    Stream(#[from] crate::streamed::StreamError),
     /// The worker could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),

@@ -4,21 +4,24 @@ use asymflow_residual::SgdStep;
 use asymflow_zoo::{Network, ParamSpec, Weights, WeightsError};
 use rayon::prelude::*;
 
-/// Values, gradients and optimiser state, indexed as [`Network::parameters`].
+use crate::streamed::is_streamed;
+
+/// Values, gradients and optimiser state, indexed as [`Network::parameters`]. Gradients and momentum are there from the
+/// first training pass on: inference has no use for them, and they take twice the memory of the weights.
 #[derive(Clone, Debug)]
 pub struct Params {
     /// Names, shapes and kinds.
     pub specs: Vec<ParamSpec>,
     /// Values, row-major.
     pub values: Vec<Vec<f32>>,
-    /// Gradients of the latest backward pass.
+    /// Gradients of the latest backward pass; empty before [`Params::train`].
     pub gradients: Vec<Vec<f32>>,
-    /// Momentum of the optimiser.
+    /// Momentum of the optimiser; empty before [`Params::train`].
     pub momentum: Vec<Vec<f32>>,
 }
 
 impl Params {
-    /// Parameters with the given weights, zero gradients and zero momentum.
+    /// Parameters with the given weights, not yet trained.
     ///
     /// # Errors
     /// Weights that do not fit the network.
@@ -26,13 +29,53 @@ impl Params {
         weights.validate(network)?;
         let specs = network.parameters();
         let values: Vec<_> = specs.iter().map(|spec| weights.tensors[&spec.name].data.clone()).collect();
-        let zeros: Vec<_> = values.iter().map(|v| vec![0.0; v.len()]).collect();
-        Ok(Self { specs, values, gradients: zeros.clone(), momentum: zeros })
+        Ok(Self { specs, values, gradients: Vec::new(), momentum: Vec::new() })
+    }
+
+    /// As [`Params::new`], without a copy of the weights.
+    ///
+    /// # Errors
+    /// Weights that do not fit the network.
+    pub fn moved(network: &Network, mut weights: Weights) -> Result<Self, WeightsError> {
+        weights.validate(network)?;
+        Ok(Self::take(network, &mut weights))
+    }
+
+    /// As [`Params::moved`], for weights of which those that are streamed are not there.
+    ///
+    /// # Errors
+    /// One that is not streamed is missing or does not fit.
+    pub fn kept(network: &Network, mut weights: Weights) -> Result<Self, WeightsError> {
+        network.parameters().iter().filter(|p| !is_streamed(p.kind)).try_for_each(|p| weights.validate_one(p))?;
+        Ok(Self::take(network, &mut weights))
+    }
+
+    fn take(network: &Network, weights: &mut Weights) -> Self {
+        let specs = network.parameters();
+        let values = specs.iter().map(|p| weights.tensors.remove(&p.name).map_or_else(Vec::new, |t| t.data)).collect();
+        Self { specs, values, gradients: Vec::new(), momentum: Vec::new() }
+    }
+
+    /// Makes gradients and momentum, all zero, unless they are there.
+    pub fn train(&mut self) {
+        if self.gradients.is_empty() {
+            let zeros = || self.values.iter().map(|v| vec![0.0; v.len()]).collect();
+            (self.gradients, self.momentum) = (zeros(), zeros());
+        }
     }
 
     /// All values in the order of [`Network::parameters`].
     pub fn flat_values(&self) -> Vec<f32> {
         self.values.concat()
+    }
+
+    /// All momentum in the same order, zero before any training.
+    pub fn flat_momentum(&self) -> Vec<f32> {
+        if self.momentum.is_empty() {
+            vec![0.0; self.values.iter().map(Vec::len).sum()]
+        } else {
+            self.momentum.concat()
+        }
     }
 
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.

@@ -138,9 +138,8 @@ impl ToyUnit for ToyNetwork {
     }
 
     fn set_weights(&mut self, weights: Vec<f32>) {
-        let momentum = std::mem::take(&mut self.engine.params.momentum);
         let weights = Weights::unflatten(&self.engine.network, &weights).unwrap();
-        self.engine.params = Params { momentum, ..Params::new(&self.engine.network, &weights).unwrap() };
+        self.engine.params.values = Params::new(&self.engine.network, &weights).unwrap().values;
     }
 
     fn reset(&mut self) {
@@ -152,10 +151,11 @@ impl ToyUnit for ToyNetwork {
     }
 
     fn momentum(&self) -> Vec<f32> {
-        self.engine.params.momentum.concat()
+        self.engine.params.flat_momentum()
     }
 
     fn set_momentum(&mut self, momentum: &[f32]) {
+        self.engine.params.train();
         let mut rest = momentum;
         for tensor in &mut self.engine.params.momentum {
             let (head, tail) = rest.split_at(tensor.len());

@@ -67,6 +67,7 @@ fn job(mode: ModeKind) -> JobSpec {
             patience_seconds: 1,
         }),
         threads: 2,
+        memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 3,
             batch: 16,
@@ -90,7 +91,7 @@ fn go(
     let mut heard = Heard { stop_after, stop: Arc::clone(&stop), ..Heard::default() };
     let backend = backend.clone();
     let open = move |_: &JobSpec| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
-    (run(job, body.0, body.1, &open, &stop, &mut heard), heard)
+    (run(job, body.0, body.1.to_vec(), &open, &stop, &mut heard), heard)
 }
 
 #[test]

@@ -1,0 +1,152 @@
+//! The plan of a whole job, and of a service.
+
+use asymflow_residual::Pass;
+
+use super::modes::weight_bytes;
+use super::{Advice, MemoryError, MemoryPlan, Work};
+use crate::job::{DataSpec, JobSpec, ModeKind, Task, TrainSpec};
+use crate::service::ServedModel;
+
+/// Images of the built-in set where a job names no number, and of a data set on disk, which is read whole.
+const BUILT_IN: (usize, usize) = (5000, 1000);
+
+impl MemoryPlan {
+    /// What `job` is planned to take at most.
+    ///
+    /// A data set on disk counts as many bytes as it has there, which is too little where it is compressed.
+    ///
+    /// # Errors
+    /// A job that cannot be done.
+    pub fn of_job(job: &JobSpec) -> Result<Self, MemoryError> {
+        match &job.task {
+            Task::Memory(spec) => {
+                let is_streamed = spec.streamed.is_some();
+                let mut plan = Work { is_streamed, ..work(job, spec.batch, &spec.passes()) }.plan()?;
+                // The batch, and a copy of it that is filled up.
+                plan.data_bytes = 8 * (spec.batch * job.network.input.len()) as u64;
+                if is_streamed {
+                    // Made by seed, all of them, before they are sealed.
+                    plan.startup_bytes += weight_bytes(&job.network);
+                }
+                Ok(plan.peaked())
+            }
+            Task::Speedup(spec) => {
+                let passes =
+                    [(spec.batch, Pass::Inference), (spec.batch, Pass::Training), (spec.batch, Pass::Training)];
+                let passes = if spec.train { &passes[..] } else { &passes[..1] };
+                let modes = [ModeKind::TrustedOnly, ModeKind::Asymml, ModeKind::Clear];
+                let mut largest = Self::default();
+                for mode in modes {
+                    let mut work = work(job, spec.batch, passes);
+                    work.settings.mode = mode;
+                    let plan = work.plan()?;
+                    largest = if plan.peak_bytes > largest.peak_bytes { plan } else { largest };
+                }
+                // The weights that every mode is made of stay.
+                largest.state_bytes += weight_bytes(&job.network);
+                Ok(largest.peaked())
+            }
+            Task::Train(spec) | Task::RankStudy(_, spec) | Task::SplitStudy(_, spec) => Self::of_training(job, spec),
+        }
+    }
+
+    fn of_training(job: &JobSpec, spec: &TrainSpec) -> Result<Self, MemoryError> {
+        let (train, test) = counts(&job.data);
+        let rest = |images: usize| Some(images % spec.batch.max(1)).filter(|&rest| rest > 0);
+        let (batch, tested) = (spec.batch.min(train), spec.batch.min(test));
+        let step = (batch, Pass::Training);
+        let mut passes = vec![step, step];
+        passes.extend(rest(train).map(|rest| (rest, Pass::Training)));
+        passes.push((tested, Pass::Inference));
+        passes.extend(rest(test).map(|rest| (rest, Pass::Inference)));
+        passes.push(step);
+        let mut plan = work(job, spec.batch, &passes).plan()?;
+        let stored = job.settings().stored_network()?;
+        let weights = weight_bytes(&stored);
+        let record = job.network.input.len() as u64 + 4;
+        let images = (train + test) as u64 * record;
+        let copies = if job.mode == ModeKind::NaiveDp { 2 } else { 1 };
+        plan.data_bytes =
+            copies * images.max(disk_bytes(&job.data)) + (batch * (4 * job.network.input.len() + 8)) as u64;
+        plan.startup_bytes += plan.data_bytes + weights;
+        // Weights and momentum: flattened, as bytes, and as the file.
+        plan.checkpoint_bytes = 6 * weights;
+        if let Some(spec) = job.delta.as_ref().filter(|spec| job.mode == ModeKind::Delta && spec.needs_worker()) {
+            let bits = asymflow_zoo::delta::delta(&job.network, &spec.shape)?.residual.input.len().div_ceil(8) as u64;
+            // Of every view of every record, and of test images; again in a checkpoint, as bytes and in the file.
+            let released = bits * (train * spec.views + test) as u64;
+            plan.state_bytes += released;
+            plan.checkpoint_bytes += 3 * released;
+        }
+        Ok(plan.peaked())
+    }
+
+    /// What serving `model` with batches of up to `batch` images is planned to take at most.
+    ///
+    /// # Errors
+    /// A model that cannot be served.
+    pub fn of_service(
+        model: &ServedModel,
+        batch: usize,
+        threads: usize,
+        is_streamed: bool,
+    ) -> Result<Self, MemoryError> {
+        // Fewer images than a batch come as well.
+        let mut passes: Vec<_> = (1..=batch).map(|samples| (samples, Pass::Inference)).collect();
+        passes.push((batch, Pass::Inference));
+        let work = Work {
+            settings: model.settings(),
+            split: &model.split,
+            batch: model.sampling.batch,
+            passes: &passes,
+            threads,
+            is_streamed,
+        };
+        let mut plan = work.plan()?;
+        // Waiting images of four batches, and the batch as numbers, twice.
+        plan.data_bytes = (12 * batch * model.network.input.len()) as u64;
+        plan.fixed_bytes += SERVING_BYTES;
+        plan.startup_bytes += SERVING_BYTES;
+        Ok(plan.peaked())
+    }
+}
+
+/// The listener with its sessions' buffers, remembered answers and ledgers of a service that is not under siege.
+const SERVING_BYTES: u64 = 4 << 20;
+
+impl JobSpec {
+    /// Refuses a job whose plan exceeds its limit.
+    ///
+    /// # Errors
+    /// It does not fit, or cannot be planned.
+    pub fn check_memory(&self) -> Result<(), MemoryError> {
+        if self.memory_limit_bytes.is_none() {
+            return Ok(());
+        }
+        let advice = Advice {
+            smaller_batch: true,
+            other_mode: matches!(self.mode, ModeKind::TrustedOnly | ModeKind::Asymml),
+            streaming: false,
+        };
+        MemoryPlan::of_job(self)?.check(self.memory_limit_bytes, advice)
+    }
+}
+
+fn work<'a>(job: &'a JobSpec, batch: usize, passes: &'a [(usize, Pass)]) -> Work<'a> {
+    Work { settings: job.settings(), split: &job.split, batch, passes, threads: job.threads, is_streamed: false }
+}
+
+fn counts(data: &DataSpec) -> (usize, usize) {
+    (data.train.unwrap_or(BUILT_IN.0), data.test.unwrap_or(BUILT_IN.1))
+}
+
+/// Bytes of a data set on disk; zero for the built-in one, and where it cannot be read.
+fn disk_bytes(data: &DataSpec) -> u64 {
+    fn of(path: &std::path::Path) -> u64 {
+        match std::fs::read_dir(path) {
+            Ok(entries) => entries.flatten().map(|entry| of(&entry.path())).sum(),
+            Err(_) => path.metadata().map_or(0, |meta| meta.len()),
+        }
+    }
+    data.path.as_deref().map_or(0, of)
+}
