@@ -23,7 +23,7 @@ pub use size::{SizeError, parse_bytes, show_bytes};
 /// Bytes of heap that the trusted part is planned to hold, by what they are for.
 ///
 /// An upper bound, as long as the engine and its convolvers allocate as the plan walks them. Tests hold it to at least the
-/// heap that is counted and at most 1.3 times as much, where that is above 16 MiB: buffers of the engine are planned to
+/// heap that is counted and at most 1.25 times as much, 1.4 times beside a worker, where that is above 16 MiB: buffers of the engine are planned to
 /// the byte, and what is loose is how much of the weights' queue to the worker is gone before the next is put in.
 /// `docs/results/memory-study.md` has plan and count side by side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
