@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use asymflow::checkpoint::Checkpoint;
 use asymflow::delta::ReleasedCache;
-use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings};
+use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings, sha256_hex};
 use asymflow::weights_file;
 use asymflow_wire::decode_header;
 use asymflow_zoo::cost::total_cost;
@@ -58,7 +58,7 @@ pub fn model(input: &[u8]) {
     let Ok((model, weights)) = ServedModel::decode(file) else { return };
     let settings = ServiceSettings { batch: 1, ..ServiceSettings::default() };
     let Ok(mut service) = Service::new(model, &weights, None, settings, Par::Seq) else { return };
-    let promise = Promise::of(&service, &settings, input, "sim").encode().expect("a promise");
+    let promise = Promise::of(&service, &settings, &sha256_hex(input), "sim").encode().expect("a promise");
     let _ = black_box(Promise::decode(&promise));
     let network = &service.model().network;
     let cost = total_cost(network).expect("the cost of a network that is served");
