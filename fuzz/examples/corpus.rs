@@ -228,7 +228,7 @@ fn kept() {
     let (model, weights) = model(ModeKind::TrustedOnly);
     let settings = ServiceSettings::default();
     let service = Service::new(model, &weights, None, settings, Par::Seq).unwrap();
-    let promise = Promise::of(&service, &settings, b"model", "sim");
+    let promise = Promise::of(&service, &settings, &"ab".repeat(32), "sim");
     put("promise", "trusted-only", &promise.encode().unwrap());
     let mut ledgers = Ledgers::new(3);
     for client in 0..3 {
