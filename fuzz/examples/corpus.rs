@@ -177,6 +177,7 @@ fn job(mode: ModeKind) -> JobSpec {
             patience_seconds: 1,
         }),
         threads: 1,
+        vault: None,
         memory_limit_bytes: None,
         task: Task::Train(train),
     }

@@ -187,6 +187,11 @@ pub struct TrustedSection {
     pub runtime: String,
     /// For Gramine: the program beside its manifest, as `cargo xtask enclave manifest` leaves it.
     pub app: PathBuf,
+    /// Seals checkpoints under the trusted part's key, so that the host can neither read nor change them.
+    pub seal: bool,
+    /// Folder that keeps the numbers of sealed checkpoints, on other storage than the runs; beside them without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<PathBuf>,
     /// Threads; 0 takes one a core.
     pub threads: usize,
     /// The most heap that a job may be planned to take, e.g. `2GiB`; one above it is refused.
@@ -197,7 +202,7 @@ pub struct TrustedSection {
 impl Default for TrustedSection {
     fn default() -> Self {
         let app = "target/enclave/asymflow-enclaved".into();
-        Self { runtime: "sim".to_owned(), app, threads: 0, memory_limit: None }
+        Self { runtime: "sim".to_owned(), app, seal: false, guard: None, threads: 0, memory_limit: None }
     }
 }
 
@@ -490,6 +495,9 @@ impl Experiment {
             }
             ModeKind::NaiveDp => insecure.push("public_labels"),
             ModeKind::TrustedOnly | ModeKind::Delta => {}
+        }
+        if self.trusted.seal && self.trusted.runtime == "sim" {
+            insecure.push("insecure_host_key");
         }
         if entry.needs_worker() && self.worker.insecure_plaintext {
             insecure.push("insecure_plaintext");

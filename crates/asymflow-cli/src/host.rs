@@ -18,6 +18,11 @@ use crate::progress::Progress;
 
 const LIMITS: Limits = Limits { header_bytes: 4 << 20, body_bytes: 4 << 30 };
 
+/// Says that the latest checkpoint is sealed, where the trusted part keeps it.
+pub const SEALED: &str = "checkpoints/sealed";
+/// Weights of a job whose checkpoints are sealed.
+pub const WEIGHTS: &str = "checkpoints/weights.f32";
+
 /// The stream on which a job can be told to stop.
 pub type Stopper = Arc<Mutex<Option<Box<dyn Write + Send>>>>;
 
@@ -115,6 +120,8 @@ fn converse(
         match &frame.header {
             FromTrusted::Done(report) => return Ok((**report).clone()),
             FromTrusted::Failed(failure) => return Err(failed(failure)),
+            FromTrusted::Checkpoint { .. } if frame.body.is_empty() => folder.replace(SEALED, &[])?,
+            FromTrusted::Weights => folder.replace(WEIGHTS, &frame.body)?,
             FromTrusted::Checkpoint { .. } => folder.replace("checkpoints/latest.safetensors", &frame.body)?,
             FromTrusted::Ledger(entries) => {
                 for entry in entries {

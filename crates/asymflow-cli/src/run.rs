@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use asymflow::checkpoint::Checkpoint;
+use asymflow::checkpoint::{Checkpoint, from_f32_bytes};
 use asymflow::delta::{Feed, Sampling, SplitStudySpec};
-use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, TrainReport, WorkerSpec};
+use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, TrainReport, VaultSpec, WorkerSpec};
 use asymflow::memory::MemoryPlan;
 use asymflow::memory_study::MemorySpec;
 use asymflow::service::ServedModel;
@@ -21,7 +21,7 @@ use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{self, Experiment, Kind};
 use crate::folder::Folder;
-use crate::host::{Stopper, run_job, runtime};
+use crate::host::{SEALED, Stopper, WEIGHTS, run_job, runtime};
 use crate::memory::{self, Cell};
 use crate::progress::{Output, Progress};
 use crate::report::{self, Report, Results};
@@ -191,6 +191,7 @@ pub fn job_spec(
             timeout_seconds: e.worker.timeout_seconds,
             patience_seconds: e.worker.patience_seconds,
         }),
+        vault: None,
         threads,
         memory_limit_bytes: e
             .trusted
@@ -298,7 +299,8 @@ impl Runner {
             self.output.say(&format!("{label}: done before"));
             return Ok(done);
         }
-        let checkpoint = folder.read("checkpoints/latest.safetensors")?;
+        let kept = if self.experiment.trusted.seal { SEALED } else { "checkpoints/latest.safetensors" };
+        let checkpoint = folder.read(kept)?;
         if checkpoint.is_some() {
             self.output.say(&format!("{label}: going on from its checkpoint"));
         }
@@ -310,7 +312,8 @@ impl Runner {
         };
         let task = Task::Train(self.experiment.train_spec(seed));
         let worker = worker.filter(|_| entry.needs_worker());
-        let job = self.job(entry, &self.experiment.model.names[0], worker, task)?;
+        let mut job = self.job(entry, &self.experiment.model.names[0], worker, task)?;
+        job.vault = self.vault(&folder)?;
         let JobReport::Train(report) = self.execute(&label, job.clone(), start, &folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
         };
@@ -328,6 +331,28 @@ impl Runner {
         report::write_json(&folder, "summary.json", &summary)?;
         folder.replace("summary.md", tables::training(&summary, &report).as_bytes())?;
         Ok(summary)
+    }
+
+    /// Where a run in `folder` seals its checkpoints, where it is to. The trusted part is another process: it takes no path
+    /// that depends on where this one stands.
+    fn vault(&self, folder: &Folder) -> Result<Option<VaultSpec>, CliError> {
+        let trusted = &self.experiment.trusted;
+        if !trusted.seal {
+            return Ok(None);
+        }
+        let whole = |path: &Path| {
+            let unusable = |e| CliError::usage(format!("{}: {e}", path.display()), "name a folder with trusted.guard");
+            std::path::absolute(path).map_err(unusable)
+        };
+        let vault = whole(&folder.path().join("sealed"))?;
+        let guard = match &trusted.guard {
+            Some(guard) => {
+                let names = vault.iter().rev().skip(1).take(2).collect::<Vec<_>>();
+                whole(&names.into_iter().rev().fold(guard.clone(), |path, name| path.join(name)))?
+            }
+            None => vault.join("guard"),
+        };
+        Ok(Some(VaultSpec { folder: vault, guard }))
     }
 
     /// The weights to start from, flattened, where the experiment names a file.
@@ -561,17 +586,20 @@ impl Runner {
 
 /// Leaves the trained weights of the latest checkpoint under their names, and the model as it can be served.
 fn leave_weights(folder: &Folder, job: &JobSpec, report: &TrainReport) -> Result<(), CliError> {
-    let Some(bytes) = folder.read("checkpoints/latest.safetensors")? else { return Ok(()) };
     let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
-    let checkpoint = Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?;
+    let flat = match (folder.read(WEIGHTS)?, folder.read("checkpoints/latest.safetensors")?) {
+        (Some(bytes), _) => from_f32_bytes(&bytes),
+        (None, Some(bytes)) => Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?.state.weights,
+        (None, None) => return Ok(()),
+    };
     let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
-    let weights = Weights::unflatten(&network, &checkpoint.state.weights).map_err(|e| failed(e.to_string()))?;
+    let weights = Weights::unflatten(&network, &flat).map_err(|e| failed(e.to_string()))?;
     let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
     folder.replace("weights.safetensors", &file)?;
     let Task::Train(train) = &job.task else { return Ok(()) };
     let sampling = Sampling { batch: train.batch, records: report.train_images };
     let model = ServedModel::of(job, sampling, report.normalization.clone(), report.class_names.clone());
-    let model = model.encode(&checkpoint.state.weights);
+    let model = model.encode(&flat);
     folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
 }
 

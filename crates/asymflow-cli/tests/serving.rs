@@ -104,6 +104,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>) -> (ServedModel, Vec<f32>) {
         precision: Precision::F32,
         worker: None,
         threads: 1,
+        vault: None,
         memory_limit_bytes: None,
         task: Task::Train(train),
     };

@@ -31,7 +31,9 @@ fn main() -> ExitCode {
             let _ = stdout().write_all(args::HELP.as_bytes());
             Ok(())
         }
-        Command::Job => asymflow::serve::serve(stdin(), BufWriter::new(stdout())).map_err(Into::into),
+        Command::Job => {
+            asymflow::serve::serve(stdin(), BufWriter::new(stdout()), &state::open_vault).map_err(Into::into)
+        }
         Command::Serve(args) => serving::serve(&args),
     };
     done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)

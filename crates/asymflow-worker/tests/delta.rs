@@ -114,6 +114,7 @@ fn job(epsilon: Option<f64>, labels: Labels) -> JobSpec {
             patience_seconds: 5,
         }),
         threads: 2,
+        vault: None,
         memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 5,

@@ -88,6 +88,7 @@ fn job(model: &str, mode: ModeKind, precision: Precision, task: Task) -> JobSpec
         precision,
         worker: None,
         threads: THREADS,
+        vault: None,
         memory_limit_bytes: None,
         network,
         task,

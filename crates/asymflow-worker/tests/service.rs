@@ -63,6 +63,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
         precision: Precision::F32,
         worker: None,
         threads: 1,
+        vault: None,
         memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 1,

@@ -165,6 +165,8 @@ pub struct JobSpec {
     pub precision: Precision,
     /// The worker, for the modes that have one.
     pub worker: Option<WorkerSpec>,
+    /// Where checkpoints are sealed; the host gets them without one.
+    pub vault: Option<VaultSpec>,
     /// Threads of the trusted part.
     pub threads: usize,
     /// The most heap that the trusted part may be planned to take; a job above it is refused before it begins.
@@ -193,6 +195,15 @@ impl JobSpec {
     }
 }
 
+/// Where a job's checkpoints are sealed instead of being given to the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultSpec {
+    /// Folder of the sealed checkpoint. It belongs to one job and its resumptions.
+    pub folder: PathBuf,
+    /// Folder that keeps the checkpoint's number, on other storage.
+    pub guard: PathBuf,
+}
+
 /// What the body of a [`ToTrusted::Start`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
@@ -200,7 +211,7 @@ pub enum Body {
     Empty,
     /// Flattened f32 weights, little-endian.
     Weights,
-    /// A checkpoint to continue from.
+    /// A checkpoint to continue from; an empty one is the latest of the job's vault.
     Checkpoint,
 }
 
@@ -377,13 +388,15 @@ pub enum FromTrusted {
     Epoch(EpochReport),
     /// Receipts absorbed since the last such message.
     Ledger(Vec<LedgerEntry>),
-    /// The body is a checkpoint.
+    /// The body is a checkpoint, or empty where it was sealed.
     Checkpoint {
         /// Whole epochs done.
         epoch: usize,
         /// Steps done of the next.
         step: usize,
     },
+    /// The body is the weights of the latest checkpoint, flattened f32, little-endian; for jobs that seal theirs.
+    Weights,
     /// Something to know.
     Notice(Notice),
     /// The job is done.

@@ -12,7 +12,8 @@ use asymflow_residual::{
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use thiserror::Error;
 
-use crate::job::{Body, Failure, FailureCode, FromTrusted, JobSpec, ToTrusted, WorkerSpec, WorkerTransport};
+use crate::checkpoint::Checkpoint;
+use crate::job::{Body, Failure, FailureCode, FromTrusted, JobSpec, ToTrusted, VaultSpec, WorkerSpec, WorkerTransport};
 use crate::run::run;
 use crate::train::{HostGone, Observer};
 
@@ -38,12 +39,36 @@ pub enum ServeError {
 /// A checkpoint holds weights, momentum and a loss a record; the largest network of the zoo needs 1.2 GB.
 const LIMITS: Limits = Limits { header_bytes: 4 << 20, body_bytes: 4 << 30 };
 
+/// Keeps a job's checkpoints where the host can neither read nor change them, nor, as far as a guard reaches, put back.
+pub trait Vault: Send {
+    /// Keeps one in place of the one before.
+    ///
+    /// # Errors
+    /// It is not kept; in words for the host.
+    fn keep(&mut self, checkpoint: &[u8]) -> Result<(), String>;
+
+    /// The one that was kept last.
+    ///
+    /// # Errors
+    /// It cannot be read, was changed, or is not the latest.
+    fn latest(&mut self) -> Result<Option<Vec<u8>>, String>;
+}
+
+/// Opens the vault that a job names.
+pub type OpenVault<'a> = &'a (dyn Fn(&VaultSpec) -> Result<Box<dyn Vault>, String> + Sync);
+
 struct Host<W> {
     writer: W,
+    vault: Option<Box<dyn Vault>>,
 }
 
 impl<W: Write> Observer for Host<W> {
     fn tell(&mut self, message: FromTrusted, body: &[u8]) -> Result<(), HostGone> {
+        let mut body = body;
+        if let (FromTrusted::Checkpoint { .. }, Some(vault)) = (&message, &mut self.vault) {
+            vault.keep(body).map_err(|e| HostGone(format!("the checkpoint cannot be sealed: {e}")))?;
+            body = &[];
+        }
         write_frame(&mut self.writer, &message, body).map(drop).map_err(|e| HostGone(e.to_string()))
     }
 }
@@ -55,11 +80,19 @@ impl<W: Write> Observer for Host<W> {
 ///
 /// # Errors
 /// A host that breaks the protocol or is gone. A job that fails is reported to the host, not here.
-pub fn serve(mut reader: impl Read + Send + 'static, writer: impl Write + Send) -> Result<(), ServeError> {
-    let mut host = Host { writer };
+pub fn serve(
+    mut reader: impl Read + Send + 'static,
+    writer: impl Write + Send,
+    open_vault: OpenVault<'_>,
+) -> Result<(), ServeError> {
+    let mut host = Host { writer, vault: None };
     write_frame(&mut host.writer, &FromTrusted::Ready, &[])?;
     let Frame { header, body } = read_frame::<ToTrusted>(&mut reader, LIMITS)?;
     let ToTrusted::Start(job, kind) = header else { return Err(ServeError::Unexpected("a stop")) };
+    let body = match sealed(&job, kind, body, open_vault, &mut host.vault) {
+        Ok(body) => body,
+        Err(detail) => return Ok(report_failure(&mut host.writer, FailureCode::Checkpoint, detail)?),
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let watched = Arc::clone(&stop);
     std::thread::spawn(move || {
@@ -74,6 +107,35 @@ pub fn serve(mut reader: impl Read + Send + 'static, writer: impl Write + Send) 
     threads.install(|| run_one(&job, kind, body, &stop, &mut host))
 }
 
+/// What the job starts with, its vault opened where it names one. A vault that holds a checkpoint is gone on from and never
+/// begun anew, which would reset every budget.
+fn sealed(
+    job: &JobSpec,
+    kind: Body,
+    body: Vec<u8>,
+    open_vault: OpenVault<'_>,
+    vault: &mut Option<Box<dyn Vault>>,
+) -> Result<Vec<u8>, String> {
+    let Some(spec) = &job.vault else { return Ok(body) };
+    let opened = vault.insert(open_vault(spec)?);
+    match (kind, opened.latest()?) {
+        (Body::Checkpoint, Some(latest)) if body.is_empty() => Ok(latest),
+        (Body::Checkpoint, _) => Err("the vault holds no checkpoint, and takes none of the host's".to_owned()),
+        (_, Some(_)) => Err("the vault holds a checkpoint: resume its job, or name another folder".to_owned()),
+        (_, None) => Ok(body),
+    }
+}
+
+/// Gives the host the weights, which are public, of a checkpoint that it cannot read.
+fn tell_weights<W: Write>(host: &mut Host<W>) -> Result<(), ServeError> {
+    let latest = host.vault.as_mut().and_then(|vault| vault.latest().ok().flatten());
+    if let Some(checkpoint) = latest.and_then(|bytes| Checkpoint::decode(&bytes).ok()) {
+        let weights: Vec<u8> = checkpoint.state.weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        write_frame(&mut host.writer, &FromTrusted::Weights, &weights)?;
+    }
+    Ok(())
+}
+
 fn run_one<W: Write>(
     job: &JobSpec,
     kind: Body,
@@ -82,7 +144,10 @@ fn run_one<W: Write>(
     host: &mut Host<W>,
 ) -> Result<(), ServeError> {
     let message = match run(job, kind, body, &open_worker, stop, host) {
-        Ok(report) => FromTrusted::Done(Box::new(report)),
+        Ok(report) => {
+            tell_weights(host)?;
+            FromTrusted::Done(Box::new(report))
+        }
         Err(error) => FromTrusted::Failed(error.failure()),
     };
     write_frame(&mut host.writer, &message, &[])?;

@@ -56,6 +56,7 @@ fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
         precision: Precision::F32,
         worker: None,
         threads: THREADS,
+        vault: None,
         memory_limit_bytes: None,
         network,
         task,

@@ -67,6 +67,7 @@ fn job(mode: ModeKind) -> JobSpec {
             patience_seconds: 1,
         }),
         threads: 2,
+        vault: None,
         memory_limit_bytes: None,
         task: Task::Train(TrainSpec {
             epochs: 3,
