@@ -355,3 +355,51 @@ fn the_published_results_are_rendered_from_their_data() {
     std::fs::write(&table, by_hand).unwrap();
     assert_eq!(check(changed.path()).status.code(), Some(1));
 }
+
+#[test]
+fn sealed_checkpoints_go_on_alike_and_cannot_be_read_put_back_or_begun_anew() {
+    let whole = Drill::new();
+    assert!(whole.run(&[]).status.success());
+    let expected = whole.losses(&whole.run_folder());
+
+    let drill = Drill::new();
+    let seal = ["--set", "trusted.seal=true", "--set", "trusted.guard=guards"];
+    let child = drill.command(&seal).spawn().unwrap();
+    drill.wait_for_steps(15);
+    signal(child.id(), "-INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("insecure_host_key"), "{}", text(&output.stderr));
+    let run = drill.run_folder();
+    let of_job = |file: &str| drill.of_job(&run, file);
+    assert!(!of_job("checkpoints/latest.safetensors").exists(), "the host has no checkpoint");
+    let sealed: Vec<_> = std::fs::read_dir(of_job("sealed")).unwrap().map(|e| e.unwrap().path()).collect();
+    let sealed = sealed.into_iter().find(|path| path.file_name().is_some_and(|name| name != "host.key")).unwrap();
+    let then = std::fs::read(&sealed).unwrap();
+
+    let mut resume = seal.to_vec();
+    resume.extend(["--resume", run.to_str().unwrap()]);
+    let output = drill.run(&resume);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(drill.losses(&run), expected);
+    let weights = |drill: &Drill| std::fs::read(drill.of_job(&drill.run_folder(), "weights.safetensors")).unwrap();
+    assert_eq!(weights(&drill), weights(&whole));
+
+    // The host takes the job for unfinished, in three ways.
+    std::fs::remove_file(of_job("summary.json")).unwrap();
+    let refused = || {
+        let output = drill.run(&resume);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    let now = std::fs::read(&sealed).unwrap();
+    std::fs::write(&sealed, &then).unwrap();
+    assert!(refused().contains("rolled back"), "{}", refused());
+    let mut changed = now.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    std::fs::write(&sealed, &changed).unwrap();
+    assert!(refused().contains("checkpoint"), "{}", refused());
+    std::fs::write(&sealed, &now).unwrap();
+    std::fs::remove_file(of_job("checkpoints/sealed")).unwrap();
+    assert!(refused().contains("the vault holds a checkpoint"), "{}", refused());
+}
