@@ -14,6 +14,7 @@ use crate::delta_section::{DeltaSection, LabelPolicy};
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::serve_experiment::ServeSection;
+use crate::shares_experiment::SharesSection;
 
 /// What an experiment does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub enum Kind {
     RankDctStudy,
     /// Loads a service of every mode with clients.
     Serve,
+    /// Measures queries to two servers on secret shares.
+    Shares,
 }
 
 /// A whole experiment file.
@@ -75,6 +78,9 @@ pub struct Experiment {
     /// For `kind = "serve"`.
     #[serde(default)]
     pub serve: ServeSection,
+    /// For `kind = "shares"`.
+    #[serde(default)]
+    pub shares: SharesSection,
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,
@@ -316,6 +322,10 @@ impl Default for StudySection {
 pub struct ReportSection {
     /// The claim fails when `asymml` is less accurate than `clear` by more than this share.
     pub max_accuracy_gap: Option<f64>,
+    /// The claim fails when a query to two servers (full ReLU, shared weights, loopback) moves more than so many 10⁶ bytes.
+    pub max_online_megabytes: Option<f64>,
+    /// The claim fails when the median of such queries takes longer.
+    pub max_online_seconds: Option<f64>,
 }
 
 /// Reads an experiment file, applies its `[smoke]` table where asked, then the overrides.

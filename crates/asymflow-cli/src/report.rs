@@ -12,6 +12,7 @@ use crate::experiment::Experiment;
 use crate::folder::Folder;
 use crate::machine::{self, Machine};
 use crate::serve_experiment::ServeRun;
+use crate::shares_experiment::SharesRun;
 use crate::summary::{self, Summary};
 use crate::{plot, tables};
 
@@ -62,6 +63,8 @@ pub enum Results {
     SplitStudy(SplitStudyReport),
     /// Of `kind = "serve"`.
     Serve(Vec<ServeRun>),
+    /// Of `kind = "shares"`.
+    Shares(Vec<SharesRun>),
 }
 
 /// `summary.json` of a whole experiment.
@@ -180,9 +183,8 @@ pub fn report(args: &Args) -> Result<(), CliError> {
 /// Keeps the last part of absolute paths: a published result says which data, not where it lay.
 fn without_machine_paths(report: &mut Report) {
     let last = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    if let Some(path) = &mut report.experiment.data.path
-        && path.is_absolute()
-    {
+    let Experiment { data, model, .. } = &mut report.experiment;
+    for path in data.path.iter_mut().chain(&mut model.weights).filter(|path| path.is_absolute()) {
         *path = PathBuf::from(last(path));
     }
     let shorten = |command: &mut String| {

@@ -23,6 +23,7 @@ use crate::host::{Stopper, run_job, runtime};
 use crate::progress::{Output, Progress};
 use crate::report::{self, Report, Results};
 use crate::serve_experiment::Server;
+use crate::shares_experiment::{self, Bench};
 use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
@@ -114,6 +115,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         Kind::RankStudy => runner.rank_study(),
         Kind::RankDctStudy => runner.rank_dct_study(),
         Kind::Serve => runner.serve(),
+        Kind::Shares => runner.shares(),
     }
 }
 
@@ -161,6 +163,12 @@ fn beside(program: &str) -> PathBuf {
 impl Runner {
     fn banner(&self) {
         let e = &self.experiment;
+        if e.kind == Kind::Shares {
+            self.output.say(&format!("{}: {}\nclaim: {}", self.name, e.title, e.claim));
+            self.output
+                .say("dealer and both servers are threads of this process: whoever owns this machine sees everything");
+            return;
+        }
         let mut insecure: Vec<_> = e.mode.run.iter().flat_map(|&entry| e.insecure(entry)).collect();
         insecure.sort_unstable();
         insecure.dedup();
@@ -311,6 +319,13 @@ impl Runner {
 
     /// The weights to start from, flattened, where the experiment names a file.
     fn given_weights(&self) -> Result<Option<Vec<u8>>, CliError> {
+        let Some((network, weights)) = self.read_weights()? else { return Ok(None) };
+        let flat = weights.flatten(&network).map_err(|e| CliError::usage(e.to_string(), ""))?;
+        Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
+    }
+
+    /// The network and its weights, where the experiment names a file.
+    fn read_weights(&self) -> Result<Option<(Network, Weights)>, CliError> {
         let model = &self.experiment.model;
         let Some(path) = &model.weights else { return Ok(None) };
         let unusable = |e: String| {
@@ -319,8 +334,7 @@ impl Runner {
         let network = network(&self.experiment, &model.names[0])?;
         let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
         let weights = weights_file::decode(&network, &bytes).map_err(|e| unusable(e.to_string()))?;
-        let flat = weights.flatten(&network).map_err(|e| unusable(e.to_string()))?;
-        Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        Ok(Some((network, weights)))
     }
 
     fn verdict(&self, runs: &[Summary]) -> Outcome {
@@ -456,6 +470,34 @@ impl Runner {
         }
         self.leave(Results::Serve(runs), worker.as_ref().map(|w| w.device.clone()))?;
         Ok(if failed == 0 { Outcome::Done } else { Outcome::ClaimFailed })
+    }
+
+    fn shares(&self) -> Result<Outcome, CliError> {
+        let e = &self.experiment;
+        let (network, weights) = match self.read_weights()? {
+            Some(given) => given,
+            None => {
+                let network = network(e, &e.model.names[0])?;
+                let weights = Weights::init(&network, e.train.seeds[0]);
+                (network, weights)
+            }
+        };
+        let threads = if e.shares.threads == 0 { (machine::cores() / 2).max(1) } else { e.shares.threads };
+        let images = shares_experiment::images(e, &network)?;
+        let mut bench = Bench::new(&network, &weights, images, e.shares.repeats, threads)?;
+        let mut runs = Vec::new();
+        for setting in e.shares.settings() {
+            if self.interrupt.asked.load(Ordering::Relaxed) {
+                return Ok(Outcome::Interrupted);
+            }
+            self.output.say(&setting.to_string());
+            runs.push(bench.run(setting)?);
+        }
+        let verdict = shares_experiment::verdict(e, &runs);
+        self.leave(Results::Shares(runs), None)?;
+        let Some((holds, text)) = verdict else { return Ok(Outcome::Done) };
+        self.output.say(&text);
+        Ok(if holds { Outcome::Done } else { Outcome::ClaimFailed })
     }
 
     fn rank_dct_study(&self) -> Result<Outcome, CliError> {
