@@ -137,6 +137,15 @@ fn quadratic_activations() {
     }
 }
 
+/// A square has twice the fraction bits, and the coefficient of the next one must not round to nothing beside them.
+#[test]
+fn small_quadratics_in_small_rings() {
+    let Options { activations, .. } = with(&Activation::Quadratic { a: 0.009, b: 0.5, c: 0.47 }, &resnet8());
+    let over = |options: Options| Options { activations: activations.clone(), ..options };
+    close::<Z48>(&resnet8(), &over(Options::new::<Z48>(WeightPolicy::Shared)), 5, 0.02);
+    close::<u32>(&resnet8(), &over(Options::new::<u32>(WeightPolicy::Shared)), 5, 0.1);
+}
+
 #[test]
 fn shared_decisions() {
     // Of eight fraction bits, so that rounding them changes no decision.
