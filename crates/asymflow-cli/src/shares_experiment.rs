@@ -201,7 +201,9 @@ impl FromStr for ActivationName {
         };
         let sides: Result<Vec<usize>, _> = block.split('x').map(str::parse).collect();
         match sides.as_deref() {
-            Ok(&[channels, rows, columns]) if ![channels, rows, columns].contains(&0) => Ok(Self::SharedRelu { channels, rows, columns }),
+            Ok(&[channels, rows, columns]) if ![channels, rows, columns].contains(&0) => {
+                Ok(Self::SharedRelu { channels, rows, columns })
+            }
             _ => Err(unknown()),
         }
     }
@@ -255,6 +257,8 @@ pub struct SharesRun {
     pub rounds: u64,
     /// Threads of each server.
     pub threads: usize,
+    /// Load average of the machine over the minute before, this program's own included; null where it is not told.
+    pub load_average: Option<f64>,
     /// Bytes that each server wrote to its socket in a query, frames and headers included.
     pub online_bytes: [u64; 2],
     /// Bytes of each server's deal, beyond its seed.

@@ -90,6 +90,7 @@ impl<'a> Bench<'a> {
             decisions: cost.decisions,
             rounds: cost.rounds,
             threads: self.threads,
+            load_average: load_average(),
             online_bytes: [0; 2],
             dealt_bytes: [0; 2],
             setup_bytes: servers.setup_bytes,
@@ -223,6 +224,11 @@ pub fn compiled<R: Ring>(network: &Network, weights: &Weights, setting: Setting)
         |e: asymflow_shares::CompileError| CliError::usage(format!("{setting}: {e}"), "take another model or setting");
     let activations = setting.activation.of(network).map_err(refused)?;
     compile::<R>(network, weights, &Options { activations, ..Options::new::<R>(setting.policy) }).map_err(refused)
+}
+
+/// Over the last minute, as Linux tells it.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// Index of the largest logit.

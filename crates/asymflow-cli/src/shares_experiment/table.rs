@@ -34,7 +34,7 @@ fn milliseconds(values: &[f64]) -> String {
     format!("{:.0} ({:.0}–{:.0})", 1e3 * median(values), 1e3 * least, 1e3 * most)
 }
 
-const HEAD: [&str; 16] = [
+const HEAD: [&str; 17] = [
     "weights",
     "ring",
     "activation",
@@ -49,11 +49,12 @@ const HEAD: [&str; 16] = [
     "prepare ms",
     "online ms",
     "n",
+    "load",
     "largest error of a logit",
     "classes changed",
 ];
 
-fn row(run: &SharesRun) -> [String; 16] {
+fn row(run: &SharesRun) -> [String; 17] {
     let Setting { ring, activation, link, .. } = run.setting;
     [
         run.setting.policy_name().to_owned(),
@@ -70,6 +71,7 @@ fn row(run: &SharesRun) -> [String; 16] {
         milliseconds(&run.prepare_seconds),
         milliseconds(&run.online_seconds),
         run.online_seconds.len().to_string(),
+        run.load_average.map_or_else(|| "-".to_owned(), |load| format!("{load:.1}")),
         format!("{:.4} of {:.3}", run.largest_error, run.largest_logit),
         format!("{} of {}", run.changed, run.images),
     ]
@@ -91,7 +93,8 @@ pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
          and back, *wan* 100 Mbit/s and 40 ms, emulated on top of it. Bytes online are counted at the sockets, frames and \
          headers included; MB are 10⁶ bytes. Milliseconds are medians of n queries (smallest–largest): *deal* is the dealer's work, which \
          uses all cores, *prepare* what the servers do before the input is known, *online* from shares of the image to shares of the logits. \
-         Errors are distances from the same network in double precision, beside its largest logit.\n\n{}",
+         *load* is the machine's load average over the minute before: above 2 on two cores, others \
+         computed beside it, and times are too long. Errors are distances from the same network in double precision, beside its largest logit.\n\n{}",
         experiment.model.names.join(", "),
         markdown(&rows)
     );
@@ -195,6 +198,7 @@ mod tests {
             decisions: 0,
             rounds: 0,
             threads: 1,
+            load_average: None,
             online_bytes: [megabytes * 500_000; 2],
             dealt_bytes: [0; 2],
             setup_bytes: [0; 2],
