@@ -312,3 +312,46 @@ fn ends(profile: Profile) -> Result<[End; 2], CliError> {
     let [first, second] = connect().map_err(no_connection)?;
     Ok([end(first).map_err(no_connection)?, end(second).map_err(no_connection)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::by_name;
+
+    use super::*;
+
+    fn measured(activation: ActivationName, policy: WeightPolicy) -> SharesRun {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let weights = Weights::init(&network, 1);
+        let image = |phase: f32| (0..3072).map(|i| (i as f32 * 0.1 + phase).sin()).collect();
+        let mut bench = Bench::new(&network, &weights, vec![image(0.0), image(1.0)], 3, 1).unwrap();
+        bench.run(Setting { policy, ring: RingName::Z48, activation, link: LinkName::Loopback }).unwrap()
+    }
+
+    #[test]
+    fn queries_are_right_and_counted() {
+        for activation in [ActivationName::Relu, ActivationName::Quadratic] {
+            let run = measured(activation, WeightPolicy::Shared);
+            let network = by_name("resnet8-cifar", 10, None).unwrap();
+            let model = compiled::<Z48>(&network, &Weights::init(&network, 1), run.setting).unwrap();
+            let cost = model.program().cost();
+            assert_eq!((run.decisions, run.rounds), (cost.decisions, cost.rounds));
+            assert_eq!(run.dealt_bytes, [cost.dealer_bytes_first, cost.dealer_bytes_second]);
+            for bytes in run.online_bytes {
+                // A frame and a header around every message.
+                let around = bytes - cost.online_bytes_per_server;
+                assert!((cost.rounds..200 * cost.rounds).contains(&around), "{around}");
+            }
+            assert_eq!(run.online_seconds.len(), 3);
+            assert!(run.largest_error > 0.0 && run.largest_error < 0.02, "{}", run.largest_error);
+            assert_eq!((run.images, run.changed), (2, 0));
+            assert!(run.setup_bytes[0] > 6 * 70_000 && run.setup_bytes[0] == run.setup_bytes[1]);
+        }
+        assert_eq!(measured(ActivationName::Relu, WeightPolicy::Public).setup_bytes, [0; 2]);
+    }
+
+    #[test]
+    fn another_class_shows() {
+        assert_eq!(class(&[0.0, 2.0, 1.0]), Some(1));
+        assert_ne!(class(&[-1.0, -2.0]), class(&[-2.0, -1.0]));
+    }
+}

@@ -93,8 +93,8 @@ pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
          and back, *wan* 100 Mbit/s and 40 ms, emulated on top of it. Bytes online are counted at the sockets, frames and \
          headers included; MB are 10⁶ bytes. Milliseconds are medians of n queries (smallest–largest): *deal* is the dealer's work, which \
          uses all cores, *prepare* what the servers do before the input is known, *online* from shares of the image to shares of the logits. \
-         *load* is the machine's load average over the minute before: above 2 on two cores, others \
-         computed beside it, and times are too long. Errors are distances from the same network in double precision, beside its largest logit.\n\n{}",
+         *load* is the machine's load average over the minute before, this program's own 1 to 2 included: where it is above the number \
+         of cores, others computed beside it, and times are too long. Errors are distances from the same network in double precision, beside its largest logit.\n\n{}",
         experiment.model.names.join(", "),
         markdown(&rows)
     );
@@ -121,7 +121,8 @@ fn elsewhere(figures: &[Elsewhere]) -> String {
     }
     format!(
         "\n## Not from this run\n\nOther systems, as published or as measured another day, each on the machine named and under its own \
-         trust model. Seconds of different machines do not compare.\n\n{}",
+         trust model. Seconds of different machines do not compare. Bytes online above leave out the deals and the setup, which have \
+         columns of their own; some of these systems make their randomness within the query.\n\n{}",
         markdown(&rows)
     )
 }
