@@ -23,10 +23,11 @@ use crate::host::{Stopper, run_job, runtime};
 use crate::progress::{Output, Progress};
 use crate::report::{self, Report, Results};
 use crate::serve_experiment::Server;
-use crate::shares_experiment::{self, Bench};
 use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
+
+mod shares;
 
 const DELTA_HELP: &str = "see the [delta] section, or take another model";
 
@@ -470,34 +471,6 @@ impl Runner {
         }
         self.leave(Results::Serve(runs), worker.as_ref().map(|w| w.device.clone()))?;
         Ok(if failed == 0 { Outcome::Done } else { Outcome::ClaimFailed })
-    }
-
-    fn shares(&self) -> Result<Outcome, CliError> {
-        let e = &self.experiment;
-        let (network, weights) = match self.read_weights()? {
-            Some(given) => given,
-            None => {
-                let network = network(e, &e.model.names[0])?;
-                let weights = Weights::init(&network, e.train.seeds[0]);
-                (network, weights)
-            }
-        };
-        let threads = if e.shares.threads == 0 { (machine::cores() / 2).max(1) } else { e.shares.threads };
-        let images = shares_experiment::images(e, &network)?;
-        let mut bench = Bench::new(&network, &weights, images, e.shares.repeats, threads)?;
-        let mut runs = Vec::new();
-        for setting in e.shares.settings() {
-            if self.interrupt.asked.load(Ordering::Relaxed) {
-                return Ok(Outcome::Interrupted);
-            }
-            self.output.say(&setting.to_string());
-            runs.push(bench.run(setting)?);
-        }
-        let verdict = shares_experiment::verdict(e, &runs);
-        self.leave(Results::Shares(runs), None)?;
-        let Some((holds, text)) = verdict else { return Ok(Outcome::Done) };
-        self.output.say(&text);
-        Ok(if holds { Outcome::Done } else { Outcome::ClaimFailed })
     }
 
     fn rank_dct_study(&self) -> Result<Outcome, CliError> {

@@ -8,7 +8,7 @@ use crate::compile::{Activation, CompileError};
 use crate::conv::{ConvShape, float_conv};
 use crate::groups::Decision;
 
-/// Logits of one image (channels × height × width) in double precision, activations replaced as by [`crate::compile`].
+/// Logits of one image (channels × height × width) in double precision, activations replaced as by [`compile`](fn@crate::compile).
 /// Straight from the definitions, and slow: it shares nothing with the programs that it is compared with.
 ///
 /// # Errors

@@ -82,8 +82,9 @@ impl<'a> Bench<'a> {
     }
 
     fn measure<R: Ring>(&mut self, setting: Setting) -> Result<SharesRun, CliError> {
-        let expected = self.expected(setting.activation)?;
+        // The compiler says best what it refuses, so it comes first.
         let mut servers = self.start::<R>(setting)?;
+        let expected = self.expected(setting.activation)?;
         let cost = servers.models[0].program().cost();
         let mut found = SharesRun {
             setting,
