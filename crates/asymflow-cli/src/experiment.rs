@@ -15,6 +15,7 @@ use crate::entry::Entry;
 use crate::error::CliError;
 use crate::memory::MemorySection;
 use crate::serve_experiment::ServeSection;
+use crate::shares_experiment::SharesSection;
 
 /// What an experiment does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub enum Kind {
     Serve,
     /// Measures how much memory the trusted part takes.
     MemoryStudy,
+    /// Measures queries to two servers on secret shares.
+    Shares,
 }
 
 /// A whole experiment file.
@@ -81,6 +84,9 @@ pub struct Experiment {
     /// For `kind = "memory-study"`.
     #[serde(default)]
     pub memory: MemorySection,
+    /// For `kind = "shares"`.
+    #[serde(default)]
+    pub shares: SharesSection,
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,
@@ -343,6 +349,10 @@ impl Default for StudySection {
 pub struct ReportSection {
     /// The claim fails when `asymml` is less accurate than `clear` by more than this share.
     pub max_accuracy_gap: Option<f64>,
+    /// The claim fails when a query to two servers (full ReLU, shared weights, loopback) moves more than so many 10⁶ bytes.
+    pub max_online_megabytes: Option<f64>,
+    /// The claim fails when the median of such queries takes longer.
+    pub max_online_seconds: Option<f64>,
 }
 
 /// Reads an experiment file, applies its `[smoke]` table where asked, then the overrides.

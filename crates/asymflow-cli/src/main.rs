@@ -15,6 +15,7 @@ mod progress;
 mod report;
 mod run;
 mod serve_experiment;
+mod shares_experiment;
 mod summary;
 mod tables;
 mod worker;

@@ -13,6 +13,7 @@ use crate::folder::Folder;
 use crate::machine::{self, Machine};
 use crate::memory::Cell;
 use crate::serve_experiment::ServeRun;
+use crate::shares_experiment::SharesRun;
 use crate::summary::{self, Summary};
 use crate::{plot, tables};
 
@@ -65,6 +66,8 @@ pub enum Results {
     Serve(Vec<ServeRun>),
     /// Of `kind = "memory-study"`.
     Memory(Vec<Cell>),
+    /// Of `kind = "shares"`.
+    Shares(Vec<SharesRun>),
 }
 
 /// `summary.json` of a whole experiment.
@@ -183,9 +186,8 @@ pub fn report(args: &Args) -> Result<(), CliError> {
 /// Keeps the last part of absolute paths: a published result says which data, not where it lay.
 fn without_machine_paths(report: &mut Report) {
     let last = |path: &Path| path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    if let Some(path) = &mut report.experiment.data.path
-        && path.is_absolute()
-    {
+    let Experiment { data, model, .. } = &mut report.experiment;
+    for path in data.path.iter_mut().chain(&mut model.weights).filter(|path| path.is_absolute()) {
         *path = PathBuf::from(last(path));
     }
     let shorten = |command: &mut String| {

@@ -30,6 +30,8 @@ use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
 
+mod shares;
+
 const DELTA_HELP: &str = "see the [delta] section, or take another model";
 
 /// Flags of `asymflow run`.
@@ -118,6 +120,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         Kind::RankDctStudy => runner.rank_dct_study(),
         Kind::Serve => runner.serve(),
         Kind::MemoryStudy => runner.memory_study(),
+        Kind::Shares => runner.shares(),
     }
 }
 
@@ -212,6 +215,12 @@ fn beside(program: &str) -> PathBuf {
 impl Runner {
     fn banner(&self) {
         let e = &self.experiment;
+        if e.kind == Kind::Shares {
+            self.output.say(&format!("{}: {}\nclaim: {}", self.name, e.title, e.claim));
+            self.output
+                .say("dealer and both servers are threads of this process: whoever owns this machine sees everything");
+            return;
+        }
         let mut insecure: Vec<_> = e.mode.run.iter().flat_map(|&entry| e.insecure(entry)).collect();
         insecure.sort_unstable();
         insecure.dedup();
@@ -357,6 +366,13 @@ impl Runner {
 
     /// The weights to start from, flattened, where the experiment names a file.
     fn given_weights(&self) -> Result<Option<Vec<u8>>, CliError> {
+        let Some((network, weights)) = self.read_weights()? else { return Ok(None) };
+        let flat = weights.flatten(&network).map_err(|e| CliError::usage(e.to_string(), ""))?;
+        Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
+    }
+
+    /// The network and its weights, where the experiment names a file.
+    fn read_weights(&self) -> Result<Option<(Network, Weights)>, CliError> {
         let model = &self.experiment.model;
         let Some(path) = &model.weights else { return Ok(None) };
         let unusable = |e: String| {
@@ -365,8 +381,7 @@ impl Runner {
         let network = network(&self.experiment, &model.names[0])?;
         let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
         let weights = weights_file::decode(&network, &bytes).map_err(|e| unusable(e.to_string()))?;
-        let flat = weights.flatten(&network).map_err(|e| unusable(e.to_string()))?;
-        Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        Ok(Some((network, weights)))
     }
 
     fn verdict(&self, runs: &[Summary]) -> Outcome {

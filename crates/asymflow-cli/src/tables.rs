@@ -14,9 +14,9 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, Kind};
 use crate::memory;
 use crate::report::{Report, Results};
-use crate::run;
 use crate::serve_experiment::ServeRun;
 use crate::summary::{self, Summary, markdown};
+use crate::{run, shares_experiment};
 
 fn provenance(report: &Report) -> String {
     let p = &report.provenance;
@@ -41,6 +41,7 @@ pub fn render(report: &Report) -> String {
         Results::SplitStudy(study) => split_study(study),
         Results::Serve(runs) => serve(&report.experiment, runs),
         Results::Memory(cells) => memory::render(&report.experiment, cells),
+        Results::Shares(runs) => shares_experiment::render(&report.experiment, runs),
     };
     let Experiment { title, claim, .. } = &report.experiment;
     format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))
@@ -56,6 +57,10 @@ pub fn dry_run(experiment: &Experiment) -> Result<String, CliError> {
     };
     for name in &experiment.model.names {
         let network = run::network(experiment, name)?;
+        if experiment.kind == Kind::Shares {
+            text += &format!("\n# {name}\n{}", shares_experiment::costs(experiment, &network)?);
+            continue;
+        }
         let invalid = |e: String| CliError::usage(format!("{name}: {e}"), "");
         let program = Program::new(&network).map_err(|e| invalid(e.to_string()))?;
         let plan = Plan::asymml(&program, &experiment.split_spec(), batch).map_err(|e| invalid(e.to_string()))?;

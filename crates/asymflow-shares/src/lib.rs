@@ -5,6 +5,7 @@ pub mod compile;
 pub mod conv;
 mod deal;
 mod dealer;
+mod float;
 mod gemm;
 mod groups;
 mod hash;
@@ -28,6 +29,7 @@ pub use compile::{
 pub use conv::ConvShape;
 pub use deal::{Deal, DealError, DealStore};
 pub use dealer::{Dealer, ServerSeed};
+pub use float::float_logits;
 pub use groups::Decision;
 pub use input::{ClientError, InputShare, OutputShare, open_output, share_input};
 pub use link::{ChannelLink, DuplexLink, HalfDuplexLink, Link, LinkError, Profile, channel_links};

@@ -62,6 +62,8 @@ impl<R: Ring> Compiler<'_, R> {
         let alpha = a.abs().sqrt();
         let beta = sign * b / (2.0 * alpha);
         let gamma = c - sign * beta * beta;
+        // α is small: without fraction bits of its own it would vanish.
+        let input = self.make_room(name, input);
         let Value { shape, scale } = self.value(input);
         let bits = self.options.fixed.activation_bits;
         let fixed = |value: f64, bits: u32| fixed_point::<R>(value, bits).ok_or_else(|| out_of_range("coefficient"));

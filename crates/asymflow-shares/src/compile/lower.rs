@@ -195,8 +195,8 @@ impl<'a, R: Ring> Compiler<'a, R> {
         opened
     }
 
-    /// Truncates where another layer of weights would leave too little room for integers.
-    fn make_room(&mut self, label: &str, input: Register) -> Register {
+    /// Truncates where another layer of weights, or a factor of as many bits, would leave too little room for integers.
+    pub(super) fn make_room(&mut self, label: &str, input: Register) -> Register {
         let Value { shape, scale } = self.value(input);
         let most = R::BITS - 2 - self.options.integer_bits - self.options.fixed.weight_bits;
         if scale <= most {

@@ -1,10 +1,5 @@
 //! What the crate promises to those who use it.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "helpers of tests, outside test functions"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests, outside test functions")]
 
 mod float;
 mod links;

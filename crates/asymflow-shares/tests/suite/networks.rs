@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::float::{float_logits, largest_difference, lively};
+use crate::float::{largest_difference, lively};
 use crate::servers::{image, pair, query};
 use asymflow_shares::{
     Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, Z48, activations, compile,
-    with_average_pooling,
+    float_logits, with_average_pooling,
 };
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name};
 
@@ -22,7 +22,7 @@ fn distances<R: Ring>(network: &Network, options: &Options, images: u64) -> (f64
         let fixed: Vec<f64> = reference.evaluate(&image).unwrap().logits.iter().map(|&v| f64::from(v)).collect();
         let float: Vec<f64> = image
             .chunks(network.input.len())
-            .flat_map(|image| float_logits(network, &weights, &options.activations, image))
+            .flat_map(|image| float_logits(network, &weights, &options.activations, image).unwrap())
             .collect();
         largest.0 = largest.0.max(largest_difference(&logits, &fixed));
         largest.1 = largest.1.max(largest_difference(&logits, &float));
@@ -135,6 +135,15 @@ fn quadratic_activations() {
             close::<u64>(&network, &with(&activation, &network), 5, 0.02);
         }
     }
+}
+
+/// A square has twice the fraction bits, and the coefficient of the next one must not round to nothing beside them.
+#[test]
+fn small_quadratics_in_small_rings() {
+    let Options { activations, .. } = with(&Activation::Quadratic { a: 0.009, b: 0.5, c: 0.47 }, &resnet8());
+    let over = |options: Options| Options { activations: activations.clone(), ..options };
+    close::<Z48>(&resnet8(), &over(Options::new::<Z48>(WeightPolicy::Shared)), 5, 0.02);
+    close::<u32>(&resnet8(), &over(Options::new::<u32>(WeightPolicy::Shared)), 5, 0.1);
 }
 
 #[test]

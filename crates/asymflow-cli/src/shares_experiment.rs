@@ -1,0 +1,329 @@
+//! `kind = "shares"`: two servers on secret shares over TCP, and what a query costs them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use asymflow_shares::{Activation, CompileError, Decision, WeightPolicy, activations};
+use asymflow_zoo::Network;
+use serde::{Deserialize, Serialize};
+
+mod measure;
+mod table;
+
+pub use measure::{Bench, images};
+pub use table::{costs, render, verdict};
+
+/// `[shares]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SharesSection {
+    /// Whether the servers know the weights.
+    pub policies: Vec<WeightPolicy>,
+    /// Rings of the shares.
+    pub rings: Vec<RingName>,
+    /// What stands in place of every ReLU.
+    pub activations: Vec<ActivationName>,
+    /// Networks between the servers, emulated on top of loopback.
+    pub links: Vec<LinkName>,
+    /// Test images whose logits are compared with those in the clear.
+    pub images: usize,
+    /// Queries that are timed; one an image where there are more images.
+    pub repeats: usize,
+    /// Threads of each server; 0 halves the cores.
+    pub threads: usize,
+    /// Further settings, one by one, beside all combinations of the lists.
+    pub also: Vec<Setting>,
+    /// Figures from elsewhere, to stand beside the table.
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+impl Default for SharesSection {
+    fn default() -> Self {
+        Self {
+            policies: vec![WeightPolicy::Public, WeightPolicy::Shared],
+            rings: vec![RingName::U64],
+            activations: vec![ActivationName::Relu],
+            links: vec![LinkName::Loopback],
+            images: 5,
+            repeats: 5,
+            threads: 0,
+            also: Vec::new(),
+            elsewhere: Vec::new(),
+        }
+    }
+}
+
+impl SharesSection {
+    /// Every combination, then the further settings.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut settings = Vec::new();
+        for &policy in &self.policies {
+            for &ring in &self.rings {
+                for &activation in &self.activations {
+                    settings.extend(self.links.iter().map(|&link| Setting { policy, ring, activation, link }));
+                }
+            }
+        }
+        settings.extend(&self.also);
+        settings
+    }
+}
+
+/// How one query is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    /// Whether the servers know the weights.
+    pub policy: WeightPolicy,
+    /// The ring.
+    pub ring: RingName,
+    /// What stands in place of every ReLU.
+    pub activation: ActivationName,
+    /// The network.
+    pub link: LinkName,
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ring, activation, link, .. } = self;
+        write!(f, "{} weights, {ring}, {activation}, {link}", self.policy_name())
+    }
+}
+
+impl Setting {
+    /// Name of the policy.
+    pub const fn policy_name(&self) -> &'static str {
+        match self.policy {
+            WeightPolicy::Public => "public",
+            WeightPolicy::Shared => "shared",
+        }
+    }
+}
+
+/// Integers modulo a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RingName {
+    /// 64 bits.
+    U64,
+    /// 48 bits.
+    Z48,
+    /// 32 bits.
+    U32,
+}
+
+impl fmt::Display for RingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::U64 => "u64",
+            Self::Z48 => "z48",
+            Self::U32 => "u32",
+        })
+    }
+}
+
+/// What is between the servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkName {
+    /// Loopback as it is.
+    Loopback,
+    /// 10 Gbit/s and 0.2 ms there and back.
+    Lan,
+    /// 100 Mbit/s and 40 ms there and back.
+    Wan,
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "loopback",
+            Self::Lan => "lan",
+            Self::Wan => "wan",
+        })
+    }
+}
+
+/// What stands in place of every ReLU: `relu`, `shared-relu:CxHxW` or `quadratic`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ActivationName {
+    /// Each activation decides for itself.
+    Relu,
+    /// The sign of the mean of a block decides for all of it; no block is larger than its layer.
+    SharedRelu {
+        /// Channels of a block.
+        channels: usize,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+    },
+    /// 0.009 x² + 0.5 x + 0.47, with which regularised PolyKervNets start.
+    Quadratic,
+}
+
+impl fmt::Display for ActivationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Relu => f.write_str("relu"),
+            Self::SharedRelu { channels, rows, columns } => write!(f, "shared-relu:{channels}x{rows}x{columns}"),
+            Self::Quadratic => f.write_str("quadratic"),
+        }
+    }
+}
+
+impl From<ActivationName> for String {
+    fn from(name: ActivationName) -> Self {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for ActivationName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for ActivationName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = || format!("activation {text}: expected relu, shared-relu:CxHxW or quadratic");
+        let Some(block) = text.strip_prefix("shared-relu:") else {
+            return match text {
+                "relu" => Ok(Self::Relu),
+                "quadratic" => Ok(Self::Quadratic),
+                _ => Err(unknown()),
+            };
+        };
+        let sides: Result<Vec<usize>, _> = block.split('x').map(str::parse).collect();
+        match sides.as_deref() {
+            Ok(&[channels, rows, columns]) if ![channels, rows, columns].contains(&0) => {
+                Ok(Self::SharedRelu { channels, rows, columns })
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl ActivationName {
+    /// This activation in place of every ReLU of `network`.
+    fn of(self, network: &Network) -> Result<std::collections::BTreeMap<String, Activation>, CompileError> {
+        let replaced = activations(network)?.into_iter().map(|(name, shape)| {
+            let activation = match self {
+                Self::Relu => Activation::Relu,
+                Self::SharedRelu { channels, rows, columns } => Activation::SharedRelu {
+                    block: (rows.min(shape.height), columns.min(shape.width)),
+                    channels: channels.min(shape.channels),
+                    decision: Decision::Mean,
+                },
+                Self::Quadratic => Activation::Quadratic { a: 0.009, b: 0.5, c: 0.47 },
+            };
+            (name, activation)
+        });
+        Ok(replaced.collect())
+    }
+}
+
+/// A figure of somebody else's, or of ours on another day.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Elsewhere {
+    /// System and setting.
+    pub system: String,
+    /// Megabytes of a query, all parties together.
+    #[serde(default)]
+    pub megabytes: Option<f64>,
+    /// Seconds of a query.
+    #[serde(default)]
+    pub seconds: Option<f64>,
+    /// Where it ran.
+    pub machine: String,
+    /// Who says so.
+    pub source: String,
+}
+
+/// What one setting measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SharesRun {
+    /// The setting.
+    pub setting: Setting,
+    /// Sign decisions of a query.
+    pub decisions: u64,
+    /// Exchanges of a query.
+    pub rounds: u64,
+    /// Threads of each server.
+    pub threads: usize,
+    /// Load average of the machine over the minute before, this program's own included; null where it is not told.
+    pub load_average: Option<f64>,
+    /// Bytes that each server wrote to its socket in a query, frames and headers included.
+    pub online_bytes: [u64; 2],
+    /// Bytes of each server's deal, beyond its seed.
+    pub dealt_bytes: [u64; 2],
+    /// Bytes that each server wrote once a model.
+    pub setup_bytes: [u64; 2],
+    /// Seconds of it.
+    pub setup_seconds: f64,
+    /// Seconds in which the dealer dealt, of each query.
+    pub deal_seconds: Vec<f64>,
+    /// Seconds in which both servers prepared what needs no input, of each query.
+    pub prepare_seconds: Vec<f64>,
+    /// Seconds from the input's shares to the logits' shares, of each query.
+    pub online_seconds: Vec<f64>,
+    /// Images compared.
+    pub images: usize,
+    /// Largest distance of a logit from the one in double precision.
+    pub largest_error: f64,
+    /// Largest logit in double precision, in magnitude.
+    pub largest_logit: f64,
+    /// Images that got another class than in double precision.
+    pub changed: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::by_name;
+
+    use super::*;
+
+    #[test]
+    fn activations_are_named() {
+        for name in ["relu", "shared-relu:1x4x2", "quadratic"] {
+            assert_eq!(name.parse::<ActivationName>().unwrap().to_string(), name);
+        }
+        for name in
+            ["", "Relu", "shared-relu", "shared-relu:", "shared-relu:1x2", "shared-relu:0x1x1", "shared-relu:1x1x-1"]
+        {
+            let error = name.parse::<ActivationName>().unwrap_err();
+            assert!(error.contains("expected relu, shared-relu:CxHxW or quadratic"), "{error}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_no_larger_than_their_layers() {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let activations = ActivationName::SharedRelu { channels: 1, rows: 16, columns: 64 }.of(&network).unwrap();
+        let blocks: Vec<_> = activations
+            .values()
+            .map(|activation| match activation {
+                Activation::SharedRelu { block, .. } => *block,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(blocks.contains(&(16, 32)) && blocks.contains(&(8, 8)), "{blocks:?}");
+    }
+
+    #[test]
+    fn settings_are_all_combinations_and_further_ones() {
+        let text = "rings = [\"z48\", \"u32\"]\nactivations = [\"relu\", \"quadratic\"]\n\
+                    [[also]]\npolicy = \"shared\"\nring = \"u64\"\nactivation = \"shared-relu:1x2x2\"\nlink = \"wan\"\n";
+        let section: SharesSection = toml::from_str(text).unwrap();
+        let settings: Vec<String> = section.settings().iter().map(Setting::to_string).collect();
+        assert_eq!(settings.len(), 9);
+        assert_eq!(settings[1], "public weights, z48, quadratic, loopback");
+        assert_eq!(settings[8], "shared weights, u64, shared-relu:1x2x2, wan");
+    }
+}

@@ -1,0 +1,358 @@
+//! One setting after the other: dealer, client and both servers.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use asymflow_shares::{
+    Deal, DealStore, Dealer, DuplexLink, FixedModel, LayerReport, Options, OutputShare, Party, PartyModel, Profile,
+    Ring, Seed, Server, ServerSeed, Setup, WeightPolicy, Z48, compile, float_logits, open_output, run, set_up,
+    share_input,
+};
+use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization};
+use asymflow_zoo::{Network, Weights};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
+use super::{ActivationName, LinkName, RingName, Setting, SharesRun};
+use crate::error::CliError;
+use crate::experiment::{DataSection, Experiment};
+
+/// How long a server waits for the other one before it gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn failed(error: impl Display) -> CliError {
+    CliError::failed(error.to_string(), "")
+}
+
+/// What settings are measured with.
+pub struct Bench<'a> {
+    network: &'a Network,
+    weights: &'a Weights,
+    /// Normalised images.
+    images: Vec<Vec<f32>>,
+    queries: usize,
+    threads: usize,
+    /// Each server has threads of its own.
+    pools: [rayon::ThreadPool; 2],
+    /// Logits in double precision of the activation before.
+    expected: Option<(ActivationName, Vec<Vec<f64>>)>,
+}
+
+impl<'a> Bench<'a> {
+    /// At least `repeats` queries, and one for each image; there must be an image.
+    pub fn new(
+        network: &'a Network,
+        weights: &'a Weights,
+        images: Vec<Vec<f32>>,
+        repeats: usize,
+        threads: usize,
+    ) -> Result<Self, CliError> {
+        if images.is_empty() {
+            return Err(CliError::usage("no image to ask about", "set shares.images to at least 1"));
+        }
+        let pool = || rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(failed);
+        let (queries, pools) = (repeats.max(images.len()), [pool()?, pool()?]);
+        Ok(Self { network, weights, images, queries, threads, pools, expected: None })
+    }
+
+    /// Measures one setting.
+    pub fn run(&mut self, setting: Setting) -> Result<SharesRun, CliError> {
+        match setting.ring {
+            RingName::U64 => self.measure::<u64>(setting),
+            RingName::Z48 => self.measure::<Z48>(setting),
+            RingName::U32 => self.measure::<u32>(setting),
+        }
+    }
+
+    /// Logits of every image in double precision.
+    fn expected(&mut self, activation: ActivationName) -> Result<Vec<Vec<f64>>, CliError> {
+        if let Some((known, logits)) = &self.expected
+            && *known == activation
+        {
+            return Ok(logits.clone());
+        }
+        let replaced = activation.of(self.network).map_err(failed)?;
+        let logits = self.images.par_iter().map(|image| float_logits(self.network, self.weights, &replaced, image));
+        let logits = logits.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        self.expected = Some((activation, logits.clone()));
+        Ok(logits)
+    }
+
+    fn measure<R: Ring>(&mut self, setting: Setting) -> Result<SharesRun, CliError> {
+        // The compiler says best what it refuses, so it comes first.
+        let mut servers = self.start::<R>(setting)?;
+        let expected = self.expected(setting.activation)?;
+        let cost = servers.models[0].program().cost();
+        let mut found = SharesRun {
+            setting,
+            decisions: cost.decisions,
+            rounds: cost.rounds,
+            threads: self.threads,
+            load_average: load_average(),
+            online_bytes: [0; 2],
+            dealt_bytes: [0; 2],
+            setup_bytes: servers.setup_bytes,
+            setup_seconds: servers.setup_seconds,
+            deal_seconds: Vec::new(),
+            prepare_seconds: Vec::new(),
+            online_seconds: Vec::new(),
+            images: self.images.len(),
+            largest_error: 0.0,
+            largest_logit: 0.0,
+            changed: 0,
+        };
+        for query in 0..self.queries {
+            let logits = self.query(&mut servers, &self.images[query % self.images.len()], &mut found)?;
+            let Some(expected) = expected.get(query) else { continue };
+            for (got, wanted) in logits.iter().zip(expected) {
+                found.largest_error = found.largest_error.max((f64::from(*got) - wanted).abs());
+                found.largest_logit = found.largest_logit.max(wanted.abs());
+            }
+            let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+            found.changed += usize::from(class(&logits) != class(expected));
+        }
+        Ok(found)
+    }
+
+    /// Gives the model to the servers, and each server its seed from a dealer.
+    fn start<R: Ring>(&self, setting: Setting) -> Result<Servers<R>, CliError> {
+        let model = compiled::<R>(self.network, self.weights, setting)?;
+        let fresh = || Seed::random().map_err(failed);
+        let deals_for = |program: &asymflow_shares::Program| {
+            let dealer = Dealer::new(program.clone(), &fresh()?, Duration::from_secs(3600)).map_err(failed)?;
+            let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
+            Ok::<_, CliError>((dealer, seeds))
+        };
+        let none = Duration::ZERO.as_secs_f64();
+        if setting.policy == WeightPolicy::Public {
+            let model = model.publish().map_err(failed)?;
+            let (dealer, seeds) = deals_for(model.program())?;
+            let models = [Arc::clone(&model), model];
+            return Ok(Servers { models, seeds, dealer, setup_bytes: [0; 2], setup_seconds: none });
+        }
+        let [first, second] = model.share(&fresh()?).map_err(failed)?;
+        let (dealer, seeds) = deals_for(first.program())?;
+        let [mut left, mut right] = ends(Profile::LOOPBACK)?;
+        let started = Instant::now();
+        let (first, second) = self.both(
+            || set_up(Setup::new(first, &seeds[0]), &mut left.link).map_err(failed),
+            || set_up(Setup::new(second, &seeds[1]), &mut right.link).map_err(failed),
+        )?;
+        let setup_seconds = started.elapsed().as_secs_f64();
+        let setup_bytes = [left.close(), right.close()];
+        Ok(Servers { models: [first, second], seeds, dealer, setup_bytes, setup_seconds })
+    }
+
+    /// One query: deal, prepare, and answer over a connection of its own.
+    fn query<R: Ring>(
+        &self,
+        servers: &mut Servers<R>,
+        image: &[f32],
+        found: &mut SharesRun,
+    ) -> Result<Vec<f32>, CliError> {
+        let started = Instant::now();
+        let [first, second] = servers.dealer.deal(SystemTime::now());
+        found.deal_seconds.push(started.elapsed().as_secs_f64());
+        found.dealt_bytes = [first.bytes(), second.bytes()];
+        let (models, seeds) = (&servers.models, &servers.seeds);
+        let program = models[0].program();
+        let seed = Seed::random().map_err(failed)?;
+        let [left, right] = share_input::<R>(program, first.query(), image, &seed).map_err(failed)?;
+        let started = Instant::now();
+        let (first, second) =
+            self.both(|| ready(&models[0], &seeds[0], first), || ready(&models[1], &seeds[1], second))?;
+        found.prepare_seconds.push(started.elapsed().as_secs_f64());
+        let [mut to_second, mut to_first] = ends(profile(found.setting.link))?;
+        let started = Instant::now();
+        let (first, second): (Answer<R>, Answer<R>) = self.both(
+            || run(first, left, program, &mut to_second.link).map_err(failed),
+            || run(second, right, program, &mut to_first.link).map_err(failed),
+        )?;
+        found.online_seconds.push(started.elapsed().as_secs_f64());
+        found.online_bytes = [to_second.close(), to_first.close()];
+        found.rounds = first.1.iter().map(|layer| layer.rounds).sum();
+        open_output(program, &[first.0, second.0]).map_err(failed)
+    }
+
+    /// Runs both servers, each on its own threads.
+    fn both<A: Send, B: Send>(
+        &self,
+        first: impl FnOnce() -> Result<A, CliError> + Send,
+        second: impl FnOnce() -> Result<B, CliError> + Send,
+    ) -> Result<(A, B), CliError> {
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| self.pools[0].install(first));
+            let second = self.pools[1].install(second);
+            let first = first.join().map_err(|_| failed("the first server stopped"))?;
+            Ok((first?, second?))
+        })
+    }
+}
+
+type Answer<R> = (OutputShare<R>, Vec<LayerReport>);
+
+/// Test images, normalised by the training set.
+pub fn images(experiment: &Experiment, network: &Network) -> Result<Vec<Vec<f32>>, CliError> {
+    let DataSection { path, train, seed, .. } = experiment.data.clone();
+    let count = experiment.shares.images;
+    let source = match path {
+        Some(path) => DataSource::Files { path, resize: None },
+        None => DataSource::Synthetic { train: train.unwrap_or(1000), test: count, seed },
+    };
+    let unusable = |e: data::DataError| CliError::usage(e.to_string(), "");
+    let mut split = data::load(&source).map_err(unusable)?;
+    if split.test.shape() != network.input {
+        let message =
+            format!("images of {:?} do not fit {}, which takes {:?}", split.test.shape(), network.name, network.input);
+        return Err(CliError::usage(message, "set model.input, or take other data"));
+    }
+    if count < split.test.len() {
+        split.test = split.test.subset(count, seed).map_err(unusable)?;
+    }
+    let normalization = Normalization::of(&split.train);
+    let mut batch = Batch::default();
+    let indices: Vec<u32> = (0..split.test.len() as u32).collect();
+    Loader::new(&split.test, &normalization, Augment::NONE, seed).gather(None, &indices, &mut batch);
+    Ok(batch.images.chunks_exact(network.input.len()).map(<[f32]>::to_vec).collect())
+}
+
+/// The model that a setting says, at its owner.
+pub fn compiled<R: Ring>(network: &Network, weights: &Weights, setting: Setting) -> Result<FixedModel<R>, CliError> {
+    let refused =
+        |e: asymflow_shares::CompileError| CliError::usage(format!("{setting}: {e}"), "take another model or setting");
+    let activations = setting.activation.of(network).map_err(refused)?;
+    compile::<R>(network, weights, &Options { activations, ..Options::new::<R>(setting.policy) }).map_err(refused)
+}
+
+/// Over the last minute, as Linux tells it.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
+
+/// Index of the largest logit.
+fn class(logits: &[f64]) -> Option<usize> {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+}
+
+const fn profile(link: LinkName) -> Profile {
+    match link {
+        LinkName::Loopback => Profile::LOOPBACK,
+        LinkName::Lan => Profile::LAN,
+        LinkName::Wan => Profile::WAN,
+    }
+}
+
+struct Servers<R> {
+    models: [Arc<PartyModel<R>>; 2],
+    seeds: [ServerSeed; 2],
+    dealer: Dealer<R>,
+    setup_bytes: [u64; 2],
+    setup_seconds: f64,
+}
+
+/// Takes a server's deal, and does all work that needs no input.
+fn ready<R: Ring>(model: &Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) -> Result<Party<R>, CliError> {
+    let query = deal.query();
+    let mut store = DealStore::new(Arc::clone(model), seed.clone(), query);
+    store.insert(deal).map_err(failed)?;
+    store.party(query, SystemTime::now()).map_err(failed)
+}
+
+/// A server's end of a TCP connection, and how much it wrote.
+struct End {
+    link: DuplexLink<TcpStream>,
+    written: Arc<AtomicU64>,
+}
+
+impl End {
+    /// Waits until all is written; returns how many bytes.
+    fn close(self) -> u64 {
+        drop(self.link);
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts what is written.
+struct Counted {
+    stream: TcpStream,
+    written: Arc<AtomicU64>,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.stream.write(bytes)?;
+        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// A fresh TCP connection over loopback.
+fn ends(profile: Profile) -> Result<[End; 2], CliError> {
+    let connect = || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let first = TcpStream::connect(listener.local_addr()?)?;
+        let (second, _) = listener.accept()?;
+        Ok::<_, io::Error>([first, second])
+    };
+    let end = |stream: TcpStream| {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let written = Arc::new(AtomicU64::new(0));
+        let writer = Counted { stream: stream.try_clone()?, written: Arc::clone(&written) };
+        Ok::<_, io::Error>(End { link: DuplexLink::new(stream, writer, profile), written })
+    };
+    let no_connection = |e: io::Error| failed(format!("no connection between the servers: {e}"));
+    let [first, second] = connect().map_err(no_connection)?;
+    Ok([end(first).map_err(no_connection)?, end(second).map_err(no_connection)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::by_name;
+
+    use super::*;
+
+    fn measured(activation: ActivationName, policy: WeightPolicy) -> SharesRun {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let weights = Weights::init(&network, 1);
+        let image = |phase: f32| (0..3072).map(|i| (i as f32 * 0.1 + phase).sin()).collect();
+        let mut bench = Bench::new(&network, &weights, vec![image(0.0), image(1.0)], 3, 1).unwrap();
+        bench.run(Setting { policy, ring: RingName::Z48, activation, link: LinkName::Loopback }).unwrap()
+    }
+
+    #[test]
+    fn queries_are_right_and_counted() {
+        for activation in [ActivationName::Relu, ActivationName::Quadratic] {
+            let run = measured(activation, WeightPolicy::Shared);
+            let network = by_name("resnet8-cifar", 10, None).unwrap();
+            let model = compiled::<Z48>(&network, &Weights::init(&network, 1), run.setting).unwrap();
+            let cost = model.program().cost();
+            assert_eq!((run.decisions, run.rounds), (cost.decisions, cost.rounds));
+            assert_eq!(run.dealt_bytes, [cost.dealer_bytes_first, cost.dealer_bytes_second]);
+            for bytes in run.online_bytes {
+                // A frame and a header around every message.
+                let around = bytes - cost.online_bytes_per_server;
+                assert!((cost.rounds..200 * cost.rounds).contains(&around), "{around}");
+            }
+            assert_eq!(run.online_seconds.len(), 3);
+            assert!(run.largest_error > 0.0 && run.largest_error < 0.02, "{}", run.largest_error);
+            assert_eq!((run.images, run.changed), (2, 0));
+            assert!(run.setup_bytes[0] > 6 * 70_000 && run.setup_bytes[0] == run.setup_bytes[1]);
+        }
+        assert_eq!(measured(ActivationName::Relu, WeightPolicy::Public).setup_bytes, [0; 2]);
+    }
+
+    #[test]
+    fn another_class_shows() {
+        assert_eq!(class(&[0.0, 2.0, 1.0]), Some(1));
+        assert_ne!(class(&[-1.0, -2.0]), class(&[-2.0, -1.0]));
+    }
+}
