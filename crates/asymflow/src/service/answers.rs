@@ -1,6 +1,6 @@
 //! Answers given before: asked about the same image again, a client is told the same, and nothing is released.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use sha2::{Digest, Sha256};
 
@@ -8,7 +8,7 @@ use super::Query;
 use super::ledgers::ClientId;
 
 /// A client and the digest of its image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Asked {
     client: ClientId,
     image: [u8; 32],
@@ -25,7 +25,8 @@ impl Asked {
 /// The latest answers, up to a limit; the oldest goes first.
 #[derive(Debug)]
 pub struct Answers {
-    logits: HashMap<Asked, Vec<f32>>,
+    /// A tree holds what is in it and no more; a hash table that answers come and go in grows to twice its size.
+    logits: BTreeMap<Asked, Vec<f32>>,
     order: VecDeque<Asked>,
     limit: usize,
 }
@@ -33,7 +34,7 @@ pub struct Answers {
 impl Answers {
     /// Nothing yet, and at most `limit` answers.
     pub fn new(limit: usize) -> Self {
-        Self { logits: HashMap::new(), order: VecDeque::new(), limit }
+        Self { logits: BTreeMap::new(), order: VecDeque::new(), limit }
     }
 
     /// What was answered, if it is remembered.
