@@ -142,7 +142,7 @@ fn go(
     let stop = Arc::new(AtomicBool::new(false));
     let mut heard = Heard { stop_after, stop: Arc::clone(&stop), ..Heard::default() };
     let open = |_: &JobSpec| Ok(Arc::clone(backend));
-    let report = run(job, body.0, body.1, &open, &stop, &mut heard).map(|report| match report {
+    let report = run(job, body.0, body.1.to_vec(), &open, &stop, &mut heard).map(|report| match report {
         JobReport::Train(report) => *report,
         other => panic!("{other:?}"),
     });

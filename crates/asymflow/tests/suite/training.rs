@@ -285,14 +285,14 @@ fn a_killed_run_has_kept_all_that_it_may_have_lost() {
     let backend = ToyBackend::default();
     let open = move |_: &JobSpec| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
     let mut killed = Killed::default();
-    run(&job, Body::Empty, &[], &open, &AtomicBool::new(false), &mut killed).unwrap();
+    run(&job, Body::Empty, Vec::new(), &open, &AtomicBool::new(false), &mut killed).unwrap();
     // Nine steps, and evaluations of 16 records after the second epoch and the last.
     assert_eq!(killed.compared, 9 + 2);
     // When all is done the checkpoint holds what was lost and no more.
     let train = killed.kept.unwrap().spent[0].rho();
     let mut again = Killed::default();
     let one = JobSpec { task: Task::Train(TrainSpec { epochs: 1, ..train_spec(&job) }), ..job.clone() };
-    run(&one, Body::Empty, &[], &open, &AtomicBool::new(false), &mut again).unwrap();
+    run(&one, Body::Empty, Vec::new(), &open, &AtomicBool::new(false), &mut again).unwrap();
     let once = again.kept.unwrap().spent[0].rho();
     assert!((train - 3.0 * once).abs() < 1e-9 * train, "{train} after three epochs, {once} after one");
 }
@@ -300,6 +300,6 @@ fn a_killed_run_has_kept_all_that_it_may_have_lost() {
 fn train_spec(job: &JobSpec) -> TrainSpec {
     match &job.task {
         Task::Train(spec) => spec.clone(),
-        _ => panic!("not a training"),
+        _ => unreachable!("the job is a training"),
     }
 }
