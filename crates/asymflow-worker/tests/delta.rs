@@ -230,8 +230,8 @@ fn every_checkpoint_holds_what_had_been_released_by_then() {
     let job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
     let (whole, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
     let epsilon = whole.unwrap().epsilon.unwrap();
-    // Five epochs, and one before the first bits are sent.
-    assert_eq!(heard.checkpoints.len(), 6);
+    // Five epochs, one before the first bits of training records are sent, and one before those of test records.
+    assert_eq!(heard.checkpoints.len(), 7);
     for checkpoint in &heard.checkpoints {
         let (resumed, after) = go(&job, (Body::Checkpoint, checkpoint), &flex(), None);
         assert_eq!(resumed.unwrap().epsilon.unwrap(), epsilon);

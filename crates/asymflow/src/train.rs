@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::{Accountant, AccountantError, RecordLedger};
+use asymflow_privacy::{Accountant, AccountantError, Loss, RecordLedger};
 use asymflow_residual::{SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, Split, epoch_order};
 use thiserror::Error;
@@ -176,14 +176,16 @@ impl Training<'_> {
         Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
     }
 
-    /// A run that is killed before its first checkpoint must not begin again as if nothing had been released.
+    /// A run that is killed before its first checkpoint must not begin again as if nothing had been released. Where ε is
+    /// infinite there is nothing to forget.
     fn keep_first(
         &self,
         mode: &mut dyn Mode,
         position: &Position,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        if mode.unkept_losses()?.train.is_empty() || position.epoch >= self.spec.epochs {
+        let is_finite = mode.unkept_losses()?.train.iter().any(|&loss| loss != Loss::Infinite);
+        if !is_finite || position.epoch >= self.spec.epochs {
             return Ok(());
         }
         let mut state = mode.state()?;
