@@ -98,7 +98,7 @@ impl Float<'_> {
                 left.iter().zip(right).map(|(a, b)| a + b).collect()
             }
             Layer::Flatten | Layer::Dropout { .. } => x,
-            Layer::MaxPool { .. } | Layer::PRelu { .. } => {
+            Layer::MaxPool { .. } | Layer::PRelu { .. } | Layer::Quadratic(_) | Layer::SharedRelu(_) => {
                 return Err(CompileError::Unsupported {
                     layer: format!("after {}", self.last),
                     reason: "it has no protocol",

@@ -3,13 +3,20 @@
 //! Parameters are kept as plain one-dimensional tensors in the order of [`Network::parameters`]. A
 //! training pass wraps them in autodiff leaves, so that inference never pays for a graph.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::module::{adaptive_avg_pool2d, batch_norm, batch_norm_train, conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Distribution, Tensor, TensorData, activation::relu};
 use thiserror::Error;
 
+use crate::activation::Easing;
 use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec};
 use crate::weights::{Weights, WeightsError};
+
+mod activations;
+
+use activations::GroupTable;
 
 /// ε of every batch normalisation, as in PyTorch.
 const EPSILON: f64 = 1e-5;
@@ -69,6 +76,7 @@ struct Graph {
     input: Tensor<4>,
     leaves: Vec<Tensor<1>>,
     logits: Tensor<2>,
+    penalty: Option<Tensor<1>>,
 }
 
 /// A network with its weights on a device.
@@ -81,6 +89,9 @@ pub struct BurnNet {
     velocity: Vec<Option<Tensor<1>>>,
     graph: Option<Graph>,
     gradients: Option<Vec<Option<Tensor<1>>>>,
+    easing: Easing,
+    /// Of each layer that shares decisions.
+    groups: BTreeMap<String, GroupTable>,
 }
 
 impl BurnNet {
@@ -99,9 +110,17 @@ impl BurnNet {
             params: Vec::new(),
             graph: None,
             gradients: None,
+            easing: Easing::default(),
+            groups: BTreeMap::new(),
         };
+        activations::add_tables(&network.layers, network.input, &net.device, &mut net.groups)?;
         net.set_weights(&weights.flatten(network)?)?;
         Ok(net)
+    }
+
+    /// What training passes ease from now on.
+    pub const fn set_easing(&mut self, easing: Easing) {
+        self.easing = easing;
     }
 
     /// Replaces all weights by flattened ones; the momentum and a kept pass stay.
@@ -166,7 +185,7 @@ impl BurnNet {
         }
         let x = x.inner();
         if !train {
-            let mut pass = Pass { specs: &self.specs, params: &self.params, train, next: 0, statistics: Vec::new() };
+            let mut pass = Pass::new(self, &self.params, train);
             return Ok(pass.layers(&self.network.layers, x)?.reshape([samples, self.network.classes]));
         }
         // Should this pass fail, an earlier one must not be differentiated in its place.
@@ -176,15 +195,16 @@ impl BurnNet {
             if spec.kind.is_trained() { param.clone().autodiff().require_grad() } else { param.clone().autodiff() }
         };
         let leaves: Vec<_> = self.params.iter().zip(&self.specs).map(leaf).collect();
-        let mut pass = Pass { specs: &self.specs, params: &leaves, train, next: 0, statistics: Vec::new() };
+        let mut pass = Pass::new(self, &leaves, train);
         let logits = pass.layers(&self.network.layers, input.clone())?.reshape([samples, self.network.classes]);
+        let penalty = pass.penalty();
         for (index, updated) in pass.statistics {
             if let Some(param) = self.params.get_mut(index) {
                 *param = updated;
             }
         }
         let result = logits.clone().inner();
-        self.graph = Some(Graph { input, leaves, logits });
+        self.graph = Some(Graph { input, leaves, logits, penalty });
         Ok(result)
     }
 
@@ -200,7 +220,11 @@ impl BurnNet {
             self.graph = Some(graph);
             return Err(BurnNetError::Shape { what: "gradient", got, expected });
         }
-        let mut gradients = (graph.logits * dlogits.inner()).sum().backward();
+        let mut loss = (graph.logits * dlogits.inner()).sum();
+        if let Some(penalty) = graph.penalty {
+            loss = loss + penalty;
+        }
+        let mut gradients = loss.backward();
         let input = graph.input.grad_remove(&mut gradients);
         self.gradients = Some(graph.leaves.iter().map(|leaf| leaf.grad_remove(&mut gradients)).collect());
         input.ok_or(BurnNetError::NoForward)
@@ -292,9 +316,19 @@ struct Pass<'a> {
     next: usize,
     /// Running statistics to be replaced.
     statistics: Vec<(usize, Tensor<1>)>,
+    easing: Easing,
+    groups: &'a BTreeMap<String, GroupTable>,
+    /// Of each quadratic so far.
+    penalties: Vec<Tensor<1>>,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(net: &'a BurnNet, params: &'a [Tensor<1>], train: bool) -> Self {
+        let easing = if train { net.easing } else { Easing::default() };
+        let (statistics, penalties) = (Vec::new(), Vec::new());
+        Self { specs: &net.specs, params, train, next: 0, statistics, easing, groups: &net.groups, penalties }
+    }
+
     /// The next parameter in its own shape.
     fn take<const D: usize>(&mut self) -> Result<Tensor<D>, BurnNetError> {
         let at = self.next;
@@ -322,6 +356,8 @@ impl Pass<'_> {
                 let slopes = self.take::<1>()?.reshape([1, *channels, 1, 1]);
                 relu(x.clone()) - relu(-x) * slopes
             }
+            Layer::Quadratic(quadratic) => self.quadratic(quadratic, x)?,
+            Layer::SharedRelu(shared) => self.shared_relu(shared, x)?,
             Layer::MaxPool { kernel, stride, padding } => {
                 let options = MaxPoolOptions::new([*kernel; 2]).with_stride([*stride; 2]).with_padding([*padding; 2]);
                 max_pool2d(x, options)
@@ -363,6 +399,17 @@ impl Pass<'_> {
 
     fn batch_norm(&mut self, name: &str, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
         let (scale, shift) = (self.take::<1>()?, self.take::<1>()?);
+        self.normalise(name, x, scale, shift)
+    }
+
+    /// Normalises by the running statistics that come next, or by the batch's.
+    fn normalise(
+        &mut self,
+        name: &str,
+        x: Tensor<4>,
+        scale: Tensor<1>,
+        shift: Tensor<1>,
+    ) -> Result<Tensor<4>, BurnNetError> {
         let at = self.next;
         let (mean, variance) = (self.take::<1>()?, self.take::<1>()?);
         if !self.train {

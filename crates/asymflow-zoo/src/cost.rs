@@ -1,5 +1,6 @@
 //! What a network costs: multiply-accumulates, parameters and values of every layer, for one sample.
 
+use crate::activation::{Decision, Form};
 use crate::network::{Layer, Network, NetworkError, Shape};
 
 /// Cost of one layer for one sample.
@@ -15,7 +16,7 @@ pub struct LayerCost {
     pub macs: u64,
     /// Trained parameters (no running statistics).
     pub parameters: u64,
-    /// Rectified values; 0 for all but rectified linear units.
+    /// Sign decisions: rectified values, or their groups where they share decisions.
     pub relus: u64,
 }
 
@@ -35,7 +36,7 @@ pub struct Totals {
     pub parameters: u64,
     /// Values put out by all layers.
     pub activations: u64,
-    /// Rectified values.
+    /// Sign decisions.
     pub relus: u64,
 }
 
@@ -84,6 +85,9 @@ fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
         Layer::Linear(l) => (l.in_features * l.out_features, (l.in_features + 1) * l.out_features),
         Layer::BatchNorm { channels, .. } => (0, 2 * channels),
         Layer::PRelu { channels, .. } => (0, *channels),
+        Layer::Quadratic(q) if q.form == Form::Hermite => (0, 2 * q.channels),
+        Layer::Quadratic(q) => (0, q.form.initial().len()),
+        Layer::SharedRelu(s) => (0, 3 * s.quadratics() + if s.decision == Decision::Learned { s.places() } else { 0 }),
         _ => (0, 0),
     };
     LayerCost {
@@ -92,7 +96,11 @@ fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
         output,
         macs: macs as u64,
         parameters: parameters as u64,
-        relus: if matches!(layer, Layer::Relu | Layer::PRelu { .. }) { output.len() as u64 } else { 0 },
+        relus: match layer {
+            Layer::Relu | Layer::PRelu { .. } => output.len() as u64,
+            Layer::SharedRelu(shared) => shared.decisions(output) as u64,
+            _ => 0,
+        },
     }
 }
 

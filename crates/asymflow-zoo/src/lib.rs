@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod activation;
 #[cfg(feature = "burn")]
 pub mod burn_net;
 pub mod cost;
@@ -8,17 +9,23 @@ pub mod delta;
 pub mod limits;
 pub mod models;
 pub mod network;
+mod pkn;
 #[cfg(feature = "burn")]
 mod pytorch_file;
+pub mod replace;
 #[cfg(feature = "burn")]
 pub mod weight_files;
 pub mod weights;
 
+pub use activation::{
+    Choice, Coefficients, Decision, Easing, Form, Gate, Grouping, Groups, Quadratic, RangePenalty, SharedRelu,
+};
 #[cfg(feature = "burn")]
 pub use burn_net::{BurnNet, BurnNetError, Sgd};
 pub use data::{DataError, DataSource, Dataset, Split};
 pub use models::{ModelError, by_name};
 pub use network::{Conv, Layer, Linear, Network, NetworkError, ParamKind, ParamSpec, Shape};
+pub use replace::{Replacement, ReplacementError, replace_activations};
 #[cfg(feature = "burn")]
 pub use weight_files::WeightFileError;
 pub use weights::{WeightTensor, Weights, WeightsError};

@@ -7,6 +7,7 @@
 use thiserror::Error;
 
 use crate::network::{Conv, Layer, Linear, Network, NetworkError, Shape};
+use crate::pkn;
 
 /// Shape of a CIFAR image.
 pub const CIFAR: Shape = Shape::new(3, 32, 32);
@@ -42,7 +43,7 @@ pub enum ModelError {
 type Build = fn(Shape, usize) -> Vec<Layer>;
 
 /// Name, default input and builder of every model.
-const MODELS: [(&str, Shape, Build); 13] = [
+const MODELS: [(&str, Shape, Build); 22] = [
     ("demo-cnn", CIFAR, demo_cnn),
     ("resnet8-cifar", CIFAR, |input, classes| resnet_small(1, input, classes)),
     ("resnet14-cifar", CIFAR, |input, classes| resnet_small(2, input, classes)),
@@ -56,11 +57,21 @@ const MODELS: [(&str, Shape, Build); 13] = [
     ("vgg16-imagenet", IMAGENET, |input, classes| vgg(VGG16, Form::ImageNet, input, classes)),
     ("vgg19-cifar", CIFAR, |input, classes| vgg(VGG19, Form::Cifar, input, classes)),
     ("vgg19-imagenet", IMAGENET, |input, classes| vgg(VGG19, Form::ImageNet, input, classes)),
+    ("pkn-lenet", CIFAR, pkn::lenet),
+    ("pkn-alexnet", CIFAR, pkn::alexnet),
+    ("pkn-vgg11", CIFAR, |input, classes| pkn::vgg(VGG11, input, classes)),
+    ("pkn-vgg13", CIFAR, |input, classes| pkn::vgg(VGG13, input, classes)),
+    ("pkn-vgg16", CIFAR, |input, classes| pkn::vgg(VGG16, input, classes)),
+    ("pkn-vgg19", CIFAR, |input, classes| pkn::vgg(VGG19, input, classes)),
+    ("pkn-resnet10", CIFAR, |input, classes| pkn::resnet(&[1, 1, 1, 1], input, classes)),
+    ("pkn-resnet14", CIFAR, |input, classes| pkn::resnet(&[2, 2, 2], input, classes)),
+    ("pkn-resnet18", CIFAR, |input, classes| pkn::resnet(&[2, 2, 2, 2], input, classes)),
 ];
 
 /// Convolutions in each of the five stages (configurations A, D and E of Simonyan and Zisserman, 2015).
-type VggStages = [usize; 5];
+pub(crate) type VggStages = [usize; 5];
 const VGG11: VggStages = [1, 1, 2, 2, 2];
+const VGG13: VggStages = [2, 2, 2, 2, 2];
 const VGG16: VggStages = [2, 2, 3, 3, 3];
 const VGG19: VggStages = [2, 2, 4, 4, 4];
 

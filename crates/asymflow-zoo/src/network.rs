@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::activation::{Quadratic, SharedRelu};
 use crate::limits;
 
 /// Shape of one sample: channels × height × width, stored row-major.
@@ -97,6 +98,10 @@ pub enum Layer {
         /// Channels.
         channels: usize,
     },
+    /// A trained quadratic in place of a ReLU.
+    Quadratic(Quadratic),
+    /// A ReLU whose decisions are shared by groups of activations.
+    SharedRelu(SharedRelu),
     /// Maximum over `kernel × kernel` windows.
     MaxPool {
         /// Side of the window.
@@ -132,7 +137,7 @@ pub enum Layer {
 }
 
 /// What a parameter tensor is, which decides its initialisation and whether it is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ParamKind {
     /// Convolution kernel, `out × in × k × k`.
     ConvWeight,
@@ -146,6 +151,11 @@ pub enum ParamKind {
     NormShift,
     /// Slopes of a [`Layer::PRelu`].
     Slope,
+    /// Coefficients of a quadratic, once or one row for each channel. A row starts with as many of these values as it is
+    /// long.
+    Coefficient([f32; 3]),
+    /// What each place of a block contributes to a learned decision.
+    Vote,
     /// Running mean: a buffer, not trained.
     RunningMean,
     /// Running variance: a buffer, not trained.
@@ -160,7 +170,7 @@ impl ParamKind {
 }
 
 /// Name, shape and kind of one parameter tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ParamSpec {
     /// Full torchvision name, e.g. `layer1.0.conv1.weight`.
     pub name: String,
@@ -288,6 +298,8 @@ impl Layer {
             Self::Conv(c) => &c.name,
             Self::BatchNorm { name, .. } | Self::PRelu { name, .. } => name,
             Self::Linear(l) => &l.name,
+            Self::Quadratic(q) => &q.name,
+            Self::SharedRelu(s) => &s.name,
             Self::Relu => "relu",
             Self::MaxPool { .. } => "max-pool",
             Self::AdaptiveAvgPool { .. } => "avg-pool",
@@ -339,6 +351,14 @@ impl Layer {
             Self::BatchNorm { channels, .. } | Self::PRelu { channels, .. } => {
                 expect(*channels, input.channels).map(|()| input)
             }
+            Self::Quadratic(quadratic) => {
+                expect(quadratic.channels, input.channels)?;
+                quadratic.check().map(|()| input)
+            }
+            Self::SharedRelu(shared) => {
+                expect(shared.channels, input.channels)?;
+                shared.check(input).map(|()| input)
+            }
             Self::Relu => Ok(input),
             Self::Dropout { p } if !(0.0..1.0).contains(p) => {
                 Err(NetworkError::OutOfRange { layer: "dropout".to_owned(), what: "probability" })
@@ -371,6 +391,11 @@ impl Layer {
     }
 
     fn parameters(&self, out: &mut Vec<ParamSpec>) {
+        match self {
+            Self::Quadratic(quadratic) => return quadratic.parameters(out),
+            Self::SharedRelu(shared) => return shared.parameters(out),
+            _ => {}
+        }
         let mut push = |name: &str, suffix: &str, shape: Vec<usize>, kind| {
             out.push(ParamSpec { name: format!("{name}.{suffix}"), shape, kind });
         };
@@ -396,8 +421,7 @@ impl Layer {
             Self::Residual { main, shortcut } => {
                 main.iter().chain(shortcut).for_each(|layer| layer.parameters(out));
             }
-            Self::Relu | Self::MaxPool { .. } | Self::AdaptiveAvgPool { .. } | Self::Flatten | Self::Dropout { .. } => {
-            }
+            _ => {}
         }
     }
 }

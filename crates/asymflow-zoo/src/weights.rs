@@ -156,6 +156,12 @@ fn init_tensor(spec: &ParamSpec, bias_fan_in: Option<usize>, rng: &mut ChaCha8Rn
         ParamKind::LinearWeight => uniform(spec.shape[1], spec.len(), rng),
         ParamKind::Bias => bias_fan_in.map_or_else(|| vec![0.0; spec.len()], |fan_in| uniform(fan_in, spec.len(), rng)),
         ParamKind::Slope => vec![0.25; spec.len()],
+        ParamKind::Coefficient(initial) => {
+            let row = spec.shape.last().copied().unwrap_or_default().min(initial.len());
+            initial[..row].iter().copied().cycle().take(spec.len()).collect()
+        }
+        // The mean.
+        ParamKind::Vote => vec![1.0 / spec.len() as f32; spec.len()],
         ParamKind::NormScale | ParamKind::RunningVar => vec![1.0; spec.len()],
         ParamKind::NormShift | ParamKind::RunningMean => vec![0.0; spec.len()],
     }

@@ -1,7 +1,9 @@
 //! Network units.
 
 use asymflow_privacy::Precision;
-use asymflow_zoo::{Conv, Layer, Linear, Network, ParamSpec, Shape, Weights};
+use asymflow_zoo::{
+    Choice, Conv, Decision, Form, Grouping, Layer, Linear, Network, ParamSpec, Quadratic, Shape, SharedRelu, Weights,
+};
 
 use super::reference::NetworkReference;
 use super::{Nonconformance, close, gradients, numbers, ok, outputs, refused, released, wrong};
@@ -22,17 +24,35 @@ fn network() -> Network {
         Layer::Conv(Conv { name, in_channels, out_channels, kernel, stride, padding, bias })
     };
     let norm = |name: &str, channels| Layer::BatchNorm { name: name.to_owned(), channels };
-    let main = vec![conv("a.conv", 4, 5, 3, 2, false), norm("a.norm", 5)];
+    let quadratic = |name: &str, channels, form| Layer::Quadratic(Quadratic { name: name.to_owned(), channels, form });
+    let shared = |name: &str, channels, grouping, decision| {
+        Layer::SharedRelu(SharedRelu { name: name.to_owned(), channels, grouping, decision })
+    };
+    let blocks = Grouping::Blocks { channels: 2, rows: 2, columns: 3 };
+    let choices = Grouping::Choices(vec![
+        Choice::Copy { of: 1 },
+        Choice::Block { rows: 2, columns: 1 },
+        Choice::Quadratic,
+        Choice::Identity,
+        Choice::Zero,
+    ]);
+    let main = vec![conv("a.conv", 4, 5, 3, 2, false), quadratic("a.hermite", 5, Form::Hermite), norm("a.norm", 5)];
     let shortcut = vec![conv("a.short", 4, 5, 1, 2, true)];
     let linear = Linear { name: "fc".to_owned(), in_features: 5 * 4, out_features: 3 };
     let layers = vec![
         conv("conv", 2, 4, 3, 1, true),
         norm("norm", 4),
         Layer::Relu,
+        quadratic("react", 4, Form::REACT),
+        shared("blocks", 4, blocks, Decision::Mean),
         Layer::MaxPool { kernel: 3, stride: 2, padding: 1 },
         Layer::Residual { main, shortcut },
         Layer::PRelu { name: "b.prelu".to_owned(), channels: 5 },
-        Layer::Residual { main: vec![conv("b.conv", 5, 5, 3, 1, false)], shortcut: vec![] },
+        Layer::Residual {
+            main: vec![conv("b.conv", 5, 5, 3, 1, false), quadratic("b.kerv", 5, Form::Kervolution { c: 0.5 })],
+            shortcut: vec![quadratic("b.scaled", 5, Form::RPKN)],
+        },
+        shared("choices", 5, choices, Decision::Largest),
         Layer::AdaptiveAvgPool { out: 2 },
         Layer::Flatten,
         Layer::Linear(linear),

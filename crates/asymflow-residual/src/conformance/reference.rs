@@ -1,6 +1,7 @@
 //! What units compute, written as plainly as possible in f64.
 
-use asymflow_zoo::{Layer, Network, Shape};
+use asymflow_zoo::activation::HERMITE_SCALES;
+use asymflow_zoo::{Decision, Form, Gate, Layer, Network, Quadratic, Shape, SharedRelu};
 
 use crate::backend::ConvUnit;
 
@@ -114,6 +115,8 @@ impl NetworkReference<'_> {
                 let slope = |i: usize| slopes[i / shape.pixels() % channels];
                 x.into_iter().enumerate().map(|(i, v)| if v < 0.0 { v * slope(i) } else { v }).collect()
             }
+            Layer::Quadratic(quadratic) => self.quadratic(quadratic, shape.pixels(), x, at),
+            Layer::SharedRelu(shared) => self.shared_relu(shared, shape, &x, at),
             Layer::MaxPool { kernel, stride, padding } => max_pool(*kernel, *stride, *padding, shape, out, &x),
             Layer::AdaptiveAvgPool { .. } => avg_pool(shape, out, &x),
             Layer::Flatten | Layer::Dropout { .. } => x,
@@ -140,24 +143,92 @@ impl NetworkReference<'_> {
         let channel = |i: usize| i / pixels % channels;
         for c in 0..channels {
             let (scale, shift) = (self.weights[*at + c], self.weights[*at + channels + c]);
-            let (mean_at, var_at) = (*at + 2 * channels + c, *at + 3 * channels + c);
-            let (mut mean, mut var) = (self.weights[mean_at], self.weights[var_at]);
-            if self.train {
-                let mine: Vec<f64> = (0..x.len()).filter(|&i| channel(i) == c).map(|i| x[i]).collect();
-                let n = mine.len() as f64;
-                mean = mine.iter().sum::<f64>() / n;
-                var = mine.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
-                self.weights[mean_at] += 0.1 * (mean - self.weights[mean_at]);
-                self.weights[var_at] += 0.1 * (var * n / (n - 1.0) - self.weights[var_at]);
-            }
-            let factor = scale / (var + 1e-5).sqrt();
+            let (factor, offset) = self.normal(channels, pixels, &x, c, *at + 2 * channels);
             x.iter_mut()
                 .enumerate()
                 .filter(|(i, _)| channel(*i) == c)
-                .for_each(|(_, v)| *v = (*v - mean) * factor + shift);
+                .for_each(|(_, v)| *v = (*v * factor + offset) * scale + shift);
         }
         *at += 4 * channels;
         x
+    }
+
+    /// Factor and offset that normalise channel `c`, by running statistics that begin at `first` or by those of the batch, which
+    /// then move them.
+    fn normal(&mut self, channels: usize, pixels: usize, x: &[f64], c: usize, first: usize) -> (f64, f64) {
+        let (mean_at, var_at) = (first + c, first + channels + c);
+        let (mut mean, mut var) = (self.weights[mean_at], self.weights[var_at]);
+        if self.train {
+            let mine: Vec<f64> = (0..x.len()).filter(|i| i / pixels % channels == c).map(|i| x[i]).collect();
+            let n = mine.len() as f64;
+            mean = mine.iter().sum::<f64>() / n;
+            var = mine.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+            self.weights[mean_at] += 0.1 * (mean - self.weights[mean_at]);
+            self.weights[var_at] += 0.1 * (var * n / (n - 1.0) - self.weights[var_at]);
+        }
+        let factor = 1.0 / (var + 1e-5).sqrt();
+        (factor, -mean * factor)
+    }
+
+    fn quadratic(&mut self, layer: &Quadratic, pixels: usize, x: Vec<f64>, at: &mut usize) -> Vec<f64> {
+        let channels = layer.channels;
+        let w = self.weights[*at..].to_vec();
+        if layer.form == Form::Hermite {
+            let bases = [x.clone(), x.iter().map(|x| (x * x - 1.0) / 2_f64.sqrt()).collect()];
+            let mut y = vec![0.0; x.len()];
+            for (number, (basis, gain)) in bases.iter().zip(HERMITE_SCALES).enumerate() {
+                let first = *at + 2 * channels * (number + 1);
+                for c in 0..channels {
+                    let (factor, offset) = self.normal(channels, pixels, basis, c, first);
+                    for i in (0..x.len()).filter(|i| i / pixels % channels == c) {
+                        y[i] += f64::from(gain) * (basis[i] * factor + offset);
+                    }
+                }
+            }
+            *at += 6 * channels;
+            let of = |i: usize| i / pixels % channels;
+            return y.iter().enumerate().map(|(i, y)| y * w[of(i)] + w[channels + of(i)]).collect();
+        }
+        *at += layer.form.initial().len();
+        let value = |x: f64| match layer.form {
+            Form::Kervolution { .. } => (x + w[0]).powi(2),
+            Form::Scaled { .. } => w[0] * (x + w[1]).powi(2),
+            _ => w[0] * x * x + w[1] * x + w[2],
+        };
+        x.into_iter().map(value).collect()
+    }
+
+    fn shared_relu(&mut self, layer: &SharedRelu, shape: Shape, x: &[f64], at: &mut usize) -> Vec<f64> {
+        let groups = layer.groups(shape);
+        let votes = self.weights[*at..*at + layer.places() * usize::from(layer.decision == Decision::Learned)].to_vec();
+        *at += votes.len();
+        let w = self.weights[*at..*at + 3 * layer.quadratics()].to_vec();
+        *at += w.len();
+        let mut y = Vec::with_capacity(x.len());
+        for x in x.chunks(shape.len()) {
+            let vote = |voters: &Vec<(u32, u32)>| {
+                let of = |&(i, place): &(u32, u32)| (x[i as usize], place as usize);
+                match layer.decision {
+                    Decision::Largest => voters
+                        .iter()
+                        .map(|v| of(v).0)
+                        .fold(0.0, |most: f64, v| if v.abs() > most.abs() { v } else { most }),
+                    Decision::Learned => voters.iter().map(|v| of(v).0 * votes[of(v).1]).sum(),
+                    _ => voters.iter().map(|v| of(v).0).sum(),
+                }
+            };
+            let kept: Vec<bool> = groups.voters.iter().map(|voters| vote(voters) > 0.0).collect();
+            y.extend(x.iter().zip(&groups.gates).map(|(&x, gate)| match *gate {
+                Gate::Group(group) if kept[group as usize] => x,
+                Gate::Keep => x,
+                Gate::Quadratic(at) => {
+                    let at = 3 * at as usize;
+                    w[at] * x * x + w[at + 1] * x + w[at + 2]
+                }
+                Gate::Group(_) | Gate::Drop => 0.0,
+            }));
+        }
+        y
     }
 }
 

@@ -85,7 +85,11 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 Layer::Flatten => self.reshape(at),
                 Layer::Dropout { .. } => at,
                 Layer::Residual { main, shortcut } => self.residual(main, shortcut, at)?,
-                Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::MaxPool { .. } => {
+                Layer::BatchNorm { .. }
+                | Layer::PRelu { .. }
+                | Layer::Quadratic(_)
+                | Layer::SharedRelu(_)
+                | Layer::MaxPool { .. } => {
                     return Err(self.refuse(layer));
                 }
             };

@@ -1,0 +1,193 @@
+//! Networks with other activations in place of ReLU, and with average in place of maximum pooling.
+
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::activation::{Decision, Form, Grouping, Quadratic, SharedRelu};
+use crate::network::{Conv, Layer, Network, NetworkError, Shape};
+
+/// What stands in place of every ReLU.
+///
+/// Written as `react`, `hermite`, `scaled:A:C`, `kervolution:C`, `free:A:B:C` or `shared-relu:CxHxW[:DECISION]`, blocks of C channels,
+/// H rows and W columns deciding by `mean` (the default), `corner`, `centre`, `largest` or `learned`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Replacement {
+    /// A trained quadratic.
+    Quadratic(Form),
+    /// Decisions shared by blocks of channels × rows × columns.
+    SharedRelu {
+        /// Channels, rows and columns of a block.
+        block: [usize; 3],
+        /// What decides.
+        decision: Decision,
+    },
+}
+
+/// Why a text names no [`Replacement`], or a network does not take it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ReplacementError {
+    /// No such activation.
+    #[error("unknown activation {text:?}; known: {known}")]
+    Unknown {
+        /// What was asked for.
+        text: String,
+        /// What there is.
+        known: &'static str,
+    },
+    /// A number or word that does not fit.
+    #[error("activation {text:?}: {part:?} is no {what}")]
+    Part {
+        /// What was asked for.
+        text: String,
+        /// What does not fit.
+        part: String,
+        /// What belongs there.
+        what: &'static str,
+    },
+    /// The network does not take it.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+const KNOWN: &str = "relu, react, hermite, scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
+
+impl FromStr for Replacement {
+    type Err = ReplacementError;
+
+    fn from_str(text: &str) -> Result<Self, ReplacementError> {
+        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        let parts: Vec<&str> = if rest.is_empty() { Vec::new() } else { rest.split(':').collect() };
+        let wrong = |part: &str, what| ReplacementError::Part { text: text.to_owned(), part: part.to_owned(), what };
+        let number = |part: &str| match part.parse::<f32>() {
+            Ok(value) if value.is_finite() => Ok(value),
+            _ => Err(wrong(part, "finite number")),
+        };
+        Ok(match (kind, parts.as_slice()) {
+            ("react", []) => Self::Quadratic(Form::REACT),
+            ("hermite", []) => Self::Quadratic(Form::Hermite),
+            ("kervolution", [c]) => Self::Quadratic(Form::Kervolution { c: number(c)? }),
+            ("scaled", [a, c]) => Self::Quadratic(Form::Scaled { a: number(a)?, c: number(c)? }),
+            ("free", [a, b, c]) => Self::Quadratic(Form::Free { a: number(a)?, b: number(b)?, c: number(c)? }),
+            ("shared-relu", [block, decision @ ..]) if decision.len() < 2 => {
+                let sides: Option<Vec<usize>> = block.split('x').map(|side| side.parse().ok()).collect();
+                let block = sides.and_then(|sides| sides.try_into().ok());
+                let block = block.ok_or_else(|| wrong(rest, "block of channels, rows and columns, as 1x4x4"))?;
+                let decision = match decision.first().copied() {
+                    None | Some("mean") => Decision::Mean,
+                    Some("corner") => Decision::Corner,
+                    Some("centre") => Decision::Centre,
+                    Some("largest") => Decision::Largest,
+                    Some("learned") => Decision::Learned,
+                    Some(other) => return Err(wrong(other, "decision: mean, corner, centre, largest or learned")),
+                };
+                Self::SharedRelu { block, decision }
+            }
+            _ => return Err(ReplacementError::Unknown { text: text.to_owned(), known: KNOWN }),
+        })
+    }
+}
+
+/// `network` with `replacement` in place of every ReLU, and average in place of maximum pooling where `replacement` is a
+/// quadratic. The parameters of an activation are named after the convolution or fully connected layer before it, with
+/// `.act`.
+///
+/// # Errors
+/// The first layer that does not fit.
+pub fn replace_activations(network: &Network, replacement: &Replacement) -> Result<Network, NetworkError> {
+    let make = |name: String, shape: Shape| match *replacement {
+        Replacement::Quadratic(form) => Layer::Quadratic(Quadratic { name, channels: shape.channels, form }),
+        Replacement::SharedRelu { block: [channels, rows, columns], decision } => {
+            // A block need not be larger than the map that it covers: small maps get one decision.
+            let (rows, columns) = (rows.min(shape.height), columns.min(shape.width));
+            let grouping = Grouping::Blocks { channels: channels.min(shape.channels), rows, columns };
+            Layer::SharedRelu(SharedRelu { name, channels: shape.channels, grouping, decision })
+        }
+    };
+    let mut network = network.clone();
+    let averages = matches!(replacement, Replacement::Quadratic(_));
+    walk(&mut network.layers, network.input, &mut "input".to_owned(), averages, &make)?;
+    network.validate()?;
+    Ok(network)
+}
+
+/// As [`replace_activations`], with an activation of its own for each ReLU, which `make` is told the name and shape of.
+///
+/// # Errors
+/// The first layer that does not fit.
+pub fn map_activations(network: &Network, make: &dyn Fn(String, Shape) -> Layer) -> Result<Network, NetworkError> {
+    let mut network = network.clone();
+    walk(&mut network.layers, network.input, &mut "input".to_owned(), false, make)?;
+    network.validate()?;
+    Ok(network)
+}
+
+fn walk(
+    layers: &mut [Layer],
+    mut shape: Shape,
+    last: &mut String,
+    averages: bool,
+    make: &dyn Fn(String, Shape) -> Layer,
+) -> Result<Shape, NetworkError> {
+    for layer in layers {
+        let output = layer.output(shape)?;
+        match layer {
+            Layer::Conv(Conv { name, .. }) => last.clone_from(name),
+            Layer::Linear(linear) => last.clone_from(&linear.name),
+            Layer::Relu => *layer = make(format!("{last}.act"), shape),
+            Layer::MaxPool { .. } if averages && output.height == output.width => {
+                *layer = Layer::AdaptiveAvgPool { out: output.height };
+            }
+            Layer::Residual { main, shortcut } => {
+                walk(shortcut, shape, &mut last.clone(), averages, make)?;
+                walk(main, shape, last, averages, make)?;
+            }
+            _ => {}
+        }
+        shape = output;
+    }
+    Ok(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::total_cost;
+    use crate::models::by_name;
+
+    #[test]
+    fn every_relu_is_replaced_once() {
+        let network = by_name("resnet18-cifar", 10, None).unwrap();
+        assert_eq!(total_cost(&network).unwrap().relus, 557_056);
+        let quadratic = replace_activations(&network, &"react".parse().unwrap()).unwrap();
+        assert_eq!(total_cost(&quadratic).unwrap().relus, 0);
+        assert_eq!(quadratic.parameters().iter().filter(|p| p.name.ends_with(".act.weight")).count(), 17);
+        let shared = replace_activations(&network, &"shared-relu:1x4x4".parse().unwrap()).unwrap();
+        assert_eq!(total_cost(&shared).unwrap().relus, 557_056 / 16);
+        let thousand = replace_activations(&network, &"shared-relu:16x8x8".parse().unwrap()).unwrap();
+        assert!(total_cost(&thousand).unwrap().relus <= 557_056 / 500);
+    }
+
+    #[test]
+    fn networks_are_freed_of_maximum_pooling() {
+        for name in ["vgg16-cifar", "resnet18-imagenet", "demo-cnn"] {
+            let network = by_name(name, 10, None).unwrap();
+            let free = replace_activations(&network, &"hermite".parse().unwrap()).unwrap();
+            assert!(!format!("{free:?}").contains("MaxPool"), "{name}");
+        }
+    }
+
+    #[test]
+    fn texts_are_read_or_refused() {
+        let learned = Replacement::SharedRelu { block: [2, 3, 4], decision: Decision::Learned };
+        assert_eq!("shared-relu:2x3x4:learned".parse(), Ok(learned));
+        assert_eq!("scaled:0.009:0.47".parse(), Ok(Replacement::Quadratic(Form::RPKN)));
+        for (text, part) in
+            [("shared-relu:2x3", "\"2x3\""), ("shared-relu:1x1x1:best", "\"best\""), ("kervolution:nan", "\"nan\"")]
+        {
+            let error = text.parse::<Replacement>().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(matches!("swish".parse::<Replacement>(), Err(ReplacementError::Unknown { .. })));
+    }
+}
