@@ -158,13 +158,15 @@ pub fn resolve(args: &Args) -> Result<Experiment, CliError> {
 
 /// A network of the experiment.
 pub fn network(experiment: &Experiment, name: &str) -> Result<Network, CliError> {
-    let (base, activation) = name.split_once('+').map_or((name, None), |(base, activation)| (base, Some(activation)));
-    let network = by_name(base, experiment.model.classes, experiment.model.input)
+    let mut parts = name.split('+');
+    let base = parts.next().unwrap_or_default();
+    let mut network = by_name(base, experiment.model.classes, experiment.model.input)
         .map_err(|e| CliError::usage(e.to_string(), "`asymflow models` lists the zoo"))?;
-    let Some(activation) = activation else { return Ok(network) };
-    let replacement = activation.parse::<Replacement>().map_err(|e| CliError::usage(e.to_string(), ACTIVATION_HELP))?;
-    let mut network = replace_activations(&network, &replacement)
-        .map_err(|e| CliError::usage(format!("{name}: {e}"), ACTIVATION_HELP))?;
+    for part in parts {
+        let replacement = part.parse::<Replacement>().map_err(|e| CliError::usage(e.to_string(), ACTIVATION_HELP))?;
+        network = replace_activations(&network, &replacement)
+            .map_err(|e| CliError::usage(format!("{name}: {e}"), ACTIVATION_HELP))?;
+    }
     name.clone_into(&mut network.name);
     Ok(network)
 }

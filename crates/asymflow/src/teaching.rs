@@ -159,3 +159,74 @@ impl Teacher {
         Lesson { logits, temperature: self.spec.temperature, weight: self.spec.weight }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cross_entropy(logits: &[f64], label: usize) -> f64 {
+        logits.iter().map(|x| x.exp()).sum::<f64>().ln() - logits[label]
+    }
+
+    /// T²·KL(p ‖ q) as written.
+    fn taught(student: &[f64], teacher: &[f64], t: f64) -> f64 {
+        let softmax = |x: &[f64]| {
+            let sum: f64 = x.iter().map(|x| (x / t).exp()).sum();
+            x.iter().map(|x| (x / t).exp() / sum).collect::<Vec<f64>>()
+        };
+        let (p, q) = (softmax(teacher), softmax(student));
+        t * t * p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>()
+    }
+
+    #[test]
+    fn the_gradient_of_a_lesson_is_that_of_its_loss() {
+        let (student, teacher, labels) =
+            ([0.3_f64, -1.2, 0.8, 2.0, 0.1, -0.4], [1.0, 0.5, -2.0, 0.0, 3.0, 0.2], [2, 0]);
+        let (t, weight) = (4.0, 0.7);
+        let total = |x: &[f64]| {
+            let row = |i: usize| {
+                let own = cross_entropy(&x[3 * i..3 * i + 3], labels[i]);
+                let other = taught(&x[3 * i..3 * i + 3], &teacher[3 * i..3 * i + 3], t);
+                ((1.0 - weight) * own + weight * other) / 2.0
+            };
+            row(0) + row(1)
+        };
+        let logits: Vec<f32> = student.iter().map(|&x| x as f32).collect();
+        let said: Vec<f32> = teacher.iter().map(|&x| x as f32).collect();
+        let mut gradient = vec![0.0; 6];
+        let (mut loss, _) = crate::trusted::ops::softmax_cross_entropy(&logits, 3, &[2, 0], &mut gradient);
+        let lesson = Lesson { logits: &said, temperature: t as f32, weight: weight as f32 };
+        lesson.blend(3, &logits, &mut loss, &mut gradient);
+        assert!((loss - total(&student)).abs() < 1e-6, "{loss} {}", total(&student));
+        for i in 0..6 {
+            let moved = |by: f64| {
+                let mut x = student;
+                x[i] += by;
+                total(&x)
+            };
+            let expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((f64::from(gradient[i]) - expected).abs() < 1e-6, "{i}: {} {expected}", gradient[i]);
+        }
+    }
+
+    #[test]
+    fn sharing_grows_and_the_penalty_warms_up() {
+        let spec = EasingSpec { anneal_epochs: 2, range_limit: Some(5.0), range_weight: 1.0, ..EasingSpec::default() };
+        assert_eq!(spec.at(0, 0, 10).sharing, 0.0);
+        assert_eq!(spec.at(1, 5, 10).sharing, 0.75);
+        assert_eq!(spec.at(7, 0, 10).sharing, 1.0);
+        assert_eq!(EasingSpec::default().at(0, 0, 10), Easing::default());
+        let exponents: Vec<i32> = (0..6).map(|epoch| spec.at(epoch, 0, 10).range.unwrap().exponent).collect();
+        assert_eq!(exponents, [4, 6, 8, 10, 10, 10]);
+        assert_eq!(spec.at(4, 0, 10).range.unwrap().weight, 1.0);
+    }
+
+    #[test]
+    fn a_teacher_is_refused_with_its_reason() {
+        let spec = |temperature, weight| TeacherSpec { model: "nowhere".into(), temperature, weight };
+        let refused = |spec: &TeacherSpec| Teacher::read(spec, 4, 2, Par::Seq).unwrap_err().to_string();
+        assert!(refused(&spec(0.0, 0.5)).starts_with("teacher's temperature of 0"));
+        assert!(refused(&spec(4.0, 1.5)).starts_with("teacher's weight of 1.5"));
+        assert!(refused(&spec(4.0, 0.5)).starts_with("cannot read the teacher nowhere"));
+    }
+}
