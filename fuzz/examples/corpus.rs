@@ -166,6 +166,7 @@ fn job(mode: ModeKind) -> JobSpec {
         },
         delta: (mode == ModeKind::Delta).then_some(delta),
         naive_epsilon: None,
+        shares: Default::default(),
         precision: Precision::F32,
         worker: Some(WorkerSpec {
             address: "127.0.0.1:1".to_owned(),

@@ -21,12 +21,13 @@ pub struct Entry {
 }
 
 /// Every name, and what it stands for.
-const NAMES: [(&str, ModeKind, Feed); 7] = [
+const NAMES: [(&str, ModeKind, Feed); 8] = [
     ("clear", ModeKind::Clear, Feed::Residual),
     ("trusted-only", ModeKind::TrustedOnly, Feed::Residual),
     ("asymml", ModeKind::Asymml, Feed::Residual),
     ("delta", ModeKind::Delta, Feed::Residual),
     ("residual-null", ModeKind::Delta, Feed::Null),
+    ("shares", ModeKind::Shares, Feed::Residual),
     ("main-only", ModeKind::Delta, Feed::Nothing),
     ("naive-dp", ModeKind::NaiveDp, Feed::Residual),
 ];

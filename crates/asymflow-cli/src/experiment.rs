@@ -534,7 +534,7 @@ impl Experiment {
                 }
             }
             ModeKind::NaiveDp => insecure.push("public_labels"),
-            ModeKind::TrustedOnly | ModeKind::Delta => {}
+            ModeKind::TrustedOnly | ModeKind::Shares | ModeKind::Delta => {}
         }
         if self.trusted.seal && self.trusted.runtime == "sim" {
             insecure.push("insecure_host_key");

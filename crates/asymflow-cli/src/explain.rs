@@ -86,6 +86,9 @@ fn epsilon(experiment: &Experiment) -> Result<String, CliError> {
 const fn without_noise(entry: Entry) -> &'static str {
     match entry.kind {
         ModeKind::TrustedOnly => "Nothing is released: ε is 0.",
+        ModeKind::Shares => {
+            "What each server sees is uniformly random: ε is 0 towards either, and infinite towards both together."
+        }
         ModeKind::Delta if matches!(entry.feed, asymflow::delta::Feed::Nothing) => "Nothing is released: ε is 0.",
         ModeKind::NaiveDp => "Every image is released once, at the ε named.",
         _ => "What is released carries no noise or is not clipped: ε is infinite.",

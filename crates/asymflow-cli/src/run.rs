@@ -192,6 +192,7 @@ pub fn job_spec(
         mode: entry.kind,
         naive_epsilon: entry.epsilon.or(e.delta.epsilon).filter(|_| entry.kind == ModeKind::NaiveDp),
         delta,
+        shares: e.shares.spec(),
         network,
         data: e.data_spec(),
         split: e.split_spec(),
@@ -363,7 +364,12 @@ impl Runner {
             (None, None) => (Body::Empty, &[][..]),
         };
         let teacher = self.teacher(model, entry, seed)?;
-        let task = Task::Train(TrainSpec { teacher, ..self.experiment.train_spec(seed) });
+        let mut spec = TrainSpec { teacher, ..self.experiment.train_spec(seed) };
+        if entry.kind == ModeKind::Shares {
+            // One answer an image: the weights of the epochs before are trained as in trusted-only.
+            spec.evaluate_every = spec.epochs;
+        }
+        let task = Task::Train(spec);
         let worker = worker.filter(|_| entry.needs_worker());
         let mut job = self.job(entry, model, worker, task)?;
         job.vault = self.vault(&folder)?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use asymflow::job::{RingBits, SharesSpec};
 use asymflow_shares::{Activation, CompileError, Decision, WeightPolicy, activations};
 use asymflow_zoo::Network;
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,13 @@ impl Default for SharesSection {
 }
 
 impl SharesSection {
+    /// How mode `shares` answers: by the first policy and ring.
+    pub fn spec(&self) -> SharesSpec {
+        let shared_weights = self.policies.first() == Some(&WeightPolicy::Shared);
+        let ring = if self.rings.first() == Some(&RingName::Z48) { RingBits::Bits48 } else { RingBits::Bits64 };
+        SharesSpec { shared_weights, ring }
+    }
+
     /// Every combination, then the further settings.
     pub fn settings(&self) -> Vec<Setting> {
         let mut settings = Vec::new();

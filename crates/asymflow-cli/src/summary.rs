@@ -200,6 +200,7 @@ fn macs(job: &JobSpec, report: &TrainReport) -> Macs {
                 Macs { trusted, worker: if spec.needs_worker() { whole(&parts.residual) } else { 0 } }
             })
         }
+        (_, ModeKind::Shares, _) => Macs { trusted: 0, worker: whole(network) },
         (_, ModeKind::Clear | ModeKind::NaiveDp, _) => Macs { trusted: 0, worker: whole(network) },
         _ => Macs { trusted: whole(network), worker: 0 },
     }
@@ -230,7 +231,7 @@ fn labels(job: &JobSpec) -> Option<String> {
             Labels::NoisyGradient { epsilon } => format!("noisy gradients, ε {epsilon}"),
         }),
         (ModeKind::NaiveDp, _) => Some("public".to_owned()),
-        (ModeKind::TrustedOnly | ModeKind::Delta, _) => None,
+        (ModeKind::TrustedOnly | ModeKind::Shares | ModeKind::Delta, _) => None,
         (ModeKind::Clear | ModeKind::Asymml, _) => Some("in the gradients".to_owned()),
     }
 }

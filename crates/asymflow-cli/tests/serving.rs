@@ -101,6 +101,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>) -> (ServedModel, Vec<f32>) {
         },
         delta: Some(delta).filter(|_| mode == ModeKind::Delta),
         naive_epsilon: None,
+        shares: Default::default(),
         precision: Precision::F32,
         worker: None,
         threads: 1,

@@ -103,6 +103,7 @@ fn job(epsilon: Option<f64>, labels: Labels) -> JobSpec {
         },
         delta: Some(spec),
         naive_epsilon: None,
+        shares: Default::default(),
         precision: Precision::F32,
         worker: Some(WorkerSpec {
             address: String::new(),

@@ -85,6 +85,7 @@ fn job(model: &str, mode: ModeKind, precision: Precision, task: Task) -> JobSpec
         },
         delta: (mode == ModeKind::Delta).then_some(delta),
         naive_epsilon: None,
+        shares: Default::default(),
         precision,
         worker: None,
         threads: THREADS,

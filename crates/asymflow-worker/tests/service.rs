@@ -60,6 +60,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
         },
         delta: Some(spec).filter(|_| mode == ModeKind::Delta),
         naive_epsilon: None,
+        shares: Default::default(),
         precision: Precision::F32,
         worker: None,
         threads: 1,

@@ -30,6 +30,8 @@ pub enum ModeKind {
     Asymml,
     /// Features split once; a small network trusted, a large one on released bits.
     Delta,
+    /// Trained in the trusted part, answered by two servers on secret shares.
+    Shares,
     /// A control: noise on the images themselves, then everything on the accelerator.
     NaiveDp,
 }
@@ -42,13 +44,14 @@ impl ModeKind {
             Self::TrustedOnly => "trusted-only",
             Self::Asymml => "asymml",
             Self::Delta => "delta",
+            Self::Shares => "shares",
             Self::NaiveDp => "naive-dp",
         }
     }
 
     /// Whether a worker takes part.
     pub const fn needs_worker(self) -> bool {
-        !matches!(self, Self::TrustedOnly)
+        !matches!(self, Self::TrustedOnly | Self::Shares)
     }
 }
 
@@ -189,6 +192,25 @@ pub enum Task {
     Memory(MemorySpec),
 }
 
+/// Integers that shares are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RingBits {
+    /// Modulo 2⁴⁸.
+    #[default]
+    Bits48,
+    /// Modulo 2⁶⁴.
+    Bits64,
+}
+
+/// How two servers answer on secret shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharesSpec {
+    /// Whether the servers hold shares of the weights instead of the weights.
+    pub shared_weights: bool,
+    /// The ring.
+    pub ring: RingBits,
+}
+
 /// One job of the trusted part.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -206,6 +228,8 @@ pub struct JobSpec {
     pub delta: Option<DeltaSpec>,
     /// ε of the noise on images; for the mode that has it.
     pub naive_epsilon: Option<f64>,
+    /// How two servers answer; for the mode that has them.
+    pub shares: SharesSpec,
     /// Precision of what is sent to the worker.
     pub precision: Precision,
     /// The worker, for the modes that have one.

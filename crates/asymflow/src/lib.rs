@@ -11,6 +11,8 @@ pub mod memory;
 pub mod memory_study;
 pub mod modes;
 pub mod naive;
+#[cfg(feature = "shares")]
+pub mod on_shares;
 pub mod plan;
 pub mod release;
 pub mod run;

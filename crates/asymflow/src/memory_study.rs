@@ -125,6 +125,7 @@ fn set_up(job: &JobSpec, spec: &MemorySpec, open: OpenBackend<'_>, par: Par) -> 
         epochs: 2,
         sampling: Sampling { batch: spec.batch, records: spec.batch },
         accountant: RecordAccountant::new(spec.batch),
+        shares: job.shares,
     };
     Ok(build(job.settings(), weights, parts, backend.as_ref(), par)?.0)
 }

@@ -21,8 +21,8 @@ use crate::delta::{
     Delta, DeltaParts, DeltaSpec, DoorError, Labels, Sampling, SplitStudyReport, SplitStudySpec, Variant, split_study,
 };
 use crate::job::{
-    Body, DataSpec, EasingSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport,
-    TrainSpec,
+    Body, DataSpec, EasingSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, SharesSpec, Task,
+    TrainReport, TrainSpec,
 };
 use crate::memory::{MemoryError, MemoryPlan, MemoryUse};
 use crate::memory_study::memory_study;
@@ -94,6 +94,14 @@ pub enum RunError {
     /// There is no teacher.
     #[error(transparent)]
     Teacher(#[from] TeacherError),
+    /// A mode that this program was built without.
+    #[error("mode {mode} is not built in: it needs the feature {feature}")]
+    NotBuilt {
+        /// The mode.
+        mode: &'static str,
+        /// The feature that has it.
+        feature: &'static str,
+    },
     /// A mode that needs a worker has none.
     #[error("mode {0} needs a worker")]
     NoWorker(&'static str),
@@ -238,7 +246,7 @@ impl Runner<'_> {
         let (data, naive_sigma) = noised.as_ref().map_or((data, None), |(data, sigma)| (data, Some(*sigma)));
         let sampling = Sampling { batch: spec.batch, records: data.train.len() };
         let (epochs, split) = (spec.epochs, job.split.clone());
-        let parts = Parts { split, epochs, sampling, accountant };
+        let parts = Parts { split, epochs, sampling, accountant, shares: job.shares };
         let (mut mode, plan) = build(job.settings(), weights.into(), parts, backend.as_ref(), self.par)?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
         observer.tell(FromTrusted::Planned { train_images, test_images, plan: plan.clone() }, &[])?;
@@ -473,6 +481,8 @@ pub struct Parts {
     pub sampling: Sampling,
     /// Who has lost how much so far.
     pub accountant: RecordAccountant,
+    /// How two servers answer.
+    pub shares: SharesSpec,
 }
 
 /// Builds a mode and its plan. Weights may be streamed in `trusted-only`.
@@ -514,6 +524,10 @@ pub fn build(
             (Box::new(AsymMl::with_weights(network, weights, parts, par)?), Some(plan))
         }
         ModeKind::Delta => (Box::new(build_delta(settings, &weights, parts, backend, par)?), None),
+        #[cfg(feature = "shares")]
+        ModeKind::Shares => (Box::new(crate::on_shares::OnShares::new(network, &weights, parts.shares, par)?), None),
+        #[cfg(not(feature = "shares"))]
+        ModeKind::Shares => return Err(RunError::NotBuilt { mode: "shares", feature: "shares" }),
     })
 }
 

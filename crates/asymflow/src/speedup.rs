@@ -94,7 +94,7 @@ pub fn speedup(
         };
         let sampling = Sampling { batch: spec.batch, records: spec.batch };
         let accountant = RecordAccountant::new(spec.batch);
-        let parts = Parts { split, epochs: 1, sampling, accountant };
+        let parts = Parts { split, epochs: 1, sampling, accountant, shares: job.shares };
         let (mut mode, plan) =
             build(Settings { mode: kind, ..job.settings() }, weights.clone().into(), parts, Some(backend), par)?;
         variants.push(time_variant(name, &mut *mode, plan, &batch, spec).map_err(ModeError::from)?);

@@ -53,6 +53,7 @@ fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
         },
         delta: (mode == ModeKind::Delta).then_some(delta),
         naive_epsilon: None,
+        shares: Default::default(),
         precision: Precision::F32,
         worker: None,
         threads: THREADS,

@@ -69,7 +69,8 @@ impl Work<'_> {
     pub fn plan(&self) -> Result<MemoryPlan, MemoryError> {
         let plan = match self.settings.mode {
             ModeKind::Clear | ModeKind::NaiveDp => self.clear(),
-            ModeKind::TrustedOnly => self.trusted_only()?,
+            // The shares of one query are not counted: they are the servers', which are elsewhere in a deployment.
+            ModeKind::TrustedOnly | ModeKind::Shares => self.trusted_only()?,
             ModeKind::Asymml => self.asymml()?,
             ModeKind::Delta => self.delta(self.settings.delta.ok_or(MemoryError::Settings)?)?,
         };
@@ -84,7 +85,7 @@ impl Work<'_> {
     fn threads_of_products(&self) -> usize {
         match self.settings.mode {
             ModeKind::Clear | ModeKind::NaiveDp => 0,
-            ModeKind::TrustedOnly => 1,
+            ModeKind::TrustedOnly | ModeKind::Shares => 1,
             ModeKind::Asymml | ModeKind::Delta if self.largest_batch() <= 1 => 1,
             ModeKind::Asymml | ModeKind::Delta => self.threads.max(1),
         }

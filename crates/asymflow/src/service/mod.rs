@@ -22,7 +22,7 @@ use thiserror::Error;
 
 use crate::accounting::RecordAccountant;
 use crate::delta::{Labels, Variant};
-use crate::job::{ModeKind, Traffic};
+use crate::job::{ModeKind, SharesSpec, Traffic};
 use crate::memory::MemoryUse;
 use crate::modes::Mode;
 use crate::run::{Parts, RunError, build};
@@ -249,6 +249,7 @@ impl Service {
             epochs: 1,
             sampling: model.sampling,
             accountant: RecordAccountant::new(1),
+            shares: SharesSpec::default(),
         };
         let (mode, _) = build(model.settings(), weights, parts, worker, par)?;
         let losses = mode.answer_losses()?;
@@ -430,6 +431,7 @@ fn check(model: &ServedModel) -> Result<(), ServiceError> {
         (ModeKind::Clear | ModeKind::NaiveDp, _) => {
             refused(format!("mode {}", model.mode.name()), "clients would send their images to the worker")
         }
+        (ModeKind::Shares, _) => refused("mode shares".to_owned(), "two servers of their own answer it"),
         (ModeKind::Delta, Some(spec)) if spec.variant == Variant::ReleasedCode => refused(
             "variant released-code".to_owned(),
             "the scale of its noise comes from the other clients of the batch, and it holds no epsilon",

@@ -87,6 +87,10 @@ pub enum ExecError {
     /// A record has spent its budget; nothing left.
     #[error(transparent)]
     Budget(#[from] asymflow_privacy::BudgetError),
+    /// Two servers on shares gave no answer.
+    #[cfg(feature = "shares")]
+    #[error(transparent)]
+    Shares(#[from] crate::on_shares::SharesError),
     /// A backward pass without its forward pass.
     #[error("layer {layer}: backward pass without a kept forward pass")]
     NoForward {

@@ -56,6 +56,7 @@ fn job(mode: ModeKind) -> JobSpec {
         privacy: no_noise(),
         delta: None,
         naive_epsilon: None,
+        shares: Default::default(),
         precision: Precision::F32,
         worker: Some(WorkerSpec {
             address: String::new(),

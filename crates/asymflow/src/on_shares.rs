@@ -1,0 +1,220 @@
+//! Mode `shares`: a network that was trained in the trusted part, answered by two servers on secret shares of the image.
+//!
+//! Dealer, client and both servers are threads of this process, so that the protocol's bytes and logits are real and its
+//! assurance is not; `asymflow-shares` has them as separate programs.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use asymflow_residual::{SgdStep, WorkerStats};
+use asymflow_shares::{
+    CompileError, DealStore, Dealer, LayerReport, Options, OutputShare, PartyModel, Profile, Ring, Seed, Server,
+    ServerSeed, Setup, WeightPolicy, Z48, channel_links, compile, open_output, run, set_up, share_input,
+};
+use asymflow_zoo::{Network, Weights};
+use faer::Par;
+use thiserror::Error;
+
+use crate::accounting::RecordAccountant;
+use crate::job::{RingBits, SharesSpec};
+use crate::modes::{Mode, Recovered, StepReport, TrainBatch, TrainState, TrustedOnly};
+use crate::streamed::ModelWeights;
+use crate::timing::Seconds;
+use crate::trusted::ExecError;
+
+/// Longer than any one query takes.
+const EXPIRY: Duration = Duration::from_secs(3600);
+
+/// Why two servers gave no answer.
+#[derive(Debug, Error)]
+pub enum SharesError {
+    /// The network has a layer that cannot be computed on shares.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The protocol, the dealer or a server failed.
+    #[error("on shares: {0}")]
+    Protocol(String),
+}
+
+fn protocol(error: impl ToString) -> SharesError {
+    SharesError::Protocol(error.to_string())
+}
+
+/// Training in the trusted part, inference by two servers on shares.
+#[derive(Debug)]
+pub struct OnShares {
+    trained: TrustedOnly,
+    spec: SharesSpec,
+    /// Made of the weights at hand when they are first needed, and again after they moved.
+    servers: Option<Box<dyn Pair>>,
+    stats: WorkerStats,
+}
+
+impl OnShares {
+    /// The mode for `network` on the threads of `par`.
+    ///
+    /// # Errors
+    /// A network or weights that do not fit, or a layer that cannot be computed on shares, by its name and with what would do
+    /// in its place.
+    pub fn new(network: Network, weights: &Weights, spec: SharesSpec, par: Par) -> Result<Self, ExecError> {
+        // Refused before it is trained, not after.
+        drop(pair(&network, weights, spec)?);
+        let trained = TrustedOnly::with_weights(network, ModelWeights::Held(weights.clone()), par)?;
+        Ok(Self { trained, spec, servers: None, stats: WorkerStats::default() })
+    }
+
+    fn servers(&mut self) -> Result<&mut Box<dyn Pair>, ExecError> {
+        if self.servers.is_none() {
+            let engine = self.trained.engine();
+            let weights = Weights::unflatten(&engine.network, &engine.params.flat_values())?;
+            self.servers = Some(pair(&engine.network, &weights, self.spec)?);
+        }
+        self.servers.as_mut().ok_or_else(|| protocol("no servers").into())
+    }
+}
+
+impl Mode for OnShares {
+    fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
+        let values = images.len() / records.len().max(1);
+        let mut logits = Vec::new();
+        for image in images.chunks_exact(values.max(1)) {
+            let answer = self.servers()?.ask(image)?;
+            self.stats.busy_seconds += answer.compute_seconds;
+            self.stats.transfer_seconds += answer.wait_seconds;
+            self.stats.bytes_to_worker += answer.sent_bytes[0];
+            self.stats.bytes_from_worker += answer.sent_bytes[1];
+            logits.extend(answer.logits);
+        }
+        Ok(logits)
+    }
+
+    fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
+        self.servers = None;
+        self.trained.step(batch, sgd)
+    }
+
+    fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError> {
+        self.trained.recover(patience)
+    }
+
+    fn state(&mut self) -> Result<TrainState, ExecError> {
+        self.trained.state()
+    }
+
+    fn restore(&mut self, state: &TrainState) -> Result<(), ExecError> {
+        self.servers = None;
+        self.trained.restore(state)
+    }
+
+    fn accountant(&mut self) -> Option<&mut RecordAccountant> {
+        None
+    }
+
+    /// Bytes between the servers: from the first to the second, and back. Seconds are the first server's.
+    fn worker(&self) -> Option<WorkerStats> {
+        Some(self.stats)
+    }
+
+    fn seconds(&self) -> &[Seconds] {
+        self.trained.seconds()
+    }
+}
+
+/// What one query gave and cost.
+#[derive(Debug)]
+struct Answer {
+    logits: Vec<f32>,
+    /// Payload of the first server and of the second.
+    sent_bytes: [u64; 2],
+    compute_seconds: f64,
+    wait_seconds: f64,
+}
+
+/// Both servers and their dealer, whatever the ring.
+trait Pair: Debug + Send {
+    fn ask(&mut self, image: &[f32]) -> Result<Answer, SharesError>;
+}
+
+fn pair(network: &Network, weights: &Weights, spec: SharesSpec) -> Result<Box<dyn Pair>, SharesError> {
+    Ok(match spec.ring {
+        RingBits::Bits64 => Box::new(Servers::<u64>::start(network, weights, spec)?),
+        RingBits::Bits48 => Box::new(Servers::<Z48>::start(network, weights, spec)?),
+    })
+}
+
+#[derive(Debug)]
+struct Servers<R: Ring> {
+    models: [Arc<PartyModel<R>>; 2],
+    seeds: [ServerSeed; 2],
+    dealer: Dealer<R>,
+}
+
+impl<R: Ring> Servers<R> {
+    fn start(network: &Network, weights: &Weights, spec: SharesSpec) -> Result<Self, SharesError> {
+        let policy = if spec.shared_weights { WeightPolicy::Shared } else { WeightPolicy::Public };
+        let model = compile::<R>(network, weights, &Options::new::<R>(policy))?;
+        let fresh = || Seed::random().map_err(protocol);
+        let dealer = |program: &asymflow_shares::Program| {
+            let dealer = Dealer::new(program.clone(), &fresh()?, EXPIRY).map_err(protocol)?;
+            let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
+            Ok::<_, SharesError>((dealer, seeds))
+        };
+        if !spec.shared_weights {
+            let model = model.publish().map_err(protocol)?;
+            let (dealer, seeds) = dealer(model.program())?;
+            return Ok(Self { models: [Arc::clone(&model), model], seeds, dealer });
+        }
+        let [first, second] = model.share(&fresh()?).map_err(protocol)?;
+        let (dealer, seeds) = dealer(first.program())?;
+        let [mut to_second, mut to_first] = channel_links(Profile::LOOPBACK);
+        let (first, second) = both(
+            || set_up(Setup::new(first, &seeds[0]), &mut to_second).map_err(protocol),
+            || set_up(Setup::new(second, &seeds[1]), &mut to_first).map_err(protocol),
+        )?;
+        Ok(Self { models: [first, second], seeds, dealer })
+    }
+}
+
+type Ran<R> = (OutputShare<R>, Vec<LayerReport>);
+
+impl<R: Ring> Pair for Servers<R> {
+    fn ask(&mut self, image: &[f32]) -> Result<Answer, SharesError> {
+        let [first, second] = self.dealer.deal(SystemTime::now());
+        let query = first.query();
+        let program = self.models[0].program();
+        let seed = Seed::random().map_err(protocol)?;
+        let [left, right] = share_input::<R>(program, query, image, &seed).map_err(protocol)?;
+        let ready = |server: usize, deal| {
+            let mut store = DealStore::new(Arc::clone(&self.models[server]), self.seeds[server].clone(), query);
+            store.insert(deal).map_err(protocol)?;
+            store.party(query, SystemTime::now()).map_err(protocol)
+        };
+        let (first, second) = both(|| ready(0, first), || ready(1, second))?;
+        let [mut to_second, mut to_first] = channel_links(Profile::LOOPBACK);
+        let started = Instant::now();
+        let (first, second): (Ran<R>, Ran<R>) = both(
+            || run(first, left, program, &mut to_second).map_err(protocol),
+            || run(second, right, program, &mut to_first).map_err(protocol),
+        )?;
+        let sum = |layers: &[LayerReport], of: fn(&LayerReport) -> u64| layers.iter().map(of).sum();
+        let sent_bytes = [sum(&first.1, |layer| layer.bytes_sent), sum(&second.1, |layer| layer.bytes_sent)];
+        let wait_seconds: f64 = first.1.iter().map(|layer| layer.wait_seconds).sum();
+        let compute_seconds = (started.elapsed().as_secs_f64() - wait_seconds).max(0.0);
+        let logits = open_output(program, &[first.0, second.0]).map_err(protocol)?;
+        Ok(Answer { logits, sent_bytes, compute_seconds, wait_seconds })
+    }
+}
+
+/// Runs both servers at once.
+fn both<A: Send, B: Send>(
+    first: impl FnOnce() -> Result<A, SharesError> + Send,
+    second: impl FnOnce() -> Result<B, SharesError> + Send,
+) -> Result<(A, B), SharesError> {
+    std::thread::scope(|scope| {
+        let first = scope.spawn(first);
+        let second = second();
+        let first = first.join().map_err(|_| protocol("the first server stopped"))?;
+        Ok((first?, second?))
+    })
+}
