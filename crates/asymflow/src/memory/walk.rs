@@ -298,9 +298,15 @@ impl<'a> Walk<'a> {
                 self.keep(pass, 0, vec![Rc::clone(&y.data)]);
                 y
             }
-            Node::PRelu { .. } => {
+            Node::PRelu { .. } | Node::Quadratic(_) => {
                 let y = Activation::new(x.shape, self.pool.take(x.data.len));
                 self.keep(pass, 0, vec![x.data]);
+                y
+            }
+            Node::SharedRelu(node) => {
+                let y = Activation::new(x.shape, self.pool.take(x.data.len));
+                let votes = self.pool.take(samples * node.plan.votes());
+                self.keep(pass, 0, vec![x.data, Rc::new(votes)]);
                 y
             }
             Node::MaxPool(window) => {
