@@ -13,7 +13,7 @@ use crate::backend::{
 
 const ID: UnitId = UnitId(0);
 const SAMPLES: usize = 4;
-const SGD: SgdStep = SgdStep { learning_rate: 0.05, momentum: 0.9, weight_decay: 0.01 };
+const SGD: SgdStep = SgdStep { learning_rate: 0.005, momentum: 0.9, weight_decay: 0.01 };
 /// Step of the central differences; in f64 they are good to about its square.
 const STEP: f64 = 1e-5;
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking, in its helpers as well")]
 
+mod activations;
 mod both;
 mod parity;
 mod toy_backend;

@@ -152,3 +152,76 @@ impl Blocks {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::Gate;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Gates and votes of every activation, as the plan has them.
+    fn written_out(plan: &GroupPlan) -> (Vec<Gate>, Vec<Vec<u32>>) {
+        let (shape, mut gates, mut voters) = (plan.shape, Vec::new(), vec![Vec::new(); plan.groups]);
+        for plane in &plan.planes {
+            match *plane {
+                Plane::Blocks(blocks) => {
+                    for (first, band) in blocks.bands(shape) {
+                        for x in band.flat_map(|_| 0..shape.width) {
+                            let group = first + x / blocks.columns;
+                            if blocks.place.is_some() {
+                                voters[group].push(gates.len() as u32);
+                            }
+                            gates.push(Gate::Group(group as u32));
+                        }
+                    }
+                }
+                Plane::Keep => gates.extend(vec![Gate::Keep; shape.pixels()]),
+                Plane::Drop => gates.extend(vec![Gate::Drop; shape.pixels()]),
+                Plane::Quadratic(at) => gates.extend(vec![Gate::Quadratic(at as u32); shape.pixels()]),
+            }
+        }
+        (gates, voters)
+    }
+
+    /// Settings of a grouping for any number of channels.
+    fn grouping(channels: usize) -> impl Strategy<Value = Grouping> {
+        let blocks = (1_usize..7, 1_usize..7, 1_usize..7).prop_map(|(channels, rows, columns)| Grouping::Blocks {
+            channels,
+            rows,
+            columns,
+        });
+        let choice = (0_usize..5, 1_usize..5, 1_usize..5, 0..channels);
+        let choices = prop::collection::vec(choice, channels).prop_map(|picks| {
+            let is_block = |at: usize| matches!(picks[at].0, 0 | 1);
+            let choice = |&(kind, rows, columns, of): &(usize, usize, usize, usize)| match kind {
+                0 | 1 => Choice::Block { rows, columns },
+                2 if is_block(of) => Choice::Copy { of },
+                2 => Choice::Zero,
+                3 => Choice::Quadratic,
+                _ => Choice::Identity,
+            };
+            Grouping::Choices(picks.iter().map(choice).collect())
+        });
+        prop_oneof![blocks, choices]
+    }
+
+    proptest! {
+        /// Against the table that is written out activation by activation.
+        #[test]
+        fn planes_are_the_table(
+            ((channels, grouping), height, width) in
+                ((1_usize..7).prop_flat_map(|c| (Just(c), grouping(c))), 1_usize..9, 1_usize..9)
+        ) {
+            let shape = Shape::new(channels, height, width);
+            let layer = SharedRelu { name: "s".to_owned(), channels, grouping, decision: Decision::Mean };
+            let (plan, table) = (GroupPlan::new(&layer, shape), layer.groups(shape));
+            let (gates, voters) = written_out(&plan);
+            prop_assert_eq!(plan.votes(), table.count().max(1));
+            prop_assert_eq!(gates, table.gates);
+            let expected: Vec<Vec<u32>> =
+                table.voters.iter().map(|voters| voters.iter().map(|(index, _)| *index).collect()).collect();
+            prop_assert_eq!(voters, expected);
+        }
+    }
+}
