@@ -18,7 +18,7 @@ type Failure = Box<dyn std::error::Error>;
 
 const SAMPLES: usize = 32;
 const THREADS: usize = 2;
-const SGD: SgdStep = SgdStep { learning_rate: 1e-6, momentum: 0.9, weight_decay: 5e-4 };
+const SGD: SgdStep = SgdStep::plain(1e-6, 0.9, 5e-4);
 const ACTIVATIONS: [&str; 9] = [
     "relu",
     "react",
@@ -59,8 +59,7 @@ fn networks() -> Result<(), Failure> {
         let labels: Vec<u32> = (0..SAMPLES as u32).map(|i| i % 10).collect();
         let mut mode = TrustedOnly::new(network, &weights, Par::rayon(THREADS))?;
         let inference = median(|| Ok(mode.infer(&images, &records).map(drop)?))?;
-        let batch =
-            TrainBatch { images: &images, labels: &labels, records: &records, dropout_seed: 1, view: 0, next: None };
+        let batch = TrainBatch::new(&images, &labels, &records);
         let training = median(|| Ok(mode.step(batch, SGD).map(drop)?))?;
         println!("| {activation} | {inference:.1} | {training:.1} |");
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use asymflow::job::{DataSpec, ModeKind, Schedule, TrainSpec, WorkerTransport};
+use asymflow::job::{DataSpec, EasingSpec, ModeKind, Schedule, TrainSpec, WorkerTransport};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow_privacy::{Precision, Relation};
@@ -118,7 +118,8 @@ impl Default for DataSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// Names in the zoo; more than one only for `speedup` and `memory-study`.
+    /// Names in the zoo, each with `+ACTIVATION` where it is to have another activation than its own; more than one only for
+    /// `train`, `speedup` and `memory-study`.
     pub names: Vec<String>,
     /// Classes.
     #[serde(default = "ten")]
@@ -284,6 +285,22 @@ pub struct TrainSection {
     pub seeds: Vec<u64>,
     /// Evaluate after every so many epochs.
     pub evaluate_every: usize,
+    /// The largest l2 norm of a step's gradient; without it there is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f32>,
+    /// Factor of the learning rate of coefficients and votes of activations.
+    pub coefficient_rate: f32,
+    /// What eases activations made for secret shares.
+    pub easing: EasingSpec,
+    /// A network of `model.names` that those after it learn from beside the labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// Temperature of the teacher's and the student's answers.
+    pub teacher_temperature: f32,
+    /// Share of the teacher's loss; the labels' has the rest.
+    pub teacher_weight: f32,
+    /// Whether a network whose values stop being finite is reported as diverged instead of ending the experiment.
+    pub keep_diverged: bool,
 }
 
 impl Default for TrainSection {
@@ -297,6 +314,13 @@ impl Default for TrainSection {
             schedule: Schedule::Cosine,
             seeds: vec![1],
             evaluate_every: 1,
+            clip_norm: None,
+            coefficient_rate: 1.0,
+            easing: EasingSpec::default(),
+            teacher: None,
+            teacher_temperature: 4.0,
+            teacher_weight: 0.5,
+            keep_diverged: false,
         }
     }
 }
@@ -400,8 +424,9 @@ fn check(table: Table, path: &Path) -> Result<Experiment, CliError> {
             "add one",
         ));
     }
-    if !matches!(experiment.kind, Kind::Speedup | Kind::MemoryStudy) && experiment.model.names.len() > 1 {
-        let message = format!("{}: only speedup and memory-study take several models", path.display());
+    let takes_several = matches!(experiment.kind, Kind::Train | Kind::Speedup | Kind::MemoryStudy);
+    if !takes_several && experiment.model.names.len() > 1 {
+        let message = format!("{}: only train, speedup and memory-study take several models", path.display());
         return Err(CliError::usage(message, "name one model"));
     }
     Ok(experiment)
@@ -481,6 +506,11 @@ impl Experiment {
             schedule: t.schedule,
             seed,
             evaluate_every: t.evaluate_every,
+            clip_norm: t.clip_norm,
+            coefficient_rate: t.coefficient_rate,
+            easing: t.easing,
+            teacher: None,
+            keep_diverged: t.keep_diverged,
         }
     }
 

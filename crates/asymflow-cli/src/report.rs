@@ -199,7 +199,13 @@ fn without_machine_paths(report: &mut Report) {
     };
     shorten(&mut report.provenance.command);
     if let Results::Train { runs, .. } = &mut report.results {
-        runs.iter_mut().for_each(|run| shorten(&mut run.command));
+        for run in runs {
+            shorten(&mut run.command);
+            if let Some(teacher) = &mut run.train.teacher {
+                let folder = teacher.model.parent().map_or_else(String::new, last);
+                teacher.model = PathBuf::from(folder).join(last(&teacher.model));
+            }
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::checkpoint::{Checkpoint, from_f32_bytes};
 use asymflow::delta::{Feed, Sampling, SplitStudySpec};
-use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, TrainReport, VaultSpec, WorkerSpec};
+use asymflow::job::{
+    Body, JobReport, JobSpec, ModeKind, Task, TeacherSpec, TrainReport, TrainSpec, VaultSpec, WorkerSpec,
+};
 use asymflow::memory::MemoryPlan;
 use asymflow::memory_study::MemorySpec;
 use asymflow::service::ServedModel;
@@ -15,7 +17,7 @@ use asymflow::study::RankStudySpec;
 use asymflow::weights_file;
 use asymflow_enclave::TrustedRuntime;
 use asymflow_zoo::delta::delta;
-use asymflow_zoo::{Network, Weights, by_name};
+use asymflow_zoo::{Network, Replacement, Weights, by_name, replace_activations};
 
 use crate::entry::Entry;
 use crate::error::CliError;
@@ -32,6 +34,7 @@ use crate::{machine, tables};
 
 mod shares;
 
+const ACTIVATION_HELP: &str = "write MODEL+ACTIVATION, e.g. resnet8-cifar+shared-relu:1x4x4";
 const DELTA_HELP: &str = "see the [delta] section, or take another model";
 
 /// Flags of `asymflow run`.
@@ -155,8 +158,17 @@ pub fn resolve(args: &Args) -> Result<Experiment, CliError> {
 
 /// A network of the experiment.
 pub fn network(experiment: &Experiment, name: &str) -> Result<Network, CliError> {
-    by_name(name, experiment.model.classes, experiment.model.input)
-        .map_err(|e| CliError::usage(e.to_string(), "`asymflow models` lists the zoo"))
+    let mut parts = name.split('+');
+    let base = parts.next().unwrap_or_default();
+    let mut network = by_name(base, experiment.model.classes, experiment.model.input)
+        .map_err(|e| CliError::usage(e.to_string(), "`asymflow models` lists the zoo"))?;
+    for part in parts {
+        let replacement = part.parse::<Replacement>().map_err(|e| CliError::usage(e.to_string(), ACTIVATION_HELP))?;
+        network = replace_activations(&network, &replacement)
+            .map_err(|e| CliError::usage(format!("{name}: {e}"), ACTIVATION_HELP))?;
+    }
+    name.clone_into(&mut network.name);
+    Ok(network)
 }
 
 /// What the trusted part is asked to do.
@@ -285,11 +297,12 @@ impl Runner {
         let e = &self.experiment;
         let mut runs = Vec::new();
         for &seed in &e.train.seeds {
-            for &entry in &e.mode.run {
+            let wanted = e.model.names.iter().flat_map(|model| e.mode.run.iter().map(move |&entry| (model, entry)));
+            for (model, entry) in wanted {
                 if self.interrupt.asked.load(Ordering::Relaxed) {
                     return self.finish(runs, Outcome::Interrupted);
                 }
-                let run = self.train_one(entry, seed, worker.as_ref())?;
+                let run = self.train_one(model, entry, seed, worker.as_ref())?;
                 let interrupted = run.status == "interrupted";
                 runs.push(run);
                 if interrupted {
@@ -301,9 +314,39 @@ impl Runner {
         self.finish(runs, outcome)
     }
 
-    fn train_one(&self, entry: Entry, seed: u64, worker: Option<&WorkerProcess>) -> Result<Summary, CliError> {
-        let label = format!("{entry} seed {seed}");
-        let folder = self.folder.inside(&format!("{entry}-seed{seed}"))?;
+    /// Folder of one run: named after the network too where there are several.
+    fn run_name(&self, model: &str, mode: &str, seed: u64) -> String {
+        let model = if self.experiment.model.names.len() > 1 { format!("{model}-") } else { String::new() };
+        format!("{}{mode}-seed{seed}", model.replace(':', "-"))
+    }
+
+    /// What a network learns from: the model of an earlier run of the same mode and seed.
+    fn teacher(&self, model: &str, entry: Entry, seed: u64) -> Result<Option<TeacherSpec>, CliError> {
+        let (names, train) = (&self.experiment.model.names, &self.experiment.train);
+        let Some(name) = &train.teacher else { return Ok(None) };
+        let of = |name: &str| names.iter().position(|known| known == name);
+        let Some(teacher) = of(name) else {
+            return Err(CliError::usage(format!("train.teacher: no network named {name}"), "name one of model.names"));
+        };
+        if of(model).is_none_or(|at| at <= teacher) {
+            return Ok(None);
+        }
+        let path = self.folder.path().join(self.run_name(name, &entry.to_string(), seed)).join("model.asymflow");
+        let path =
+            std::path::absolute(path).map_err(|e| CliError::failed(format!("no path to the teacher: {e}"), ""))?;
+        Ok(Some(TeacherSpec { model: path, temperature: train.teacher_temperature, weight: train.teacher_weight }))
+    }
+
+    fn train_one(
+        &self,
+        model: &str,
+        entry: Entry,
+        seed: u64,
+        worker: Option<&WorkerProcess>,
+    ) -> Result<Summary, CliError> {
+        let several = self.experiment.model.names.len() > 1;
+        let label = if several { format!("{model} {entry} seed {seed}") } else { format!("{entry} seed {seed}") };
+        let folder = self.folder.inside(&self.run_name(model, &entry.to_string(), seed))?;
         if let Some(done) = finished(&folder)? {
             self.output.say(&format!("{label}: done before"));
             return Ok(done);
@@ -313,15 +356,16 @@ impl Runner {
         if checkpoint.is_some() {
             self.output.say(&format!("{label}: going on from its checkpoint"));
         }
-        let given = self.given_weights()?;
+        let given = self.given_weights(model)?;
         let start = match (&checkpoint, &given) {
             (Some(bytes), _) => (Body::Checkpoint, bytes.as_slice()),
             (None, Some(bytes)) => (Body::Weights, bytes.as_slice()),
             (None, None) => (Body::Empty, &[][..]),
         };
-        let task = Task::Train(self.experiment.train_spec(seed));
+        let teacher = self.teacher(model, entry, seed)?;
+        let task = Task::Train(TrainSpec { teacher, ..self.experiment.train_spec(seed) });
         let worker = worker.filter(|_| entry.needs_worker());
-        let mut job = self.job(entry, &self.experiment.model.names[0], worker, task)?;
+        let mut job = self.job(entry, model, worker, task)?;
         job.vault = self.vault(&folder)?;
         let JobReport::Train(report) = self.execute(&label, job.clone(), start, &folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));
@@ -365,20 +409,19 @@ impl Runner {
     }
 
     /// The weights to start from, flattened, where the experiment names a file.
-    fn given_weights(&self) -> Result<Option<Vec<u8>>, CliError> {
-        let Some((network, weights)) = self.read_weights()? else { return Ok(None) };
+    fn given_weights(&self, model: &str) -> Result<Option<Vec<u8>>, CliError> {
+        let Some((network, weights)) = self.read_weights(model)? else { return Ok(None) };
         let flat = weights.flatten(&network).map_err(|e| CliError::usage(e.to_string(), ""))?;
         Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
     }
 
     /// The network and its weights, where the experiment names a file.
-    fn read_weights(&self) -> Result<Option<(Network, Weights)>, CliError> {
-        let model = &self.experiment.model;
-        let Some(path) = &model.weights else { return Ok(None) };
+    fn read_weights(&self, model: &str) -> Result<Option<(Network, Weights)>, CliError> {
+        let Some(path) = &self.experiment.model.weights else { return Ok(None) };
         let unusable = |e: String| {
             CliError::usage(format!("{}: {e}", path.display()), "weights are safetensors under torchvision's names")
         };
-        let network = network(&self.experiment, &model.names[0])?;
+        let network = network(&self.experiment, model)?;
         let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
         let weights = weights_file::decode(&network, &bytes).map_err(|e| unusable(e.to_string()))?;
         Ok(Some((network, weights)))
@@ -413,8 +456,14 @@ impl Runner {
 
     fn finish(&self, runs: Vec<Summary>, outcome: Outcome) -> Result<Outcome, CliError> {
         let mut curves = Vec::new();
+        let several = self.experiment.model.names.len() > 1;
         for run in &runs {
-            curves.push(report::curve(&self.folder.inside(&format!("{}-seed{}", run.mode, run.seed))?, run)?);
+            let folder = self.folder.inside(&self.run_name(&run.model, &run.mode, run.seed))?;
+            let mut curve = report::curve(&folder, run)?;
+            if several {
+                curve.mode.clone_from(&run.model);
+            }
+            curves.push(curve);
         }
         let device = runs.iter().find_map(|run| run.worker_device.clone());
         self.leave(report::training(runs, curves), device)?;
@@ -437,7 +486,7 @@ impl Runner {
             crate::print(&format!("{json}\n"));
         } else {
             let text = match &report.results {
-                Results::Train { runs, .. } => summary::table(runs),
+                Results::Train { runs, .. } => summary::tables(runs),
                 _ => tables::render(&report),
             };
             crate::print(&format!("\n{text}\n"));
@@ -620,5 +669,5 @@ fn leave_weights(folder: &Folder, job: &JobSpec, report: &TrainReport) -> Result
 
 fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
     let Some(bytes) = folder.read("summary.json")? else { return Ok(None) };
-    Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status == "done"))
+    Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status != "interrupted"))
 }

@@ -23,7 +23,7 @@ pub struct Summary {
     pub model: String,
     /// Seed.
     pub seed: u64,
-    /// `done` or `interrupted`.
+    /// `done`, `interrupted` or `diverged`.
     pub status: String,
     /// The data.
     pub data: DataSummary,
@@ -45,6 +45,9 @@ pub struct Summary {
     pub inference_bytes_per_sample: Bytes,
     /// Multiply-accumulates of one inference.
     pub macs_per_sample: Macs,
+    /// What the activations of one inference take.
+    #[serde(default)]
+    pub activations_per_sample: Activations,
     /// Seconds of training and evaluation by part; parts overlap.
     pub seconds: PartSeconds,
     /// Filled in by the comparison.
@@ -118,6 +121,15 @@ pub struct Macs {
     pub trusted: u64,
     /// Of the worker.
     pub worker: u64,
+}
+
+/// Part of [`Summary`]; zero in summaries from before they were counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Activations {
+    /// Sign decisions.
+    pub decisions: u64,
+    /// Squares.
+    pub squares: u64,
 }
 
 /// Part of [`Summary`].
@@ -246,7 +258,12 @@ impl Summary {
             mode: s.entry.to_string(),
             model: job.network.name.clone(),
             seed: train.seed,
-            status: if report.interrupted { "interrupted" } else { "done" }.to_owned(),
+            status: match (report.interrupted, report.diverged) {
+                (true, _) => "interrupted",
+                (_, true) => "diverged",
+                _ => "done",
+            }
+            .to_owned(),
             data: DataSummary { name: data, train: report.train_images, test: report.test_images },
             assurance: in_trusted.then(|| s.assurance.clone()),
             trusted_device: in_trusted.then(|| format!("cpu, {} threads", job.threads)),
@@ -270,6 +287,8 @@ impl Summary {
                 from_worker: per(report.inference_traffic.from_worker, report.inferred_samples),
             },
             macs_per_sample: macs(job, report),
+            activations_per_sample: cost::total_cost(&job.network)
+                .map_or(Activations::default(), |total| Activations { decisions: total.relus, squares: total.squares }),
             seconds: PartSeconds {
                 total: report.train_seconds + report.inference_seconds,
                 training: report.train_seconds,
@@ -380,6 +399,38 @@ pub fn table(runs: &[Summary]) -> String {
     markdown(&rows)
 }
 
+/// The tables that a training experiment ends with.
+pub fn tables(runs: &[Summary]) -> String {
+    if models(runs).len() > 1 { networks(runs) } else { table(runs) }
+}
+
+/// Several networks compared, in Markdown; means ± standard deviations over seeds.
+pub fn networks(runs: &[Summary]) -> String {
+    let head = ["network", "mode", "accuracy %", "diverged", "sign decisions", "squares", "MMACs", "training s"];
+    let mut rows: Vec<[String; 8]> = vec![head.map(str::to_owned)];
+    for model in models(runs) {
+        for mode in modes(runs) {
+            let these: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode && r.model == model).collect();
+            let Some(first) = these.first() else { continue };
+            let many =
+                |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(these.iter().filter_map(|r| f(r)).collect(), digits);
+            let diverged = these.iter().filter(|r| r.status == "diverged").count();
+            let macs = first.macs_per_sample.trusted + first.macs_per_sample.worker;
+            rows.push([
+                model.to_owned(),
+                mode.to_owned(),
+                many(1, &|r| r.accuracy.test.map(|a| 100.0 * a)),
+                format!("{diverged} of {}", these.len()),
+                first.activations_per_sample.decisions.to_string(),
+                first.activations_per_sample.squares.to_string(),
+                format!("{:.1}", macs as f64 / 1e6),
+                many(1, &|r| Some(r.seconds.training)),
+            ]);
+        }
+    }
+    markdown(&rows)
+}
+
 /// Time and bytes of one sample beside `trusted-only`, in Markdown; means ± standard deviations over seeds.
 pub fn per_sample(runs: &[Summary]) -> String {
     let head = [
@@ -414,6 +465,16 @@ pub fn per_sample(runs: &[Summary]) -> String {
 /// How often the test images were classified: after every so many epochs, and after the last.
 fn evaluations(run: &Summary) -> usize {
     run.train.epochs.div_ceil(run.train.evaluate_every.max(1))
+}
+
+fn models(runs: &[Summary]) -> Vec<&str> {
+    let mut models: Vec<&str> = Vec::new();
+    for run in runs {
+        if !models.contains(&run.model.as_str()) {
+            models.push(&run.model);
+        }
+    }
+    models
 }
 
 fn modes(runs: &[Summary]) -> Vec<&str> {

@@ -140,6 +140,16 @@ pub fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
         1 => "one seed (n = 1, no spread)".to_owned(),
         n => format!("{n} seeds; means ± standard deviations"),
     };
+    if experiment.model.names.len() > 1 {
+        let e = &experiment.train;
+        return format!(
+            "{data}{} epochs, batch {}, {seeds}. Accuracies are of running statistics, so that the batch that an image is \
+             answered in does not matter. Sign decisions, squares and MMACs are of one inference.\n\n{}",
+            e.epochs,
+            e.batch,
+            summary::networks(runs),
+        );
+    }
     let mut gaps = String::new();
     for run in runs.iter().filter(|run| run.mode == "asymml") {
         if let (Some(asymml), Some(clear)) = (run.accuracy.test, run.accuracy.clear) {

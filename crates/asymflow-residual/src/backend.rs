@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use asymflow_privacy::{PackedBits, Payload, Released};
-use asymflow_zoo::{Network, Shape};
+use asymflow_zoo::{Easing, Network, Shape};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -92,6 +92,20 @@ pub struct SgdStep {
     pub momentum: f32,
     /// l2 penalty.
     pub weight_decay: f32,
+    /// The largest l2 norm of the gradient of all parameters together, penalty aside; a longer one is scaled down to it.
+    /// Infinite for none.
+    pub clip_norm: f32,
+    /// Factor of the learning rate of coefficients and votes of activations ([`ParamKind::is_activation`]).
+    ///
+    /// [`ParamKind::is_activation`]: asymflow_zoo::ParamKind::is_activation
+    pub coefficient_rate: f32,
+}
+
+impl SgdStep {
+    /// A step that neither clips nor treats coefficients differently.
+    pub const fn plain(learning_rate: f32, momentum: f32, weight_decay: f32) -> Self {
+        Self { learning_rate, momentum, weight_decay, clip_norm: f32::INFINITY, coefficient_rate: 1.0 }
+    }
 }
 
 /// What came back for a ticket. Everything the worker returns is public.
@@ -311,6 +325,17 @@ pub trait ResidualTraining: ResidualSession {
     /// # Errors
     /// Unknown unit, no gradient ([`SubmitError::NoForward`] of 0 samples), or a lost session.
     fn step(&mut self, unit: UnitId, sgd: SgdStep) -> Result<(), SubmitError>;
+
+    /// Eases the training passes of a [`Unit::Network`] from now on.
+    ///
+    /// # Errors
+    /// As [`ResidualTraining::set_weights`]; [`SubmitError::Unsupported`] by a backend that eases nothing.
+    fn ease(&mut self, unit: UnitId, easing: Easing) -> Result<(), SubmitError> {
+        if easing == Easing::default() {
+            return Ok(());
+        }
+        Err(SubmitError::Unsupported { unit: unit.0, what: "this backend eases no activation" })
+    }
 
     /// The current weights of `unit`.
     ///

@@ -194,6 +194,10 @@ impl Local {
                 self.unit(unit)?.step(sgd)?;
                 Ok((none(), none()))
             }
+            Request::Ease { unit, easing } => {
+                self.unit(unit)?.network()?.net.set_easing(easing);
+                Ok((none(), none()))
+            }
             Request::SetMomentum { unit, momentum } => {
                 self.unit(unit)?.network()?.net.set_momentum(&momentum).map_err(|e| e.to_string())?;
                 Ok((none(), none()))

@@ -64,6 +64,8 @@ impl BurnNetwork {
             learning_rate: f64::from(sgd.learning_rate),
             momentum: f64::from(sgd.momentum),
             weight_decay: f64::from(sgd.weight_decay),
+            clip_norm: f64::from(sgd.clip_norm),
+            coefficient_rate: f64::from(sgd.coefficient_rate),
         };
         self.net.step(sgd).map_err(|e| e.to_string())
     }

@@ -333,6 +333,7 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
             let unit = unit_id(unit)?;
             (RequestHeader::AddWeights { unit, precision: precision_of(&delta) }, put_payload(&delta))
         }
+        Request::Ease { unit, easing } => (RequestHeader::Ease { unit: unit_id(unit)?, easing }, Vec::new()),
         Request::Step { unit, sgd } => (RequestHeader::Step { unit: unit_id(unit)?, sgd }, Vec::new()),
         Request::Weights { unit } => (RequestHeader::Weights { unit: unit_id(unit)? }, Vec::new()),
         Request::Momentum { unit } => (RequestHeader::Momentum { unit: unit_id(unit)? }, Vec::new()),

@@ -8,6 +8,7 @@
 use asymflow_privacy::PackedBits;
 use asymflow_privacy::{Payload, Precision};
 use asymflow_wire::Limits;
+use asymflow_zoo::Easing;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use crate::backend::{Pass, SgdStep, Wanted};
 use crate::ring::{Offer, RingLayout};
 
 /// Version of the messages; the other side must speak the same.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Longest text taken from the other side.
 const MAX_TEXT: usize = 400;
@@ -146,6 +147,10 @@ pub(crate) enum RequestHeader {
     Step {
         unit: u32,
         sgd: SgdStep,
+    },
+    Ease {
+        unit: u32,
+        easing: Easing,
     },
     Weights {
         unit: u32,

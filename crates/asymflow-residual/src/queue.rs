@@ -10,6 +10,8 @@ use std::thread::JoinHandle;
 
 use asymflow_privacy::{PackedBits, Payload, Released};
 
+use asymflow_zoo::Easing;
+
 use crate::backend::{
     Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId,
     Wanted, WorkerStats,
@@ -24,6 +26,7 @@ pub(crate) enum Request {
     SetWeights { unit: usize, weights: Vec<f32> },
     AddWeights { unit: usize, delta: Payload },
     Step { unit: usize, sgd: SgdStep },
+    Ease { unit: usize, easing: Easing },
     Weights { unit: usize },
     Momentum { unit: usize },
     SetMomentum { unit: usize, momentum: Vec<f32> },
@@ -379,6 +382,12 @@ impl ResidualTraining for QueuedSession {
             *has = false;
         }
         Ok(())
+    }
+
+    fn ease(&mut self, unit: UnitId, easing: Easing) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        stepped(unit, sizes)?;
+        self.order(Request::Ease { unit: index, easing })
     }
 
     fn weights(&mut self, unit: UnitId) -> Result<Vec<f32>, CollectError> {

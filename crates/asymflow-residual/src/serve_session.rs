@@ -260,6 +260,10 @@ impl Serving {
                 self.session.step(UnitId(unit), sgd)?;
                 done()
             }
+            RequestHeader::Ease { unit, easing } => {
+                self.session.ease(UnitId(unit), easing)?;
+                done()
+            }
             RequestHeader::Weights { unit } => (self.session.weights(UnitId(unit))?, Vec::new(), Precision::F32),
             RequestHeader::Momentum { unit } => (self.session.momentum(UnitId(unit))?, Vec::new(), Precision::F32),
             RequestHeader::Reset => {

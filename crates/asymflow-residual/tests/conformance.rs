@@ -122,7 +122,7 @@ fn parallel_devices_refuse_to_train_a_network() {
     let mut session = DataParallel::new(vec![flex(), flex()]).open(&model).unwrap();
     let refused = session.submit(UnitId(0), released(vec![1.0, 2.0]), Pass::Training);
     assert!(matches!(refused, Err(SubmitError::Unsupported { unit: 0, .. })), "{refused:?}");
-    let sgd = SgdStep { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 };
+    let sgd = SgdStep::plain(0.1, 0.0, 0.0);
     assert!(matches!(session.step(UnitId(0), sgd), Err(SubmitError::Unsupported { unit: 0, .. })));
 }
 

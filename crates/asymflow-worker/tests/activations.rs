@@ -67,9 +67,9 @@ fn check(mut network: Network, label: &str, easing: Easing, tolerance: f64) {
         let gradient = of_burn / SAMPLES as f64;
         let same = download(gradient.clone()).unwrap();
         net.backward(gradient).unwrap();
-        net.step(Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 }).unwrap();
+        net.step(Sgd::plain(0.01, 0.9, 5e-4)).unwrap();
         engine.backward(same, SAMPLES, &mut convolver).unwrap();
-        engine.params.step(SgdStep { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 });
+        engine.params.step(SgdStep::plain(0.01, 0.9, 5e-4));
         engine.commit_moments();
         near(&format!("gradients {step}"), &engine.params.flat_momentum(), &net.flat_momentum().unwrap());
         let burn = net.weights().unwrap();

@@ -68,6 +68,17 @@ pub struct Sgd {
     pub momentum: f64,
     /// l2 penalty.
     pub weight_decay: f64,
+    /// The largest l2 norm of the gradient of all parameters together, penalty aside; infinite for none.
+    pub clip_norm: f64,
+    /// Factor of the learning rate of coefficients and votes of activations.
+    pub coefficient_rate: f64,
+}
+
+impl Sgd {
+    /// A step that neither clips nor treats coefficients differently.
+    pub const fn plain(learning_rate: f64, momentum: f64, weight_decay: f64) -> Self {
+        Self { learning_rate, momentum, weight_decay, clip_norm: f64::INFINITY, coefficient_rate: 1.0 }
+    }
 }
 
 /// What a training pass keeps.
@@ -236,8 +247,13 @@ impl BurnNet {
     /// No gradient.
     pub fn step(&mut self, sgd: Sgd) -> Result<(), BurnNetError> {
         let gradients = self.gradients.take().ok_or(BurnNetError::NoGradient)?;
-        for ((param, velocity), gradient) in self.params.iter_mut().zip(&mut self.velocity).zip(gradients) {
+        let shrink = sgd.clip_norm.is_finite().then(|| shrinking(&gradients, sgd.clip_norm)).flatten();
+        let tensors = self.specs.iter().zip(&mut self.params).zip(&mut self.velocity);
+        for (((spec, param), velocity), gradient) in tensors.zip(gradients) {
             let Some(mut gradient) = gradient else { continue };
+            if let Some(shrink) = &shrink {
+                gradient = gradient * shrink.clone();
+            }
             if sgd.weight_decay != 0.0 {
                 gradient = gradient + param.clone() * sgd.weight_decay;
             }
@@ -248,7 +264,8 @@ impl BurnNet {
                 };
                 *velocity = Some(gradient.clone());
             }
-            *param = param.clone() - gradient * sgd.learning_rate;
+            let factor = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
+            *param = param.clone() - gradient * (sgd.learning_rate * factor);
         }
         Ok(())
     }
@@ -298,6 +315,13 @@ impl BurnNet {
     pub const fn network(&self) -> &Network {
         &self.network
     }
+}
+
+/// What brings the norm of all gradients together down to `limit`: min(1, limit / norm), on the device.
+fn shrinking(gradients: &[Option<Tensor<1>>], limit: f64) -> Option<Tensor<1>> {
+    let squares = gradients.iter().flatten().map(|gradient| (gradient.clone() * gradient.clone()).sum());
+    let norm = squares.reduce(|sum, square| sum + square)?.sqrt();
+    Some((norm.clamp_min(f64::MIN_POSITIVE).recip() * limit).clamp_max(1.0))
 }
 
 /// Values of a tensor, row-major.

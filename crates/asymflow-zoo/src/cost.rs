@@ -18,6 +18,8 @@ pub struct LayerCost {
     pub parameters: u64,
     /// Sign decisions: rectified values, or their groups where they share decisions.
     pub relus: u64,
+    /// Squares of quadratic activations.
+    pub squares: u64,
 }
 
 impl LayerCost {
@@ -38,6 +40,8 @@ pub struct Totals {
     pub activations: u64,
     /// Sign decisions.
     pub relus: u64,
+    /// Squares of quadratic activations.
+    pub squares: u64,
 }
 
 /// Cost of every layer of `network`, residual blocks resolved: main branch, shortcut, then the sum itself,
@@ -61,6 +65,7 @@ pub fn total_cost(network: &Network) -> Result<Totals, NetworkError> {
         parameters: sum.parameters + cost.parameters,
         activations: sum.activations + cost.activations(),
         relus: sum.relus + cost.relus,
+        squares: sum.squares + cost.squares,
     }))
 }
 
@@ -99,6 +104,11 @@ fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
         relus: match layer {
             Layer::Relu | Layer::PRelu { .. } => output.len() as u64,
             Layer::SharedRelu(shared) => shared.decisions(output) as u64,
+            _ => 0,
+        },
+        squares: match layer {
+            Layer::Quadratic(_) => output.len() as u64,
+            Layer::SharedRelu(shared) => (shared.quadratics() * output.pixels()) as u64,
             _ => 0,
         },
     }

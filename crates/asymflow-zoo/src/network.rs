@@ -167,6 +167,11 @@ impl ParamKind {
     pub const fn is_trained(self) -> bool {
         !matches!(self, Self::RunningMean | Self::RunningVar)
     }
+
+    /// Whether it shapes an activation made for secret shares, and so may have a learning rate of its own.
+    pub const fn is_activation(self) -> bool {
+        matches!(self, Self::Coefficient(_) | Self::Vote)
+    }
 }
 
 /// Name, shape and kind of one parameter tensor.

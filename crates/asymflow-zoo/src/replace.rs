@@ -9,10 +9,12 @@ use crate::network::{Conv, Layer, Network, NetworkError, Shape};
 
 /// What stands in place of every ReLU.
 ///
-/// Written as `react`, `hermite`, `scaled:A:C`, `kervolution:C`, `free:A:B:C` or `shared-relu:CxHxW[:DECISION]`, blocks of C channels,
+/// Written as `average-pool`, `react`, `hermite`, `scaled:A:C`, `kervolution:C`, `free:A:B:C` or `shared-relu:CxHxW[:DECISION]`, blocks of C channels,
 /// H rows and W columns deciding by `mean` (the default), `corner`, `centre`, `largest` or `learned`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Replacement {
+    /// Average in place of maximum pooling; activations stay.
+    AveragePooling,
     /// A trained quadratic.
     Quadratic(Form),
     /// Decisions shared by blocks of channels × rows × columns.
@@ -50,7 +52,7 @@ pub enum ReplacementError {
     Network(#[from] NetworkError),
 }
 
-const KNOWN: &str = "relu, react, hermite, scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
+const KNOWN: &str = "average-pool, react, hermite, scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
 
 impl FromStr for Replacement {
     type Err = ReplacementError;
@@ -64,6 +66,7 @@ impl FromStr for Replacement {
             _ => Err(wrong(part, "finite number")),
         };
         Ok(match (kind, parts.as_slice()) {
+            ("average-pool", []) => Self::AveragePooling,
             ("react", []) => Self::Quadratic(Form::REACT),
             ("hermite", []) => Self::Quadratic(Form::Hermite),
             ("kervolution", [c]) => Self::Quadratic(Form::Kervolution { c: number(c)? }),
@@ -89,13 +92,14 @@ impl FromStr for Replacement {
 }
 
 /// `network` with `replacement` in place of every ReLU, and average in place of maximum pooling where `replacement` is a
-/// quadratic. The parameters of an activation are named after the convolution or fully connected layer before it, with
+/// quadratic; quadratics that it has already, as PolyKervNets do, are then replaced too. The parameters of an activation are named after the convolution or fully connected layer before it, with
 /// `.act`.
 ///
 /// # Errors
 /// The first layer that does not fit.
 pub fn replace_activations(network: &Network, replacement: &Replacement) -> Result<Network, NetworkError> {
     let make = |name: String, shape: Shape| match *replacement {
+        Replacement::AveragePooling => Layer::Relu,
         Replacement::Quadratic(form) => Layer::Quadratic(Quadratic { name, channels: shape.channels, form }),
         Replacement::SharedRelu { block: [channels, rows, columns], decision } => {
             // A block need not be larger than the map that it covers: small maps get one decision.
@@ -105,8 +109,13 @@ pub fn replace_activations(network: &Network, replacement: &Replacement) -> Resu
         }
     };
     let mut network = network.clone();
-    let averages = matches!(replacement, Replacement::Quadratic(_));
-    walk(&mut network.layers, network.input, &mut "input".to_owned(), averages, &make)?;
+    let (form, averages) = match *replacement {
+        Replacement::Quadratic(form) => (Some(form), true),
+        Replacement::AveragePooling => (None, true),
+        Replacement::SharedRelu { .. } => (None, false),
+    };
+    let walk = Walk { form, averages, make: &make };
+    walk.layers(&mut network.layers, network.input, &mut "input".to_owned())?;
     network.validate()?;
     Ok(network)
 }
@@ -117,36 +126,44 @@ pub fn replace_activations(network: &Network, replacement: &Replacement) -> Resu
 /// The first layer that does not fit.
 pub fn map_activations(network: &Network, make: &dyn Fn(String, Shape) -> Layer) -> Result<Network, NetworkError> {
     let mut network = network.clone();
-    walk(&mut network.layers, network.input, &mut "input".to_owned(), false, make)?;
+    let walk = Walk { form: None, averages: false, make };
+    walk.layers(&mut network.layers, network.input, &mut "input".to_owned())?;
     network.validate()?;
     Ok(network)
 }
 
-fn walk(
-    layers: &mut [Layer],
-    mut shape: Shape,
-    last: &mut String,
+/// One walk through a network that changes its layers.
+struct Walk<'a> {
+    /// What quadratics become.
+    form: Option<Form>,
+    /// Whether maximum pooling becomes average pooling.
     averages: bool,
-    make: &dyn Fn(String, Shape) -> Layer,
-) -> Result<Shape, NetworkError> {
-    for layer in layers {
-        let output = layer.output(shape)?;
-        match layer {
-            Layer::Conv(Conv { name, .. }) => last.clone_from(name),
-            Layer::Linear(linear) => last.clone_from(&linear.name),
-            Layer::Relu => *layer = make(format!("{last}.act"), shape),
-            Layer::MaxPool { .. } if averages && output.height == output.width => {
-                *layer = Layer::AdaptiveAvgPool { out: output.height };
+    /// What a ReLU becomes.
+    make: &'a dyn Fn(String, Shape) -> Layer,
+}
+
+impl Walk<'_> {
+    fn layers(&self, layers: &mut [Layer], mut shape: Shape, last: &mut String) -> Result<Shape, NetworkError> {
+        for layer in layers {
+            let output = layer.output(shape)?;
+            match layer {
+                Layer::Conv(Conv { name, .. }) => last.clone_from(name),
+                Layer::Linear(linear) => last.clone_from(&linear.name),
+                Layer::Relu => *layer = (self.make)(format!("{last}.act"), shape),
+                Layer::Quadratic(quadratic) => quadratic.form = self.form.unwrap_or(quadratic.form),
+                Layer::MaxPool { .. } if self.averages && output.height == output.width => {
+                    *layer = Layer::AdaptiveAvgPool { out: output.height };
+                }
+                Layer::Residual { main, shortcut } => {
+                    self.layers(shortcut, shape, &mut last.clone())?;
+                    self.layers(main, shape, last)?;
+                }
+                _ => {}
             }
-            Layer::Residual { main, shortcut } => {
-                walk(shortcut, shape, &mut last.clone(), averages, make)?;
-                walk(main, shape, last, averages, make)?;
-            }
-            _ => {}
+            shape = output;
         }
-        shape = output;
+        Ok(shape)
     }
-    Ok(shape)
 }
 
 #[cfg(test)]
@@ -174,7 +191,18 @@ mod tests {
             let network = by_name(name, 10, None).unwrap();
             let free = replace_activations(&network, &"hermite".parse().unwrap()).unwrap();
             assert!(!format!("{free:?}").contains("MaxPool"), "{name}");
+            let averaged = replace_activations(&network, &Replacement::AveragePooling).unwrap();
+            let relus = |network: &Network| format!("{network:?}").matches("Relu").count();
+            assert!(!format!("{averaged:?}").contains("MaxPool") && relus(&averaged) == relus(&network), "{name}");
         }
+    }
+
+    #[test]
+    fn kervolutions_get_another_constant() {
+        let network = by_name("pkn-lenet", 10, None).unwrap();
+        let half = replace_activations(&network, &"kervolution:0.5".parse().unwrap()).unwrap();
+        assert_eq!(format!("{half:?}").matches("Kervolution { c: 0.5 }").count(), 2);
+        assert_eq!(format!("{half:?}").matches("Kervolution { c: 1.0 }").count(), 0);
     }
 
     #[test]

@@ -50,9 +50,12 @@ fn formula(network: &Network) -> Weights {
                 raw.into_iter().map(|v| scale * v).collect()
             }
             ParamKind::NormScale | ParamKind::RunningVar => raw.into_iter().map(|v| 1.0 + 0.25 * v).collect(),
-            ParamKind::Bias | ParamKind::NormShift | ParamKind::RunningMean | ParamKind::Slope => {
-                raw.into_iter().map(|v| 0.1 * v).collect()
-            }
+            ParamKind::Bias
+            | ParamKind::NormShift
+            | ParamKind::RunningMean
+            | ParamKind::Slope
+            | ParamKind::Coefficient(_)
+            | ParamKind::Vote => raw.into_iter().map(|v| 0.1 * v).collect(),
         };
         weights.tensors.insert(spec.name, WeightTensor { shape: spec.shape, data });
     }
@@ -97,7 +100,7 @@ fn two_training_steps_are_pytorchs() {
         let dy = TensorData::new::<f32, _>(dy, [4, 10]);
         let logits = download(net.forward(x, true).unwrap()).unwrap();
         let dx = download(net.backward(Tensor::from_data(dy, &Device::flex())).unwrap()).unwrap();
-        net.step(Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 }).unwrap();
+        net.step(Sgd::plain(0.01, 0.9, 5e-4)).unwrap();
         let error = relative(&logits, &floats(&expected["logits"]));
         assert!(error < TRAINING, "step {step}: logits differ by {error}");
         // In the second step a rounding of the first may flip a rectifier, which moves single gradients.
@@ -234,7 +237,7 @@ fn bad_tensors_are_errors() {
     assert!(net.batch(Vec::new()).is_err());
     assert!(net.forward(Tensor::zeros([1, 3, 5, 4], &device), false).is_err());
     assert!(net.backward(Tensor::zeros([1, 2], &device)).is_err());
-    assert!(net.step(Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 }).is_err());
+    assert!(net.step(Sgd::plain(0.1, 0.0, 0.0)).is_err());
     net.forward(Tensor::zeros([2, 3, 4, 4], &device), true).unwrap();
     assert!(net.backward(Tensor::zeros([1, 2], &device)).is_err());
     net.backward(Tensor::zeros([2, 2], &device)).unwrap();

@@ -7,7 +7,7 @@ use asymflow_privacy::Precision;
 use asymflow_residual::{
     Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SubmitError, Unit, UnitId, Wanted, WorkerStats,
 };
-use asymflow_zoo::{Network, Weights};
+use asymflow_zoo::{Easing, Network, Weights};
 
 use crate::accounting::{RecordAccountant, Released};
 use crate::link::Link;
@@ -30,6 +30,8 @@ pub struct Clear {
     state: TrainState,
     /// Whether the worker may have stepped since.
     has_stepped: bool,
+    /// What the worker eases.
+    easing: Easing,
     seconds: Seconds,
 }
 
@@ -62,7 +64,8 @@ impl Clear {
         let door = Door::new(&everything, Precision::F32)?;
         let state = TrainState { weights, ..TrainState::default() };
         let seconds = Seconds::default();
-        let mut mode = Self { network, link, door, accountant, is_public, state, has_stepped: false, seconds };
+        let (has_stepped, easing) = (false, Easing::default());
+        let mut mode = Self { network, link, door, accountant, is_public, state, has_stepped, easing, seconds };
         mode.send_state()?;
         Ok(mode)
     }
@@ -74,6 +77,7 @@ impl Clear {
             self.link.session().set_momentum(WHOLE, &self.state.momentum).map_err(submit)?;
         }
         self.has_stepped = false;
+        self.easing = Easing::default();
         Ok(())
     }
 
@@ -119,10 +123,14 @@ impl Mode for Clear {
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
         let samples = batch.labels.len();
         self.accountant.begin(batch.records.iter().copied());
+        if batch.easing != self.easing {
+            self.link.session().ease(WHOLE, batch.easing).map_err(submit)?;
+            self.easing = batch.easing;
+        }
         // From its forward pass on, which moves the running statistics.
         self.has_stepped = true;
         let logits = self.forward(batch.images, samples, Pass::Training)?;
-        let (report, d_logits) = loss(&self.network, &logits, batch.labels);
+        let (report, d_logits) = loss(&self.network, &logits, &batch);
         let released = self.release(d_logits, samples, "logits", Released::Gradient)?;
         let wanted = Wanted { input: false, weights: false };
         let ticket = self.link.session().submit_gradient(WHOLE, released, wanted).map_err(submit)?;

@@ -97,6 +97,51 @@ pub struct TrainSpec {
     pub seed: u64,
     /// The test images are classified after every so many epochs, and after the last.
     pub evaluate_every: usize,
+    /// The largest l2 norm of a step's gradient; none for no limit.
+    #[serde(default)]
+    pub clip_norm: Option<f32>,
+    /// Factor of the learning rate of coefficients and votes of activations.
+    #[serde(default = "one")]
+    pub coefficient_rate: f32,
+    /// What eases activations made for secret shares.
+    #[serde(default)]
+    pub easing: EasingSpec,
+    /// A trained network whose answers are learned beside the labels.
+    #[serde(default)]
+    pub teacher: Option<TeacherSpec>,
+    /// Whether a value that stops being finite ends the run with a report instead of an error.
+    #[serde(default)]
+    pub keep_diverged: bool,
+}
+
+const fn one() -> f32 {
+    1.0
+}
+
+/// How activations are eased into what they are to be, as [`asymflow_zoo::Easing`] defines it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EasingSpec {
+    /// Epochs over which shared decisions grow from none (plain ReLU) to all.
+    pub anneal_epochs: usize,
+    /// Whether decisions pass a gradient to their votes.
+    pub straight_through: bool,
+    /// Magnitude beyond which inputs of quadratics are penalised; none for no penalty.
+    pub range_limit: Option<f32>,
+    /// Weight of that penalty.
+    pub range_weight: f32,
+}
+
+/// A network to learn from (Hinton, Vinyals and Dean, 2015): its loss beside the labels' is
+/// T²·KL(softmax(teacher / T) ‖ softmax(student / T)).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TeacherSpec {
+    /// A model file, as a run leaves it; its weights are public.
+    pub model: PathBuf,
+    /// T.
+    pub temperature: f32,
+    /// Share of the teacher's loss, in [0, 1]; the labels' has the rest.
+    pub weight: f32,
 }
 
 /// What tensors travel through between the trusted part and the worker.
@@ -276,6 +321,8 @@ pub struct Traffic {
 pub struct TrainReport {
     /// Whether it was stopped before its end.
     pub interrupted: bool,
+    /// Whether it ended because a value was no longer finite.
+    pub diverged: bool,
     /// Training images used.
     pub train_images: usize,
     /// Test images used.

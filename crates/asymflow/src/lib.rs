@@ -20,6 +20,7 @@ pub mod speedup;
 pub mod split;
 pub mod streamed;
 pub mod study;
+pub mod teaching;
 pub mod timing;
 pub mod train;
 pub mod trusted;

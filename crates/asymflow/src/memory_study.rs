@@ -135,6 +135,6 @@ fn once(mode: &mut dyn Mode, job: &JobSpec, spec: &MemorySpec, images: &[f32]) -
     }
     let labels: Vec<u32> = (0..spec.batch).map(|i| (i % job.network.classes) as u32).collect();
     let records: Vec<usize> = (0..spec.batch).collect();
-    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: spec.seed, view: 0, next: None };
-    mode.step(batch, SgdStep { learning_rate: 1e-4, momentum: 0.9, weight_decay: 5e-4 }).map(drop)
+    let batch = TrainBatch { dropout_seed: spec.seed, ..TrainBatch::new(images, &labels, &records) };
+    mode.step(batch, SgdStep::plain(1e-4, 0.9, 5e-4)).map(drop)
 }

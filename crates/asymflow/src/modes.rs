@@ -7,7 +7,7 @@ use std::time::Duration;
 use asymflow_privacy::{Loss, Precision};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
 use asymflow_zoo::data::Loader;
-use asymflow_zoo::{Network, Weights};
+use asymflow_zoo::{Easing, Network, Weights};
 use faer::Par;
 
 use crate::accounting::RecordAccountant;
@@ -16,6 +16,7 @@ use crate::plan::Plan;
 use crate::release::{Door, PrivacySpec};
 use crate::split::{SplitConv, open_link};
 use crate::streamed::ModelWeights;
+use crate::teaching::Lesson;
 use crate::timing::Seconds;
 use crate::trusted::{Engine, ExecError, ops};
 
@@ -35,6 +36,18 @@ pub struct TrainBatch<'a> {
     /// Records and optimiser of the step after this one, where it is of the same epoch, so that a worker that needs
     /// nothing of this step can go ahead.
     pub next: Option<(&'a [usize], SgdStep)>,
+    /// What eases the activations of this step.
+    pub easing: Easing,
+    /// What a teacher says of the images.
+    pub lesson: Option<Lesson<'a>>,
+}
+
+impl<'a> TrainBatch<'a> {
+    /// A batch of one step by itself, seed 0, neither eased nor taught.
+    pub fn new(images: &'a [f32], labels: &'a [u32], records: &'a [usize]) -> Self {
+        let (easing, lesson) = (Easing::default(), None);
+        Self { images, labels, records, dropout_seed: 0, view: 0, next: None, easing, lesson }
+    }
 }
 
 /// What an epoch belongs to.
@@ -288,9 +301,10 @@ impl Mode for TrustedOnly {
 
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
         let samples = batch.labels.len();
+        self.engine.set_easing(batch.easing);
         let logits =
             self.engine.forward(batch.images, samples, Pass::Training, batch.dropout_seed, &mut self.convolver)?;
-        let (report, d_logits) = loss(&self.engine.network, &logits, batch.labels);
+        let (report, d_logits) = loss(&self.engine.network, &logits, &batch);
         self.engine.backward(d_logits, samples, &mut self.convolver)?;
         self.engine.commit_moments();
         self.engine.params.step(sgd);
@@ -323,9 +337,12 @@ impl Mode for TrustedOnly {
     }
 }
 
-pub(crate) fn loss(network: &Network, logits: &[f32], labels: &[u32]) -> (StepReport, Vec<f32>) {
+pub(crate) fn loss(network: &Network, logits: &[f32], batch: &TrainBatch<'_>) -> (StepReport, Vec<f32>) {
     let mut d_logits = vec![0.0; logits.len()];
-    let (loss, correct) = ops::softmax_cross_entropy(logits, network.classes, labels, &mut d_logits);
+    let (mut loss, correct) = ops::softmax_cross_entropy(logits, network.classes, batch.labels, &mut d_logits);
+    if let Some(lesson) = &batch.lesson {
+        lesson.blend(network.classes, logits, &mut loss, &mut d_logits);
+    }
     (StepReport { loss, correct }, d_logits)
 }
 
@@ -418,9 +435,10 @@ impl Mode for AsymMl {
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
         let samples = batch.labels.len();
         self.convolver.accountant.begin(batch.records.iter().copied());
+        self.engine.set_easing(batch.easing);
         let logits =
             self.engine.forward(batch.images, samples, Pass::Training, batch.dropout_seed, &mut self.convolver)?;
-        let (report, d_logits) = loss(&self.engine.network, &logits, batch.labels);
+        let (report, d_logits) = loss(&self.engine.network, &logits, &batch);
         self.engine.backward(d_logits, samples, &mut self.convolver)?;
         self.engine.commit_moments();
         let before = self.convolver.weights_before(&self.engine.program.conv_nodes(), &self.engine.params);

@@ -21,7 +21,8 @@ use crate::delta::{
     Delta, DeltaParts, DeltaSpec, DoorError, Labels, Sampling, SplitStudyReport, SplitStudySpec, Variant, split_study,
 };
 use crate::job::{
-    Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec,
+    Body, DataSpec, EasingSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport,
+    TrainSpec,
 };
 use crate::memory::{MemoryError, MemoryPlan, MemoryUse};
 use crate::memory_study::memory_study;
@@ -32,6 +33,7 @@ use crate::release::PrivacySpec;
 use crate::speedup::speedup;
 use crate::streamed::{ModelWeights, StreamError};
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
+use crate::teaching::{Teacher, TeacherError};
 use crate::train::{HostGone, Observer, TrainError, Training};
 use crate::trusted::{ExecError, Program};
 
@@ -79,6 +81,19 @@ pub enum RunError {
         /// What it needs.
         what: &'static str,
     },
+    /// A setting of no use.
+    #[error("{what} of {got} is out of range {range}")]
+    OutOfRange {
+        /// Which.
+        what: &'static str,
+        /// Its value.
+        got: f32,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// There is no teacher.
+    #[error(transparent)]
+    Teacher(#[from] TeacherError),
     /// A mode that needs a worker has none.
     #[error("mode {0} needs a worker")]
     NoWorker(&'static str),
@@ -198,7 +213,7 @@ impl Runner<'_> {
         bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
-        check_train(spec)?;
+        check_train(self.job.mode, spec)?;
         let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
@@ -237,7 +252,9 @@ impl Runner<'_> {
             data,
             stop: self.stop,
         };
-        let mut report = training.run(&mut *mode, checkpoint, observer)?;
+        let (input, classes) = (job.network.input.len(), job.network.classes);
+        let teacher = spec.teacher.as_ref().map(|spec| Teacher::read(spec, input, classes, self.par)).transpose()?;
+        let mut report = training.run(&mut *mode, checkpoint, teacher, observer)?;
         if let Some(plan) = &plan {
             for (layer, conv) in report.layers.iter_mut().zip(&plan.convs) {
                 layer.0.clone_from(&conv.layer);
@@ -320,7 +337,7 @@ impl Runner<'_> {
         bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<Trained, RunError> {
-        check_train(spec)?;
+        check_train(self.job.mode, spec)?;
         let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
@@ -343,11 +360,31 @@ struct Trained {
     test_accuracy: f64,
 }
 
-fn check_train(spec: &TrainSpec) -> Result<(), RunError> {
+fn check_train(mode: ModeKind, spec: &TrainSpec) -> Result<(), RunError> {
     for (what, value) in [("train.epochs", spec.epochs), ("train.batch", spec.batch)] {
         if value == 0 {
             return Err(RunError::Zero { what });
         }
+    }
+    if let Some(clip) = spec.clip_norm
+        && (clip.is_nan() || clip <= 0.0)
+    {
+        return Err(RunError::OutOfRange { what: "train.clip_norm", got: clip, range: "above 0" });
+    }
+    if !(0.0..=1e3).contains(&spec.coefficient_rate) {
+        return Err(RunError::OutOfRange {
+            what: "train.coefficient_rate",
+            got: spec.coefficient_rate,
+            range: "0 to 1000",
+        });
+    }
+    if let Some(limit) = spec.easing.range_limit
+        && !(limit.is_finite() && limit > 0.0)
+    {
+        return Err(RunError::OutOfRange { what: "train.easing.range_limit", got: limit, range: "above 0" });
+    }
+    if mode == ModeKind::Delta && (spec.easing != EasingSpec::default() || spec.teacher.is_some()) {
+        return Err(RunError::Settings { mode: mode.name(), what: "labels alone and activations as they are" });
     }
     Ok(())
 }

@@ -128,18 +128,11 @@ fn time_variant(
 ) -> Result<Variant, ExecError> {
     let (inference, inference_layers, inference_traffic) =
         repeat(mode, spec.repeats, |mode| mode.infer(&batch.images, &batch.records).map(drop))?;
-    let sgd = SgdStep { learning_rate: 1e-4, momentum: 0.9, weight_decay: 5e-4 };
+    let sgd = SgdStep::plain(1e-4, 0.9, 5e-4);
     let (training, training_layers, training_traffic) = if spec.train {
         repeat(mode, spec.repeats, |mode| {
-            let batch = TrainBatch {
-                images: &batch.images,
-                labels: &batch.labels,
-                records: &batch.records,
-                dropout_seed: spec.seed,
-                view: 0,
-                next: None,
-            };
-            mode.step(batch, sgd).map(drop)
+            let step = TrainBatch::new(&batch.images, &batch.labels, &batch.records);
+            mode.step(TrainBatch { dropout_seed: spec.seed, ..step }, sgd).map(drop)
         })?
     } else {
         Timed::default()

@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
 use crate::memory::MemoryUse;
 use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
+use crate::teaching::Teacher;
 use crate::timing::Seconds;
 use crate::trusted::{ExecError, ops};
 
@@ -85,6 +86,7 @@ struct Progress {
     report: TrainReport,
     /// Seconds of training in the epoch at hand.
     epoch_seconds: f64,
+    teacher: Option<Teacher>,
 }
 
 /// How far [`Training::epoch`] came.
@@ -99,7 +101,7 @@ enum Ended {
 }
 
 impl Training<'_> {
-    /// Trains `mode`, from the start or from a checkpoint, telling `observer` as it goes.
+    /// Trains `mode`, from the start or from a checkpoint, beside a teacher where there is one, telling `observer` as it goes.
     ///
     /// # Errors
     /// A batch that cannot be executed, a foreign checkpoint, or a host that is gone.
@@ -107,16 +109,25 @@ impl Training<'_> {
         &self,
         mode: &mut dyn Mode,
         from: Option<Checkpoint>,
+        teacher: Option<Teacher>,
         observer: &mut dyn Observer,
     ) -> Result<TrainReport, TrainError> {
-        let mut progress = self.start(mode, from)?;
+        let mut progress = self.start(mode, from, teacher)?;
         self.keep_first(mode, &progress.position, observer)?;
         let normalization = Normalization::of(&self.data.train);
         let augment = if self.augment { Augment::STANDARD } else { Augment::NONE };
         let train = Loader::new(&self.data.train, &normalization, augment, self.spec.seed);
         let test = Loader::new(&self.data.test, &normalization, Augment::NONE, self.spec.seed);
         while progress.position.epoch < self.spec.epochs {
-            match self.epoch(mode, &train, &mut progress, observer)? {
+            let ended = match self.epoch(mode, &train, &mut progress, observer) {
+                Err(TrainError::Exec(error)) if self.spec.keep_diverged && error.non_finite_layer().is_some() => {
+                    progress.report.diverged = true;
+                    progress.report.test_accuracy = None;
+                    break;
+                }
+                ended => ended?,
+            };
+            match ended {
                 Ended::Whole => self.end_epoch(mode, &test, &mut progress, observer)?,
                 Ended::Lost => {}
                 Ended::Stopped => {
@@ -142,7 +153,12 @@ impl Training<'_> {
         Ok(report)
     }
 
-    fn start(&self, mode: &mut dyn Mode, from: Option<Checkpoint>) -> Result<Progress, TrainError> {
+    fn start(
+        &self,
+        mode: &mut dyn Mode,
+        from: Option<Checkpoint>,
+        teacher: Option<Teacher>,
+    ) -> Result<Progress, TrainError> {
         let mut position =
             Position { network: self.network.to_owned(), mode: self.mode_name.to_owned(), ..Position::default() };
         if let Some(checkpoint) = from {
@@ -152,6 +168,7 @@ impl Training<'_> {
         }
         let report = TrainReport {
             interrupted: false,
+            diverged: false,
             train_images: self.data.train.len(),
             test_images: self.data.test.len(),
             test_accuracy: None,
@@ -173,7 +190,7 @@ impl Training<'_> {
             memory: MemoryUse::default(),
             memory_plan: None,
         };
-        Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0 })
+        Ok(Progress { kept: position.clone(), position, report, epoch_seconds: 0.0, teacher })
     }
 
     /// A run that is killed before its first checkpoint must not begin again as if nothing had been released. Where ε is
@@ -245,6 +262,8 @@ impl Training<'_> {
             ),
             momentum: self.spec.momentum,
             weight_decay: self.spec.weight_decay,
+            clip_norm: self.spec.clip_norm.unwrap_or(f32::INFINITY),
+            coefficient_rate: self.spec.coefficient_rate,
         };
         let mut ended = Ended::Whole;
         let mut batches = order.chunks(self.spec.batch).enumerate().skip(progress.position.step).peekable();
@@ -256,6 +275,11 @@ impl Training<'_> {
             loader.gather(Some(phase.view), indices, &mut batch);
             let records = record_numbers(indices);
             let next = batches.peek().map(|(step, indices)| (record_numbers(indices), sgd(*step)));
+            let taught = match &mut progress.teacher {
+                Some(teacher) => Some(teacher.logits(&batch.images, indices.len())?),
+                None => None,
+            };
+            let lesson = progress.teacher.as_ref().zip(taught.as_deref());
             let train = TrainBatch {
                 images: &batch.images,
                 labels: &batch.labels,
@@ -263,6 +287,8 @@ impl Training<'_> {
                 dropout_seed: self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209,
                 view: phase.view,
                 next: next.as_ref().map(|(records, sgd)| (records.as_slice(), *sgd)),
+                easing: self.spec.easing.at(epoch, step, steps),
+                lesson: lesson.map(|(teacher, logits)| teacher.lesson(logits)),
             };
             let Some(loss) = self.step(mode, train, sgd(step), progress, observer)? else {
                 ended = Ended::Lost;

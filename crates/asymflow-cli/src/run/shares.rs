@@ -13,7 +13,7 @@ use crate::shares_experiment::{self, Bench};
 impl Runner {
     pub(super) fn shares(&self) -> Result<Outcome, CliError> {
         let e = &self.experiment;
-        let (network, weights) = match self.read_weights()? {
+        let (network, weights) = match self.read_weights(&e.model.names[0])? {
             Some(given) => given,
             None => {
                 let network = network(e, &e.model.names[0])?;

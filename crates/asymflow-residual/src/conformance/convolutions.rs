@@ -142,7 +142,7 @@ fn order(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonc
 fn refusals(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonconformance> {
     let (id, far) = (UnitId(0), UnitId(1000));
     let one = || released(numbers(1, unit.input.len()), Precision::F32);
-    let sgd = SgdStep { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0 };
+    let sgd = SgdStep::plain(0.1, 0.0, 0.0);
     refused("submit to no unit", session.submit(far, one()?, Pass::Inference), "Unit")?;
     refused("weights of no unit", session.set_weights(far, &[]), "Unit")?;
     refused("step of no unit", session.step(far, sgd), "Unit")?;

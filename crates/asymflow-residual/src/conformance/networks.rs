@@ -14,7 +14,7 @@ use crate::backend::{
 const ID: UnitId = UnitId(0);
 const SAMPLES: usize = 4;
 /// The loss is linear in the logits, without a bottom: larger steps make quadratics explode.
-const SGD: SgdStep = SgdStep { learning_rate: 0.001, momentum: 0.9, weight_decay: 0.01 };
+const SGD: SgdStep = SgdStep::plain(0.001, 0.9, 0.01);
 /// Step of the central differences; in f64 they are good to about its square.
 const STEP: f64 = 1e-5;
 

@@ -10,7 +10,7 @@ use crate::received::received_bits;
 const ID: UnitId = UnitId(0);
 const SAMPLES: usize = 5;
 const FIRST: u32 = 7;
-const SGD: SgdStep = SgdStep { learning_rate: 0.05, momentum: 0.9, weight_decay: 0.01 };
+const SGD: SgdStep = SgdStep::plain(0.05, 0.9, 0.01);
 const LABELS: [u32; SAMPLES] = [2, 0, 1, 1, 2];
 
 /// 48 values a sample: whole bytes, and no whole number of 32-bit words.

@@ -143,7 +143,7 @@ impl Delta {
         let Self { backbone, main, split, seconds, .. } = self;
         let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
             let logits = main.forward(&low, samples, Pass::Training, batch.dropout_seed)?;
-            let (report, d_logits) = loss(&main.engine.network, &logits, batch.labels);
+            let (report, d_logits) = loss(&main.engine.network, &logits, &batch);
             let d_low = main.engine.backward(d_logits, samples, &mut main.convolver)?;
             let d_low = d_low.ok_or_else(|| ExecError::NoForward { layer: "main".to_owned() })?;
             let mut d_features = residual;
@@ -178,7 +178,7 @@ impl Delta {
         }
         let Self { main, seconds, .. } = self;
         let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
-            let (report, d_logits) = loss(&main.engine.network, &logits, batch.labels);
+            let (report, d_logits) = loss(&main.engine.network, &logits, &batch);
             main.engine.backward(d_logits, samples, &mut main.convolver)?;
             Ok(report)
         })?;

@@ -80,17 +80,30 @@ impl Params {
 
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.
     pub fn step(&mut self, sgd: SgdStep) {
+        let shrink = self.shrinking(sgd.clip_norm);
         let tensors = self.specs.iter().zip(&mut self.values).zip(&self.gradients).zip(&mut self.momentum);
         for (((spec, values), gradients), momentum) in tensors {
             if spec.kind.is_trained() {
+                let factor = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
+                let learning_rate = sgd.learning_rate * factor;
                 let chunks = values.par_chunks_mut(1 << 14).zip(gradients.par_chunks(1 << 14));
                 chunks.zip(momentum.par_chunks_mut(1 << 14)).for_each(|((w, g), m)| {
                     for ((w, &g), m) in w.iter_mut().zip(g).zip(m) {
-                        *m = sgd.momentum * *m + (g + sgd.weight_decay * *w);
-                        *w -= sgd.learning_rate * *m;
+                        *m = sgd.momentum * *m + (g * shrink + sgd.weight_decay * *w);
+                        *w -= learning_rate * *m;
                     }
                 });
             }
         }
+    }
+    /// What brings the norm of all gradients together down to `limit`.
+    fn shrinking(&self, limit: f32) -> f32 {
+        if limit.is_infinite() {
+            return 1.0;
+        }
+        let trained = self.specs.iter().zip(&self.gradients).filter(|(spec, _)| spec.kind.is_trained());
+        let square = |values: &Vec<f32>| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        let norm = trained.map(|(_, gradients)| square(gradients)).sum::<f64>().sqrt() as f32;
+        if norm > limit { limit / norm } else { 1.0 }
     }
 }

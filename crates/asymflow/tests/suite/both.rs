@@ -60,13 +60,13 @@ pub fn relative(a: &[f32], reference: &[f32]) -> f64 {
     (off / squares(&mut reference.iter().map(|&v| f64::from(v)))).sqrt()
 }
 
-pub const SGD: SgdStep = SgdStep { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4 };
+pub const SGD: SgdStep = SgdStep::plain(0.01, 0.9, 5e-4);
 
 /// After one step from the same weights the momentum is the gradient, so comparing states compares gradients.
 pub fn step(mode: &mut dyn Mode, images: &[f32], samples: usize) -> (f64, Vec<f32>) {
     let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
     let records: Vec<usize> = (0..samples).collect();
-    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: 3, view: 0, next: None };
+    let batch = TrainBatch { dropout_seed: 3, ..TrainBatch::new(images, &labels, &records) };
     let report = mode.step(batch, SGD).unwrap();
     (report.loss, mode.state().unwrap().momentum)
 }
