@@ -14,7 +14,7 @@ use asymflow_residual::SgdStep;
 use asymflow_zoo::{Decision, Easing, Grouping, Replacement, Shape, SharedRelu, Weights, by_name, replace_activations};
 use faer::Par;
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const SAMPLES: usize = 32;
 const THREADS: usize = 2;

@@ -71,7 +71,7 @@ pub fn forward(plan: &GroupPlan, trained: Trained<'_>, x: &[f32], y: &mut [f32],
         .zip(x.par_chunks_exact(len))
         .zip(votes.par_chunks_exact_mut(plan.votes()))
         .for_each_init(
-            || vec![0.0; plan.shape.width],
+            || vec![0.0; plan.row()],
             |row, ((y, x), votes)| {
                 plan.vote(x, &weights, votes, row);
                 keep(plan, trained.coefficients, x, y, votes, sharing, row);
@@ -89,7 +89,7 @@ fn keep(
     sharing: f32,
     row: &mut [f32],
 ) {
-    let (pixels, width) = (plan.shape.pixels(), plan.shape.width);
+    let pixels = plan.shape.pixels();
     let rest = 1.0 - sharing;
     for ((plane, x), y) in plan.planes.iter().zip(x.chunks_exact(pixels)).zip(y.chunks_exact_mut(pixels)) {
         let all = |y: &mut [f32], x: &[f32], gain: f32| {
@@ -97,7 +97,8 @@ fn keep(
         };
         match plane {
             Plane::Blocks(blocks) => {
-                for (first, band) in blocks.bands(plan.shape) {
+                let width = blocks.map.1;
+                for (first, band) in blocks.bands() {
                     blocks.spread(&votes[first..], row, |vote| if vote > 0.0 { sharing } else { 0.0 });
                     let band = band.start * width..band.end * width;
                     for (y, x) in y[band.clone()].chunks_exact_mut(width).zip(x[band].chunks_exact(width)) {
@@ -133,7 +134,7 @@ pub fn backward(plan: &GroupPlan, trained: Trained<'_>, saved: SharedSaved, dy: 
     let weights = plan.widen(trained.vote);
     let (len, groups) = (plan.shape.len(), plan.votes());
     dy.par_chunks_exact_mut(len).zip(x.par_chunks_exact(len)).zip(votes.par_chunks_exact_mut(groups)).for_each_init(
-        || (vec![0.0; plan.shape.width], vec![0.0; if passes_gradient { groups } else { 0 }]),
+        || (vec![0.0; plan.row()], vec![0.0; if passes_gradient { groups } else { 0 }]),
         |(row, d_votes), ((dy, x), votes)| {
             if passes_gradient {
                 plan.vote_gradients(x, dy, votes, sharing, d_votes, row);
@@ -176,14 +177,15 @@ fn keep_backward(
     sharing: f32,
     row: &mut [f32],
 ) {
-    let (pixels, width) = (plan.shape.pixels(), plan.shape.width);
+    let pixels = plan.shape.pixels();
     let rest = 1.0 - sharing;
     let relu = |x: f32| if x > 0.0 { rest } else { 0.0 };
     for ((plane, x), dy) in plan.planes.iter().zip(x.chunks_exact(pixels)).zip(dy.chunks_exact_mut(pixels)) {
         let all = |dy: &mut [f32], gain: f32| dy.iter_mut().zip(x).for_each(|(dy, &x)| *dy *= gain + relu(x));
         match plane {
             Plane::Blocks(blocks) => {
-                for (first, band) in blocks.bands(plan.shape) {
+                let width = blocks.map.1;
+                for (first, band) in blocks.bands() {
                     blocks.spread(&votes[first..], row, |vote| if vote > 0.0 { sharing } else { 0.0 });
                     let band = band.start * width..band.end * width;
                     for (dy, x) in dy[band.clone()].chunks_exact_mut(width).zip(x[band].chunks_exact(width)) {

@@ -28,6 +28,8 @@ pub(super) struct Blocks {
     pub place: Option<usize>,
     /// Channels that vote in these groups.
     pub depth: usize,
+    /// Rows and columns of the map; where blocks are single activations, it is one long row.
+    pub map: (usize, usize),
 }
 
 /// The groups of one sample of a layer.
@@ -42,23 +44,18 @@ pub struct GroupPlan {
 impl GroupPlan {
     /// The groups of `layer`, which has been checked against `shape`.
     pub fn new(layer: &SharedRelu, shape: Shape) -> Self {
-        let blocks_of = |rows: usize, columns: usize| shape.height.div_ceil(rows) * shape.width.div_ceil(columns);
         let planes = match &layer.grouping {
             Grouping::Blocks { channels, rows, columns } => {
                 let plane = |channel: usize| {
-                    let first = channel / channels * blocks_of(*rows, *columns);
-                    let depth = (*channels).min(shape.channels - channel / channels * channels);
-                    Plane::Blocks(Blocks {
-                        first,
-                        rows: *rows,
-                        columns: *columns,
-                        place: Some(channel % channels),
-                        depth,
-                    })
+                    let blocks = Blocks::new(shape, *rows, *columns);
+                    let number = channel / channels;
+                    let depth = (*channels).min(shape.channels - number * channels);
+                    let (first, place) = (number * blocks.groups(), Some(channel % channels));
+                    Plane::Blocks(Blocks { first, place, depth, ..blocks })
                 };
                 (0..shape.channels).map(plane).collect()
             }
-            Grouping::Choices(choices) => planes_of(choices, blocks_of),
+            Grouping::Choices(choices) => planes_of(choices, shape),
         };
         Self { shape, decision: layer.decision, planes, groups: layer.decisions(shape) }
     }
@@ -66,6 +63,12 @@ impl GroupPlan {
     /// Votes kept for one sample: one for each group, and one where there is none.
     pub fn votes(&self) -> usize {
         self.groups.max(1)
+    }
+
+    /// The longest row that is folded or spread.
+    pub(super) fn row(&self) -> usize {
+        let width = |plane: &Plane| if let Plane::Blocks(blocks) = plane { blocks.map.1 } else { 0 };
+        self.planes.iter().map(width).max().unwrap_or_default()
     }
 
     /// Channels with blocks and their rows of values, of one sample.
@@ -77,15 +80,15 @@ impl GroupPlan {
     }
 }
 
-fn planes_of(choices: &[Choice], blocks_of: impl Fn(usize, usize) -> usize) -> Vec<Plane> {
+fn planes_of(choices: &[Choice], shape: Shape) -> Vec<Plane> {
     let (mut groups, mut quadratics) = (0, 0);
     let mut planes: Vec<Plane> = choices
         .iter()
         .map(|choice| match *choice {
             Choice::Block { rows, columns } => {
-                let first = groups;
-                groups += blocks_of(rows, columns);
-                Plane::Blocks(Blocks { first, rows, columns, place: Some(0), depth: 1 })
+                let blocks = Blocks { first: groups, ..Blocks::new(shape, rows, columns) };
+                groups += blocks.groups();
+                Plane::Blocks(blocks)
             }
             Choice::Quadratic => {
                 quadratics += 1;
@@ -107,12 +110,42 @@ fn planes_of(choices: &[Choice], blocks_of: impl Fn(usize, usize) -> usize) -> V
 }
 
 impl Blocks {
-    /// The rows of blocks of a map: index of the first group of the row, and the rows of the map that it covers.
-    pub fn bands(self, shape: Shape) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
-        let across = shape.width.div_ceil(self.columns);
-        (0..shape.height.div_ceil(self.rows)).map(move |band| {
+    /// Blocks of one channel, counted from 0.
+    const fn new(shape: Shape, rows: usize, columns: usize) -> Self {
+        let map = if rows == 1 && columns == 1 { (1, shape.pixels()) } else { (shape.height, shape.width) };
+        Self { first: 0, rows, columns, place: Some(0), depth: 1, map }
+    }
+
+    /// Groups of one row of blocks.
+    const fn across(self) -> usize {
+        self.map.1.div_ceil(self.columns)
+    }
+
+    /// Groups of the map.
+    const fn groups(self) -> usize {
+        self.map.0.div_ceil(self.rows) * self.across()
+    }
+
+    /// Rows of a block that the map has.
+    pub fn band_rows(self) -> usize {
+        self.rows.min(self.map.0)
+    }
+
+    /// Row `y` of a map.
+    pub fn row(self, x: &[f32], y: usize) -> &[f32] {
+        &x[y * self.map.1..][..self.map.1]
+    }
+
+    /// The weights of row `y` of a map in the channel `place` of its block, among those of [`GroupPlan::widen`].
+    pub fn wide_row(self, weights: &[f32], place: usize, y: usize) -> &[f32] {
+        self.row(weights, place * self.band_rows() + y % self.rows)
+    }
+
+    /// The rows of blocks: index of the first group of each, and the rows of the map that it covers.
+    pub fn bands(self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+        (0..self.map.0.div_ceil(self.rows)).map(move |band| {
             let top = band * self.rows;
-            (self.first + band * across, top..shape.height.min(top + self.rows))
+            (self.first + band * self.across(), top..self.map.0.min(top + self.rows))
         })
     }
 
@@ -120,22 +153,25 @@ impl Blocks {
     /// to one value for each group by `join`.
     pub fn fold(
         self,
-        shape: Shape,
         row: &mut [f32],
         groups: &mut [f32],
         add: impl Fn(&mut [f32], usize),
         join: impl Fn(f32, f32) -> f32,
     ) {
-        let across = shape.width.div_ceil(self.columns);
-        for (first, band) in self.bands(shape) {
+        let row = &mut row[..self.map.1];
+        for (first, band) in self.bands() {
             row.fill(0.0);
             band.for_each(|y| add(row, y));
-            let groups = &mut groups[first..first + across];
-            if self.columns == 1 {
-                groups.iter_mut().zip(&*row).for_each(|(group, &value)| *group = join(*group, value));
-            } else {
-                for (group, values) in groups.iter_mut().zip(row.chunks(self.columns)) {
-                    *group = values.iter().fold(*group, |sum, &value| join(sum, value));
+            let groups = &mut groups[first..first + self.across()];
+            match self.columns {
+                1 => fold_columns::<1>(row, groups, &join),
+                2 => fold_columns::<2>(row, groups, &join),
+                4 => fold_columns::<4>(row, groups, &join),
+                8 => fold_columns::<8>(row, groups, &join),
+                columns => {
+                    for (group, values) in groups.iter_mut().zip(row.chunks(columns)) {
+                        *group = values.iter().fold(*group, |sum, &value| join(sum, value));
+                    }
                 }
             }
         }
@@ -143,13 +179,39 @@ impl Blocks {
 
     /// Spreads one value for each group over the columns of a row.
     pub fn spread(self, groups: &[f32], row: &mut [f32], of: impl Fn(f32) -> f32) {
-        if self.columns == 1 {
-            row.iter_mut().zip(groups).for_each(|(value, &group)| *value = of(group));
-        } else {
-            for (values, &group) in row.chunks_mut(self.columns).zip(groups) {
-                values.fill(of(group));
+        let row = &mut row[..self.map.1];
+        match self.columns {
+            1 => spread_columns::<1>(groups, row, of),
+            2 => spread_columns::<2>(groups, row, of),
+            4 => spread_columns::<4>(groups, row, of),
+            8 => spread_columns::<8>(groups, row, of),
+            columns => {
+                for (values, &group) in row.chunks_mut(columns).zip(groups) {
+                    values.fill(of(group));
+                }
             }
         }
+    }
+}
+
+/// Blocks of a width that the compiler knows; the last may be narrower.
+fn fold_columns<const N: usize>(row: &[f32], groups: &mut [f32], join: impl Fn(f32, f32) -> f32) {
+    let (whole, rest) = row.as_chunks::<N>();
+    for (group, values) in groups.iter_mut().zip(whole) {
+        *group = values.iter().fold(*group, |sum, &value| join(sum, value));
+    }
+    if let Some(group) = groups.get_mut(whole.len()) {
+        *group = rest.iter().fold(*group, |sum, &value| join(sum, value));
+    }
+}
+
+fn spread_columns<const N: usize>(groups: &[f32], row: &mut [f32], of: impl Fn(f32) -> f32) {
+    let (whole, rest) = row.as_chunks_mut::<N>();
+    for (values, &group) in whole.iter_mut().zip(groups) {
+        *values = [of(group); N];
+    }
+    if let Some(&group) = groups.get(whole.len()) {
+        rest.fill(of(group));
     }
 }
 
@@ -166,8 +228,8 @@ mod tests {
         for plane in &plan.planes {
             match *plane {
                 Plane::Blocks(blocks) => {
-                    for (first, band) in blocks.bands(shape) {
-                        for x in band.flat_map(|_| 0..shape.width) {
+                    for (first, band) in blocks.bands() {
+                        for x in band.flat_map(|_| 0..blocks.map.1) {
                             let group = first + x / blocks.columns;
                             if blocks.place.is_some() {
                                 voters[group].push(gates.len() as u32);

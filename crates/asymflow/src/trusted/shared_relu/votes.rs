@@ -10,11 +10,12 @@ impl GroupPlan {
     pub(super) fn widen(&self, vote: &[f32]) -> Vec<f32> {
         let Some(blocks) = self.learned().filter(|_| !vote.is_empty()) else { return Vec::new() };
         let Blocks { rows, columns, depth, .. } = blocks;
-        let mut wide = Vec::with_capacity(depth * self.band_rows(blocks) * self.shape.width);
+        let (band, width) = (blocks.band_rows(), blocks.map.1);
+        let mut wide = Vec::with_capacity(depth * band * width);
         for place in 0..depth {
-            for row in 0..self.band_rows(blocks) {
+            for row in 0..band {
                 let weights = &vote[(place * rows + row) * columns..][..columns];
-                wide.extend(weights.iter().cycle().take(self.shape.width));
+                wide.extend(weights.iter().cycle().take(width));
             }
         }
         wide
@@ -28,23 +29,15 @@ impl GroupPlan {
         }
     }
 
-    /// Rows of a block that a map has.
-    fn band_rows(&self, blocks: Blocks) -> usize {
-        blocks.rows.min(self.shape.height)
-    }
-
-    /// Row `y` of the map among the rows of [`GroupPlan::widen`].
-    fn wide_row<'a>(&self, weights: &'a [f32], blocks: Blocks, place: usize, y: usize) -> &'a [f32] {
-        &weights[(place * self.band_rows(blocks) + y % blocks.rows) * self.shape.width..][..self.shape.width]
-    }
-
     /// Calls `visit` with the group and the index into the sample of every activation that decides for its group alone.
     fn each_representative(&self, mut visit: impl FnMut(usize, usize)) {
-        let (width, pixels) = (self.shape.width, self.shape.pixels());
+        let pixels = self.shape.pixels();
         let is_centre = self.decision == Decision::Centre;
         for (channel, plane) in self.planes.iter().enumerate() {
-            let Plane::Blocks(blocks @ Blocks { place: Some(0), columns, .. }) = *plane else { continue };
-            for (first, band) in blocks.bands(self.shape) {
+            let Plane::Blocks(blocks @ Blocks { place: Some(0), columns, map: (_, width), .. }) = *plane else {
+                continue;
+            };
+            for (first, band) in blocks.bands() {
                 let y = if is_centre { band.start + band.len() / 2 } else { band.start };
                 for (at, left) in (0..width).step_by(columns).enumerate() {
                     let x = if is_centre { left + columns.min(width - left) / 2 } else { left };
@@ -56,10 +49,11 @@ impl GroupPlan {
 
     /// Divides what belongs to each group by the number of its voters.
     fn divide_by_size(&self, groups: &mut [f32]) {
-        let width = self.shape.width;
         for plane in &self.planes {
-            let Plane::Blocks(blocks @ Blocks { place: Some(0), columns, depth, .. }) = *plane else { continue };
-            for (first, band) in blocks.bands(self.shape) {
+            let Plane::Blocks(blocks @ Blocks { place: Some(0), columns, depth, map: (_, width), .. }) = *plane else {
+                continue;
+            };
+            for (first, band) in blocks.bands() {
                 let rows = depth * band.len();
                 for (group, left) in groups[first..].iter_mut().zip((0..width).step_by(columns)) {
                     *group /= (rows * columns.min(width - left)) as f32;
@@ -77,25 +71,25 @@ impl GroupPlan {
         let larger = |a: f32, b: f32| if b.abs() > a.abs() { b } else { a };
         for (blocks, x) in self.blocks(x) {
             let Some(place) = blocks.place else { continue };
-            let of = |y: usize| &x[y * self.shape.width..][..self.shape.width];
+            let of = |y: usize| blocks.row(x, y);
             let sum = |a: f32, b: f32| a + b;
             match self.decision {
                 Decision::Largest => {
                     let add = |row: &mut [f32], y: usize| {
                         row.iter_mut().zip(of(y)).for_each(|(most, &x)| *most = larger(*most, x));
                     };
-                    blocks.fold(self.shape, row, votes, add, larger);
+                    blocks.fold(row, votes, add, larger);
                 }
                 Decision::Learned => {
                     let add = |row: &mut [f32], y: usize| {
-                        let weights = self.wide_row(weights, blocks, place, y);
+                        let weights = blocks.wide_row(weights, place, y);
                         row.iter_mut().zip(of(y)).zip(weights).for_each(|((sum, &x), &w)| *sum += w * x);
                     };
-                    blocks.fold(self.shape, row, votes, add, sum);
+                    blocks.fold(row, votes, add, sum);
                 }
                 _ => {
                     let add = |row: &mut [f32], y: usize| row.iter_mut().zip(of(y)).for_each(|(sum, &x)| *sum += x);
-                    blocks.fold(self.shape, row, votes, add, sum);
+                    blocks.fold(row, votes, add, sum);
                 }
             }
         }
@@ -114,14 +108,13 @@ impl GroupPlan {
         d_votes: &mut [f32],
         row: &mut [f32],
     ) {
-        let width = self.shape.width;
         d_votes.fill(0.0);
         for ((blocks, x), (_, dy)) in self.blocks(x).zip(self.blocks(dy)) {
             let add = |row: &mut [f32], y: usize| {
-                let pairs = x[y * width..][..width].iter().zip(&dy[y * width..][..width]);
+                let pairs = blocks.row(x, y).iter().zip(blocks.row(dy, y));
                 row.iter_mut().zip(pairs).for_each(|(sum, (x, dy))| *sum += x * dy);
             };
-            blocks.fold(self.shape, row, d_votes, add, |a, b| a + b);
+            blocks.fold(row, d_votes, add, |a, b| a + b);
         }
         for (gradient, vote) in d_votes.iter_mut().zip(votes) {
             *gradient = if vote.abs() <= 1.0 { 0.5 * sharing * *gradient } else { 0.0 };
@@ -146,15 +139,15 @@ impl GroupPlan {
             Decision::Mean => self.divide_by_size(d_votes),
             Decision::Learned => {}
         }
-        let (pixels, width) = (self.shape.pixels(), self.shape.width);
+        let pixels = self.shape.pixels();
         for (plane, dx) in self.planes.iter().zip(dx.chunks_exact_mut(pixels)) {
             let Plane::Blocks(blocks @ Blocks { place: Some(place), .. }) = *plane else { continue };
-            for (first, band) in blocks.bands(self.shape) {
+            for (first, band) in blocks.bands() {
                 blocks.spread(&d_votes[first..], row, |gradient| gradient);
                 for y in band {
-                    let dx = dx[y * width..][..width].iter_mut().zip(&*row);
+                    let dx = dx[y * blocks.map.1..][..blocks.map.1].iter_mut().zip(&*row);
                     if self.decision == Decision::Learned {
-                        let weights = self.wide_row(weights, blocks, place, y);
+                        let weights = blocks.wide_row(weights, place, y);
                         dx.zip(weights).for_each(|((dx, gradient), w)| *dx += gradient * w);
                     } else {
                         dx.for_each(|(dx, gradient)| *dx += gradient);
@@ -166,10 +159,12 @@ impl GroupPlan {
 
     /// Each gradient goes to the first activation that is the vote.
     fn to_largest(&self, x: &[f32], votes: &[f32], d_votes: &mut [f32], dx: &mut [f32]) {
-        let (pixels, width) = (self.shape.pixels(), self.shape.width);
+        let pixels = self.shape.pixels();
         for (channel, plane) in self.planes.iter().enumerate() {
-            let Plane::Blocks(blocks @ Blocks { place: Some(_), columns, .. }) = *plane else { continue };
-            for (first, band) in blocks.bands(self.shape) {
+            let Plane::Blocks(blocks @ Blocks { place: Some(_), columns, map: (_, width), .. }) = *plane else {
+                continue;
+            };
+            for (first, band) in blocks.bands() {
                 for (y, column) in band.flat_map(|y| (0..width).map(move |column| (y, column))) {
                     let (index, group) = (channel * pixels + y * width + column, first + column / columns);
                     if x[index] == votes[group] {
@@ -184,16 +179,15 @@ impl GroupPlan {
     /// the vote. `d_votes` are those of all samples.
     pub(super) fn learned_gradient(&self, x: &[f32], d_votes: &[f32], places: usize) -> Vec<f32> {
         let mut gradient = vec![0.0; places];
-        let Some(Blocks { rows, columns, .. }) = self.learned() else { return gradient };
-        let width = self.shape.width;
+        let Some(Blocks { rows, columns, map: (_, width), .. }) = self.learned() else { return gradient };
         gradient.par_chunks_exact_mut(columns).enumerate().for_each(|(at, gradient)| {
             let (mine, within) = (at / rows, at % rows);
             let (mut spread, mut sums) = (vec![0.0; width], vec![0.0; width]);
             for (x, d_votes) in x.chunks_exact(self.shape.len()).zip(d_votes.chunks_exact(self.votes())) {
                 for (blocks, x) in self.blocks(x).filter(|(blocks, _)| blocks.place == Some(mine)) {
-                    for (first, band) in blocks.bands(self.shape).filter(|(_, band)| within < band.len()) {
+                    for (first, band) in blocks.bands().filter(|(_, band)| within < band.len()) {
                         blocks.spread(&d_votes[first..], &mut spread, |gradient| gradient);
-                        let x = &x[(band.start + within) * width..][..width];
+                        let x = blocks.row(x, band.start + within);
                         sums.iter_mut().zip(x).zip(&spread).for_each(|((sum, x), gradient)| *sum += x * gradient);
                     }
                 }
