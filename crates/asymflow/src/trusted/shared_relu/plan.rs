@@ -117,7 +117,7 @@ impl Blocks {
     }
 
     /// Groups of one row of blocks.
-    const fn across(self) -> usize {
+    pub const fn across(self) -> usize {
         self.map.1.div_ceil(self.columns)
     }
 

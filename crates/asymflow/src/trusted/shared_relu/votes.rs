@@ -55,9 +55,11 @@ impl GroupPlan {
             };
             for (first, band) in blocks.bands() {
                 let rows = depth * band.len();
-                for (group, left) in groups[first..].iter_mut().zip((0..width).step_by(columns)) {
-                    *group /= (rows * columns.min(width - left)) as f32;
-                }
+                // The last block may be narrower.
+                let (whole, rest) = groups[first..first + blocks.across()].split_at_mut(width / columns);
+                let share = 1.0 / (rows * columns) as f32;
+                whole.iter_mut().for_each(|group| *group *= share);
+                rest.iter_mut().for_each(|group| *group /= (rows * (width % columns)) as f32);
             }
         }
     }
