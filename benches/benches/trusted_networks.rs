@@ -20,7 +20,7 @@ type Failure = Box<dyn std::error::Error>;
 const CASES: [(&str, usize); 4] =
     [("resnet18-cifar", 32), ("vgg16-cifar", 32), ("resnet18-imagenet", 8), ("vgg16-imagenet", 8)];
 const THREADS: usize = 2;
-const SGD: SgdStep = SgdStep { learning_rate: 1e-4, momentum: 0.9, weight_decay: 5e-4 };
+const SGD: SgdStep = SgdStep::plain(1e-4, 0.9, 5e-4);
 
 fn repeats() -> usize {
     std::env::var("ASYMFLOW_BENCH_REPEATS").ok().and_then(|n| n.parse().ok()).unwrap_or(5)
@@ -56,7 +56,7 @@ fn measure(mode: &mut dyn Mode, images: &[f32], samples: usize) -> Result<[Vec<f
     let records: Vec<usize> = (0..samples).collect();
     let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
     let inference = times(|| Ok(mode.infer(images, &records).map(drop)?))?;
-    let batch = TrainBatch { images, labels: &labels, records: &records, dropout_seed: 1, view: 0, next: None };
+    let batch = TrainBatch::new(images, &labels, &records);
     let training = times(|| Ok(mode.step(batch, SGD).map(drop)?))?;
     Ok([inference, training])
 }

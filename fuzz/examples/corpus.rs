@@ -10,7 +10,9 @@ use std::path::Path;
 
 use asymflow::checkpoint::{Checkpoint, Position};
 use asymflow::delta::{DeltaSpec, Feed, Labels, ReleasedCache, Sampling, Variant};
-use asymflow::job::{Body, DataSpec, FromTrusted, JobSpec, ModeKind, Schedule, Task, ToTrusted, TrainSpec, WorkerSpec};
+use asymflow::job::{
+    Body, DataSpec, EasingSpec, FromTrusted, JobSpec, ModeKind, Schedule, Task, ToTrusted, TrainSpec, WorkerSpec,
+};
 use asymflow::modes::TrainState;
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
@@ -150,6 +152,11 @@ fn job(mode: ModeKind) -> JobSpec {
         schedule: Schedule::Cosine,
         seed: 1,
         evaluate_every: 1,
+        clip_norm: None,
+        coefficient_rate: 1.0,
+        easing: EasingSpec::default(),
+        teacher: None,
+        keep_diverged: false,
     };
     JobSpec {
         mode,

@@ -9,7 +9,7 @@ use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service,
 use asymflow::weights_file;
 use asymflow_wire::decode_header;
 use asymflow_zoo::cost::total_cost;
-use asymflow_zoo::{Conv, Layer, Linear, Network, Shape};
+use asymflow_zoo::{Choice, Conv, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Shape, SharedRelu};
 use faer::Par;
 
 /// Networks that cost more are made ready and not executed.
@@ -24,6 +24,12 @@ pub static NETWORK: LazyLock<Network> = LazyLock::new(|| {
         Layer::Conv(Conv { name, in_channels, out_channels, kernel, stride: 1, padding: kernel / 2, bias })
     };
     let norm = |name: &str, channels| Layer::BatchNorm { name: name.to_owned(), channels };
+    let quadratic = |name: &str, form| Layer::Quadratic(Quadratic { name: name.to_owned(), channels: 4, form });
+    let shared = |name: &str, grouping, decision| {
+        Layer::SharedRelu(SharedRelu { name: name.to_owned(), channels: 4, grouping, decision })
+    };
+    let choices =
+        vec![Choice::Block { rows: 2, columns: 3 }, Choice::Copy { of: 0 }, Choice::Quadratic, Choice::Identity];
     Network {
         name: "small".to_owned(),
         input: Shape::new(1, 8, 8),
@@ -41,6 +47,12 @@ pub static NETWORK: LazyLock<Network> = LazyLock::new(|| {
                 shortcut: Vec::new(),
             },
             Layer::PRelu { name: "prelu".to_owned(), channels: 4 },
+            Layer::Residual {
+                main: vec![quadratic("hermite", Form::Hermite), quadratic("kerv", Form::Kervolution { c: 1.0 })],
+                shortcut: vec![quadratic("react", Form::REACT), quadratic("scaled", Form::RPKN)],
+            },
+            shared("blocks", Grouping::Blocks { channels: 2, rows: 2, columns: 2 }, Decision::Learned),
+            shared("choices", Grouping::Choices(choices), Decision::Centre),
             Layer::MaxPool { kernel: 2, stride: 2, padding: 0 },
             Layer::AdaptiveAvgPool { out: 2 },
             Layer::Flatten,

@@ -15,8 +15,8 @@ use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
 use asymflow_privacy::{Precision, Relation};
 use asymflow_residual::{OpenError, ResidualBackend};
-use asymflow_zoo::by_name;
 use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::{by_name, replace_activations};
 use faer::Par;
 
 #[global_allocator]
@@ -25,10 +25,14 @@ static HEAP: CountingAllocator = CountingAllocator;
 const THREADS: usize = 2;
 
 fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
-    let network = by_name(model, 10, None).unwrap();
-    let shape = DeltaShape::published(&network).unwrap();
-    let delta = DeltaSpec {
-        shape,
+    // The activation in place of ReLU behind a space.
+    let (model, activation) = model.split_once(' ').unwrap_or((model, "relu"));
+    let mut network = by_name(model, 10, None).unwrap();
+    if activation != "relu" {
+        network = replace_activations(&network, &activation.parse().unwrap()).unwrap();
+    }
+    let delta = || DeltaSpec {
+        shape: DeltaShape::published(&network).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
         epsilon: None,
@@ -51,7 +55,7 @@ fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
             delta: 1e-5,
             budget_epsilon: None,
         },
-        delta: (mode == ModeKind::Delta).then_some(delta),
+        delta: (mode == ModeKind::Delta).then(delta),
         naive_epsilon: None,
         shares: Default::default(),
         precision: Precision::F32,
@@ -110,6 +114,11 @@ fn the_plan_is_above_the_count_and_near_it() {
             ("resnet18-cifar", ModeKind::Delta, 8, true),
             ("vgg16-cifar", ModeKind::TrustedOnly, 1, false),
             ("vgg16-cifar", ModeKind::TrustedOnly, 8, true),
+            ("pkn-resnet10", ModeKind::TrustedOnly, 8, true),
+            ("resnet18-cifar hermite", ModeKind::TrustedOnly, 8, true),
+            ("resnet18-cifar shared-relu:2x2x2:learned", ModeKind::TrustedOnly, 8, false),
+            ("resnet18-cifar shared-relu:2x2x2:learned", ModeKind::TrustedOnly, 8, true),
+            ("resnet18-cifar shared-relu:1x1x1", ModeKind::TrustedOnly, 8, true),
         ] {
             let spec = MemorySpec { batch, is_training, repeats: 3, streamed: None, seed: 1 };
             let job = job(model, mode, Task::Memory(spec.clone()));

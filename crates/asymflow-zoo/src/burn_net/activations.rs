@@ -98,7 +98,11 @@ impl GroupTable {
         let places = x.select(1, self.voters.clone()).reshape([samples, self.groups, self.width]);
         let weighted = |weights: Tensor<2>| (places.clone() * weights.unsqueeze::<3>()).sum_dim(2);
         let votes = match (decision, vote) {
-            (Decision::Largest, _) => places.clone().max_dim(2) + places.clone().min_dim(2),
+            (Decision::Largest, _) => {
+                let (most, least) = (places.clone().max_dim(2), places.clone().min_dim(2));
+                let is_most = (most.clone() + least.clone()).greater_elem(0.0).float().detach();
+                most * is_most.clone() + least * (-is_most + 1.0)
+            }
             (Decision::Learned, Some(vote)) => {
                 let weights = vote.select(0, self.places.clone()).reshape([self.groups, self.width]);
                 weighted(weights * self.shares.clone().greater_elem(0.0).float())

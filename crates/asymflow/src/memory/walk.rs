@@ -298,9 +298,15 @@ impl<'a> Walk<'a> {
                 self.keep(pass, 0, vec![Rc::clone(&y.data)]);
                 y
             }
-            Node::PRelu { .. } => {
+            Node::PRelu { .. } | Node::Quadratic(_) => {
                 let y = Activation::new(x.shape, self.pool.take(x.data.len));
                 self.keep(pass, 0, vec![x.data]);
+                y
+            }
+            Node::SharedRelu(node) => {
+                let y = Activation::new(x.shape, self.pool.take(x.data.len));
+                let votes = self.pool.take(samples * node.plan.votes());
+                self.keep(pass, 0, vec![x.data, Rc::new(votes)]);
                 y
             }
             Node::MaxPool(window) => {
@@ -474,7 +480,7 @@ impl<'a> Walk<'a> {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_zoo::{Weights, by_name};
+    use asymflow_zoo::{Weights, by_name, replace_activations};
 
     use super::*;
     use crate::local::LocalConv;
@@ -485,8 +491,20 @@ mod tests {
     fn the_pool_is_predicted_to_the_byte() {
         let passes =
             [(3, Pass::Training), (3, Pass::Training), (1, Pass::Training), (4, Pass::Inference), (3, Pass::Training)];
-        for name in ["demo-cnn", "resnet8-cifar", "resnet18-cifar", "vgg11-cifar"] {
-            let network = by_name(name, 10, None).unwrap();
+        for (name, activation) in [
+            ("demo-cnn", None),
+            ("resnet8-cifar", None),
+            ("resnet18-cifar", None),
+            ("vgg11-cifar", None),
+            ("pkn-resnet10", None),
+            ("resnet8-cifar", Some("hermite")),
+            ("resnet8-cifar", Some("shared-relu:2x2x2:learned")),
+            ("vgg11-cifar", Some("shared-relu:1x4x4")),
+        ] {
+            let mut network = by_name(name, 10, None).unwrap();
+            if let Some(activation) = activation {
+                network = replace_activations(&network, &activation.parse().unwrap()).unwrap();
+            }
             let weights = Weights::init(&network, 1);
             let mut engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
             let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);

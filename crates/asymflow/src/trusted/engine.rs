@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use asymflow_residual::Pass;
-use asymflow_zoo::{Network, Shape, Weights};
+use asymflow_zoo::{Easing, Network, Shape, Weights};
 use faer::Par;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -16,7 +16,11 @@ use super::error::ExecError;
 use super::ops::{self, LinearShape, NormSaved};
 use super::params::Params;
 use super::program::{ConvNode, Node, Program};
+use super::quadratic::QuadraticSaved;
+use super::shared_relu::SharedSaved;
 use crate::streamed::{ModelWeights, StreamError, WeightStream};
+
+mod activations;
 
 /// Computes the convolutions of a network, wherever that happens.
 pub trait Convolver: Send {
@@ -45,6 +49,8 @@ enum Saved {
     Norm { x: Activation, y: Option<Arc<Buffer>>, moments: NormSaved },
     Relu { y: Arc<Buffer> },
     PRelu { x: Activation },
+    Quadratic(QuadraticSaved),
+    SharedRelu(SharedSaved),
     MaxPool { argmax: Vec<u32>, input: Shape, output: Shape },
     AvgPool { input: Shape },
     Unchanged,
@@ -77,6 +83,7 @@ pub struct Engine {
     tape: Vec<Saved>,
     moments: Vec<Moments>,
     dropout_seed: u64,
+    easing: Easing,
 }
 
 impl Engine {
@@ -116,7 +123,12 @@ impl Engine {
     fn of(program: Program, network: Network, params: Params, stream: Option<WeightStream>, par: Par) -> Self {
         let pool = Pool::default();
         let (tape, moments) = (Vec::new(), Vec::new());
-        Self { network, program, params, pool, par, stream, tape, moments, dropout_seed: 0 }
+        Self { network, program, params, pool, par, stream, tape, moments, dropout_seed: 0, easing: Easing::default() }
+    }
+
+    /// What training passes ease from now on.
+    pub const fn set_easing(&mut self, easing: Easing) {
+        self.easing = easing;
     }
 
     /// Refuses what needs all weights at once.
@@ -305,6 +317,8 @@ impl Engine {
                 self.keep(pass, || Saved::PRelu { x });
                 Activation::new(samples, shape, y)
             }
+            Node::Quadratic(node) => self.run_quadratic(node, x, pass),
+            Node::SharedRelu(node) => self.run_shared_relu(node, x, pass),
             Node::MaxPool(window) => {
                 let side = |side: usize| (side + 2 * window.padding - window.kernel) / window.stride + 1;
                 let output = Shape::new(shape.channels, side(shape.height), side(shape.width));
@@ -435,6 +449,14 @@ impl Engine {
             (Node::PRelu { slopes }, Saved::PRelu { x }) => {
                 let d_slopes = ops::prelu_backward(&x.data, &mut dy, x.shape, &self.params.values[*slopes]);
                 self.params.gradients[*slopes] = d_slopes;
+                dy
+            }
+            (Node::Quadratic(node), Saved::Quadratic(saved)) => {
+                self.unwind_quadratic(node, &saved, &mut dy);
+                dy
+            }
+            (Node::SharedRelu(node), Saved::SharedRelu(saved)) => {
+                self.unwind_shared_relu(node, saved, &mut dy);
                 dy
             }
             (_, Saved::MaxPool { argmax, input, output }) => {

@@ -6,6 +6,8 @@ mod error;
 pub mod ops;
 pub mod params;
 pub mod program;
+pub mod quadratic;
+pub mod shared_relu;
 
 pub use buffer::{Activation, Buffer, Pool};
 pub use engine::{Convolver, Engine};

@@ -16,7 +16,7 @@ pub const NORM_MOMENTUM: f32 = 0.1;
 const LANES: usize = 16;
 
 /// Σ f(x) over a slice in a fixed, vectorisable order.
-fn sum_lanes(len: usize, f: impl Fn(usize) -> f32) -> f64 {
+pub(super) fn sum_lanes(len: usize, f: impl Fn(usize) -> f32) -> f64 {
     let mut lanes = [0.0f32; LANES];
     let whole = len / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
@@ -29,21 +29,27 @@ fn sum_lanes(len: usize, f: impl Fn(usize) -> f32) -> f64 {
 }
 
 /// The planes of channel `c` in an NCHW batch.
-fn planes(x: &[f32], shape: Shape, c: usize) -> impl Iterator<Item = &[f32]> {
+pub(super) fn planes(x: &[f32], shape: Shape, c: usize) -> impl Iterator<Item = &[f32]> {
     let pixels = shape.pixels();
     x.chunks_exact(pixels).skip(c).step_by(shape.channels)
 }
 
 /// Mean and biased variance of every channel.
 pub fn channel_moments(x: &[f32], shape: Shape) -> (Vec<f32>, Vec<f32>) {
+    moments_of(x, shape, |x| x)
+}
+
+/// Mean and biased variance of `basis` of every channel.
+pub(super) fn moments_of(x: &[f32], shape: Shape, basis: impl Fn(f32) -> f32 + Sync) -> (Vec<f32>, Vec<f32>) {
     let count = (x.len() / shape.channels) as f64;
     (0..shape.channels)
         .into_par_iter()
         .map(|c| {
-            let sum: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| p[i])).sum();
+            let sum: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| basis(p[i]))).sum();
             let mean = sum / count;
             let m = mean as f32;
-            let squares: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| (p[i] - m) * (p[i] - m))).sum();
+            let square = |x: f32| (basis(x) - m) * (basis(x) - m);
+            let squares: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| square(p[i]))).sum();
             (m, (squares / count) as f32)
         })
         .unzip()

@@ -3,6 +3,8 @@
 use asymflow_zoo::{Conv, Layer, Network, Shape};
 
 use super::ops::Window;
+use super::quadratic::QuadraticNode;
+use super::shared_relu::SharedNode;
 
 /// A convolution and where its parameters lie.
 #[derive(Clone, Debug)]
@@ -42,6 +44,10 @@ pub enum Node {
         /// Index of the slopes.
         slopes: usize,
     },
+    /// A trained quadratic.
+    Quadratic(Box<QuadraticNode>),
+    /// A ReLU whose decisions are shared.
+    SharedRelu(Box<SharedNode>),
     /// Max-pooling.
     MaxPool(Window),
     /// Adaptive average pooling to `out × out`.
@@ -83,6 +89,8 @@ pub struct Program {
     pub nodes: Vec<Node>,
     /// Number of convolutions.
     pub convs: usize,
+    /// Number of quadratics: what a penalty on their inputs is averaged over.
+    pub quadratics: usize,
 }
 
 #[derive(Default)]
@@ -90,6 +98,7 @@ struct Counters {
     input_gradient: bool,
     parameters: usize,
     convs: usize,
+    quadratics: usize,
     dropouts: usize,
 }
 
@@ -114,7 +123,7 @@ impl Program {
         network.validate()?;
         let mut counters = Counters { input_gradient, ..Counters::default() };
         let (nodes, _) = prepare(&network.layers, network.input, &mut counters)?;
-        Ok(Self { nodes, convs: counters.convs })
+        Ok(Self { nodes, convs: counters.convs, quadratics: counters.quadratics })
     }
 
     /// Every convolution in execution order (main branch before shortcut).
@@ -194,6 +203,15 @@ fn node(
         Layer::PRelu { .. } => {
             counters.parameters += 1;
             Node::PRelu { slopes: first }
+        }
+        Layer::Quadratic(layer) => {
+            counters.parameters += layer.tensors();
+            counters.quadratics += 1;
+            Node::Quadratic(Box::new(QuadraticNode { layer: layer.clone(), first }))
+        }
+        Layer::SharedRelu(layer) => {
+            counters.parameters += layer.tensors();
+            Node::SharedRelu(Box::new(SharedNode::new(layer, input, first)))
         }
         Layer::MaxPool { kernel, stride, padding } => {
             Node::MaxPool(Window { kernel: *kernel, stride: *stride, padding: *padding })

@@ -1,7 +1,13 @@
 //! Tests of the orchestrator against the unsplit network, with a backend written from outside.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking, in its helpers as well")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail by panicking, in its helpers as well"
+)]
 
+mod activations;
 mod both;
 mod parity;
 mod toy_backend;

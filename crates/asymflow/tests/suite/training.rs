@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use asymflow::accounting::LedgerEntry;
 use asymflow::checkpoint::Checkpoint;
 use asymflow::job::{
-    Body, DataSpec, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Notice, Schedule, Task, TrainSpec,
-    WorkerSpec, WorkerTransport,
+    Body, DataSpec, EasingSpec, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Notice, Schedule, Task,
+    TrainSpec, WorkerSpec, WorkerTransport,
 };
 use asymflow::plan::SplitSpec;
 use asymflow::run::{RunError, run};
@@ -79,6 +79,11 @@ fn job(mode: ModeKind) -> JobSpec {
             schedule: Schedule::Cosine,
             seed: 4,
             evaluate_every: 2,
+            clip_norm: None,
+            coefficient_rate: 1.0,
+            easing: EasingSpec::default(),
+            teacher: None,
+            keep_diverged: false,
         }),
     }
 }
