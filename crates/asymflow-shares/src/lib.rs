@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod channels;
 mod compare;
 pub mod compile;
 pub mod conv;

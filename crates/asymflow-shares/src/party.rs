@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::channels::{affine, join, select};
 use crate::deal::Deal;
 use crate::dealer::ServerSeed;
 use crate::groups::Groups;
@@ -305,8 +306,14 @@ impl<R: Ring> Party<R> {
         match op {
             Op::Linear { input, layer, output } => (*output, self.linear(*input, *layer, program.len(*output))),
             Op::Affine { input, output, factor, offset } => {
-                let (factor, offset) = (R::from_i64(*factor), if first { R::from_i64(*offset) } else { R::ZERO });
-                (*output, self.registers[*input].iter().map(|x| x.times(factor).plus(offset)).collect())
+                let offset = if first { offset.as_slice() } else { &[0] };
+                (*output, affine(program.values[*output].shape, factor, offset, &self.registers[*input]))
+            }
+            Op::Select { input, output, channels } => {
+                (*output, select(program.values[*input].shape, channels, &self.registers[*input]))
+            }
+            Op::Join { parts, output } => {
+                (*output, join(program.values[*output].shape, program.samples, parts, &self.registers))
             }
             Op::Add { inputs: [left, right], shifts: [a, b], output } => {
                 let terms = self.registers[*left].iter().zip(&self.registers[*right]);
