@@ -85,6 +85,11 @@ fn model(mode: ModeKind, epsilon: Option<f64>) -> (ServedModel, Vec<f32>) {
         schedule: Schedule::Constant,
         seed: 1,
         evaluate_every: 1,
+        clip_norm: None,
+        coefficient_rate: 1.0,
+        easing: Default::default(),
+        teacher: None,
+        keep_diverged: false,
     };
     let job = JobSpec {
         mode,
@@ -248,11 +253,26 @@ fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
     let mut all = vec!["serve", "--model", "model.asymflow", "--listen", "127.0.0.1:0"];
     all.extend(["--worker", &address, "--worker-fingerprint", &fingerprint, "--worker-token-file", "token"]);
     all.extend(flags);
-    deployment.service.child.kill().unwrap();
-    deployment.service.child.wait().unwrap();
-    deployment.service = Process::start("asymflow-enclaved", deployment.folder.path(), &all);
+    let state = deployment.folder.path().join("state");
+    let logs = || (0..6).map(|slot| state.join(format!("answers.{slot}.log"))).filter(|path| path.exists());
+    let restart = |deployment: &mut Deployment| {
+        deployment.service.child.kill().unwrap();
+        deployment.service.child.wait().unwrap();
+        deployment.service = Process::start("asymflow-enclaved", deployment.folder.path(), &all);
+    };
+    restart(&mut deployment);
     let refused = ask(&deployment, 3);
     assert!(stderr(&refused).contains("above the limit 20"), "killed and started again: {}", stderr(&refused));
+    // What was answered by the process before is answered by this one, and costs nothing.
+    assert_eq!(ask(&deployment, 0).stdout, first.stdout);
+
+    // A host that takes answers away makes their images cost again; what was lost before stays lost.
+    logs().for_each(|log| std::fs::write(log, b"").unwrap());
+    restart(&mut deployment);
+    for image in [0, 3] {
+        let refused = ask(&deployment, image);
+        assert!(stderr(&refused).contains("above the limit 20"), "image {image}: {}", stderr(&refused));
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
     check_budget(&service, args)?;
     let evidence = Evidence::open()?;
     let mut promise = Promise::of(&service, &settings, &sha256, evidence.runtime());
-    let service = state::keep(service, args, &evidence, &mut promise.insecure)?;
+    let service = state::keep(service, args, &settings, &evidence, &mut promise)?;
     promise.insecure.extend(args.insecure_worker_plaintext.then(|| "insecure_worker_plaintext".to_owned()));
     let identity = evidence.identity(&promise.encode()?)?;
     announce_insecure(&promise.insecure);
