@@ -144,7 +144,7 @@ fn recall(
 }
 
 /// The signer's key, so that a newer enclave of the same signer goes on with the same budgets.
-fn key(folder: &Path, evidence: &Evidence, insecure: &mut Vec<String>) -> Result<SealingKey> {
+pub fn key(folder: &Path, evidence: &Evidence, insecure: &mut Vec<String>) -> Result<SealingKey> {
     if evidence.is_enclave() {
         return Ok(SealingKey::gramine(Binding::Signer)?);
     }

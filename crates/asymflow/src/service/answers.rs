@@ -58,6 +58,13 @@ impl Answers {
         true
     }
 
+    /// Heap of `answers` answers of `classes` logits, at most: nodes of the tree that may be half empty, a queue that may be
+    /// twice as long as what is in it, and the logits with what the allocator adds.
+    pub const fn held_bytes(answers: usize, classes: usize) -> usize {
+        let node = 2 * (size_of::<Asked>() + size_of::<Vec<f32>>());
+        answers * (node + 2 * size_of::<Asked>() + size_of::<f32>() * classes + ALLOCATION_BYTES)
+    }
+
     /// What answers are of: the model file of that SHA-256, in one of the modes that it can be served in.
     pub fn context(model_sha256: &str, mode: ModeKind) -> [u8; 32] {
         let hash = Sha256::new().chain_update(b"asymflow answers\0").chain_update(mode.name()).chain_update(b"\0");
@@ -94,6 +101,8 @@ impl Answers {
     }
 }
 
+/// What an allocation takes beside its content.
+const ALLOCATION_BYTES: usize = 16;
 /// Most bytes of a length.
 const LENGTH_BYTES: usize = 10;
 

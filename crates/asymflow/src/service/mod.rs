@@ -61,6 +61,9 @@ pub enum ServiceError {
     Ledgers(#[from] LedgersError),
 }
 
+/// Answers that are remembered where nothing else is asked for.
+pub const REMEMBERED: usize = 1 << 16;
+
 /// How clients are answered.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ServiceSettings {
@@ -79,7 +82,7 @@ pub struct ServiceSettings {
 impl Default for ServiceSettings {
     fn default() -> Self {
         let patience = Duration::from_secs(30);
-        Self { batch: 8, budget_epsilon: None, remembered: 1 << 16, clients: 100_000, patience }
+        Self { batch: 8, budget_epsilon: None, remembered: REMEMBERED, clients: 100_000, patience }
     }
 }
 
