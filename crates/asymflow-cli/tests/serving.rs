@@ -493,7 +493,7 @@ fn assert_served_under(runtime: &str) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (folder, model) = (deployment.folder.path().join("enclave"), deployment.folder.path().join("model.asymflow"));
     let mut child = Command::new(env!("CARGO"))
-        .args(["xtask", "enclave", "run", "--runtime", runtime, "--threads", "2", "--peak-mib", "512", "--folder"])
+        .args(["xtask", "enclave", "run", "--runtime", runtime, "--threads", "2", "--folder"])
         .arg(&folder)
         .args(["--", "serve", "--exit-with-parent", "--threads", "2", "--listen", &free, "--model"])
         .arg(&model)
