@@ -86,9 +86,11 @@ impl<R: Ring> Compiler<'_, R> {
         };
         let dropped = if learned { VOTE_BITS } else { 0 };
         let summed = if matches!(layer.decision, ZooDecision::Corner | ZooDecision::Centre) { 1 } else { size };
-        if self.value(input).scale + self.options.integer_bits + dropped + ceil_log2(summed) >= R::BITS {
+        let taken = self.options.integer_bits + dropped + ceil_log2(summed) + 1;
+        if self.options.fixed.activation_bits + taken > R::BITS {
             return out_of_range("size of a block, for the sums that the ring holds,");
         }
+        let input = self.shorten(&layer.name, input, R::BITS - taken);
         let weights = votes.iter().map(|vote| (vote * (1 << VOTE_BITS) as f32).round() as i64).collect();
         let name = layer.name.clone();
         let layer = SharedRelu { name: String::new(), ..layer };
