@@ -32,6 +32,7 @@ use crate::summary::{self, Sources, Summary};
 use crate::worker::WorkerProcess;
 use crate::{machine, tables};
 
+mod budget;
 mod shares;
 
 const ACTIVATION_HELP: &str = "write MODEL+ACTIVATION, e.g. resnet8-cifar+shared-relu:1x4x4";
@@ -124,6 +125,7 @@ pub fn run(args: &Args, interrupt: Interrupt) -> Result<Outcome, CliError> {
         Kind::Serve => runner.serve(),
         Kind::MemoryStudy => runner.memory_study(),
         Kind::Shares => runner.shares(),
+        Kind::ActivationBudget => runner.budget(),
     }
 }
 

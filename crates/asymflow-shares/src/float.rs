@@ -147,7 +147,7 @@ impl Float<'_> {
                 return shared_blocks(shape, (*channels, *rows, *columns), &decision, x);
             }
         };
-        let mut quadratics = self.tensors_of(&shared.name, shared.quadratics());
+        let mut quadratics = self.rows(&shared.name, shared.quadratics()).into_iter();
         let plane = |channel: usize| &x[channel * shape.pixels()..][..shape.pixels()];
         let flat = Shape { channels: 1, ..shape };
         let gated = |x: &[f64], of: &[f64], rows: usize, columns: usize| -> Vec<f64> {
@@ -176,10 +176,10 @@ impl Float<'_> {
     }
 
     /// Rows of coefficients, if there are any.
-    fn tensors_of(&self, name: &str, count: usize) -> impl Iterator<Item = [f64; 3]> + use<> {
+    fn rows(&self, name: &str, count: usize) -> Vec<[f64; 3]> {
         let values = if count > 0 { self.tensor(name, "quadratic") } else { Vec::new() };
         let (rows, _) = values.as_chunks::<3>();
-        rows.to_vec().into_iter()
+        rows.to_vec()
     }
 
     fn conv(&self, conv: &Conv, shape: Shape, x: &[f64]) -> Vec<f64> {

@@ -1,6 +1,6 @@
 //! Which activations share one sign decision, and what it is made from.
 
-use asymflow_zoo::{Decision as ZooDecision, Gate, Layer, Shape, SharedRelu};
+use asymflow_zoo::{Choice, Decision as ZooDecision, Gate, Grouping as ZooGrouping, Layer, Shape, SharedRelu};
 use serde::{Deserialize, Serialize};
 
 /// What the decision of a group looks at, where [`Activation`](crate::Activation) puts one in place of a ReLU (Helbitz and
@@ -79,7 +79,10 @@ impl Grouping {
         if layer.decision == ZooDecision::Largest {
             return Err("decision");
         }
-        let ungated = |gate: &Gate| !matches!(gate, Gate::Group(_));
-        if layer.groups(shape).gates.iter().any(ungated) { Err("group") } else { Ok(()) }
+        let gated = |choice: &Choice| matches!(choice, Choice::Block { .. } | Choice::Copy { .. });
+        match &layer.grouping {
+            ZooGrouping::Choices(choices) if !choices.iter().all(gated) => Err("choice"),
+            _ => Ok(()),
+        }
     }
 }

@@ -134,7 +134,7 @@ fn items_out_of_range_are_named() {
     let own = vec![item(1, 1), Item { needs: Some(0), ..item(1, 0) }];
     assert!(matches!(solve(&[own], 9.0), Err(BudgetError::Needs { class: 0, item: 1, needs: 0 })));
     assert!(matches!(solve(&[Vec::new()], 9.0), Err(BudgetError::Empty { class: 0 })));
-    assert_eq!(solve(&[class.clone()], 0.5), Err(BudgetError::TooSmall { least: 1.0, budget: 0.5 }));
+    assert_eq!(solve(std::slice::from_ref(&class), 0.5), Err(BudgetError::TooSmall { least: 1.0, budget: 0.5 }));
     assert!(matches!(exact(&[class], u32::MAX), Err(BudgetError::States { .. })));
 }
 

@@ -94,7 +94,7 @@ fn every_decision_of_blocks() {
 }
 
 /// ResNet-8 with the choices of a budget: each layer another mixture.
-fn mixed(decision: Decision) -> Network {
+pub fn mixed(decision: Decision) -> Network {
     let make = |name: String, shape: Shape| {
         let block = |rows, columns| Choice::Block { rows, columns };
         let kinds = match name.as_str() {
