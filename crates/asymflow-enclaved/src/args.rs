@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use asymflow::memory::parse_bytes;
+use asymflow_shares::net::ServerAt;
 use lexopt::prelude::*;
 
 /// Printed for `--help`.
@@ -14,6 +15,7 @@ asymflow-enclaved: the trusted part
 Usage:
   asymflow-enclaved                        serves one job on standard input and output (started by `asymflow run`)
   asymflow-enclaved serve --model FILE …   answers clients until it is interrupted
+  asymflow-enclaved deal --program FILE …  deals two servers the randomness of queries on shares, and ends
 
 Options of serve:
   --model FILE                  the model, as a run leaves it (model.asymflow)
@@ -37,6 +39,13 @@ Options of serve:
   --insecure-unlimited-answers  no budget: every answer costs its epsilon, without an end
   --insecure-forgetful          no --state: a restart forgets what clients have lost
   --insecure-worker-plaintext   no TLS to the worker: its token travels in the clear
+
+Options of deal:
+  --program FILE                the program, as `asymflow client prepare-shares` leaves it; it has no weights
+  --queries N                   how many queries' randomness [1]
+  --hours N                     how long it may be used [24]
+  --server ADDRESS HEX          a server and its fingerprint; twice
+  --timeout N                   seconds that a server has for an answer [60]
 ";
 
 /// What to do.
@@ -45,6 +54,17 @@ pub enum Command {
     Help,
     Job,
     Serve(Box<ServeArgs>),
+    Deal(DealArgs),
+}
+
+/// Options of `deal`.
+#[derive(Debug)]
+pub struct DealArgs {
+    pub program: PathBuf,
+    pub queries: u32,
+    pub hours: u64,
+    pub servers: [ServerAt; 2],
+    pub timeout: u64,
 }
 
 /// Options of `serve`.
@@ -79,8 +99,34 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
         None => Ok(Command::Job),
         Some(Short('h') | Long("help")) => Ok(Command::Help),
         Some(Value(word)) if word == "serve" => serve(&mut parser),
+        Some(Value(word)) if word == "deal" => deal(&mut parser),
         Some(other) => Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
     }
+}
+
+fn deal(parser: &mut lexopt::Parser) -> Result<Command> {
+    let (mut program, mut queries, mut hours, mut timeout, mut servers) = (None, 1, 24, 60, Vec::new());
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Long("program") => program = Some(parser.value()?.into()),
+            Long("queries") => queries = number(parser, "--queries")?,
+            Long("hours") => hours = number(parser, "--hours")?,
+            Long("timeout") => timeout = number(parser, "--timeout")?,
+            Long("server") => {
+                let address = parser.value()?.string()?;
+                let fingerprint = parser.value().context("--server takes an address and a fingerprint")?.string()?;
+                servers.push(ServerAt { address, fingerprint: fingerprint.parse()? });
+            }
+            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+        }
+    }
+    let program = program.context("--program is missing; `asymflow client prepare-shares` leaves one")?;
+    let Ok(servers) = <[ServerAt; 2]>::try_from(servers) else { bail!("--server must be given twice") };
+    if queries == 0 {
+        bail!("--queries must be at least 1, got 0");
+    }
+    Ok(Command::Deal(DealArgs { program, queries, hours, servers, timeout }))
 }
 
 fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
@@ -178,5 +224,9 @@ mod tests {
         assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
         assert!(refused(&["serve", "--model", "m", "--memory-limit", "2GB"]).contains("\"2GB\" is no size"));
         assert!(refused(&["train"]).contains("train"));
+        assert!(refused(&["deal"]).contains("--program is missing"));
+        assert!(refused(&["deal", "--program", "p", "--server", "host:1", "ab"]).contains("64 hexadecimal digits"));
+        assert!(refused(&["deal", "--program", "p"]).contains("--server must be given twice"));
+        assert!(refused(&["deal", "--program", "p", "--queries", "-1"]).contains("--queries"));
     }
 }

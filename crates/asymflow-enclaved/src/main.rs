@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod args;
+mod dealing;
 mod door;
 mod evidence;
 mod executor;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             asymflow::serve::serve(stdin(), BufWriter::new(stdout()), &state::open_vault).map_err(Into::into)
         }
         Command::Serve(args) => serving::serve(&args),
+        Command::Deal(args) => dealing::deal(args),
     };
     done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)
 }
