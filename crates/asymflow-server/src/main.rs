@@ -132,8 +132,7 @@ fn start(args: &Args) -> Result<()> {
     let mut store = Store::open(folder, args.store_limit, deal_bytes)?;
     store.purge(SystemTime::now())?;
     let timeout = Duration::from_secs(args.timeout.max(1));
-    let bounds =
-        Bounds { sessions: args.sessions.max(2), timeout, idle: 4 * timeout, queries_a_minute: args.rate };
+    let bounds = Bounds { sessions: args.sessions.max(2), timeout, idle: 4 * timeout, queries_a_minute: args.rate };
     let listener = TcpListener::bind(&args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let ready = serde_json::json!({
         "listening": listener.local_addr().context("cannot listen")?.to_string(),
@@ -189,7 +188,9 @@ fn dealers(args: &Args) -> Result<Option<Verifier>> {
             Collateral::from_json(&bytes).with_context(|| path.display().to_string())?
         }
         None if policy.insecure_accept_simulated => simulated_collateral(Clock::System.now_unix_seconds())?,
-        None => bail!("--dealer-policy needs --collateral (docs/how-to/run-on-sgx.md), to verify a dealer's quote with"),
+        None => {
+            bail!("--dealer-policy needs --collateral (docs/how-to/run-on-sgx.md), to verify a dealer's quote with")
+        }
     };
     Ok(Some(Verifier::new(policy, collateral)?))
 }

@@ -350,7 +350,7 @@ fn of_peer(error: &NetError) -> Refusal {
 fn drain(mut stream: Stream) {
     stream.set_timeout(Duration::from_secs(1));
     let mut rest = [0; 4096];
-    let mut left = 1 << 20_u32;
+    let mut left = 1_u32 << 20;
     while let Ok(read @ 1..) = stream.read(&mut rest) {
         left = left.saturating_sub(read as u32);
         if left == 0 {

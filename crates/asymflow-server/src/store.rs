@@ -306,7 +306,8 @@ fn read_dealing(path: &Path) -> Done<Option<Dealing>> {
     let mut unused = BTreeSet::new();
     for entry in at(path, fs::read_dir(path))? {
         let name = at(path, entry)?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".deal")).and_then(|name| name.parse().ok());
+        let number: Option<u64> =
+            name.to_str().and_then(|name| name.strip_suffix(".deal")).and_then(|name| name.parse().ok());
         unused.extend(number);
     }
     Ok(Some(Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new() }))

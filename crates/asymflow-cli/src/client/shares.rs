@@ -84,7 +84,8 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
     let info = client.info().clone();
     let levels = info.normalization.values(info.input.channels);
     for path in &args.images {
-        let pixels = read_image(path, info.input).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
+        let pixels =
+            read_image(path, info.input).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
         let plane = (info.input.height * info.input.width).max(1);
         let planes = pixels.chunks_exact(plane).zip(&levels);
         let image: Vec<f32> =
@@ -103,7 +104,10 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
 fn told(error: &NetError) -> CliError {
     let help = match error {
         NetError::Unreachable { .. } => {
-            return CliError::missing(error.to_string(), "start it with `asymflow-server`, or name its address with --server");
+            return CliError::missing(
+                error.to_string(),
+                "start it with `asymflow-server`, or name its address with --server",
+            );
         }
         NetError::Refused { refusal, .. } => refusal.help(),
         NetError::Fingerprint { .. } => "compare --fingerprint with what the server prints when it starts",
@@ -137,11 +141,8 @@ pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
     let shares = compiled.share(&seed).map_err(|e| failed(e.to_string()))?;
     let program = shares[0].program().to_bytes();
     put("program", &|file| file.write_all(&program))?;
-    let info = ModelInfo {
-        input: model.network.input,
-        normalization: model.normalization,
-        class_names: model.class_names,
-    };
+    let info =
+        ModelInfo { input: model.network.input, normalization: model.normalization, class_names: model.class_names };
     for (name, share) in ["first.share", "second.share"].into_iter().zip(&shares) {
         put(name, &|file| {
             write(file, &info, &[]).map_err(std::io::Error::other)?;
@@ -152,10 +153,7 @@ pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
 }
 
 /// A new file that only its owner can read.
-fn create(
-    path: &Path,
-    fill: &dyn Fn(&mut BufWriter<std::fs::File>) -> std::io::Result<()>,
-) -> std::io::Result<()> {
+fn create(path: &Path, fill: &dyn Fn(&mut BufWriter<std::fs::File>) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut file = BufWriter::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?);
     fill(&mut file)?;
     file.flush()

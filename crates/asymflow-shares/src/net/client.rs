@@ -48,7 +48,9 @@ impl Client {
     pub fn connect(servers: &[ServerAt; 2], timeout: Duration) -> Result<Self, NetError> {
         let [a, b] = servers;
         if a.fingerprint == b.fingerprint {
-            return Err(NetError::Pair("one fingerprint was given twice, and one server with both shares sees the image"));
+            return Err(NetError::Pair(
+                "one fingerprint was given twice, and one server with both shares sees the image",
+            ));
         }
         let ((one, server, info, program), (other, other_server, other_info, other_program)) =
             (greet(a, timeout)?, greet(b, timeout)?);

@@ -95,7 +95,8 @@ pub fn deal<R: Ring>(
         let mut left = BufWriter::with_capacity(BUFFER_BYTES, &mut *first);
         let mut right = BufWriter::with_capacity(BUFFER_BYTES, &mut *second);
         let dealt = dealer.deal_to(SystemTime::now(), &mut left, &mut right);
-        let (_, sent) = dealt.map_err(|error| refusal_behind(&mut [left.into_parts().0, right.into_parts().0], error))?;
+        let (_, sent) =
+            dealt.map_err(|error| refusal_behind(&mut [left.into_parts().0, right.into_parts().0], error))?;
         bytes = [bytes[0] + sent[0], bytes[1] + sent[1]];
     }
     for answer in [FromServer::Stored, FromServer::Committed] {

@@ -11,7 +11,7 @@ mod stream;
 pub use client::{Client, ServerAt};
 pub use dealer::{DealerPromise, Proof, deal};
 pub use protocol::{
-    FromDealer, FromServer, Hello, LIMITS, ModelInfo, PROOF_LIMITS, PROGRAM_LIMITS, QueryName, Refusal, RefusalCode,
+    FromDealer, FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
     ToServer, VERSION, read, write,
 };
 pub use stream::{NetError, Stream, accept, connect};

@@ -188,7 +188,9 @@ impl Refusal {
             RefusalCode::Dealer => "check the server's policy against what the dealer is",
             RefusalCode::Model => "give both servers and the dealer what one `prepare-shares` wrote",
             RefusalCode::Exhausted => "deal more with `asymflow-enclaved deal`",
-            RefusalCode::Reused | RefusalCode::Expired => "ask again; if it stays, deal more with `asymflow-enclaved deal`",
+            RefusalCode::Reused | RefusalCode::Expired => {
+                "ask again; if it stays, deal more with `asymflow-enclaved deal`"
+            }
             RefusalCode::Full => "deal fewer queries, or allow more with --store-limit",
             RefusalCode::Peer => "see that both servers run and reach each other, and ask again",
             RefusalCode::Internal => "see what the server said",
