@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use asymflow::delta::Sampling;
-use asymflow::job::{DataSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
+use asymflow::job::{DataSpec, EasingSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
@@ -31,6 +31,11 @@ fn model(seed: u64) -> (ServedModel, Vec<f32>) {
         schedule: Schedule::Constant,
         seed: 1,
         evaluate_every: 1,
+        clip_norm: None,
+        coefficient_rate: 1.0,
+        easing: EasingSpec::default(),
+        teacher: None,
+        keep_diverged: false,
     };
     let privacy = PrivacySpec {
         mechanism: "insecure_none".to_owned(),
