@@ -1,11 +1,12 @@
 //! Two servers on secret shares, their dealer and their client, each a process of its own.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use asymflow::delta::Sampling;
 use asymflow::job::{DataSpec, EasingSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
@@ -13,6 +14,11 @@ use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
 use asymflow_privacy::{Precision, Relation};
+use asymflow_residual::client_config;
+use asymflow_shares::net::{
+    FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, ToServer, VERSION, connect, read, write,
+};
+use asymflow_shares::{Program, Seed, share_input};
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
 use asymflow_zoo::{Shape, Weights, by_name};
 use faer::Par;
@@ -180,6 +186,16 @@ impl Pair {
         self.asymflow(&flags, succeeds)
     }
 
+    /// Whether there was an answer.
+    fn try_ask(&self, images: &[PathBuf]) -> bool {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.current_dir(self.folder.path()).args(["client", "shares", "--json"]);
+        for index in [0, 1] {
+            command.args(["--server", &self.addresses[index], "--fingerprint", &self.fingerprints[index]]);
+        }
+        command.args(images).output().unwrap().status.success()
+    }
+
     fn refusal(&self) -> String {
         let output = self.ask(&self.images()[..1], false);
         assert!(output.stdout.is_empty());
@@ -251,7 +267,9 @@ fn strangers_and_other_models_are_refused_by_name() {
     pair.fingerprints[1] = "ab".repeat(32);
     let refused = pair.refusal();
     assert!(refused.contains("is not the server that its fingerprint was given for"), "{refused}");
-    assert!(stderr(&pair.deal("1", false)).contains("is not the server"), "the dealer trusted a stranger");
+    // The server that is met first finds that the dealer deals to another pair.
+    let refused = stderr(&pair.deal("1", false));
+    assert!(refused.contains("another pair of servers"), "{refused}");
     pair.fingerprints[1] = good;
     // Frames that are none, and a caller that leaves in the middle of its handshake, cost nobody anything.
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1]] {
@@ -284,4 +302,112 @@ fn a_dealer_that_is_no_enclave_is_refused_unless_it_was_asked_for() {
     let refused = stderr(&pair.deal("1", false));
     assert!(refused.contains("refused"), "{refused}");
     assert!(pair.refusal().contains("no randomness is left"));
+}
+
+/// A client that has been welcomed, and may break the rules from here on.
+fn rogue(pair: &Pair, index: usize) -> (Stream, Program) {
+    let config = client_config(pair.fingerprints[index].parse().unwrap()).unwrap();
+    let mut stream = connect(&pair.addresses[index], config, Duration::from_secs(60)).unwrap();
+    write(&mut stream, &Hello::Client { version: VERSION }, &[]).unwrap();
+    let frame = read::<FromServer>(&mut stream, PROGRAM_LIMITS).unwrap();
+    assert!(matches!(frame.header, FromServer::Welcome { .. }));
+    (stream, Program::from_bytes(&frame.body).unwrap())
+}
+
+fn ticket(stream: &mut Stream) -> QueryName {
+    write(stream, &ToServer::Begin, &[]).unwrap();
+    match read::<FromServer>(stream, LIMITS).unwrap().header {
+        FromServer::Ticket(query) => query,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn code(stream: &mut Stream) -> RefusalCode {
+    match read::<FromServer>(stream, LIMITS).unwrap().header {
+        FromServer::Refused(refusal) => refusal.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_client_that_breaks_the_rules_is_told_why_and_the_next_one_is_answered() {
+    let pair = Pair::start(false);
+    pair.deal("2", true);
+    pair.assert_answers(&pair.images()[..1]);
+    let (mut stream, program) = rogue(&pair, 0);
+    let unused = ticket(&mut stream);
+    drop(stream);
+    let used = QueryName { number: 0, ..unused };
+    let share = |query: QueryName| {
+        share_input::<u64>(&program, query.number, &vec![0.5; program.input_len()], &Seed::random().unwrap()).unwrap()
+    };
+
+    // Replayed: a number that was used, at the server that gives none out.
+    let (mut stream, _) = rogue(&pair, 1);
+    write(&mut stream, &ToServer::Input { query: used }, &[]).unwrap();
+    share(used)[1].write_to(&mut stream).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Reused);
+    // Out of order: an input for a number that another client was given.
+    let (mut stream, _) = rogue(&pair, 0);
+    write(&mut stream, &ToServer::Input { query: unused }, &[]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Reused);
+    // Longer than it may be.
+    let (mut stream, _) = rogue(&pair, 0);
+    write(&mut stream, &ToServer::Begin, &[1; 9]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Protocol, "a body where none belongs");
+    // Malformed.
+    let (mut stream, _) = rogue(&pair, 0);
+    stream.write_all(&[0xff; 64]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Protocol);
+    // Another version.
+    let config = client_config(pair.fingerprints[0].parse().unwrap()).unwrap();
+    let mut stream = connect(&pair.addresses[0], config.clone(), Duration::from_secs(60)).unwrap();
+    write(&mut stream, &Hello::Client { version: VERSION + 1 }, &[]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Version);
+    // Somebody who says to be the other server, without its certificate.
+    let mut stream = connect(&pair.addresses[0], config, Duration::from_secs(60)).unwrap();
+    let hello = Hello::Peer { version: VERSION, model: program.hash(), query: unused, set_up: false };
+    write(&mut stream, &hello, &[]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Identity);
+    // Gone in the middle of a frame, with a number in hand.
+    let (mut stream, _) = rogue(&pair, 0);
+    let query = ticket(&mut stream);
+    assert_eq!(query, unused, "a number that a client did not use is given to another");
+    write(&mut stream, &ToServer::Input { query }, &[]).unwrap();
+    stream.write_all(b"asyf").unwrap();
+    drop(stream);
+    // Its number goes back when the server has seen that it is gone.
+    let mut next = rogue(&pair, 0).0;
+    let given = loop {
+        write(&mut next, &ToServer::Begin, &[]).unwrap();
+        match read::<FromServer>(&mut next, LIMITS).unwrap().header {
+            FromServer::Ticket(query) => break query,
+            _ => next = rogue(&pair, 0).0,
+        }
+    };
+    assert_eq!(given, unused);
+    drop(next);
+    let images = pair.images();
+    let answered = (0..50).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        pair.try_ask(&images[..1])
+    });
+    assert!(answered, "the next client was not answered");
+}
+
+#[test]
+fn a_server_that_is_killed_in_the_middle_of_a_query_is_named_to_the_client() {
+    let mut pair = Pair::start(false);
+    pair.deal("2", true);
+    let (mut stream, program) = rogue(&pair, 0);
+    let query = ticket(&mut stream);
+    let image = vec![0.5; program.input_len()];
+    let [share, _] = share_input::<u64>(&program, query.number, &image, &Seed::random().unwrap()).unwrap();
+    write(&mut stream, &ToServer::Input { query }, &[]).unwrap();
+    share.write_to(&mut stream).unwrap();
+    // The first server now waits for the second, which dies.
+    pair.servers[1] = None;
+    assert_eq!(code(&mut stream), RefusalCode::Peer);
+    pair.serve(1, &[]);
+    pair.assert_answers(&pair.images()[..1]);
 }
