@@ -1,4 +1,4 @@
-//! Builds the three processes of a deployment.
+//! Builds the processes of a deployment.
 
 use anyhow::Result;
 
@@ -12,6 +12,8 @@ pub const CLI: &str = "asymflow-cli";
 pub const ENCLAVED: &str = "asymflow-enclaved";
 /// The process beside the accelerator.
 pub const WORKER: &str = "asymflow-worker";
+/// One of the two servers on secret shares.
+pub const SERVER: &str = "asymflow-server";
 
 /// The name of the CLI's binary.
 pub const CLI_BINARY: &str = "asymflow";

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::binaries::{self, CLI, ENCLAVED, WORKER};
+use crate::binaries::{self, CLI, ENCLAVED, SERVER, WORKER};
 use crate::doctor::gpu;
 use crate::experiments;
 use crate::failure::{FAILED, INTERRUPTED};
@@ -42,9 +42,9 @@ pub struct TestArgs {
 /// Runs the tests; prints skipped ones and a closing line `N passed, N failed, N skipped`.
 pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     let mut tally = Tally::default();
-    // The drills of the command run all three programs.
+    // The drills of the command run all programs.
     let drilled = args.only.as_deref().is_none_or(|only| only == CLI) && workspace.has(CLI);
-    if drilled && binaries::build(workspace, &[ENCLAVED, WORKER, CLI], &[])? != 0 {
+    if drilled && binaries::build(workspace, &[ENCLAVED, WORKER, SERVER, CLI], &[])? != 0 {
         tally.fail("the binaries for the drills and experiments do not build".to_owned());
     }
     run_tests(workspace, args, &mut tally)?;

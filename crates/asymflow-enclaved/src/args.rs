@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use asymflow::memory::parse_bytes;
 use asymflow::service::REMEMBERED;
+use asymflow_shares::net::ServerAt;
 use lexopt::prelude::*;
 
 /// Printed for `--help`.
@@ -18,6 +19,7 @@ Usage:
   asymflow-enclaved plan --model FILE …    prints as JSON how much memory serve with these options takes at most
   asymflow-enclaved seal-model --model FILE --state DIR
                                            writes DIR/model.sealed, which only this enclave's signer can read
+  asymflow-enclaved deal --program FILE …  deals two servers the randomness of queries on shares, and ends
 
 Options of serve:
   --model FILE                  the model, as a run leaves it (model.asymflow), or sealed
@@ -42,6 +44,13 @@ Options of serve:
   --insecure-unlimited-answers  no budget: every answer costs its epsilon, without an end
   --insecure-forgetful          no --state: a restart forgets what clients have lost
   --insecure-worker-plaintext   no TLS to the worker: its token travels in the clear
+
+Options of deal:
+  --program FILE                the program, as `asymflow client prepare-shares` leaves it; it has no weights
+  --queries N                   how many queries' randomness [1]
+  --hours N                     how long it may be used [24]
+  --server ADDRESS HEX          a server and its fingerprint; twice
+  --timeout N                   seconds that a server has for an answer [60]
 ";
 
 /// What to do.
@@ -52,6 +61,17 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     Plan(Box<ServeArgs>),
     SealModel { model: PathBuf, state: PathBuf },
+    Deal(DealArgs),
+}
+
+/// Options of `deal`.
+#[derive(Debug)]
+pub struct DealArgs {
+    pub program: PathBuf,
+    pub queries: u32,
+    pub hours: u64,
+    pub servers: [ServerAt; 2],
+    pub timeout: u64,
 }
 
 /// Options of `serve`.
@@ -89,6 +109,7 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
         Some(Value(word)) if word == "serve" => Ok(serve(&mut parser)?.map_or(Command::Help, Command::Serve)),
         Some(Value(word)) if word == "plan" => Ok(serve(&mut parser)?.map_or(Command::Help, Command::Plan)),
         Some(Value(word)) if word == "seal-model" => seal_model(&mut parser),
+        Some(Value(word)) if word == "deal" => deal(&mut parser),
         Some(other) => Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
     }
 }
@@ -105,6 +126,31 @@ fn seal_model(parser: &mut lexopt::Parser) -> Result<Command> {
     }
     let model = model.context("--model is missing; a run leaves one as model.asymflow")?;
     Ok(Command::SealModel { model, state: state.context("--state is missing: the folder for the sealed model")? })
+}
+
+fn deal(parser: &mut lexopt::Parser) -> Result<Command> {
+    let (mut program, mut queries, mut hours, mut timeout, mut servers) = (None, 1, 24, 60, Vec::new());
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Long("program") => program = Some(parser.value()?.into()),
+            Long("queries") => queries = number(parser, "--queries")?,
+            Long("hours") => hours = number(parser, "--hours")?,
+            Long("timeout") => timeout = number(parser, "--timeout")?,
+            Long("server") => {
+                let address = parser.value()?.string()?;
+                let fingerprint = parser.value().context("--server takes an address and a fingerprint")?.string()?;
+                servers.push(ServerAt { address, fingerprint: fingerprint.parse()? });
+            }
+            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+        }
+    }
+    let program = program.context("--program is missing; `asymflow client prepare-shares` leaves one")?;
+    let Ok(servers) = <[ServerAt; 2]>::try_from(servers) else { bail!("--server must be given twice") };
+    if queries == 0 {
+        bail!("--queries must be at least 1, got 0");
+    }
+    Ok(Command::Deal(DealArgs { program, queries, hours, servers, timeout }))
 }
 
 /// Options of `serve`, which `plan` takes as well; none where help is asked for.
@@ -205,5 +251,9 @@ mod tests {
         assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
         assert!(refused(&["serve", "--model", "m", "--memory-limit", "2GB"]).contains("\"2GB\" is no size"));
         assert!(refused(&["train"]).contains("train"));
+        assert!(refused(&["deal"]).contains("--program is missing"));
+        assert!(refused(&["deal", "--program", "p", "--server", "host:1", "ab"]).contains("64 hexadecimal digits"));
+        assert!(refused(&["deal", "--program", "p"]).contains("--server must be given twice"));
+        assert!(refused(&["deal", "--program", "p", "--queries", "-1"]).contains("--queries"));
     }
 }

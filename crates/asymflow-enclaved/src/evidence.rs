@@ -78,6 +78,11 @@ impl Identity {
         self.identity.server_config()
     }
 
+    /// The certificate, DER.
+    pub fn certificate(&self) -> &[u8] {
+        self.identity.certificate()
+    }
+
     /// Makes quotes for sessions.
     pub fn prover(&self) -> Prove {
         let (identity, quoter) = (Arc::clone(&self.identity), Arc::clone(&self.quoter));

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod args;
+mod dealing;
 mod door;
 mod evidence;
 mod executor;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serving::serve(&args),
         Command::Plan(args) => serving::plan(&args),
         Command::SealModel { model, state } => model::seal(&model, &state),
+        Command::Deal(args) => dealing::deal(args),
     };
     done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)
 }

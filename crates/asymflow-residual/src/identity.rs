@@ -99,6 +99,32 @@ impl Identity {
         Fingerprint::of(&self.certificate)
     }
 
+    /// A client that shows this identity to the one process with the fingerprint `pin`, TLS 1.3 only.
+    ///
+    /// # Errors
+    /// The certificate and key cannot be used for TLS.
+    pub fn client_config(&self, pin: Fingerprint) -> Result<Arc<rustls::ClientConfig>, IdentityError> {
+        let (certificate, key) = (self.certificate.clone(), self.key.clone_key());
+        Ok(Arc::new(crate::pin::pinned(pin)?.with_client_auth_cert(vec![certificate], key)?))
+    }
+
+    /// A server of this identity to whom clients may show theirs: whose it is, the caller finds with [`Fingerprint::of`].
+    ///
+    /// # Errors
+    /// The certificate and key cannot be used for TLS.
+    pub fn mutual_server_config(&self) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Arc::new(crate::mutual::AnyIdentity::new(Arc::clone(&provider)));
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
+        // A resumed session would not show its certificate again.
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    #[cfg(feature = "backend")]
     pub(crate) fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?

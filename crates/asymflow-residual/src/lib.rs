@@ -14,8 +14,10 @@ mod client;
 pub mod conformance;
 mod connection;
 mod data_parallel;
-#[cfg(feature = "backend")]
+#[cfg(feature = "identity")]
 mod identity;
+#[cfg(feature = "identity")]
+mod mutual;
 mod pin;
 mod protocol;
 mod queue;
@@ -35,9 +37,9 @@ pub use backend::{
 pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};
 pub use client::{Notify, Protection, Tap, Transport, WorkerClient, WorkerConfig};
 pub use data_parallel::DataParallel;
-#[cfg(feature = "backend")]
+#[cfg(feature = "identity")]
 pub use identity::{Identity, IdentityError};
-pub use pin::{Fingerprint, FingerprintError};
+pub use pin::{Fingerprint, FingerprintError, client_config};
 pub use protocol::{PROTOCOL_VERSION, Token};
 pub use ring::{RingLayout, RingLayoutError, RingName, RingNameError};
 #[cfg(feature = "backend")]

@@ -4,10 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, SignatureScheme};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error as ThisError;
@@ -111,14 +112,20 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// TLS 1.3 only, for the one worker with this fingerprint.
-pub(crate) fn client_config(pin: Fingerprint) -> Result<Arc<ClientConfig>, Error> {
+/// A client of the one process with this fingerprint, TLS 1.3 only, that does not say who it is.
+///
+/// # Errors
+/// rustls does not take its own defaults.
+pub fn client_config(pin: Fingerprint) -> Result<Arc<ClientConfig>, Error> {
+    Ok(Arc::new(pinned(pin)?.with_no_client_auth()))
+}
+
+/// The same, still open as to who the client is.
+pub(crate) fn pinned(pin: Fingerprint) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Pinned { pin, provider: Arc::clone(&provider) });
-    let config = ClientConfig::builder_with_provider(provider)
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+        .with_custom_certificate_verifier(verifier))
 }

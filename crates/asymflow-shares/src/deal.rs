@@ -15,7 +15,7 @@ use crate::message::Session;
 use crate::model::{PartyModel, Server};
 use crate::nonlinear::OpDeal;
 use crate::party::Party;
-use crate::program::DealSize;
+use crate::program::{DealSize, Program};
 use crate::ring::Ring;
 
 /// What a deal belongs to.
@@ -112,6 +112,11 @@ impl<R: Ring> Deal<R> {
         self.header.query
     }
 
+    /// From when on it is refused, in seconds of Unix time.
+    pub const fn expires_seconds(&self) -> u64 {
+        self.header.expires_seconds
+    }
+
     /// Bytes of correlated randomness beyond the seed.
     pub fn bytes(&self) -> u64 {
         self.ops.iter().map(|op| (op.common.len() * 16 + op.corrections.len() * R::BYTES) as u64).sum()
@@ -119,9 +124,12 @@ impl<R: Ring> Deal<R> {
 
     /// Checks that it is for this server and model.
     fn check(&self, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
-        check_header(&self.header, model, seed)?;
         let query = self.header.query;
-        let sizes = sizes(model, seed.server);
+        check_header(&self.header, &model.hash, seed)?;
+        if model.server.is_some_and(|server| server != seed.server) {
+            return Err(DealError::Model { query });
+        }
+        let sizes = sizes(&model.program, seed.server);
         if self.ops.len() != sizes.len() {
             return Err(DealError::Model { query });
         }
@@ -148,15 +156,23 @@ impl<R: Ring> Deal<R> {
         Ok(written)
     }
 
-    /// Reads what [`Deal::write_to`] wrote, for `model` at the server of `seed`. Nothing longer than the program asks for
-    /// is read.
-    fn read_from(reader: &mut impl Read, model: &PartyModel<R>, seed: &ServerSeed) -> Result<Self, DealError> {
+    /// Reads what [`Deal::write_to`] wrote, for `program`, whose hash is `model`, at the server of `seed`. Nothing longer than
+    /// the program asks for is read.
+    ///
+    /// # Errors
+    /// The reader failed, or the deal is not for this server, session and model, or not whole.
+    pub fn read_from(
+        reader: &mut impl Read,
+        program: &Program,
+        model: &[u8; 32],
+        seed: &ServerSeed,
+    ) -> Result<Self, DealError> {
         let limits = |body_bytes| Limits { header_bytes: HEADER_LIMIT, body_bytes };
         let header: DealHeader = read_frame(reader, limits(0))?.header;
         check_header(&header, model, seed)?;
         let query = header.query;
         let mut ops = Vec::new();
-        for (op, size) in sizes(model, seed.server).into_iter().enumerate() {
+        for (op, size) in sizes(program, seed.server).into_iter().enumerate() {
             let expected = bytes_of::<R>(size);
             if expected == 0 {
                 ops.push(OpDeal::default());
@@ -188,24 +204,24 @@ impl<R: Ring> OpDeal<R> {
     }
 }
 
-fn check_header<R>(header: &DealHeader, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+fn check_header(header: &DealHeader, model: &[u8; 32], seed: &ServerSeed) -> Result<(), DealError> {
     let query = header.query;
     if header.session != seed.session || header.server != seed.server {
         return Err(DealError::Session { query });
     }
-    if header.model != model.hash || model.server.is_some_and(|server| server != seed.server) {
+    if header.model != *model {
         return Err(DealError::Model { query });
     }
     Ok(())
 }
 
 /// What `server` gets for each operation.
-fn sizes<R>(model: &PartyModel<R>, server: Server) -> Vec<DealSize> {
+fn sizes(program: &Program, server: Server) -> Vec<DealSize> {
     let of = |step: &crate::program::Step| {
-        let size = model.program.deal_size(&step.op);
+        let size = program.deal_size(&step.op);
         if server.is_first() { DealSize { corrections: 0, ..size } } else { size }
     };
-    model.program.steps.iter().map(of).collect()
+    program.steps.iter().map(of).collect()
 }
 
 const fn bytes_of<R: Ring>(size: DealSize) -> usize {
@@ -259,7 +275,7 @@ impl<R: Ring> DealStore<R> {
     /// # Errors
     /// The reader failed, or as [`DealStore::insert`].
     pub fn read(&mut self, reader: &mut impl Read) -> Result<u64, DealError> {
-        let deal = Deal::read_from(reader, &self.model, &self.seed)?;
+        let deal = Deal::read_from(reader, &self.model.program, &self.model.hash, &self.seed)?;
         let query = deal.query();
         self.insert(deal).map(|()| query)
     }

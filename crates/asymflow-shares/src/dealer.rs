@@ -37,6 +37,16 @@ impl ServerSeed {
     /// Length of [`ServerSeed::to_bytes`].
     pub const BYTES: usize = 49;
 
+    /// Which dealing it belongs to; public.
+    pub const fn session(&self) -> [u8; 16] {
+        self.session
+    }
+
+    /// Whose it is.
+    pub const fn server(&self) -> Server {
+        self.server
+    }
+
     /// For an encrypted channel to the server.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];

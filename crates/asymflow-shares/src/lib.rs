@@ -15,6 +15,8 @@ mod input;
 pub mod link;
 mod message;
 mod model;
+#[cfg(feature = "net")]
+pub mod net;
 mod nonlinear;
 mod party;
 mod plaintext;

@@ -80,6 +80,11 @@ impl<R> WeightShare<R> {
     pub fn program(&self) -> &Program {
         &self.program
     }
+
+    /// Whose share it is.
+    pub const fn server(&self) -> Server {
+        self.server
+    }
 }
 
 impl<R: Ring> FixedModel<R> {

@@ -3,6 +3,7 @@
 mod connection;
 mod load;
 mod policy;
+mod shares;
 mod witness;
 
 use std::io::Write;
@@ -35,6 +36,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Classify image files by two servers on secret shares: neither sees an image or an answer
+    Shares(shares::SharesArgs),
+    /// Make of a model what two servers and their dealer are given
+    PrepareShares(shares::PrepareArgs),
     /// Verify the service and print what it proves and promises
     Inspect {
         #[command(flatten)]
@@ -94,6 +99,8 @@ impl ServiceArgs {
 pub fn execute(command: Command) -> Result<(), CliError> {
     match command {
         Command::Classify { service, images, json } => classify(&service, &images, json),
+        Command::Shares(args) => shares::classify(&args),
+        Command::PrepareShares(args) => shares::prepare(&args),
         Command::Inspect { service } => {
             let connection = connect(&service)?;
             crate::print(&described(&connection));
@@ -180,15 +187,19 @@ fn lines<'a>(reply: &'a Reply, promise: &'a Promise, json: bool) -> impl Iterato
             return Err(refusal.detail.clone());
         }
         let logits = logits.next().unwrap_or_default();
-        let (class, probability) = best(logits);
-        let name = promise.class_names.get(class).cloned().unwrap_or_else(|| class.to_string());
-        Ok(if json {
-            serde_json::json!({ "class": class, "name": name, "probability": probability, "logits": logits })
-                .to_string()
-        } else {
-            format!("{name} ({:.1} %)", 100.0 * probability)
-        })
+        Ok(answer(logits, &promise.class_names, json))
     })
+}
+
+/// What is told of one answer.
+fn answer(logits: &[f32], class_names: &[String], json: bool) -> String {
+    let (class, probability) = best(logits);
+    let name = class_names.get(class).cloned().unwrap_or_else(|| class.to_string());
+    if json {
+        serde_json::json!({ "class": class, "name": name, "probability": probability, "logits": logits }).to_string()
+    } else {
+        format!("{name} ({:.1} %)", 100.0 * probability)
+    }
 }
 
 /// The largest logit and its softmax.

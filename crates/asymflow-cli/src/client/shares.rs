@@ -1,0 +1,160 @@
+//! The client and the owner of two servers that answer on secret shares.
+
+use std::fs::OpenOptions;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use asymflow::service::ServedModel;
+use asymflow_residual::Fingerprint;
+use asymflow_shares::net::{Client, ModelInfo, NetError, ServerAt, write};
+use asymflow_shares::{Options, Seed, WeightPolicy, compile};
+use asymflow_zoo::Weights;
+use asymflow_zoo::data::read_image;
+use clap::{Args, ValueEnum};
+
+use super::{answer, say};
+use crate::error::CliError;
+
+/// The ring of the servers.
+type Ring = u64;
+
+/// Options of `shares`.
+#[derive(Debug, Args)]
+pub struct SharesArgs {
+    /// Address of a server; twice
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    server: Vec<String>,
+    /// Its fingerprint, in the same order
+    #[arg(long, value_name = "HEX", required = true)]
+    fingerprint: Vec<Fingerprint>,
+    /// JPEG or PNG files
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+    /// One line of JSON an image, with its logits
+    #[arg(long)]
+    json: bool,
+    /// Longest wait for an answer, in seconds
+    #[arg(long, default_value_t = 60)]
+    timeout: u64,
+}
+
+/// Options of `prepare-shares`.
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    /// The model, as a run leaves it (model.asymflow)
+    model: PathBuf,
+    /// Whether the servers know the weights
+    #[arg(long, value_enum)]
+    weights: Policy,
+    /// Folder for what the dealer and the servers get
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+/// Who knows the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    /// Both servers: they get the model file
+    Public,
+    /// Neither server: each gets a share
+    Shared,
+}
+
+/// Classifies images.
+pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
+    if let Some(missing) = args.images.iter().find(|path| !path.is_file()) {
+        return Err(CliError::usage(format!("{}: not found", missing.display()), "name JPEG or PNG files"));
+    }
+    let [servers, fingerprints] = [args.server.len(), args.fingerprint.len()];
+    let both = || {
+        let at = |index: usize| {
+            let (address, &fingerprint) = args.server.get(index).zip(args.fingerprint.get(index))?;
+            Some(ServerAt { address: address.clone(), fingerprint })
+        };
+        at(0).zip(at(1)).filter(|_| servers == 2 && fingerprints == 2)
+    };
+    let Some((first, second)) = both() else {
+        let what = format!("{servers} servers and {fingerprints} fingerprints, expected two of each");
+        return Err(CliError::usage(what, "give --server and --fingerprint for each of the two servers"));
+    };
+    let mut client =
+        Client::connect(&[first, second], Duration::from_secs(args.timeout.max(1))).map_err(|e| told(&e))?;
+    let info = client.info().clone();
+    let levels = info.normalization.values(info.input.channels);
+    for path in &args.images {
+        let pixels =
+            read_image(path, info.input).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
+        let plane = (info.input.height * info.input.width).max(1);
+        let planes = pixels.chunks_exact(plane).zip(&levels);
+        let image: Vec<f32> =
+            planes.flat_map(|(plane, levels)| plane.iter().map(|&pixel| levels[usize::from(pixel)])).collect();
+        let started = Instant::now();
+        let logits = client.ask::<Ring>(&image).map_err(|e| told(&e))?;
+        let milliseconds = 1e3 * started.elapsed().as_secs_f64();
+        let line = answer(&logits, &info.class_names, args.json);
+        crate::print(&if args.json { format!("{line}\n") } else { format!("{}: {line}\n", path.display()) });
+        say(&format!("answered on shares in {milliseconds:.1} ms"));
+    }
+    client.close();
+    Ok(())
+}
+
+fn told(error: &NetError) -> CliError {
+    let help = match error {
+        NetError::Unreachable { .. } => {
+            return CliError::missing(
+                error.to_string(),
+                "start it with `asymflow-server`, or name its address with --server",
+            );
+        }
+        NetError::Refused { refusal, .. } => refusal.help(),
+        NetError::Fingerprint { .. } => "compare --fingerprint with what the server prints when it starts",
+        NetError::Pair(_) => "name the first and the second server of one model",
+        NetError::Wire { .. } | NetError::Handshake { .. } => "see that both servers run, and ask again",
+        _ => "use programs of one release",
+    };
+    CliError::failed(error.to_string(), help)
+}
+
+/// Writes `program` for the dealer, and with shared weights `first.share` and `second.share` for the servers.
+pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
+    let named = args.model.display();
+    let unusable = |e: String| CliError::usage(format!("{named}: {e}"), "name the model.asymflow of a run");
+    let bytes = std::fs::read(&args.model).map_err(|e| unusable(e.to_string()))?;
+    let (model, weights) = ServedModel::decode(&bytes).map_err(|e| unusable(e.to_string()))?;
+    let weights = Weights::unflatten(&model.network, &weights).map_err(|e| unusable(e.to_string()))?;
+    let policy = if args.weights == Policy::Public { WeightPolicy::Public } else { WeightPolicy::Shared };
+    let compiled = compile::<Ring>(&model.network, &weights, &Options::new::<Ring>(policy))
+        .map_err(|e| CliError::usage(format!("{named}: {e}"), ""))?;
+    let failed = |e: String| CliError::failed(format!("{}: {e}", args.output.display()), "give a new folder");
+    std::fs::create_dir_all(&args.output).map_err(|e| failed(e.to_string()))?;
+    let put = |name: &str, write: &dyn Fn(&mut BufWriter<std::fs::File>) -> std::io::Result<()>| {
+        create(&args.output.join(name), write).map_err(|e| failed(format!("{name}: {e}")))
+    };
+    if args.weights == Policy::Public {
+        let program = compiled.program().to_bytes();
+        return put("program", &|file| file.write_all(&program));
+    }
+    let seed = Seed::random().map_err(|e| CliError::missing(format!("no randomness: {e}"), ""))?;
+    let shares = compiled.share(&seed).map_err(|e| failed(e.to_string()))?;
+    let program = shares[0].program().to_bytes();
+    put("program", &|file| file.write_all(&program))?;
+    let info =
+        ModelInfo { input: model.network.input, normalization: model.normalization, class_names: model.class_names };
+    for (name, share) in ["first.share", "second.share"].into_iter().zip(&shares) {
+        put(name, &|file| {
+            write(file, &info, &[]).map_err(std::io::Error::other)?;
+            share.write_to(file).map(drop).map_err(std::io::Error::other)
+        })?;
+    }
+    Ok(())
+}
+
+/// A new file that only its owner can read.
+fn create(path: &Path, fill: &dyn Fn(&mut BufWriter<std::fs::File>) -> std::io::Result<()>) -> std::io::Result<()> {
+    let mut file = BufWriter::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?);
+    fill(&mut file)?;
+    file.flush()
+}

@@ -1,0 +1,413 @@
+//! Two servers on secret shares, their dealer and their client, each a process of its own.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use asymflow::delta::Sampling;
+use asymflow::job::{DataSpec, EasingSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
+use asymflow::plan::SplitSpec;
+use asymflow::release::PrivacySpec;
+use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
+use asymflow_privacy::{Precision, Relation};
+use asymflow_residual::client_config;
+use asymflow_shares::net::{
+    FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, ToServer, VERSION, connect, read, write,
+};
+use asymflow_shares::{Program, Seed, share_input};
+use asymflow_zoo::data::{Normalization, read_image, synthetic};
+use asymflow_zoo::{Shape, Weights, by_name};
+use faer::Par;
+
+/// Fixed point against floating point at 12 fraction bits, as the shares crate states it for residual networks.
+const TOLERANCE: f32 = 0.01;
+
+fn model(seed: u64) -> (ServedModel, Vec<f32>) {
+    let network = by_name("resnet8-cifar", 10, None).unwrap();
+    let train = TrainSpec {
+        epochs: 1,
+        batch: 8,
+        learning_rate: 0.1,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        schedule: Schedule::Constant,
+        seed: 1,
+        evaluate_every: 1,
+        clip_norm: None,
+        coefficient_rate: 1.0,
+        easing: EasingSpec::default(),
+        teacher: None,
+        keep_diverged: false,
+    };
+    let privacy = PrivacySpec {
+        mechanism: "insecure_none".to_owned(),
+        sigma: None,
+        clip: None,
+        relation: Relation::Remove,
+        delta: 1e-5,
+        budget_epsilon: None,
+    };
+    let job = JobSpec {
+        mode: ModeKind::TrustedOnly,
+        network,
+        data: DataSpec { path: None, train: None, test: None, seed: 1, augment: false },
+        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
+        privacy,
+        delta: None,
+        naive_epsilon: None,
+        shares: Default::default(),
+        precision: Precision::F32,
+        worker: None,
+        threads: 1,
+        vault: None,
+        memory_limit_bytes: None,
+        task: Task::Train(train),
+    };
+    let data = synthetic(100, 0, 1).train;
+    let sampling = Sampling { batch: 8, records: 100 };
+    let model = ServedModel::of(&job, sampling, Normalization::of(&data), data.class_names().to_vec());
+    let network = model.settings().stored_network().unwrap();
+    let weights = Weights::init(&network, seed).flatten(&network).unwrap();
+    (model, weights)
+}
+
+fn beside(program: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name(program);
+    assert!(path.is_file(), "{program} is not built: cargo build --release -p {program}");
+    path
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A server that ends with its test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Pair {
+    folder: tempfile::TempDir,
+    shared: bool,
+    addresses: [String; 2],
+    fingerprints: [String; 2],
+    servers: [Option<Server>; 2],
+}
+
+impl Pair {
+    fn start(shared: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, weights) = model(7);
+        std::fs::write(folder.path().join("model.asymflow"), model.encode(&weights).unwrap()).unwrap();
+        let free = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = free.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
+        drop(free);
+        let mut pair = Self { folder, shared, addresses, fingerprints: Default::default(), servers: [None, None] };
+        let policy = if shared { "shared" } else { "public" };
+        pair.asymflow(&["client", "prepare-shares", "model.asymflow", "--weights", policy, "--output", "made"], true);
+        pair.asymflow(&["samples", "images", "--count", "3"], true);
+        for (index, name) in ["first", "second"].into_iter().enumerate() {
+            let printed = Command::new(beside("asymflow-server"))
+                .current_dir(pair.folder.path())
+                .args(["--identity", &format!("{name}.pem"), "--print-fingerprint"])
+                .output()
+                .unwrap();
+            pair.fingerprints[index] = String::from_utf8(printed.stdout).unwrap().trim().to_owned();
+        }
+        pair.serve(0, &[]);
+        pair.serve(1, &[]);
+        pair
+    }
+
+    fn serve(&mut self, index: usize, more: &[&str]) {
+        let name = ["first", "second"][index];
+        let other = 1 - index;
+        let mut command = Command::new(beside("asymflow-server"));
+        command.current_dir(self.folder.path());
+        command.args(["--identity", &format!("{name}.pem"), "--store", name, "--timeout", "10"]);
+        command.args(["--listen", &self.addresses[index], "--peer", &self.addresses[other]]);
+        command.args(["--peer-fingerprint", &self.fingerprints[other]]);
+        if self.shared {
+            command.args(["--share", &format!("made/{name}.share")]);
+        } else {
+            command.args(["--server", name]);
+            if !more.contains(&"--model") {
+                command.args(["--model", "model.asymflow"]);
+            }
+        }
+        if !more.contains(&"--dealer-policy") {
+            command.arg("--insecure-accept-simulated");
+        }
+        let mut child = command.args(more).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("fingerprint"), "{line}");
+        self.servers[index] = Some(Server(child));
+    }
+
+    fn asymflow(&self, flags: &[&str], succeeds: bool) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        let output = command.current_dir(self.folder.path()).args(flags).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.success(), succeeds, "{flags:?}: {}", stderr(&output));
+        output
+    }
+
+    fn deal(&self, queries: &str, succeeds: bool) -> Output {
+        let [first, second] = [0, 1].map(|index| [self.addresses[index].as_str(), &self.fingerprints[index]]);
+        let mut command = Command::new(beside("asymflow-enclaved"));
+        command.current_dir(self.folder.path()).args(["deal", "--program", "made/program", "--queries", queries]);
+        let output = command.arg("--server").args(first).arg("--server").args(second).output().unwrap();
+        assert_eq!(output.status.success(), succeeds, "{}", stderr(&output));
+        output
+    }
+
+    fn images(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.folder.path().join("images")).unwrap();
+        let mut images: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+        images.sort();
+        images
+    }
+
+    fn ask(&self, images: &[PathBuf], succeeds: bool) -> Output {
+        let mut flags = vec!["client", "shares", "--json"];
+        for index in [1, 0] {
+            flags.extend(["--server", &self.addresses[index], "--fingerprint", &self.fingerprints[index]]);
+        }
+        flags.extend(images.iter().map(|path| path.to_str().unwrap()));
+        self.asymflow(&flags, succeeds)
+    }
+
+    /// Whether there was an answer.
+    fn try_ask(&self, images: &[PathBuf]) -> bool {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.current_dir(self.folder.path()).args(["client", "shares", "--json"]);
+        for index in [0, 1] {
+            command.args(["--server", &self.addresses[index], "--fingerprint", &self.fingerprints[index]]);
+        }
+        command.args(images).output().unwrap().status.success()
+    }
+
+    fn refusal(&self) -> String {
+        let output = self.ask(&self.images()[..1], false);
+        assert!(output.stdout.is_empty());
+        stderr(&output)
+    }
+
+    fn assert_answers(&self, images: &[PathBuf]) {
+        let output = self.ask(images, true);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), images.len());
+        for (line, expected) in lines.iter().zip(in_process(images)) {
+            let logits: Vec<f32> = serde_json::from_value(line["logits"].clone()).unwrap();
+            let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(logits.len() == expected.len() && worst < TOLERANCE, "off by {worst}");
+        }
+    }
+}
+
+/// The same images asked in this process, in floating point.
+fn in_process(images: &[PathBuf]) -> Vec<Vec<f32>> {
+    let (model, weights) = model(7);
+    let mut service = Service::new(model, &weights, None, ServiceSettings::default(), Par::Seq).unwrap();
+    let query = |path: &PathBuf| Query {
+        client: ClientId::of(&[0; 32]),
+        image: read_image(path, Shape::new(3, 32, 32)).unwrap(),
+    };
+    let queries: Vec<_> = images.iter().map(query).collect();
+    service.answer(&queries).into_iter().map(|answer| answer.unwrap().logits).collect()
+}
+
+#[test]
+fn four_processes_answer_as_the_network_answers_in_process_with_both_weight_policies() {
+    for shared in [false, true] {
+        let pair = Pair::start(shared);
+        // Nothing was dealt yet.
+        let refused = pair.refusal();
+        assert!(refused.contains("no randomness is left") && refused.contains("deal more"), "{refused}");
+        // The dealer has ended before the first query is asked.
+        pair.deal("3", true);
+        pair.assert_answers(&pair.images());
+        let refused = pair.refusal();
+        assert!(refused.contains("no randomness is left"), "{refused}");
+    }
+}
+
+#[test]
+fn what_was_used_stays_used_after_a_kill_and_a_dead_server_is_named() {
+    let mut pair = Pair::start(true);
+    pair.deal("3", true);
+    let images = pair.images();
+    pair.assert_answers(&images[..1]);
+    // Killed: what was dealt stays, what was used does not come back, and the weights are masked again.
+    pair.servers[1] = None;
+    let refused = pair.refusal();
+    assert!(refused.contains("cannot connect to") && refused.contains("asymflow-server"), "{refused}");
+    pair.servers[0] = None;
+    pair.serve(0, &[]);
+    pair.serve(1, &[]);
+    pair.assert_answers(&images[1..]);
+    assert!(pair.refusal().contains("no randomness is left"));
+}
+
+#[test]
+fn strangers_and_other_models_are_refused_by_name() {
+    let mut pair = Pair::start(false);
+    // Whoever has another fingerprint is not dealt to, and not asked.
+    let good = pair.fingerprints[1].clone();
+    pair.fingerprints[1] = "ab".repeat(32);
+    let refused = pair.refusal();
+    assert!(refused.contains("is not the server that its fingerprint was given for"), "{refused}");
+    // The server that is met first finds that the dealer deals to another pair.
+    let refused = stderr(&pair.deal("1", false));
+    assert!(refused.contains("another pair of servers"), "{refused}");
+    pair.fingerprints[1] = good;
+    // Frames that are none, and a caller that leaves in the middle of its handshake, cost nobody anything.
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x16, 3, 1]] {
+        let mut stranger = TcpStream::connect(&pair.addresses[0]).unwrap();
+        stranger.write_all(bytes).unwrap();
+        stranger.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = stranger.read_to_end(&mut Vec::new());
+    }
+    pair.deal("1", true);
+    pair.assert_answers(&pair.images()[..1]);
+
+    // A second server with other weights is found before anything is shared, by dealer and client.
+    let (other, weights) = model(8);
+    std::fs::write(pair.folder.path().join("other.asymflow"), other.encode(&weights).unwrap()).unwrap();
+    pair.servers[1] = None;
+    pair.serve(1, &["--model", "other.asymflow"]);
+    let refused = pair.refusal();
+    assert!(refused.contains("they have different models"), "{refused}");
+    let refused = stderr(&pair.deal("1", false));
+    assert!(refused.contains("the dealer has program"), "{refused}");
+}
+
+#[test]
+fn a_dealer_that_is_no_enclave_is_refused_unless_it_was_asked_for() {
+    let mut pair = Pair::start(false);
+    pair.servers[0] = None;
+    let policy = format!("[enclave]\nmr_enclave = [\"{}\"]\n", "cd".repeat(32));
+    std::fs::write(pair.folder.path().join("dealer.toml"), policy).unwrap();
+    pair.serve(0, &["--dealer-policy", "dealer.toml", "--insecure-accept-simulated"]);
+    let refused = stderr(&pair.deal("1", false));
+    assert!(refused.contains("refused"), "{refused}");
+    assert!(pair.refusal().contains("no randomness is left"));
+}
+
+/// A client that has been welcomed, and may break the rules from here on.
+fn rogue(pair: &Pair, index: usize) -> (Stream, Program) {
+    let config = client_config(pair.fingerprints[index].parse().unwrap()).unwrap();
+    let mut stream = connect(&pair.addresses[index], config, Duration::from_secs(60)).unwrap();
+    write(&mut stream, &Hello::Client { version: VERSION }, &[]).unwrap();
+    let frame = read::<FromServer>(&mut stream, PROGRAM_LIMITS).unwrap();
+    assert!(matches!(frame.header, FromServer::Welcome { .. }));
+    (stream, Program::from_bytes(&frame.body).unwrap())
+}
+
+fn ticket(stream: &mut Stream) -> QueryName {
+    write(stream, &ToServer::Begin, &[]).unwrap();
+    match read::<FromServer>(stream, LIMITS).unwrap().header {
+        FromServer::Ticket(query) => query,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn code(stream: &mut Stream) -> RefusalCode {
+    match read::<FromServer>(stream, LIMITS).unwrap().header {
+        FromServer::Refused(refusal) => refusal.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_client_that_breaks_the_rules_is_told_why_and_the_next_one_is_answered() {
+    let pair = Pair::start(false);
+    pair.deal("2", true);
+    pair.assert_answers(&pair.images()[..1]);
+    let (mut stream, program) = rogue(&pair, 0);
+    let unused = ticket(&mut stream);
+    drop(stream);
+    let used = QueryName { number: 0, ..unused };
+    let share = |query: QueryName| {
+        share_input::<u64>(&program, query.number, &vec![0.5; program.input_len()], &Seed::random().unwrap()).unwrap()
+    };
+
+    // Replayed: a number that was used, at the server that gives none out.
+    let (mut stream, _) = rogue(&pair, 1);
+    write(&mut stream, &ToServer::Input { query: used }, &[]).unwrap();
+    share(used)[1].write_to(&mut stream).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Reused);
+    // Out of order: an input for a number that another client was given.
+    let (mut stream, _) = rogue(&pair, 0);
+    write(&mut stream, &ToServer::Input { query: unused }, &[]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Reused);
+    // Longer than it may be.
+    let (mut stream, _) = rogue(&pair, 0);
+    write(&mut stream, &ToServer::Begin, &[1; 9]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Protocol, "a body where none belongs");
+    // Malformed.
+    let (mut stream, _) = rogue(&pair, 0);
+    stream.write_all(&[0xff; 64]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Protocol);
+    // Another version.
+    let config = client_config(pair.fingerprints[0].parse().unwrap()).unwrap();
+    let mut stream = connect(&pair.addresses[0], config.clone(), Duration::from_secs(60)).unwrap();
+    write(&mut stream, &Hello::Client { version: VERSION + 1 }, &[]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Version);
+    // Somebody who says to be the other server, without its certificate.
+    let mut stream = connect(&pair.addresses[0], config, Duration::from_secs(60)).unwrap();
+    let hello = Hello::Peer { version: VERSION, model: program.hash(), query: unused, set_up: false };
+    write(&mut stream, &hello, &[]).unwrap();
+    assert_eq!(code(&mut stream), RefusalCode::Identity);
+    // Gone in the middle of a frame, with a number in hand.
+    let (mut stream, _) = rogue(&pair, 0);
+    let query = ticket(&mut stream);
+    assert_eq!(query, unused, "a number that a client did not use is given to another");
+    write(&mut stream, &ToServer::Input { query }, &[]).unwrap();
+    stream.write_all(b"asyf").unwrap();
+    drop(stream);
+    // Its number goes back when the server has seen that it is gone.
+    let mut next = rogue(&pair, 0).0;
+    let given = loop {
+        write(&mut next, &ToServer::Begin, &[]).unwrap();
+        match read::<FromServer>(&mut next, LIMITS).unwrap().header {
+            FromServer::Ticket(query) => break query,
+            _ => next = rogue(&pair, 0).0,
+        }
+    };
+    assert_eq!(given, unused);
+    drop(next);
+    let images = pair.images();
+    let answered = (0..50).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        pair.try_ask(&images[..1])
+    });
+    assert!(answered, "the next client was not answered");
+}
+
+#[test]
+fn a_server_that_is_killed_in_the_middle_of_a_query_is_named_to_the_client() {
+    let mut pair = Pair::start(false);
+    pair.deal("2", true);
+    let (mut stream, program) = rogue(&pair, 0);
+    let query = ticket(&mut stream);
+    let image = vec![0.5; program.input_len()];
+    let [share, _] = share_input::<u64>(&program, query.number, &image, &Seed::random().unwrap()).unwrap();
+    write(&mut stream, &ToServer::Input { query }, &[]).unwrap();
+    share.write_to(&mut stream).unwrap();
+    // The first server now waits for the second, which dies.
+    pair.servers[1] = None;
+    assert_eq!(code(&mut stream), RefusalCode::Peer);
+    pair.serve(1, &[]);
+    pair.assert_answers(&pair.images()[..1]);
+}

@@ -1,0 +1,361 @@
+//! Whoever calls, and what is answered.
+
+use std::io::{BufWriter, Read};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use asymflow_enclave::attest::{Clock, EXPORTER_LABEL, Verifier};
+use asymflow_residual::{Fingerprint, Identity};
+use asymflow_shares::net::{
+    DealerPromise, FromDealer, FromServer, Hello, LIMITS, NetError, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
+    ServerAt, Stream, ToServer, VERSION, accept, connect, read, write,
+};
+use asymflow_shares::{DuplexLink, InputShare, OutputShare, Profile, Server, ServerSeed, run};
+use asymflow_wire::{Limits, WireError};
+
+use crate::model::{Model, Ring};
+use crate::peers::Peers;
+use crate::store::{Store, StoreError};
+
+/// Most queries of one dealing.
+const QUERIES_LIMIT: u32 = 1 << 20;
+
+/// Bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Conversations at a time.
+    pub sessions: usize,
+    /// For each step of a conversation, and for a whole query.
+    pub timeout: Duration,
+    /// How long a client may stay silent between two images.
+    pub idle: Duration,
+    /// Queries begun in a minute.
+    pub queries_a_minute: u32,
+}
+
+/// One of the two servers.
+pub struct Serving {
+    pub model: Model,
+    pub store: Mutex<Store>,
+    pub identity: Identity,
+    pub peer: ServerAt,
+    /// `None`: no dealer is accepted.
+    pub dealers: Option<Verifier>,
+    pub bounds: Bounds,
+    pub peers: Peers,
+    pub sessions: AtomicUsize,
+    /// When the present minute began, and how many queries began in it.
+    pub rate: Mutex<(Instant, u32)>,
+}
+
+/// What ends a conversation.
+enum End {
+    /// The other end has gone or was told enough.
+    Gone(String),
+    /// It is told why.
+    Refused(Refusal),
+}
+
+impl From<WireError> for End {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Closed | WireError::Io(_) => Self::Gone(error.to_string()),
+            malformed => Self::Refused(Refusal::new(RefusalCode::Protocol, malformed)),
+        }
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error.refusal())
+    }
+}
+
+fn refused<T>(code: RefusalCode, detail: impl std::fmt::Display) -> Result<T, End> {
+    Err(End::Refused(Refusal::new(code, detail)))
+}
+
+/// A place among the conversations, given back when it is dropped.
+struct Place(Arc<Serving>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Answers everybody, each on a thread of its own.
+pub fn serve(serving: &Arc<Serving>, listener: &TcpListener) -> anyhow::Result<()> {
+    let tls = serving.identity.mutual_server_config()?;
+    for tcp in listener.incoming() {
+        let Ok(tcp) = tcp else { continue };
+        if serving.sessions.fetch_add(1, Ordering::AcqRel) >= serving.bounds.sessions {
+            serving.sessions.fetch_sub(1, Ordering::AcqRel);
+            crate::report("a caller was turned away: all sessions are taken");
+            continue;
+        }
+        let (place, tls) = (Place(Arc::clone(serving)), Arc::clone(&tls));
+        let spawned = std::thread::Builder::new().spawn(move || place.0.converse(tcp, tls));
+        if let Err(error) = spawned {
+            crate::report(&format!("a caller was turned away: {error}"));
+        }
+    }
+    Ok(())
+}
+
+impl Serving {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One caller, from its handshake to its end.
+    fn converse(&self, tcp: TcpStream, tls: Arc<rustls::ServerConfig>) {
+        let who = tcp.peer_addr().map_or_else(|_| "a caller".to_owned(), |address| address.to_string());
+        let mut stream = match accept(tcp, tls, self.bounds.timeout) {
+            Ok(stream) => stream,
+            Err(error) => return crate::report(&error.to_string()),
+        };
+        match self.hear(&mut stream) {
+            Ok(None) => stream.close(),
+            Ok(Some((query, set_up))) => {
+                // The query's thread has it from here on.
+                self.peers.leave(query, stream, set_up, self.bounds.sessions, self.bounds.timeout);
+            }
+            Err(End::Gone(what)) => crate::report(&format!("{who}: {what}")),
+            Err(End::Refused(refusal)) => {
+                crate::report(&format!("{who}: refused: {refusal}"));
+                let _ = write(&mut stream, &FromServer::Refused(refusal), &[]);
+                drain(stream);
+            }
+        }
+    }
+
+    /// A caller's hello and what follows; for the other server, which query it belongs to.
+    fn hear(&self, stream: &mut Stream) -> Result<Option<(QueryName, bool)>, End> {
+        let hello = match read::<Hello>(stream, LIMITS) {
+            Err(WireError::Closed) => return Ok(None),
+            hello => hello?.header,
+        };
+        let (Hello::Client { version } | Hello::Peer { version, .. } | Hello::Dealer { version, .. }) = hello;
+        if version != VERSION {
+            return refused(RefusalCode::Version, format_args!("version {version}, expected {VERSION}"));
+        }
+        match hello {
+            Hello::Client { .. } => self.client(stream).map(|()| None),
+            Hello::Peer { model, query, set_up, .. } => {
+                if stream.peer() != Some(self.peer.fingerprint) {
+                    return refused(RefusalCode::Identity, "the caller is not the other server that is pinned here");
+                }
+                self.check_model(&model, "the other server")?;
+                write(stream, &FromServer::Linked, &[])?;
+                Ok(Some((query, set_up)))
+            }
+            Hello::Dealer { model, queries, .. } => self.dealer(stream, &model, queries).map(|()| None),
+        }
+    }
+
+    fn check_model(&self, hash: &[u8; 32], who: &str) -> Result<(), End> {
+        if *hash == self.model.hash {
+            return Ok(());
+        }
+        let hex = asymflow::service::hex;
+        let (theirs, ours) = (hex(hash), hex(&self.model.hash));
+        refused(RefusalCode::Model, format_args!("{who} has program {theirs}, this server {ours}"))
+    }
+
+    /// A client, until it leaves or a query fails.
+    fn client(&self, stream: &mut Stream) -> Result<(), End> {
+        let welcome = FromServer::Welcome { server: self.model.server, info: self.model.info.clone() };
+        write(stream, &welcome, &self.model.program.to_bytes())?;
+        let mut promised = None;
+        let mut talk = || loop {
+            stream.set_timeout(self.bounds.idle);
+            let said = match read::<ToServer>(stream, LIMITS) {
+                Err(WireError::Closed) => return Ok(()),
+                said => said?.header,
+            };
+            stream.set_timeout(self.bounds.timeout);
+            match said {
+                ToServer::Begin if promised.is_some() => {
+                    return refused(RefusalCode::Protocol, "a number was given and not used");
+                }
+                ToServer::Begin => {
+                    self.check_rate()?;
+                    if self.model.server == Server::Second {
+                        return refused(RefusalCode::Protocol, "the first server gives numbers, this is the second");
+                    }
+                    let query = self.store().promise(SystemTime::now())?;
+                    promised = Some(query);
+                    write(stream, &FromServer::Ticket(query), &[])?;
+                }
+                ToServer::Input { query } => {
+                    if self.model.server == Server::First && promised != Some(query) {
+                        return refused(RefusalCode::Reused, "randomness that was not given to this client");
+                    }
+                    let share = match InputShare::<Ring>::read_from(stream, &self.model.program) {
+                        Ok(share) => share,
+                        Err(asymflow_shares::TransferError::Wire(error)) => return Err(error.into()),
+                        Err(error) => return refused(RefusalCode::Protocol, error),
+                    };
+                    let output = self.answer(query, share)?;
+                    promised = None;
+                    stream.set_timeout(self.bounds.timeout);
+                    write(stream, &FromServer::Output, &[])?;
+                    output.write_to(&mut BufWriter::new(&mut *stream))?;
+                }
+            }
+        };
+        let done = talk();
+        if let Some(query) = promised {
+            self.store().forget(query);
+        }
+        done
+    }
+
+    fn check_rate(&self) -> Result<(), End> {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        if rate.0.elapsed() >= Duration::from_secs(60) {
+            *rate = (Instant::now(), 0);
+        }
+        if rate.1 >= self.bounds.queries_a_minute {
+            let most = self.bounds.queries_a_minute;
+            return refused(RefusalCode::Busy, format_args!("{most} queries began in this minute, the most allowed"));
+        }
+        rate.1 += 1;
+        Ok(())
+    }
+
+    /// One query with the other server.
+    fn answer(&self, query: QueryName, share: InputShare<Ring>) -> Result<OutputShare<Ring>, End> {
+        let seed = self.store().seed(query)?;
+        let needed = self.model.needs_set_up(&query.session);
+        let outgoing = self.call(query, needed).map_err(|error| End::Refused(of_peer(&error)))?;
+        let Some(arrived) = self.peers.wait(&query, self.bounds.timeout) else {
+            return refused(RefusalCode::Peer, "the other server did not come to this query in time");
+        };
+        let (mut incoming, set_up) = (arrived.stream, arrived.set_up);
+        incoming.set_timeout(self.bounds.timeout);
+        let mut link = DuplexLink::new(incoming, BufWriter::new(outgoing), Profile::LOOPBACK);
+        let model = self.model.ready(&seed, needed || set_up, &mut link);
+        let model = model.map_err(|error| End::Refused(of_peer(&error)))?;
+        // Before the first message that depends on it leaves, and for good.
+        let taken = self.store().take(query, &self.model.program)?;
+        let party = taken.party(&model, SystemTime::now())?;
+        match run(party, share, &self.model.program, &mut link) {
+            Ok((output, _)) => Ok(output),
+            Err(error) => Err(End::Refused(of_peer(&NetError::Run(error)))),
+        }
+    }
+
+    /// A connection for this server's messages of a query.
+    fn call(&self, query: QueryName, set_up: bool) -> Result<Stream, NetError> {
+        let config = self.identity.client_config(self.peer.fingerprint);
+        let config = config.map_err(|error| NetError::Proof(error.to_string()))?;
+        let mut stream = connect(&self.peer.address, config, self.bounds.timeout)?;
+        let who = "the other server";
+        let lost = |error| NetError::Wire { who: who.to_owned(), error };
+        let hello = Hello::Peer { version: VERSION, model: self.model.hash, query, set_up };
+        write(&mut stream, &hello, &[]).map_err(lost)?;
+        match read(&mut stream, LIMITS).map_err(lost)?.header {
+            FromServer::Linked => Ok(stream),
+            other => Err(NetError::unexpected(who, other)),
+        }
+    }
+
+    /// A dealer, from its proof to its last deal.
+    fn dealer(&self, stream: &mut Stream, model: &[u8; 32], queries: u32) -> Result<(), End> {
+        self.check_model(model, "the dealer")?;
+        if queries == 0 || queries > QUERIES_LIMIT {
+            let detail = format!("{queries} queries in one dealing, expected 1 to {QUERIES_LIMIT}");
+            return refused(RefusalCode::Protocol, detail);
+        }
+        self.store().purge(SystemTime::now())?;
+        self.store().check_room(queries)?;
+        self.verify_dealer(stream)?;
+        write(stream, &FromServer::Proven, &[])?;
+
+        let limits = Limits { body_bytes: ServerSeed::BYTES as u64, ..LIMITS };
+        let frame = read::<FromDealer>(stream, limits)?;
+        let seed = match (frame.header, <[u8; ServerSeed::BYTES]>::try_from(frame.body)) {
+            (FromDealer::Seed, Ok(bytes)) => ServerSeed::from_bytes(bytes),
+            _ => None,
+        };
+        let Some(seed) = seed.filter(|seed| seed.server() == self.model.server) else {
+            return refused(RefusalCode::Protocol, "no seed for this server");
+        };
+        let mut incoming = self.store().incoming(seed, queries)?;
+        for number in 0..u64::from(queries) {
+            stream.set_timeout(self.bounds.timeout);
+            incoming.receive(number, stream, &self.model.program, &self.model.hash)?;
+        }
+        write(stream, &FromServer::Stored, &[])?;
+        // The dealer waits for the other server.
+        stream.set_timeout(self.bounds.timeout);
+        if read::<FromDealer>(stream, LIMITS)?.header != FromDealer::Commit {
+            return refused(RefusalCode::Protocol, "the dealer did not commit");
+        }
+        self.store().commit(incoming)?;
+        write(stream, &FromServer::Committed, &[])?;
+        crate::report(&format!("{queries} queries were dealt; {} can be answered", self.store().unused()));
+        Ok(())
+    }
+
+    /// Has the dealer prove that it is an enclave that the policy accepts, at the other end of this very session, dealing for
+    /// this program to this pair of servers.
+    fn verify_dealer(&self, stream: &mut Stream) -> Result<(), End> {
+        let Some(verifier) = &self.dealers else {
+            return refused(RefusalCode::Dealer, "this server accepts no dealer");
+        };
+        let internal = |error: String| End::Refused(Refusal::new(RefusalCode::Internal, error));
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce).map_err(|error| internal(error.to_string()))?;
+        write(stream, &FromServer::Challenge { nonce, server: self.model.server }, &[])?;
+        let frame = read::<FromDealer>(stream, PROOF_LIMITS)?;
+        let FromDealer::Proof { certificate_bytes } = frame.header else {
+            return refused(RefusalCode::Protocol, "no proof of a dealer");
+        };
+        let Some((certificate, quote)) = frame.body.split_at_checked(certificate_bytes as usize) else {
+            return refused(RefusalCode::Protocol, "a proof that ends early");
+        };
+        let exporter = stream.exporter(EXPORTER_LABEL).map_err(|error| internal(error.to_string()))?;
+        let now = Clock::System.now_unix_seconds();
+        let unverified = |refusal| End::Refused(Refusal::new(RefusalCode::Dealer, refusal));
+        let verified = verifier.verify_certificate(certificate, now).map_err(unverified)?;
+        verifier.verify_fresh(&verified, quote, &nonce, &exporter, now).map_err(unverified)?;
+        let pair: [Fingerprint; 2] = [self.identity.fingerprint(), self.peer.fingerprint];
+        let expected = DealerPromise::new(&self.model.hash, pair.map(|fingerprint| fingerprint.to_string()));
+        match serde_json::from_slice::<DealerPromise>(&verified.promise) {
+            Ok(promise) if promise == expected => Ok(()),
+            Ok(_) => refused(RefusalCode::Dealer, "the dealer deals for another program or another pair of servers"),
+            Err(_) => refused(RefusalCode::Dealer, "the enclave is no dealer"),
+        }
+    }
+}
+
+/// What a client is told of a failure between the servers.
+fn of_peer(error: &NetError) -> Refusal {
+    match error {
+        NetError::Refused { refusal, .. } => {
+            let Refusal { code, detail } = refusal;
+            Refusal::new(*code, format_args!("the other server refused: {detail}"))
+        }
+        NetError::Fingerprint { .. } => Refusal::new(RefusalCode::Identity, error),
+        _ => Refusal::new(RefusalCode::Peer, format_args!("the other server: {error}")),
+    }
+}
+
+/// Reads what is still on its way, within a second: closing with unread bytes would cut off the refusal.
+fn drain(mut stream: Stream) {
+    stream.set_timeout(Duration::from_secs(1));
+    let mut rest = [0; 4096];
+    let mut left = 1_u32 << 20;
+    while let Ok(read @ 1..) = stream.read(&mut rest) {
+        left = left.saturating_sub(read as u32);
+        if left == 0 {
+            break;
+        }
+    }
+    stream.close();
+}

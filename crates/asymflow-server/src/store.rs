@@ -1,0 +1,314 @@
+//! Correlated randomness on disk: stored whole, used once, expired in time.
+//!
+//! `store/SESSION/` is one dealing: `seed`, how many were dealt and until when, and `N.deal` for each unused query. A dealing
+//! is written in `store/incoming-SESSION/` and renamed when the dealer commits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use asymflow_shares::net::{QueryName, Refusal, RefusalCode};
+use asymflow_shares::{Deal, DealError, DealStore, Party, PartyModel, Program, ServerSeed};
+use thiserror::Error;
+
+use crate::model::Ring;
+
+/// Why there is no randomness.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// All is used.
+    #[error("no randomness is left")]
+    Exhausted,
+    /// Used before.
+    #[error("randomness {number} was used before, and is never used again")]
+    Reused {
+        /// Its number.
+        number: u64,
+    },
+    /// Of a dealing that is not here.
+    #[error("this server has no randomness of that dealing: it was never here, or all of it has expired")]
+    Unknown,
+    /// More than there is room for.
+    #[error("{queries} queries take {bytes} bytes, and {room} of {limit} are free")]
+    Full {
+        /// How many.
+        queries: u32,
+        /// What they take.
+        bytes: u64,
+        /// What is free.
+        room: u64,
+        /// What the store may take.
+        limit: u64,
+    },
+    /// A dealing of the same name is here.
+    #[error("this dealing is here already")]
+    Twice,
+    /// Refused by the protocol.
+    #[error(transparent)]
+    Deal(#[from] DealError),
+    /// The disk failed.
+    #[error("{path}: {error}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl StoreError {
+    /// For the client or dealer.
+    pub fn refusal(&self) -> Refusal {
+        let code = match self {
+            Self::Exhausted => RefusalCode::Exhausted,
+            Self::Reused { .. } | Self::Unknown | Self::Deal(DealError::Reused { .. }) => RefusalCode::Reused,
+            Self::Deal(DealError::Expired { .. }) => RefusalCode::Expired,
+            Self::Full { .. } => RefusalCode::Full,
+            Self::Twice | Self::Deal(_) => RefusalCode::Protocol,
+            Self::File { .. } => RefusalCode::Internal,
+        };
+        Refusal::new(code, self)
+    }
+}
+
+type Done<T> = Result<T, StoreError>;
+
+fn at<T>(path: &Path, done: io::Result<T>) -> Done<T> {
+    done.map_err(|error| StoreError::File { path: path.to_owned(), error })
+}
+
+/// Unused numbers of a dealing.
+#[derive(Debug)]
+struct Dealing {
+    seed: ServerSeed,
+    /// Numbers below this were dealt.
+    dealt: u64,
+    /// From when on all is refused, in seconds of Unix time.
+    expires_seconds: u64,
+    unused: BTreeSet<u64>,
+    /// Promised to a client in this process.
+    promised: BTreeSet<u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    limit_bytes: u64,
+    deal_bytes: u64,
+    dealings: BTreeMap<[u8; 16], Dealing>,
+}
+
+impl Store {
+    /// Opens the store in `folder` and removes what was not committed. `deal_bytes` is what one query takes.
+    pub fn open(folder: &Path, limit_bytes: u64, deal_bytes: u64) -> Done<Self> {
+        at(folder, fs::create_dir_all(folder))?;
+        let mut store = Self { folder: folder.to_owned(), limit_bytes, deal_bytes, dealings: BTreeMap::new() };
+        for entry in at(folder, fs::read_dir(folder))? {
+            let path = at(folder, entry)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with("incoming-") {
+                at(&path, fs::remove_dir_all(&path))?;
+            } else if let Some(dealing) = read_dealing(&path)? {
+                store.dealings.insert(dealing.seed.session(), dealing);
+            }
+        }
+        Ok(store)
+    }
+
+    /// How many queries can be answered.
+    pub fn unused(&self) -> usize {
+        self.dealings.values().map(|dealing| dealing.unused.len()).sum()
+    }
+
+    /// Whether there is room for a dealing.
+    pub fn check_room(&self, queries: u32) -> Done<()> {
+        let bytes = self.deal_bytes.saturating_mul(u64::from(queries));
+        let room = self.limit_bytes.saturating_sub(self.deal_bytes * self.unused() as u64);
+        if bytes > room {
+            return Err(StoreError::Full { queries, bytes, room, limit: self.limit_bytes });
+        }
+        Ok(())
+    }
+
+    /// Removes what has expired.
+    pub fn purge(&mut self, now: SystemTime) -> Done<()> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let has_expired = |dealing: &Dealing| now >= dealing.expires_seconds;
+        let expired: Vec<_> =
+            self.dealings.iter().filter(|(_, dealing)| has_expired(dealing)).map(|(&session, _)| session).collect();
+        for session in expired {
+            self.dealings.remove(&session);
+            let path = self.folder.join(name_of(&session));
+            at(&path, fs::remove_dir_all(&path))?;
+        }
+        Ok(())
+    }
+
+    /// A number that was given to nobody.
+    pub fn promise(&mut self, now: SystemTime) -> Done<QueryName> {
+        self.purge(now)?;
+        for (session, dealing) in &mut self.dealings {
+            if let Some(&number) = dealing.unused.difference(&dealing.promised).next() {
+                dealing.promised.insert(number);
+                return Ok(QueryName { session: *session, number });
+            }
+        }
+        Err(StoreError::Exhausted)
+    }
+
+    /// Takes back a promise that nothing came of.
+    pub fn forget(&mut self, query: QueryName) {
+        if let Some(dealing) = self.dealings.get_mut(&query.session) {
+            dealing.promised.remove(&query.number);
+        }
+    }
+
+    /// The seed of an unused number.
+    pub fn seed(&self, query: QueryName) -> Done<ServerSeed> {
+        let dealing = self.dealings.get(&query.session).ok_or(StoreError::Unknown)?;
+        if dealing.unused.contains(&query.number) {
+            Ok(dealing.seed.clone())
+        } else if query.number < dealing.dealt {
+            Err(StoreError::Reused { number: query.number })
+        } else {
+            Err(DealError::Missing { query: query.number }.into())
+        }
+    }
+
+    /// Takes a number for good. When this returns, a server that is killed and starts again does not have it any more.
+    pub fn take(&mut self, query: QueryName, program: &Program) -> Done<Taken> {
+        let seed = self.seed(query)?;
+        let folder = self.folder.join(name_of(&query.session));
+        let path = folder.join(format!("{}.deal", query.number));
+        if let Some(dealing) = self.dealings.get_mut(&query.session) {
+            dealing.unused.remove(&query.number);
+            dealing.promised.remove(&query.number);
+        }
+        let file = at(&path, File::open(&path))?;
+        at(&path, fs::remove_file(&path))?;
+        at(&folder, sync(&folder))?;
+        let hash = program.hash();
+        let deal = Deal::read_from(&mut BufReader::with_capacity(1 << 16, file), program, &hash, &seed)?;
+        Ok(Taken { seed, deal })
+    }
+
+    /// A place for a dealing to be written to.
+    pub fn incoming(&self, seed: ServerSeed, queries: u32) -> Done<Incoming> {
+        self.check_room(queries)?;
+        let name = name_of(&seed.session());
+        if self.dealings.contains_key(&seed.session()) {
+            return Err(StoreError::Twice);
+        }
+        let folder = self.folder.join(format!("incoming-{name}"));
+        at(&folder, fs::create_dir(&folder))?;
+        let home = self.folder.join(name);
+        Ok(Incoming { folder, home, seed, queries, expires_seconds: u64::MAX, is_committed: false })
+    }
+
+    /// Puts a dealing to use.
+    pub fn commit(&mut self, mut incoming: Incoming) -> Done<()> {
+        let mut bytes = incoming.seed.to_bytes().to_vec();
+        bytes.extend(u64::from(incoming.queries).to_le_bytes());
+        bytes.extend(incoming.expires_seconds.to_le_bytes());
+        write_new(&incoming.folder.join("seed"), |file| file.write_all(&bytes))?;
+        at(&incoming.folder, sync(&incoming.folder))?;
+        at(&incoming.home, fs::rename(&incoming.folder, &incoming.home))?;
+        at(&self.folder, sync(&self.folder))?;
+        incoming.is_committed = true;
+        let dealt = u64::from(incoming.queries);
+        let (seed, expires_seconds, unused) = (incoming.seed.clone(), incoming.expires_seconds, (0..dealt).collect());
+        let dealing = Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new() };
+        self.dealings.insert(dealing.seed.session(), dealing);
+        Ok(())
+    }
+}
+
+/// One query's randomness, gone from the disk.
+pub struct Taken {
+    seed: ServerSeed,
+    deal: Deal<Ring>,
+}
+
+impl Taken {
+    /// This server in the query.
+    pub fn party(self, model: &Arc<PartyModel<Ring>>, now: SystemTime) -> Done<Party<Ring>> {
+        let query = self.deal.query();
+        let mut once = DealStore::new(Arc::clone(model), self.seed, query);
+        once.insert(self.deal)?;
+        Ok(once.party(query, now)?)
+    }
+}
+
+/// A dealing on its way; dropped, it is removed.
+#[derive(Debug)]
+pub struct Incoming {
+    folder: PathBuf,
+    home: PathBuf,
+    seed: ServerSeed,
+    queries: u32,
+    /// When the first of its deals expires.
+    expires_seconds: u64,
+    is_committed: bool,
+}
+
+impl Incoming {
+    /// Reads the deal with this number from the dealer and writes it.
+    pub fn receive(&mut self, number: u64, reader: &mut impl Read, program: &Program, hash: &[u8; 32]) -> Done<()> {
+        let deal = Deal::<Ring>::read_from(reader, program, hash, &self.seed)?;
+        if deal.query() != number {
+            return Err(DealError::Reused { query: deal.query() }.into());
+        }
+        self.expires_seconds = self.expires_seconds.min(deal.expires_seconds());
+        let path = self.folder.join(format!("{number}.deal"));
+        write_new(&path, |file| {
+            let mut file = BufWriter::with_capacity(1 << 16, file);
+            deal.write_to(&mut file).map_err(io::Error::other)?;
+            file.flush()
+        })
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // What stays is removed when the store is opened again.
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn write_new(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Done<()> {
+    let mut file = at(path, OpenOptions::new().write(true).create_new(true).mode(0o600).open(path))?;
+    at(path, write(&mut file).and_then(|()| file.sync_all()))
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn name_of(session: &[u8; 16]) -> String {
+    asymflow::service::hex(session)
+}
+
+/// A committed dealing; `None` for a file that is none of ours.
+fn read_dealing(path: &Path) -> Done<Option<Dealing>> {
+    let Ok(bytes) = fs::read(path.join("seed")) else { return Ok(None) };
+    let Some((seed, rest)) = bytes.split_first_chunk::<{ ServerSeed::BYTES }>() else { return Ok(None) };
+    let (Some(seed), ([dealt, expires], [])) = (ServerSeed::from_bytes(*seed), rest.as_chunks::<8>()) else {
+        return Ok(None);
+    };
+    let [dealt, expires_seconds] = [dealt, expires].map(|bytes| u64::from_le_bytes(*bytes));
+    let mut unused = BTreeSet::new();
+    for entry in at(path, fs::read_dir(path))? {
+        let name = at(path, entry)?.file_name();
+        let number: Option<u64> =
+            name.to_str().and_then(|name| name.strip_suffix(".deal")).and_then(|name| name.parse().ok());
+        unused.extend(number);
+    }
+    Ok(Some(Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new() }))
+}
