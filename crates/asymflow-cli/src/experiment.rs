@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use asymflow::budget_study::BudgetSpec;
 use asymflow::job::{DataSpec, EasingSpec, ModeKind, Schedule, TrainSpec, WorkerTransport};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
@@ -35,6 +36,8 @@ pub enum Kind {
     MemoryStudy,
     /// Measures queries to two servers on secret shares.
     Shares,
+    /// Chooses what each channel computes on secret shares within a budget.
+    ActivationBudget,
 }
 
 /// A whole experiment file.
@@ -87,6 +90,9 @@ pub struct Experiment {
     /// For `kind = "shares"`.
     #[serde(default)]
     pub shares: SharesSection,
+    /// For `kind = "activation-budget"`.
+    #[serde(default)]
+    pub budget: BudgetSpec,
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod budget_experiment;
 mod client;
 mod delta_section;
 mod entry;

@@ -58,7 +58,7 @@ pub fn plots(report: &Report) -> Result<Vec<(&'static str, String)>, CliError> {
             });
             vec![("residual-energy", residual_energy(report, &lines.collect::<Vec<_>>())?)]
         }
-        Results::Serve(_) | Results::Shares(_) => Vec::new(),
+        Results::Serve(_) | Results::Shares(_) | Results::Budget(_) => Vec::new(),
         Results::SplitStudy(study) => {
             let mut kept: Vec<usize> = study.energies.iter().map(|e| e.kept).collect();
             kept.sort_unstable();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use asymflow::budget_study::BudgetReport;
 use asymflow::delta::SplitStudyReport;
 use asymflow::speedup::SpeedupReport;
 use asymflow::study::RankStudyReport;
@@ -68,6 +69,8 @@ pub enum Results {
     Memory(Vec<Cell>),
     /// Of `kind = "shares"`.
     Shares(Vec<SharesRun>),
+    /// Of `kind = "activation-budget"`.
+    Budget(BudgetReport),
 }
 
 /// `summary.json` of a whole experiment.

@@ -16,7 +16,7 @@ use crate::memory;
 use crate::report::{Report, Results};
 use crate::serve_experiment::ServeRun;
 use crate::summary::{self, Summary, markdown};
-use crate::{run, shares_experiment};
+use crate::{budget_experiment, run, shares_experiment};
 
 fn provenance(report: &Report) -> String {
     let p = &report.provenance;
@@ -42,6 +42,7 @@ pub fn render(report: &Report) -> String {
         Results::Serve(runs) => serve(&report.experiment, runs),
         Results::Memory(cells) => memory::render(&report.experiment, cells),
         Results::Shares(runs) => shares_experiment::render(&report.experiment, runs),
+        Results::Budget(budget) => budget_experiment::render(&report.experiment, budget),
     };
     let Experiment { title, claim, .. } = &report.experiment;
     format!("# {title}\n\nClaim: {claim}.\n\n{}\n{body}", provenance(report))

@@ -6,6 +6,7 @@ mod door;
 mod evidence;
 mod executor;
 mod listen;
+mod model;
 mod serving;
 mod state;
 
@@ -37,6 +38,8 @@ fn main() -> ExitCode {
         }
         Command::Serve(args) => serving::serve(&args),
         Command::Deal(args) => dealing::deal(args),
+        Command::Plan(args) => serving::plan(&args),
+        Command::SealModel { model, state } => model::seal(&model, &state),
     };
     done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)
 }

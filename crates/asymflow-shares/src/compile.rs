@@ -12,6 +12,7 @@ use crate::program::{FixedPoint, WeightPolicy};
 use crate::ring::Ring;
 
 mod activate;
+mod curve;
 mod lower;
 
 /// What stands in place of a rectified linear unit.

@@ -1,8 +1,9 @@
 //! Networks in floating point, activations replaced: what a client would like to have computed.
 
 use std::collections::BTreeMap;
+use std::f64::consts::PI;
 
-use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
+use asymflow_zoo::{Choice, Conv, Form, Grouping, Layer, Network, Quadratic, Shape, SharedRelu, Weights};
 
 use crate::compile::{Activation, CompileError};
 use crate::conv::{ConvShape, float_conv};
@@ -98,7 +99,11 @@ impl Float<'_> {
                 left.iter().zip(right).map(|(a, b)| a + b).collect()
             }
             Layer::Flatten | Layer::Dropout { .. } => x,
-            Layer::MaxPool { .. } | Layer::PRelu { .. } | Layer::Quadratic(_) | Layer::SharedRelu(_) => {
+            Layer::Quadratic(quadratic) => self.quadratic(quadratic, shape, &x),
+            Layer::SharedRelu(shared) if shared.decision != asymflow_zoo::Decision::Largest => {
+                self.shared_relu(shared, shape, &x)
+            }
+            Layer::MaxPool { .. } | Layer::PRelu { .. } | Layer::SharedRelu(_) => {
                 return Err(CompileError::Unsupported {
                     layer: format!("after {}", self.last),
                     reason: "it has no protocol",
@@ -106,6 +111,75 @@ impl Float<'_> {
                 });
             }
         })
+    }
+
+    /// From the definitions of the forms.
+    fn quadratic(&self, quadratic: &Quadratic, shape: Shape, x: &[f64]) -> Vec<f64> {
+        let weight = self.tensor(&quadratic.name, "weight");
+        let value = |suffix: &str, c: usize| self.tensor(&quadratic.name, suffix)[c];
+        let one = |(i, &x): (usize, &f64)| match (quadratic.form, weight.as_slice()) {
+            (Form::Kervolution { .. }, [c, ..]) => (x + c).powi(2),
+            (Form::Scaled { .. }, [a, c, ..]) => a * (x + c).powi(2),
+            (Form::Free { .. }, [a, b, c, ..]) => a * x * x + b * x + c,
+            _ => {
+                let c = i / shape.pixels();
+                let normal = |x: f64, name: &str| {
+                    let variance = value(&format!("{name}_var"), c) + 1e-5;
+                    (x - value(&format!("{name}_mean"), c)) / variance.sqrt()
+                };
+                let second = normal((x * x - 1.0) / 2_f64.sqrt(), "second") / (4.0 * PI).sqrt();
+                weight[c] * (normal(x, "first") / 2.0 + second) + value("bias", c)
+            }
+        };
+        x.iter().enumerate().map(one).collect()
+    }
+
+    fn shared_relu(&self, shared: &SharedRelu, shape: Shape, x: &[f64]) -> Vec<f64> {
+        let choices = match &shared.grouping {
+            Grouping::Choices(choices) => choices,
+            Grouping::Blocks { channels, rows, columns } => {
+                let decision = match shared.decision {
+                    asymflow_zoo::Decision::Learned => {
+                        Decision::Weights(self.tensor(&shared.name, "vote").iter().map(|&w| w as f32).collect())
+                    }
+                    decision => plain(decision),
+                };
+                return shared_blocks(shape, (*channels, *rows, *columns), &decision, x);
+            }
+        };
+        let mut quadratics = self.rows(&shared.name, shared.quadratics()).into_iter();
+        let plane = |channel: usize| &x[channel * shape.pixels()..][..shape.pixels()];
+        let flat = Shape { channels: 1, ..shape };
+        let gated = |x: &[f64], of: &[f64], rows: usize, columns: usize| -> Vec<f64> {
+            // The prototype's decisions: 1 where it is kept.
+            let kept = block_signs(flat, (1, rows, columns), &plain(shared.decision), of);
+            x.iter().zip(kept).map(|(x, kept)| if kept { *x } else { 0.0 }).collect()
+        };
+        let mut y = Vec::with_capacity(x.len());
+        for (channel, choice) in choices.iter().enumerate() {
+            let x = plane(channel);
+            match *choice {
+                Choice::Block { rows, columns } => y.extend(gated(x, x, rows, columns)),
+                Choice::Copy { of } => {
+                    let Choice::Block { rows, columns } = choices[of] else { continue };
+                    y.extend(gated(x, plane(of), rows, columns));
+                }
+                Choice::Quadratic => {
+                    let [a, b, c] = quadratics.next().unwrap_or_default();
+                    y.extend(x.iter().map(|x| a * x * x + b * x + c));
+                }
+                Choice::Identity => y.extend(x),
+                Choice::Zero => y.extend(vec![0.0; x.len()]),
+            }
+        }
+        y
+    }
+
+    /// Rows of coefficients, if there are any.
+    fn rows(&self, name: &str, count: usize) -> Vec<[f64; 3]> {
+        let values = if count > 0 { self.tensor(name, "quadratic") } else { Vec::new() };
+        let (rows, _) = values.as_chunks::<3>();
+        rows.to_vec()
     }
 
     fn conv(&self, conv: &Conv, shape: Shape, x: &[f64]) -> Vec<f64> {
@@ -144,15 +218,32 @@ fn activate(activation: &Activation, shape: Shape, x: Vec<f64>) -> Vec<f64> {
         Activation::Identity => x,
         Activation::Quadratic { a, b, c } => x.iter().map(|v| a * v * v + b * v + c).collect(),
         Activation::SharedRelu { block, channels, decision } => {
-            let groups: Vec<_> =
-                (0..x.len()).map(|i| group(shape, i, (*channels, block.0, block.1), decision)).collect();
-            let mut sums = BTreeMap::new();
-            for (&(group, weight), v) in groups.iter().zip(&x) {
-                *sums.entry(group).or_insert(0.0) += weight * v;
-            }
-            x.iter().zip(&groups).map(|(v, (group, _))| if sums[group] >= 0.0 { *v } else { 0.0 }).collect()
+            shared_blocks(shape, (*channels, block.0, block.1), decision, &x)
         }
     }
+}
+
+fn plain(decision: asymflow_zoo::Decision) -> Decision {
+    match decision {
+        asymflow_zoo::Decision::Corner => Decision::Corner,
+        asymflow_zoo::Decision::Centre => Decision::Centre,
+        _ => Decision::Mean,
+    }
+}
+
+fn shared_blocks(shape: Shape, block: (usize, usize, usize), decision: &Decision, x: &[f64]) -> Vec<f64> {
+    let kept = block_signs(shape, block, decision, x);
+    x.iter().zip(kept).map(|(x, kept)| if kept { *x } else { 0.0 }).collect()
+}
+
+/// Whether each activation is kept.
+fn block_signs(shape: Shape, block: (usize, usize, usize), decision: &Decision, x: &[f64]) -> Vec<bool> {
+    let groups: Vec<_> = (0..x.len()).map(|i| group(shape, i, block, decision)).collect();
+    let mut sums = BTreeMap::new();
+    for (&(group, weight), v) in groups.iter().zip(x) {
+        *sums.entry(group).or_insert(0.0) += weight * v;
+    }
+    groups.iter().map(|(group, _)| sums[group] > 0.0).collect()
 }
 
 /// Group of activation `i`, and what the activation adds to the group's decision.

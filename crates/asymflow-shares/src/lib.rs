@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+pub mod budget;
+mod channels;
 mod compare;
 pub mod compile;
 pub mod conv;

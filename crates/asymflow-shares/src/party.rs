@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::channels::{affine, join, select};
 use crate::deal::Deal;
 use crate::dealer::ServerSeed;
 use crate::groups::Groups;
 use crate::input::{InputShare, OutputShare};
 use crate::message::{Header, Message, MessageError};
 use crate::model::{PartyModel, Server};
-use crate::nonlinear::{ReluShare, RescaleShare, Source, SquareShare, deciding, own_words, pack_bits, unpack_bits};
+use crate::nonlinear::{
+    ReluShare, RescaleShare, Source, SquareShare, deciding, offset, own_words, pack_bits, unpack_bits,
+};
 use crate::pool::pool;
 use crate::program::{Op, Register, WeightPolicy};
 use crate::ring::{Ring, add, sub};
@@ -305,8 +308,14 @@ impl<R: Ring> Party<R> {
         match op {
             Op::Linear { input, layer, output } => (*output, self.linear(*input, *layer, program.len(*output))),
             Op::Affine { input, output, factor, offset } => {
-                let (factor, offset) = (R::from_i64(*factor), if first { R::from_i64(*offset) } else { R::ZERO });
-                (*output, self.registers[*input].iter().map(|x| x.times(factor).plus(offset)).collect())
+                let offset = if first { offset.as_slice() } else { &[0] };
+                (*output, affine(program.values[*output].shape, factor, offset, &self.registers[*input]))
+            }
+            Op::Select { input, output, channels } => {
+                (*output, select(program.values[*input].shape, channels, &self.registers[*input]))
+            }
+            Op::Join { parts, output } => {
+                (*output, join(program.values[*output].shape, program.samples, parts, &self.registers))
             }
             Op::Add { inputs: [left, right], shifts: [a, b], output } => {
                 let terms = self.registers[*left].iter().zip(&self.registers[*right]);
@@ -352,10 +361,16 @@ pub(crate) fn add_bias<R: Ring>(bias: &[R], len: usize, sums: &mut [R]) {
 }
 
 /// Local truncation of shares: off by at most one, but for |x| / 2^ℓ of all masks, with which it is wrong by about
-/// 2^(ℓ−bits) (Mohassel and Zhang, S&P 2017, theorem 1).
+/// 2^(ℓ−bits) (Mohassel and Zhang, S&P 2017, theorem 1). That wants uniform shares, which constants do not have: the first
+/// server holds all of them. An offset that moves from one share to the other makes those right as well.
 pub(crate) fn truncate<R: Ring>(first: bool, bits: u32, shares: &[R]) -> Vec<R> {
-    let negate = |x: R| R::ZERO.minus(x);
-    let one = |x: &R| if first { x.shifted_right(bits) } else { negate(negate(*x).shifted_right(bits)) };
+    let one = |x: &R| {
+        if first {
+            x.plus(offset()).shifted_right(bits)
+        } else {
+            R::ZERO.minus(offset::<R>().minus(*x).shifted_right(bits))
+        }
+    };
     shares.iter().map(one).collect()
 }
 

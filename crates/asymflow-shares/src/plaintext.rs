@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::channels::{affine, join, select};
 use crate::conv::{Kernel, float_conv};
 use crate::groups::Grouping;
 use crate::input::{ClientError, decode, encode};
@@ -85,7 +86,19 @@ impl<R: Ring> FixedModel<R> {
             // A sum that decides may be twice as large as a value.
             Op::Relu { input, grouping, .. } => self.sums(grouping, *input, &registers[*input]) / 2.0,
             Op::Square { input, shift, .. } => (most(input) / power(*shift)).powi(2),
-            Op::Affine { input, factor, offset, .. } => most(input) * factor.abs() as f64 + offset.abs() as f64,
+            Op::Affine { input, output, factor, offset } => {
+                let planes = registers[*input].chunks_exact(self.program.values[*output].shape.pixels());
+                let of = |values: &[i64], channel: usize| values[channel % values.len()].unsigned_abs() as f64;
+                let most = |(channel, plane): (usize, &[R])| {
+                    let most = plane.iter().map(|x| float(x).abs()).fold(0.0, f64::max);
+                    most * of(factor, channel) + of(offset, channel)
+                };
+                planes.enumerate().map(most).fold(0.0, f64::max)
+            }
+            Op::Select { input, .. } => most(input),
+            Op::Join { parts, .. } => {
+                parts.iter().map(|part| most(&part.input) * power(part.shift)).fold(0.0, f64::max)
+            }
             Op::Add { inputs: [left, right], shifts: [a, b], .. } => most(left) * power(*a) + most(right) * power(*b),
             Op::Pool { input, bits, .. } => most(input) * power(*bits),
             Op::Open { input, .. } | Op::Rescale { input, .. } | Op::Truncate { input, .. } => most(input),
@@ -132,9 +145,10 @@ impl<R: Ring> FixedModel<R> {
                 registers[*input].iter().map(square).collect()
             }
             Op::Affine { input, factor, offset, .. } => {
-                let (factor, offset) = (R::from_i64(*factor), R::from_i64(*offset));
-                registers[*input].iter().map(|x| x.times(factor).plus(offset)).collect()
+                affine(program.values[op.output()].shape, factor, offset, &registers[*input])
             }
+            Op::Select { input, channels, .. } => select(program.values[*input].shape, channels, &registers[*input]),
+            Op::Join { parts, output } => join(program.values[*output].shape, program.samples, parts, registers),
             Op::Add { inputs: [left, right], shifts: [a, b], .. } => {
                 let terms = registers[*left].iter().zip(&registers[*right]);
                 terms.map(|(x, y)| x.shifted_left(*a).plus(y.shifted_left(*b))).collect()

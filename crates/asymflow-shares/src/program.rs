@@ -53,8 +53,12 @@ pub(crate) enum Op {
     Relu { input: Register, output: Register, shift: u32, compare: Compare, grouping: Grouping },
     /// x² after truncation by `shift` bits. One round.
     Square { input: Register, output: Register, shift: u32 },
-    /// factor · x + offset.
-    Affine { input: Register, output: Register, factor: i64, offset: i64 },
+    /// factor · x + offset, one of each for all channels or one for each.
+    Affine { input: Register, output: Register, factor: Vec<i64>, offset: Vec<i64> },
+    /// These channels alone.
+    Select { input: Register, output: Register, channels: Vec<u32> },
+    /// The channels of each part at the places named, shifted left so that the scales agree; zero elsewhere.
+    Join { parts: Vec<Part>, output: Register },
     /// The sum of two tensors, each shifted left so that the scales agree.
     Add { inputs: [Register; 2], shifts: [u32; 2], output: Register },
     /// Sums over PyTorch's adaptive windows times `2^bits / size` rounded.
@@ -63,6 +67,15 @@ pub(crate) enum Op {
     Rescale { input: Register, output: Register, shift: u32 },
     /// Local truncation of each share.
     Truncate { input: Register, output: Register, shift: u32 },
+}
+
+/// One part of [`Op::Join`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    pub(crate) input: Register,
+    pub(crate) shift: u32,
+    /// Where its channels go.
+    pub(crate) channels: Vec<u32>,
 }
 
 /// Which bits of a masked value a comparison looks at.
@@ -257,6 +270,8 @@ impl Op {
             | Self::Relu { output, .. }
             | Self::Square { output, .. }
             | Self::Affine { output, .. }
+            | Self::Select { output, .. }
+            | Self::Join { output, .. }
             | Self::Add { output, .. }
             | Self::Pool { output, .. }
             | Self::Rescale { output, .. }

@@ -144,7 +144,7 @@ impl Quadratic {
 }
 
 /// A ReLU whose sign decisions are made for groups of activations: y = D·x, D = 1 where the group's vote is positive.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedRelu {
     /// Parameter prefix, and how a budget names the layer.
     pub name: String,
@@ -157,7 +157,7 @@ pub struct SharedRelu {
 }
 
 /// Which activations share a decision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grouping {
     /// Blocks of channels × rows × columns; at the edges, what is left of them.

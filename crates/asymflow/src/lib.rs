@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod accounting;
+#[cfg(feature = "shares")]
+pub mod budget_study;
 pub mod checkpoint;
 pub mod clear;
 pub mod delta;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
 use sha2::{Digest, Sha256};
 
+use super::curve::Curve;
 use super::{CompileError, Options, Truncation, fixed_point};
 use crate::conv::ConvShape;
 use crate::model::FixedModel;
@@ -62,6 +63,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
     pub(super) fn layers(&mut self, layers: &[Layer], mut at: Register) -> Result<Register, CompileError> {
         let mut rest = layers;
         while let Some((layer, after)) = rest.split_first() {
+            let at_layer = rest;
             rest = after;
             at = match layer {
                 Layer::Conv(conv) => {
@@ -73,23 +75,33 @@ impl<'a, R: Ring> Compiler<'a, R> {
                         _ => None,
                     };
                     self.last.clone_from(&conv.name);
-                    self.conv(conv, norm, at)?
+                    let curve = self.curve(rest, conv.out_channels)?;
+                    let (curve, after) = curve.map_or((None, rest), |(curve, after)| (Some(curve), after));
+                    rest = after;
+                    self.conv(conv, norm, curve, at)?
                 }
                 Layer::Linear(linear) => {
                     self.last.clone_from(&linear.name);
                     let shape = dense(linear.in_features, linear.out_features);
-                    self.linear(&linear.name, shape, &[], true, at)?
+                    let curve = self.curve(rest, linear.out_features)?;
+                    let (curve, after) = curve.map_or((None, rest), |(curve, after)| (Some(curve), after));
+                    rest = after;
+                    self.curved(&linear.name, shape, &[], true, curve, at)?
                 }
                 Layer::Relu => self.activation(at)?,
+                Layer::Quadratic(quadratic) => match self.curve(at_layer, quadratic.channels)? {
+                    Some((curve, after)) => {
+                        rest = after;
+                        self.quadratic(curve, at)?
+                    }
+                    None => at,
+                },
+                Layer::SharedRelu(shared) => self.shared_relu(shared, at)?,
                 Layer::AdaptiveAvgPool { out } => self.pool(*out, at),
                 Layer::Flatten => self.reshape(at),
                 Layer::Dropout { .. } => at,
                 Layer::Residual { main, shortcut } => self.residual(main, shortcut, at)?,
-                Layer::BatchNorm { .. }
-                | Layer::PRelu { .. }
-                | Layer::Quadratic(_)
-                | Layer::SharedRelu(_)
-                | Layer::MaxPool { .. } => {
+                Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::MaxPool { .. } => {
                     return Err(self.refuse(layer));
                 }
             };
@@ -125,7 +137,13 @@ impl<'a, R: Ring> Compiler<'a, R> {
         output
     }
 
-    fn conv(&mut self, conv: &Conv, norm: Option<&str>, input: Register) -> Result<Register, CompileError> {
+    fn conv(
+        &mut self,
+        conv: &Conv,
+        norm: Option<&str>,
+        curve: Option<Curve>,
+        input: Register,
+    ) -> Result<Register, CompileError> {
         let Shape { height, width, .. } = self.value(input).shape;
         let shape = ConvShape {
             in_channels: conv.in_channels,
@@ -137,11 +155,30 @@ impl<'a, R: Ring> Compiler<'a, R> {
             width,
         };
         let affine = norm.map(|norm| self.folded(norm)).unwrap_or_default();
-        self.linear(&conv.name, shape, &affine, conv.bias, input)
+        self.curved(&conv.name, shape, &affine, conv.bias, curve, input)
+    }
+
+    /// A convolution or fully connected layer, with the quadratic after it if there is one.
+    fn curved(
+        &mut self,
+        name: &str,
+        shape: ConvShape,
+        affine: &[(f64, f64)],
+        has_bias: bool,
+        curve: Option<Curve>,
+        input: Register,
+    ) -> Result<Register, CompileError> {
+        let bits = self.options.fixed.weight_bits;
+        let input = self.make_room(name, input);
+        let Some(curve) = curve else { return self.linear(name, shape, (affine, bits), has_bias, input) };
+        let squares = self.complete(curve)?;
+        let bits = bits + self.extra_bits(&squares, self.value(input).scale + bits);
+        let output = self.linear(name, shape, (&squares.folded(affine), bits), has_bias, input)?;
+        self.square(&squares, output)
     }
 
     /// Factor and offset of each channel of a batch normalisation.
-    fn folded(&self, norm: &str) -> Vec<(f64, f64)> {
+    pub(super) fn folded(&self, norm: &str) -> Vec<(f64, f64)> {
         let values = |suffix: &str| self.tensor(&format!("{norm}.{suffix}"));
         let scales = values("weight").iter().zip(values("running_var"));
         let offsets = values("bias").iter().zip(values("running_mean"));
@@ -153,21 +190,20 @@ impl<'a, R: Ring> Compiler<'a, R> {
     }
 
     /// Values of a tensor that validation has seen.
-    fn tensor(&self, name: &str) -> &'a [f32] {
+    pub(super) fn tensor(&self, name: &str) -> &'a [f32] {
         self.weights.tensors.get(name).map_or(&[], |tensor| &tensor.data)
     }
 
-    /// A convolution or fully connected layer; `affine` is what is folded into each output channel.
+    /// A convolution or fully connected layer; `affine` is what is folded into each output channel, and `bits` the fraction
+    /// bits of its weights.
     fn linear(
         &mut self,
         name: &str,
         shape: ConvShape,
-        affine: &[(f64, f64)],
+        (affine, bits): (&[(f64, f64)], u32),
         has_bias: bool,
         input: Register,
     ) -> Result<Register, CompileError> {
-        let bits = self.options.fixed.weight_bits;
-        let input = self.make_room(name, input);
         let scale = self.value(input).scale + bits;
         let raw = self.tensor(&format!("{name}.weight"));
         let biases = if has_bias { self.tensor(&format!("{name}.bias")) } else { &[] };
@@ -201,8 +237,13 @@ impl<'a, R: Ring> Compiler<'a, R> {
 
     /// Truncates where another layer of weights, or a factor of as many bits, would leave too little room for integers.
     pub(super) fn make_room(&mut self, label: &str, input: Register) -> Register {
-        let Value { shape, scale } = self.value(input);
         let most = R::BITS - 2 - self.options.integer_bits - self.options.fixed.weight_bits;
+        self.shorten(label, input, most)
+    }
+
+    /// Truncates to the bits of activations where there are more than `most` fraction bits.
+    pub(super) fn shorten(&mut self, label: &str, input: Register, most: u32) -> Register {
+        let Value { shape, scale } = self.value(input);
         if scale <= most {
             return input;
         }
@@ -231,7 +272,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
     fn reshape(&mut self, input: Register) -> Register {
         let Value { shape, scale } = self.value(input);
         let flat = Shape::new(shape.len(), 1, 1);
-        self.push("flatten", flat, scale, |output| Op::Affine { input, output, factor: 1, offset: 0 })
+        self.push("flatten", flat, scale, |output| Op::Affine { input, output, factor: vec![1], offset: vec![0] })
     }
 
     fn residual(&mut self, main: &[Layer], shortcut: &[Layer], at: Register) -> Result<Register, CompileError> {

@@ -1,8 +1,8 @@
-use asymflow_zoo::Shape;
+use asymflow_zoo::{Decision, Shape, SharedRelu};
 use proptest::prelude::*;
 
 use super::*;
-use crate::groups::{Grouping, Vote};
+use crate::groups::Grouping;
 use crate::ring::{Z48, add};
 
 /// Shares of `values`, and seeds of both servers.
@@ -181,9 +181,12 @@ fn a_group_follows_its_decision() {
         .map(|v| v.to_i64() >> 24)
         .collect();
     let words: Vec<u64> = values.iter().map(|&v| u64::from_i64(v)).collect();
-    let weights = Vote::Weights((0..12).map(|i| i * 37 % 256 - 100).collect());
-    for vote in [Vote::Corner, Vote::Centre, Vote::Sum, weights] {
-        let grouping = Grouping::Blocks { channels: 2, rows: 3, columns: 2, decision: vote };
+    for decision in [Decision::Corner, Decision::Centre, Decision::Mean, Decision::Learned] {
+        let learned = if decision == Decision::Learned { 12 } else { 0 };
+        let weights = (0..learned).map(|i| i * 37 % 256 - 100).collect();
+        let blocks = asymflow_zoo::Grouping::Blocks { channels: 2, rows: 3, columns: 2 };
+        let layer = SharedRelu { name: String::new(), channels: 4, grouping: blocks, decision };
+        let grouping = Grouping::Shared { layer, weights };
         let groups = grouping.groups(shape).unwrap();
         let compare = Compare { dropped: 12, width: 52 };
         let (decisions, output) = relu(&words, 12, compare, Some(&groups), 5);

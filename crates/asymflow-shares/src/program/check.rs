@@ -4,9 +4,8 @@ use asymflow_zoo::Shape;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{FixedPoint, Op, Program, Register, Step, Value, WeightPolicy};
+use super::{FixedPoint, Op, Part, Program, Register, Step, Value, WeightPolicy};
 use crate::conv::ConvShape;
-use crate::groups::{Grouping, Vote};
 
 /// Most values that all tensors of a query, or all weights, may have together.
 const VALUES_LIMIT: usize = 1 << 30;
@@ -134,15 +133,37 @@ impl Program {
             Op::Relu { input, shift, compare, grouping, .. } => {
                 let window = compare.width >= 2 && compare.dropped.saturating_add(compare.width) <= self.ring_bits;
                 require(window, "window")?;
-                check_grouping(grouping)?;
                 in_ring(*shift)?;
-                same(*input)
+                same(*input)?;
+                grouping.check(out)
             }
             Op::Square { input, shift, .. } | Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
                 in_ring(*shift)?;
                 same(*input)
             }
-            Op::Affine { input, .. } => require(self.shared(index, *input)?.len() == out.len(), "shape"),
+            Op::Affine { input, factor, offset, .. } => {
+                let fits = |values: &[i64]| values.len() == 1 || values.len() == out.channels;
+                require(fits(factor) && fits(offset), "number of factors or offsets")?;
+                require(self.shared(index, *input)?.len() == out.len(), "shape")
+            }
+            Op::Select { input, channels, .. } => {
+                let shape = self.shared(index, *input)?;
+                require(channels.iter().all(|&channel| (channel as usize) < shape.channels), "channel")?;
+                require(out == Shape { channels: channels.len(), ..shape }, "shape")
+            }
+            Op::Join { parts, .. } => {
+                let mut free = vec![true; out.channels];
+                for Part { input, shift, channels } in parts {
+                    in_ring(*shift)?;
+                    let shape = self.shared(index, *input)?;
+                    require(shape == Shape { channels: channels.len(), ..out }, "shape")?;
+                    for &channel in channels {
+                        let place = free.get_mut(channel as usize).ok_or("channel")?;
+                        require(std::mem::replace(place, false), "channel")?;
+                    }
+                }
+                Ok(())
+            }
             Op::Add { inputs, shifts, .. } => {
                 shifts.iter().try_for_each(|shift| in_ring(*shift))?;
                 inputs.iter().try_for_each(|input| same(*input))
@@ -153,14 +174,5 @@ impl Program {
                 require(shape.channels == out.channels && out.height == out.width, "shape")
             }
         }
-    }
-}
-
-fn check_grouping(grouping: &Grouping) -> Result<(), &'static str> {
-    let Grouping::Blocks { channels, rows, columns, decision } = grouping else { return Ok(()) };
-    let size = bounded(&[*channels, *rows, *columns]).ok_or("group")?;
-    match decision {
-        Vote::Weights(weights) if weights.len() != size => Err("decision weights"),
-        _ => Ok(()),
     }
 }

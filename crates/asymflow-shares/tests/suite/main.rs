@@ -5,4 +5,5 @@ mod float;
 mod links;
 mod networks;
 mod servers;
+mod trained;
 mod transfer;

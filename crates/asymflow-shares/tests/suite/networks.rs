@@ -245,7 +245,7 @@ fn settings_out_of_range_are_named() {
     assert_eq!(error(&named("conv1.relu", empty)), "activation conv1.relu: side of a block is out of range");
     let few = Activation::SharedRelu { block: (2, 2), channels: 1, decision: Decision::Weights(vec![1.0; 3]) };
     assert!(error(&named("conv1.relu", few)).contains("number of decision weights"));
-    let wide = Activation::SharedRelu { block: (16, 16), channels: 16, decision: Decision::Mean };
+    let wide = Activation::SharedRelu { block: (64, 64), channels: 16, decision: Decision::Mean };
     let options = Options {
         activations: BTreeMap::from([("conv1.relu".to_owned(), wide)]),
         ..Options::new::<u32>(WeightPolicy::Public)

@@ -6,7 +6,7 @@ use asymflow_shares::{
     InputShare, Options, OutputShare, Program, ProgramError, Seed, TransferError, WeightPolicy, WeightShare, compile,
     share_input,
 };
-use asymflow_zoo::{Network, Shape, Weights, by_name};
+use asymflow_zoo::{Decision, Network, Shape, Weights, by_name};
 use proptest::prelude::*;
 
 fn network() -> Network {
@@ -64,6 +64,19 @@ fn program_bytes() -> &'static [u8] {
     BYTES.get_or_init(|| weight_share().program().to_bytes())
 }
 
+/// Of a network with every choice of a channel.
+fn mixed_bytes() -> &'static [u8] {
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    BYTES.get_or_init(|| {
+        let network = crate::trained::mixed(Decision::Mean);
+        let options = Options::new::<u64>(WeightPolicy::Public);
+        let model = compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap();
+        let bytes = model.program().to_bytes();
+        assert_eq!(Program::from_bytes(&bytes).as_ref(), Ok(model.program()));
+        bytes
+    })
+}
+
 #[test]
 fn a_program_is_checked() {
     assert!(matches!(Program::from_bytes(&[]), Err(ProgramError::Malformed(_))));
@@ -79,8 +92,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_damaged_program_runs_or_is_refused(damage in prop::collection::vec((0usize..4096, any::<u8>()), 1..4)) {
-        let mut bytes = program_bytes().to_vec();
+    fn a_damaged_program_runs_or_is_refused(
+        damage in prop::collection::vec((0usize..4096, any::<u8>()), 1..4), mixed: bool,
+    ) {
+        let mut bytes = if mixed { mixed_bytes() } else { program_bytes() }.to_vec();
         for (at, value) in damage {
             let len = bytes.len();
             bytes[at % len] = value;
