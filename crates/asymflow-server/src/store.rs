@@ -312,3 +312,75 @@ fn read_dealing(path: &Path) -> Done<Option<Dealing>> {
     }
     Ok(Some(Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new() }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use asymflow_shares::{Dealer, Options, Seed, Server, WeightPolicy, compile};
+    use asymflow_zoo::{Weights, by_name};
+
+    use super::*;
+
+    /// A folder, the program, and a store with `queries` dealt at `now`, to be used within a minute.
+    fn stored(queries: u32, now: SystemTime) -> (tempfile::TempDir, Arc<PartyModel<Ring>>, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let options = Options::new::<Ring>(WeightPolicy::Public);
+        let model = compile::<Ring>(&network, &Weights::init(&network, 1), &options).unwrap().publish().unwrap();
+        let bytes = model.program().cost().dealer_bytes_first;
+        let mut store = Store::open(folder.path(), 3 * bytes, bytes).unwrap();
+        let lifetime = Duration::from_secs(60);
+        let mut dealer = Dealer::<Ring>::new(model.program().clone(), &Seed::random().unwrap(), lifetime).unwrap();
+        let mut incoming = store.incoming(dealer.seed(Server::First), queries).unwrap();
+        for number in 0..u64::from(queries) {
+            let (mut first, mut second) = (Vec::new(), std::io::sink());
+            dealer.deal_to(now, &mut first, &mut second).unwrap();
+            incoming.receive(number, &mut first.as_slice(), model.program(), &model.program().hash()).unwrap();
+        }
+        store.commit(incoming).unwrap();
+        (folder, model, store)
+    }
+
+    #[test]
+    fn what_was_taken_is_gone_for_a_server_that_starts_again() {
+        let now = SystemTime::now();
+        let (folder, model, mut store) = stored(2, now);
+        let query = store.promise(now).unwrap();
+        assert_ne!(store.promise(now).unwrap(), query, "one number was given to two clients");
+        assert!(matches!(store.promise(now), Err(StoreError::Exhausted)));
+        store.take(query, model.program()).unwrap().party(&model, now).unwrap();
+        assert!(matches!(store.take(query, model.program()), Err(StoreError::Reused { number: 0 })));
+        drop(store);
+        let mut again = Store::open(folder.path(), u64::MAX, 1).unwrap();
+        assert_eq!(again.unused(), 1);
+        assert!(matches!(again.take(query, model.program()), Err(StoreError::Reused { number: 0 })));
+        let never = QueryName { number: 2, ..query };
+        assert!(matches!(again.seed(never), Err(StoreError::Deal(DealError::Missing { query: 2 }))));
+    }
+
+    #[test]
+    fn what_has_expired_is_removed_and_what_was_not_committed_never_counts() {
+        let now = SystemTime::now();
+        let (folder, model, mut store) = stored(1, now);
+        let later = now + Duration::from_secs(61);
+        let query = store.promise(now).unwrap();
+        let expired = store.take(query, model.program()).unwrap().party(&model, later).err().unwrap();
+        assert_eq!(expired.refusal().code, RefusalCode::Expired);
+        let (other, _, mut second) = stored(1, now);
+        assert!(matches!(second.promise(later), Err(StoreError::Exhausted)));
+        assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+        // A server that is killed while it is dealt to.
+        fs::create_dir(folder.path().join("incoming-00")).unwrap();
+        fs::write(folder.path().join("incoming-00/0.deal"), "half a de").unwrap();
+        assert_eq!(Store::open(folder.path(), u64::MAX, 1).unwrap().unused(), 0);
+        assert!(!folder.path().join("incoming-00").exists());
+    }
+
+    #[test]
+    fn a_dealing_beyond_the_limit_is_refused_before_it_is_sent() {
+        let (_folder, _, store) = stored(1, SystemTime::now());
+        assert!(store.check_room(2).is_ok());
+        assert_eq!(store.check_room(3).unwrap_err().refusal().code, RefusalCode::Full);
+    }
+}

@@ -45,6 +45,8 @@ impl DealerPromise {
 
 /// Certificate (DER) and a quote over a nonce and an exporter.
 pub type Proof = (Vec<u8>, Vec<u8>);
+/// Makes a proof for a nonce and the exporter of a session.
+pub type Prove<'a> = dyn Fn(&[u8; 32], &[u8; 32]) -> Result<Proof, String> + 'a;
 
 /// Deals `queries` queries' randomness, to be used within `lifetime`, to the two servers. Returns the bytes sent to the first
 /// and to the second. `prove` makes a proof for a nonce and the exporter of the session under `label`. Each server has
@@ -52,7 +54,6 @@ pub type Proof = (Vec<u8>, Vec<u8>);
 ///
 /// # Errors
 /// A server cannot be reached, is another than its fingerprint says, or refuses; then neither may use anything.
-#[expect(clippy::too_many_lines, reason = "one conversation with two servers")]
 pub fn deal<R: Ring>(
     program: Program,
     servers: &[ServerAt; 2],
@@ -60,7 +61,7 @@ pub fn deal<R: Ring>(
     lifetime: Duration,
     timeout: Duration,
     label: &[u8],
-    prove: &dyn Fn(&[u8; 32], &[u8; 32]) -> Result<Proof, String>,
+    prove: &Prove<'_>,
 ) -> Result<[u64; 2], NetError> {
     if servers[0].fingerprint == servers[1].fingerprint {
         return Err(NetError::Pair("one fingerprint was given twice, and one server with both seeds sees everything"));

@@ -9,7 +9,7 @@ mod protocol;
 mod stream;
 
 pub use client::{Client, ServerAt};
-pub use dealer::{DealerPromise, Proof, deal};
+pub use dealer::{DealerPromise, Proof, Prove, deal};
 pub use protocol::{
     FromDealer, FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
     ToServer, VERSION, read, write,
