@@ -242,7 +242,7 @@ def train(name, data, arguments, seed):
     network = Network(name).to(DEVICE).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), arguments.learning_rate, momentum=0.9, weight_decay=5e-4)
     steps = math.ceil(len(train_x) / arguments.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: 0.5 * (1 + math.cos(math.pi * s / (steps * arguments.epochs))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: 0.5 * (1 + math.cos(math.pi * s / max(1, steps * arguments.epochs))))
     curve, start, diverged = [], time.time(), False
     for epoch in range(arguments.epochs):
         network.train()

@@ -1,9 +1,10 @@
 //! Sealed files, guards and witnesses, which a host may write as it likes.
 
 use std::hint::black_box;
+use std::io::Read;
 use std::sync::LazyLock;
 
-use asymflow_enclave::{Binding, FileGuard, Guard, SealedStore, SealingKey, Witness};
+use asymflow_enclave::{Binding, FileGuard, Guard, SealedLog, SealedReader, SealedStore, SealingKey, Witness};
 use tempfile::TempDir;
 
 /// The label of every state here.
@@ -28,7 +29,7 @@ fn store(folder: &TempDir) -> SealedStore {
     SealedStore::open(&folder.path().join("sealed"), KEY.clone(), Box::new(file_guard(folder))).expect("a store")
 }
 
-/// The file of a sealed state; the first 72 bytes are a witness as well.
+/// The file of a sealed state, and of a sealed stream; the first 72 bytes are a witness as well.
 pub fn sealed(input: &[u8]) {
     let folder = folder();
     let mut store = store(&folder);
@@ -36,6 +37,13 @@ pub fn sealed(input: &[u8]) {
     if let Ok(content) = store.load(LABEL) {
         assert!(content.is_some_and(|content| content.len() < input.len()));
     }
+    let mut content = Vec::new();
+    let read = SealedReader::open(input, &KEY, LABEL).and_then(|mut stream| stream.read_to_end(&mut content));
+    assert!(read.is_err() || content.len() < input.len());
+    // The state above may have been an index of a log, and the file is one of its segments.
+    std::fs::write(folder.path().join(format!("sealed/{LABEL}.0.log")), input).expect("a segment");
+    let _ =
+        black_box(SealedLog::open(&mut store, LABEL, [0; 32], 100, &mut |block| assert!(block.len() < input.len())));
     if let Some(bytes) = input.first_chunk::<{ Witness::BYTES }>() {
         let witness = Witness::from_bytes(bytes);
         assert_eq!(witness.to_bytes(), *bytes);

@@ -27,6 +27,17 @@ use probe::{Machine, Need};
 const ENCLAVE: &str = "asymflow-enclave";
 const MANIFEST_WRITER: &str = "asymflow-manifest";
 const HOST_TOOLS: &str = "host-tools";
+/// The first argument of a program that answers clients, whose memory can be planned from its other arguments.
+const SERVE: &str = "serve";
+/// What a program for jobs, which come later, is planned to hold at once.
+const JOB_PEAK_MIB: u64 = 1024;
+
+/// How large an enclave has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    threads: usize,
+    peak_bytes: u64,
+}
 
 /// Subcommands of `enclave`.
 #[derive(Debug, Subcommand)]
@@ -68,15 +79,16 @@ pub struct PlanArgs {
     /// What the program runs under
     #[arg(long, value_enum, default_value = "gramine-sgx")]
     runtime: Runtime,
-    /// Threads that compute; all cores without this
+    /// Threads that compute; as many as the arguments plan without this, or all cores
     #[arg(long, value_name = "N")]
     threads: Option<u32>,
     /// Threads that wait for clients, the worker and the disk
     #[arg(long, value_name = "N", default_value_t = 16)]
     io_threads: u32,
-    /// The most memory that the program is planned to hold at once, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    peak_mib: u64,
+    /// The most memory that the program holds at once, in MiB; without this what it plans for `serve` with these arguments,
+    /// and 1024 for jobs
+    #[arg(long, value_name = "MIB")]
+    peak_mib: Option<u64>,
     /// Object in /dev/shm that the enclave shares with the host, as a worker's `--shm` names it
     #[arg(long, value_name = "NAME")]
     shared_memory: Vec<String>,
@@ -158,7 +170,7 @@ fn write_manifest(workspace: &Workspace, args: &PlanArgs) -> Result<u8> {
     for (host, inside) in staged.mapped() {
         println!("{host} is {inside} inside");
     }
-    let plan = staged.plan(args).to_string();
+    let plan = staged.plan(args, &size(&program, args)?).to_string();
     let mut writer = Command::new(workspace.binary(MANIFEST_WRITER));
     let mut child = process::spawn(writer.current_dir(&folder).stdin(Stdio::piped()).stdout(Stdio::piped()))?;
     child.stdin.take().context("the writer has no standard input")?.write_all(plan.as_bytes())?;
@@ -171,6 +183,30 @@ fn write_manifest(workspace: &Workspace, args: &PlanArgs) -> Result<u8> {
         println!("wrote {}", path.display());
     }
     Ok(code)
+}
+
+/// What the program itself plans for `serve` with these arguments, unless a peak is given.
+fn size(program: &Path, args: &PlanArgs) -> Result<Size> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let given = |peak_mib: u64| Size {
+        threads: args.threads.map_or(cores, |threads| threads as usize),
+        peak_bytes: peak_mib.saturating_mul(1 << 20),
+    };
+    let options = match (args.peak_mib, args.arguments.split_first()) {
+        (None, Some((word, options))) if word == SERVE => options,
+        (peak_mib, _) => return Ok(given(peak_mib.unwrap_or(JOB_PEAK_MIB))),
+    };
+    let mut planner = Command::new(program);
+    planner.arg("plan").args(options);
+    if let Some(threads) = args.threads {
+        planner.arg(format!("--threads={threads}"));
+    }
+    let json = process::output(&mut planner)?;
+    let said: serde_json::Value = serde_json::from_str(&json).context("the program planned no JSON")?;
+    let number = |value: &serde_json::Value| value.as_u64().context("the program planned no memory");
+    let (threads, peak_bytes) = (number(&said["threads"])? as usize, number(&said["plan"]["peak_bytes"])?);
+    println!("planned to hold {} MiB at most, with {threads} threads", peak_bytes.div_ceil(1 << 20));
+    Ok(Size { threads, peak_bytes })
 }
 
 /// Builds the enclave program; the one for SGX, in a folder of its own, cannot simulate evidence.

@@ -27,6 +27,15 @@ fn main() {
 }
 "#;
 
+/// Plans 5 MiB for three threads, whatever it is asked to serve.
+const ENCLAVED: &str = r###"
+fn main() {
+    if std::env::args().nth(1).as_deref() == Some("plan") {
+        println!(r##"{{"threads":3,"plan":{{"peak_bytes":5242880}}}}"##);
+    }
+}
+"###;
+
 const EXPERIMENT: &str = "schema = 1\ntitle = \"A title\"\nclaim = \"it works\"\nkind = \"train\"\n";
 
 const TESTS: &str = r#"
@@ -64,7 +73,7 @@ fn workspace() -> TempDir {
     write(root, "Cargo.toml", manifest);
     for name in ["asymflow-enclaved", "asymflow-worker"] {
         package(root, name, "");
-        write(root, &format!("crates/{name}/src/main.rs"), "fn main() {}\n");
+        write(root, &format!("crates/{name}/src/main.rs"), ENCLAVED);
     }
     package(root, "asymflow-cli", "[[bin]]\nname = \"asymflow\"\npath = \"src/main.rs\"\n");
     write(root, "crates/asymflow-cli/src/main.rs", CLI);
@@ -237,6 +246,9 @@ fn an_enclave_is_planned_signed_measured_and_started() {
     let run = ["enclave", "run", "--runtime", "gramine-direct", "--folder", "out"];
     let started = with_gramine(dir.path(), &[&run[..], &arguments].concat());
     assert_ends(&started, 0, "started asymflow-enclaved\nplan {");
+    assert_ends(&started, 0, "planned to hold 5 MiB at most, with 3 threads");
+    assert_ends(&started, 0, r#""peak_bytes":5242880"#);
+    assert_ends(&started, 0, r#""compute_threads":3"#);
     assert_ends(&started, 0, "INSECURE gramine-direct: ");
     write(dir.path(), "fail", "error: Cannot connect to AESM service\n");
     let failed = with_gramine(dir.path(), &run);

@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use asymflow::delta::Feed;
 use asymflow::job::ModeKind;
+use asymflow_zoo::Replacement;
 use serde::{Deserialize, Serialize};
 
 /// An entry of `mode.run`: `clear`, `trusted-only`, `asymml`, `delta`, `delta@9`, `delta@inf`, `main-only`,
-/// `residual-null@9`, `naive-dp@9`.
+/// `residual-null@9`, `naive-dp@9`, `shares`; each with `+ACTIVATION`, twice at most, where the network is to have another
+/// activation or pooling than its own: `shares+average-pool+shared-relu:1x2x2`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Entry {
@@ -18,6 +20,8 @@ pub struct Entry {
     pub feed: Feed,
     /// ε behind the `@`; infinite for `inf`. Without one the experiment's own holds.
     pub epsilon: Option<f64>,
+    /// What is replaced in the network, in order.
+    pub replaced: [Option<Replacement>; 2],
 }
 
 /// Every name, and what it stands for.
@@ -40,12 +44,17 @@ impl Entry {
 
     /// An entry of `kind` as it is by itself.
     pub const fn of(kind: ModeKind) -> Self {
-        Self { kind, feed: Feed::Residual, epsilon: None }
+        Self { kind, feed: Feed::Residual, epsilon: None, replaced: [None; 2] }
     }
 
     /// Whether a worker takes part.
     pub fn needs_worker(&self) -> bool {
         self.kind.needs_worker() && self.feed != Feed::Nothing
+    }
+
+    /// `model` with what the entry replaces, as in `model.names`.
+    pub fn model(&self, model: &str) -> String {
+        self.replaced.iter().flatten().fold(model.to_owned(), |name, replaced| format!("{name}+{replaced}"))
     }
 
     fn takes_epsilon(&self) -> bool {
@@ -57,10 +66,10 @@ impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named = NAMES.iter().find(|(_, kind, feed)| (*kind, *feed) == (self.kind, self.feed));
         f.write_str(named.map_or("", |(name, _, _)| name))?;
-        match self.epsilon {
-            Some(epsilon) => write!(f, "@{epsilon}"),
-            None => Ok(()),
+        if let Some(epsilon) = self.epsilon {
+            write!(f, "@{epsilon}")?;
         }
+        self.replaced.iter().flatten().try_for_each(|replaced| write!(f, "+{replaced}"))
     }
 }
 
@@ -82,15 +91,22 @@ impl FromStr for Entry {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, epsilon) = match text.split_once('@') {
+        let mut parts = text.split('+');
+        let mode = parts.next().unwrap_or_default();
+        let mut replaced = [None; 2];
+        for (place, part) in parts.enumerate() {
+            let place = replaced.get_mut(place).ok_or_else(|| format!("{text:?}: two replacements at most"))?;
+            *place = Some(part.parse::<Replacement>().map_err(|e| e.to_string())?);
+        }
+        let (name, epsilon) = match mode.split_once('@') {
             Some((name, epsilon)) => (name, Some(epsilon)),
-            None => (text, None),
+            None => (mode, None),
         };
         let Some((_, kind, feed)) = NAMES.iter().find(|(known, _, _)| *known == name) else {
             let nearest = Self::names().min_by_key(|known| strsim::damerau_levenshtein(name, known)).unwrap_or("clear");
             return Err(format!("unknown mode {name:?}; did you mean {nearest:?}?"));
         };
-        let mut entry = Self { kind: *kind, feed: *feed, epsilon: None };
+        let mut entry = Self { kind: *kind, feed: *feed, epsilon: None, replaced };
         if let Some(epsilon) = epsilon {
             let value: f64 = epsilon.parse().map_err(|_| format!("{text:?}: {epsilon:?} is no number"))?;
             if value.is_nan() || value <= 0.0 {
@@ -116,6 +132,8 @@ mod tests {
     fn entries_are_written_as_they_are_read() {
         for text in
             ["clear", "trusted-only", "asymml", "delta", "delta@1.4", "delta@inf", "residual-null@9", "main-only"]
+                .into_iter()
+                .chain(["shares+react", "delta@9+hermite", "shares+average-pool+shared-relu:1x2x2"])
         {
             assert_eq!(text.parse::<Entry>().unwrap().to_string(), text);
         }
@@ -131,6 +149,8 @@ mod tests {
             ("delta@nan", "must be positive"),
             ("delta@x", "is no number"),
             ("naive-dp@inf", "is clear"),
+            ("shares+swish", "unknown activation"),
+            ("shares+react+react+react", "two replacements at most"),
         ] {
             let error = text.parse::<Entry>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

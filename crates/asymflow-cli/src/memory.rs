@@ -4,7 +4,7 @@ use asymflow::delta::Sampling;
 use asymflow::job::{JobSpec, Task};
 use asymflow::memory::{MemoryPlan, parse_bytes, show_bytes};
 use asymflow::memory_study::MemoryReport;
-use asymflow::service::ServedModel;
+use asymflow::service::{REMEMBERED, ServedModel};
 use asymflow_enclave::manifest::ManifestSpec;
 use asymflow_zoo::data::Normalization;
 use serde::{Deserialize, Serialize};
@@ -224,7 +224,7 @@ fn parts(name: String, plan: &MemoryPlan, threads: usize) -> Result<[String; 13]
         show(plan.decomposition_bytes),
         show(plan.release_bytes + plan.wire_bytes),
         show(plan.state_bytes + plan.checkpoint_bytes),
-        show(plan.data_bytes),
+        show(plan.data_bytes + plan.answers_bytes),
         show(plan.matmul_bytes),
         show(plan.startup_bytes),
         show(plan.peak_bytes),
@@ -244,13 +244,14 @@ pub fn explain(experiment: &Experiment) -> Result<String, CliError> {
             let plan = MemoryPlan::of_job(&job).map_err(unusable)?;
             rows.push(parts(format!("{entry}, training"), &plan, job.threads)?);
             if is_served(entry) {
-                let plan = MemoryPlan::of_service(&served(&job), SERVED_BATCH, job.threads, false).map_err(unusable)?;
+                let plan = MemoryPlan::of_service(&served(&job), SERVED_BATCH, job.threads, false, REMEMBERED);
+                let plan = plan.map_err(unusable)?;
                 rows.push(parts(format!("{entry}, serving"), &plan, job.threads)?);
             }
         }
         text += &format!(
             "## {model}\n\nTraining with batches of {}, serving with batches of {SERVED_BATCH}; MiB, except the enclave's \
-             size. `cargo xtask enclave manifest --peak-mib` takes the peak, rounded up.\n\n{}\n",
+             size. `cargo xtask enclave manifest … -- serve …` plans the same from the model file.\n\n{}\n",
             experiment.train.batch,
             markdown(&rows)
         );

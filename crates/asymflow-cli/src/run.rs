@@ -149,10 +149,13 @@ pub fn resolve(args: &Args) -> Result<Experiment, CliError> {
         experiment.train.seeds = (1..=n.max(1)).collect();
     }
     for name in &experiment.model.names {
-        let network = network(&experiment, name)?;
-        if experiment.mode.run.iter().any(|entry| entry.kind == ModeKind::Delta) {
-            let parts = experiment.delta.shape(&network).and_then(|shape| delta(&network, &shape));
-            parts.map_err(|e| CliError::usage(format!("{name}: {e}"), DELTA_HELP))?;
+        network(&experiment, name)?;
+        for &entry in &experiment.mode.run {
+            let network = network(&experiment, &entry.model(name))?;
+            if entry.kind == ModeKind::Delta {
+                let parts = experiment.delta.shape(&network).and_then(|shape| delta(&network, &shape));
+                parts.map_err(|e| CliError::usage(format!("{name}: {e}"), DELTA_HELP))?;
+            }
         }
     }
     Ok(experiment)
@@ -182,7 +185,7 @@ pub fn job_spec(
     task: Task,
 ) -> Result<JobSpec, CliError> {
     let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
-    let network = network(e, model)?;
+    let network = network(e, &entry.model(model))?;
     let epochs = e.train.epochs;
     let delta = (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
     let delta = delta.transpose().map_err(|e| CliError::usage(format!("{model}: {e}"), DELTA_HELP))?;
@@ -320,7 +323,7 @@ impl Runner {
     /// Folder of one run: named after the network too where there are several.
     fn run_name(&self, model: &str, mode: &str, seed: u64) -> String {
         let model = if self.experiment.model.names.len() > 1 { format!("{model}-") } else { String::new() };
-        format!("{}{mode}-seed{seed}", model.replace(':', "-"))
+        format!("{model}{mode}-seed{seed}").replace(':', "-")
     }
 
     /// What a network learns from: the model of an earlier run of the same mode and seed.
@@ -359,7 +362,7 @@ impl Runner {
         if checkpoint.is_some() {
             self.output.say(&format!("{label}: going on from its checkpoint"));
         }
-        let given = self.given_weights(model)?;
+        let given = self.given_weights(&entry.model(model))?;
         let start = match (&checkpoint, &given) {
             (Some(bytes), _) => (Body::Checkpoint, bytes.as_slice()),
             (None, Some(bytes)) => (Body::Weights, bytes.as_slice()),
@@ -580,7 +583,7 @@ impl Runner {
         let s = &self.experiment.study;
         let spec = SplitStudySpec { samples: s.samples, ranks: s.ranks.clone(), kept: s.kept.clone() };
         let task = Task::SplitStudy(spec, self.experiment.train_spec(self.experiment.train.seeds[0]));
-        let entry = Entry { kind: ModeKind::Delta, feed: Feed::Nothing, epsilon: None };
+        let entry = Entry { feed: Feed::Nothing, ..Entry::of(ModeKind::Delta) };
         let job = self.job(entry, &self.experiment.model.names[0], None, task)?;
         let JobReport::SplitStudy(report) = self.execute("main-only", job, (Body::Empty, &[]), &self.folder)? else {
             return Err(CliError::failed("the enclave process answered another task", ""));

@@ -152,12 +152,15 @@ impl fmt::Display for LinkName {
     }
 }
 
-/// What stands in place of every ReLU: `relu`, `shared-relu:CxHxW` or `quadratic`.
+/// What stands in place of every ReLU: `relu`, `shared-relu:CxHxW` or `quadratic`; `own` is what the network has, under
+/// another name than `relu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum ActivationName {
     /// Each activation decides for itself.
     Relu,
+    /// Whatever the network has.
+    Own,
     /// The sign of the mean of a block decides for all of it; no block is larger than its layer.
     SharedRelu {
         /// Channels of a block.
@@ -175,6 +178,7 @@ impl fmt::Display for ActivationName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Relu => f.write_str("relu"),
+            Self::Own => f.write_str("own"),
             Self::SharedRelu { channels, rows, columns } => write!(f, "shared-relu:{channels}x{rows}x{columns}"),
             Self::Quadratic => f.write_str("quadratic"),
         }
@@ -199,10 +203,11 @@ impl FromStr for ActivationName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || format!("activation {text}: expected relu, shared-relu:CxHxW or quadratic");
+        let unknown = || format!("activation {text}: expected relu, own, shared-relu:CxHxW or quadratic");
         let Some(block) = text.strip_prefix("shared-relu:") else {
             return match text {
                 "relu" => Ok(Self::Relu),
+                "own" => Ok(Self::Own),
                 "quadratic" => Ok(Self::Quadratic),
                 _ => Err(unknown()),
             };
@@ -222,7 +227,7 @@ impl ActivationName {
     fn of(self, network: &Network) -> Result<std::collections::BTreeMap<String, Activation>, CompileError> {
         let replaced = activations(network)?.into_iter().map(|(name, shape)| {
             let activation = match self {
-                Self::Relu => Activation::Relu,
+                Self::Relu | Self::Own => Activation::Relu,
                 Self::SharedRelu { channels, rows, columns } => Activation::SharedRelu {
                     block: (rows.min(shape.height), columns.min(shape.width)),
                     channels: channels.min(shape.channels),
@@ -289,6 +294,9 @@ pub struct SharesRun {
     pub largest_logit: f64,
     /// Images that got another class than in double precision.
     pub changed: usize,
+    /// Images classified correctly on shares, and in double precision.
+    #[serde(default)]
+    pub correct: [usize; 2],
 }
 
 #[cfg(test)]
@@ -299,14 +307,14 @@ mod tests {
 
     #[test]
     fn activations_are_named() {
-        for name in ["relu", "shared-relu:1x4x2", "quadratic"] {
+        for name in ["relu", "own", "shared-relu:1x4x2", "quadratic"] {
             assert_eq!(name.parse::<ActivationName>().unwrap().to_string(), name);
         }
         for name in
             ["", "Relu", "shared-relu", "shared-relu:", "shared-relu:1x2", "shared-relu:0x1x1", "shared-relu:1x1x-1"]
         {
             let error = name.parse::<ActivationName>().unwrap_err();
-            assert!(error.contains("expected relu, shared-relu:CxHxW or quadratic"), "{error}");
+            assert!(error.contains("expected relu, own, shared-relu:CxHxW or quadratic"), "{error}");
         }
     }
 

@@ -402,7 +402,8 @@ pub fn table(runs: &[Summary]) -> String {
 
 /// The tables that a training experiment ends with.
 pub fn tables(runs: &[Summary]) -> String {
-    if models(runs).len() > 1 { networks(runs) } else { table(runs) }
+    let of_one_mode = |run: &Summary| runs.iter().any(|other| other.mode == run.mode && other.model != run.model);
+    if runs.iter().any(of_one_mode) { networks(runs) } else { table(runs) }
 }
 
 /// Several networks compared, in Markdown; means ± standard deviations over seeds.

@@ -12,7 +12,7 @@ use asymflow::delta::{DeltaSpec, Feed, Labels, Sampling, Variant};
 use asymflow::job::{DataSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
-use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
+use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings, sha256_hex};
 use asymflow_privacy::{Precision, Relation};
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
 use asymflow_zoo::delta::DeltaShape;
@@ -85,6 +85,11 @@ fn model(mode: ModeKind, epsilon: Option<f64>) -> (ServedModel, Vec<f32>) {
         schedule: Schedule::Constant,
         seed: 1,
         evaluate_every: 1,
+        clip_norm: None,
+        coefficient_rate: 1.0,
+        easing: Default::default(),
+        teacher: None,
+        keep_diverged: false,
     };
     let job = JobSpec {
         mode,
@@ -191,6 +196,12 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Runs the enclave program to its end.
+fn enclaved(folder: &Path, flags: &[&str]) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("asymflow-enclaved");
+    Command::new(program).current_dir(folder).args(flags).output().unwrap()
+}
+
 /// The same images asked in this process.
 fn in_process(deployment: &Deployment) -> Vec<Vec<f32>> {
     let (model, weights) = model(ModeKind::TrustedOnly, None);
@@ -248,11 +259,26 @@ fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
     let mut all = vec!["serve", "--model", "model.asymflow", "--listen", "127.0.0.1:0"];
     all.extend(["--worker", &address, "--worker-fingerprint", &fingerprint, "--worker-token-file", "token"]);
     all.extend(flags);
-    deployment.service.child.kill().unwrap();
-    deployment.service.child.wait().unwrap();
-    deployment.service = Process::start("asymflow-enclaved", deployment.folder.path(), &all);
+    let state = deployment.folder.path().join("state");
+    let logs = || (0..6).map(|slot| state.join(format!("answers.{slot}.log"))).filter(|path| path.exists());
+    let restart = |deployment: &mut Deployment| {
+        deployment.service.child.kill().unwrap();
+        deployment.service.child.wait().unwrap();
+        deployment.service = Process::start("asymflow-enclaved", deployment.folder.path(), &all);
+    };
+    restart(&mut deployment);
     let refused = ask(&deployment, 3);
     assert!(stderr(&refused).contains("above the limit 20"), "killed and started again: {}", stderr(&refused));
+    // What was answered by the process before is answered by this one, and costs nothing.
+    assert_eq!(ask(&deployment, 0).stdout, first.stdout);
+
+    // A host that takes answers away makes their images cost again; what was lost before stays lost.
+    logs().for_each(|log| std::fs::write(log, b"").unwrap());
+    restart(&mut deployment);
+    for image in [0, 3] {
+        let refused = ask(&deployment, image);
+        assert!(stderr(&refused).contains("above the limit 20"), "image {image}: {}", stderr(&refused));
+    }
 }
 
 #[test]
@@ -364,9 +390,8 @@ fn an_enclave_program_says_what_it_lacks() {
     let file = model.encode(&weights).unwrap();
     std::fs::write(folder.path().join("model"), &file).unwrap();
     std::fs::write(folder.path().join("cut"), &file[..file.len() / 2]).unwrap();
-    let program = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("asymflow-enclaved");
     let refusal = |flags: &[&str]| {
-        let output = Command::new(&program).current_dir(folder.path()).args(flags).output().unwrap();
+        let output = enclaved(folder.path(), flags);
         assert!(!output.status.success() && output.stdout.is_empty());
         stderr(&output)
     };
@@ -376,6 +401,60 @@ fn an_enclave_program_says_what_it_lacks() {
     assert!(refusal(&["serve", "--model", "model"]).contains("--worker is missing"));
     assert!(refusal(&["serve", "--model", "model", "--mode", "asymml"]).contains("cannot be served as"));
     assert!(refusal(&["serve", "--model", "model", "--bath", "3"]).contains("--bath"));
+}
+
+#[test]
+fn a_sealed_model_answers_as_the_plain_one_and_promises_the_same() {
+    let plain = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let at = plain.folder.path();
+    let sealed = enclaved(at, &["seal-model", "--model", "model.asymflow", "--state", "state"]);
+    assert!(sealed.status.success(), "{}", stderr(&sealed));
+    let said: serde_json::Value = serde_json::from_slice(&sealed.stdout).unwrap();
+    assert_eq!(said["model_sha256"], sha256_hex(&std::fs::read(at.join("model.asymflow")).unwrap()));
+    let flags = ["serve", "--model", "state/model.sealed", "--state", "state", "--listen", "127.0.0.1:0"];
+    let expected = plain.classify();
+    for more in [&[][..], &["--stream-weights", "weights"]] {
+        let service = Process::start("asymflow-enclaved", at, &[&flags, more].concat());
+        let deployment = Deployment { service, _worker: None, folder: tempfile::tempdir().unwrap() };
+        assert!(deployment.asymflow(&["samples", "images", "--count", "6"]).status.success());
+        assert_eq!(deployment.classify(), expected);
+        let promised = deployment.client("inspect", &["--insecure-accept-simulated"]);
+        assert!(String::from_utf8_lossy(&promised.stdout).contains(said["model_sha256"].as_str().unwrap()));
+    }
+
+    let refused = |flags: &[&str]| stderr(&enclaved(at, flags));
+    assert!(refused(&["seal-model", "--model", "state/model.sealed", "--state", "state"]).contains("not a complete"));
+    assert!(refused(&["serve", "--model", "state/model.sealed"]).contains("--state is missing: a sealed model"));
+    let elsewhere = refused(&["serve", "--model", "state/model.sealed", "--state", "other"]);
+    assert!(elsewhere.contains("sealed under another key"), "{elsewhere}");
+    let mut file = std::fs::read(at.join("state/model.sealed")).unwrap();
+    let middle = file.len() / 2;
+    file[middle] ^= 1;
+    std::fs::write(at.join("state/model.sealed"), file).unwrap();
+    assert!(refused(&flags).contains("was altered"), "{}", refused(&flags));
+}
+
+#[test]
+fn a_service_is_started_where_its_plan_fits_and_nowhere_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, weights) = model(ModeKind::TrustedOnly, None);
+    std::fs::write(folder.path().join("model.asymflow"), model.encode(&weights).unwrap()).unwrap();
+    let options = ["--model", "model.asymflow", "--threads", "2", "--remembered", "1000"];
+    let planned = enclaved(folder.path(), &[&["plan"], &options[..]].concat());
+    assert!(planned.status.success(), "{}", stderr(&planned));
+    let planned: serde_json::Value = serde_json::from_slice(&planned.stdout).unwrap();
+    let peak = planned["plan"]["peak_bytes"].as_u64().unwrap();
+    assert_eq!(planned["threads"], 2);
+
+    let deployment = |limit: u64| {
+        let limit = limit.to_string();
+        let flags = ["--threads", "2", "--remembered", "1000", "--memory-limit", &limit];
+        Deployment::of(ModeKind::TrustedOnly, None, &flags).classify().len()
+    };
+    assert_eq!(deployment(peak), 6);
+    let small = (peak - 1).to_string();
+    let refused = enclaved(folder.path(), &[&["serve"], &options[..], &["--memory-limit", &small]].concat());
+    assert!(stderr(&refused).contains("of memory, the limit is"), "{}", stderr(&refused));
 }
 
 /// Connections that never say a word, say it slowly, or hang up in the middle: others are answered meanwhile.
@@ -414,7 +493,7 @@ fn assert_served_under(runtime: &str) {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (folder, model) = (deployment.folder.path().join("enclave"), deployment.folder.path().join("model.asymflow"));
     let mut child = Command::new(env!("CARGO"))
-        .args(["xtask", "enclave", "run", "--runtime", runtime, "--threads", "2", "--peak-mib", "512", "--folder"])
+        .args(["xtask", "enclave", "run", "--runtime", runtime, "--threads", "2", "--folder"])
         .arg(&folder)
         .args(["--", "serve", "--exit-with-parent", "--threads", "2", "--listen", &free, "--model"])
         .arg(&model)

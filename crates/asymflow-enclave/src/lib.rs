@@ -27,7 +27,9 @@ pub use gramine::{GramineDirect, GramineSgx};
 #[cfg(feature = "seal")]
 pub use guard::{FileGuard, Guard, GuardError, Mark, Witness};
 #[cfg(feature = "seal")]
-pub use seal::{Binding, KeyError, SealError, SealedStore, SealingKey, WitnessError};
+pub use seal::{
+    Binding, KeyError, Replayed, SealError, SealedLog, SealedReader, SealedStore, SealingKey, WitnessError,
+};
 pub use sim::Sim;
 
 /// How far a result can be trusted to come from an enclave. Printed beside every result.

@@ -4,6 +4,10 @@
 pub(crate) mod disk;
 mod format;
 mod key;
+mod log;
+#[cfg(test)]
+mod log_tests;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +21,8 @@ use zeroize::Zeroizing;
 use crate::guard::{Guard, GuardError, Mark, Witness};
 use disk::{Disk, OsDisk, replace};
 pub use key::{Binding, KeyError, SealingKey};
+pub use log::{Replayed, SealedLog};
+pub use stream::SealedReader;
 
 /// How much one file holds where nothing else was asked for: 64 MiB.
 const LIMIT_BYTES: u64 = 64 << 20;

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use asymflow::memory::parse_bytes;
+use asymflow::service::REMEMBERED;
 use lexopt::prelude::*;
 
 /// Printed for `--help`.
@@ -14,9 +15,12 @@ asymflow-enclaved: the trusted part
 Usage:
   asymflow-enclaved                        serves one job on standard input and output (started by `asymflow run`)
   asymflow-enclaved serve --model FILE …   answers clients until it is interrupted
+  asymflow-enclaved plan --model FILE …    prints as JSON how much memory serve with these options takes at most
+  asymflow-enclaved seal-model --model FILE --state DIR
+                                           writes DIR/model.sealed, which only this enclave's signer can read
 
 Options of serve:
-  --model FILE                  the model, as a run leaves it (model.asymflow)
+  --model FILE                  the model, as a run leaves it (model.asymflow), or sealed
   --mode MODE                   trusted-only or asymml, for a model that was trained whole; else the model's own mode
   --listen ADDRESS              where clients connect [127.0.0.1:7800]
   --worker ADDRESS              the worker, where the mode has one
@@ -26,6 +30,7 @@ Options of serve:
   --state DIR                   where the losses of clients are kept sealed
   --guard DIR                   where the highest sequence number is kept; another disk than --state [DIR/guard]
   --budget-epsilon NUMBER       the most that one client may lose over all its images
+  --remembered N                answers that are remembered, and sealed in --state where they cost [65536]
   --batch N                     records of every message to the worker [8]
   --linger-ms N                 how long an incomplete batch waits for more images [1]
   --sessions N                  clients at a time [4096]
@@ -45,6 +50,8 @@ pub enum Command {
     Help,
     Job,
     Serve(Box<ServeArgs>),
+    Plan(Box<ServeArgs>),
+    SealModel { model: PathBuf, state: PathBuf },
 }
 
 /// Options of `serve`.
@@ -60,6 +67,7 @@ pub struct ServeArgs {
     pub state: Option<PathBuf>,
     pub guard: Option<PathBuf>,
     pub budget_epsilon: Option<f64>,
+    pub remembered: usize,
     pub batch: usize,
     pub linger_ms: u64,
     pub sessions: usize,
@@ -78,12 +86,29 @@ pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
     match parser.next()? {
         None => Ok(Command::Job),
         Some(Short('h') | Long("help")) => Ok(Command::Help),
-        Some(Value(word)) if word == "serve" => serve(&mut parser),
+        Some(Value(word)) if word == "serve" => Ok(serve(&mut parser)?.map_or(Command::Help, Command::Serve)),
+        Some(Value(word)) if word == "plan" => Ok(serve(&mut parser)?.map_or(Command::Help, Command::Plan)),
+        Some(Value(word)) if word == "seal-model" => seal_model(&mut parser),
         Some(other) => Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
     }
 }
 
-fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
+fn seal_model(parser: &mut lexopt::Parser) -> Result<Command> {
+    let (mut model, mut state) = (None, None);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Long("model") => model = Some(parser.value()?.into()),
+            Long("state") => state = Some(parser.value()?.into()),
+            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+        }
+    }
+    let model = model.context("--model is missing; a run leaves one as model.asymflow")?;
+    Ok(Command::SealModel { model, state: state.context("--state is missing: the folder for the sealed model")? })
+}
+
+/// Options of `serve`, which `plan` takes as well; none where help is asked for.
+fn serve(parser: &mut lexopt::Parser) -> Result<Option<Box<ServeArgs>>> {
     let mut model = None;
     let mut args = ServeArgs {
         model: PathBuf::new(),
@@ -96,6 +121,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
         state: None,
         guard: None,
         budget_epsilon: None,
+        remembered: REMEMBERED,
         batch: 8,
         linger_ms: 1,
         sessions: 4096,
@@ -110,7 +136,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
     };
     while let Some(arg) = parser.next()? {
         match arg {
-            Short('h') | Long("help") => return Ok(Command::Help),
+            Short('h') | Long("help") => return Ok(None),
             Long("model") => model = Some(parser.value()?.into()),
             Long("mode") => args.mode = Some(parser.value()?.string()?),
             Long("listen") => args.listen = parser.value()?.string()?,
@@ -121,6 +147,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
             Long("state") => args.state = Some(parser.value()?.into()),
             Long("guard") => args.guard = Some(parser.value()?.into()),
             Long("budget-epsilon") => args.budget_epsilon = Some(number(parser, "--budget-epsilon")?),
+            Long("remembered") => args.remembered = number(parser, "--remembered")?,
             Long("batch") => args.batch = number(parser, "--batch")?,
             Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
             Long("sessions") => args.sessions = number(parser, "--sessions")?,
@@ -137,7 +164,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Command> {
     }
     args.model = model.context("--model is missing; a run leaves one as model.asymflow")?;
     check(&args)?;
-    Ok(Command::Serve(Box::new(args)))
+    Ok(Some(Box::new(args)))
 }
 
 fn check(args: &ServeArgs) -> Result<()> {

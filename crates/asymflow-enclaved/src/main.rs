@@ -5,6 +5,7 @@ mod door;
 mod evidence;
 mod executor;
 mod listen;
+mod model;
 mod serving;
 mod state;
 
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
             asymflow::serve::serve(stdin(), BufWriter::new(stdout()), &state::open_vault).map_err(Into::into)
         }
         Command::Serve(args) => serving::serve(&args),
+        Command::Plan(args) => serving::plan(&args),
+        Command::SealModel { model, state } => model::seal(&model, &state),
     };
     done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use asymflow::job::{ModeKind, WorkerSpec, WorkerTransport};
 use asymflow::memory::{Advice, MemoryPlan};
 use asymflow::serve::worker_client;
-use asymflow::service::{ModelFile, Promise, ReadModel, ServedModel, Service, ServiceSettings};
+use asymflow::service::{Promise, ReadModel, ServedModel, Service, ServiceSettings};
 use asymflow_residual::ResidualBackend;
 use faer::Par;
 
@@ -17,6 +17,7 @@ use crate::args::ServeArgs;
 use crate::door::Door;
 use crate::evidence::Evidence;
 use crate::listen::listen;
+use crate::model::{self, AnyModel};
 use crate::{executor, state};
 
 /// Longest wait for one answer of the worker, and for a lost one to come back.
@@ -35,7 +36,7 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
     check_budget(&service, args)?;
     let evidence = Evidence::open()?;
     let mut promise = Promise::of(&service, &settings, &sha256, evidence.runtime());
-    let service = state::keep(service, args, &evidence, &mut promise.insecure)?;
+    let service = state::keep(service, args, &settings, &evidence, &mut promise)?;
     promise.insecure.extend(args.insecure_worker_plaintext.then(|| "insecure_worker_plaintext".to_owned()));
     let identity = evidence.identity(&promise.encode()?)?;
     announce_insecure(&promise.insecure);
@@ -53,15 +54,34 @@ pub fn serve(args: &ServeArgs) -> Result<()> {
 
 fn settings(args: &ServeArgs) -> ServiceSettings {
     let patience = Duration::from_secs(WORKER_SECONDS);
-    ServiceSettings { batch: args.batch, budget_epsilon: args.budget_epsilon, patience, ..ServiceSettings::default() }
+    let (batch, budget_epsilon, remembered) = (args.batch, args.budget_epsilon, args.remembered);
+    ServiceSettings { batch, budget_epsilon, remembered, patience, ..ServiceSettings::default() }
+}
+
+/// Prints what serving is planned to take, without reading the weights.
+pub fn plan(args: &ServeArgs) -> Result<()> {
+    let threads = threads(args.threads);
+    let mut file = open(args)?;
+    let plan = planned(file.model(), args, threads)?;
+    writeln!(std::io::stdout(), "{}", serde_json::json!({ "threads": threads, "plan": plan })).context("cannot write")
+}
+
+fn planned(model: &ServedModel, args: &ServeArgs, threads: usize) -> Result<MemoryPlan> {
+    let is_streamed = args.stream_weights.is_some();
+    Ok(MemoryPlan::of_service(model, args.batch, threads, is_streamed, args.remembered)?)
+}
+
+/// Reads the model up to its weights.
+fn open(args: &ServeArgs) -> Result<AnyModel> {
+    let mut file = model::open(&args.model, args.state.as_deref())?;
+    in_mode(file.model(), args.mode.as_deref())?;
+    Ok(file)
 }
 
 /// Reads the model, once it is known that its service fits into the memory it may take.
 fn read(args: &ServeArgs, threads: usize) -> Result<ReadModel> {
     let named = || args.model.display().to_string();
-    let file = std::fs::File::open(&args.model).with_context(|| format!("cannot read {}", named()))?;
-    let mut file = ModelFile::open(file).with_context(named)?;
-    in_mode(file.model(), args.mode.as_deref())?;
+    let mut file = open(args)?;
     let (model, is_streamed) = (&*file.model(), args.stream_weights.is_some());
     if is_streamed && model.mode != ModeKind::TrustedOnly {
         bail!("--stream-weights serves mode trusted-only, not {}", model.mode.name());
@@ -72,7 +92,7 @@ fn read(args: &ServeArgs, threads: usize) -> Result<ReadModel> {
         streaming: model.mode == ModeKind::TrustedOnly && !is_streamed,
     };
     if args.memory_limit.is_some() {
-        MemoryPlan::of_service(model, args.batch, threads, is_streamed)?.check(args.memory_limit, advice)?;
+        planned(model, args, threads)?.check(args.memory_limit, advice)?;
     }
     match &args.stream_weights {
         Some(folder) => {

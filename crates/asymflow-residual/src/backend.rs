@@ -1,6 +1,7 @@
 //! The interface of everything that computes on residuals: the untrusted side as the trusted side sees it.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use asymflow_privacy::{PackedBits, Payload, Released};
 use asymflow_zoo::{Easing, Network, Shape};
@@ -264,6 +265,9 @@ pub enum CollectError {
 /// What is wrong with setting the momentum of a unit that is not stepped.
 pub(crate) const NO_MOMENTUM: &str = "it has no momentum; only networks are stepped";
 
+/// Numbers in parts, one after the other, which are held by more than one.
+pub type SharedValues = Arc<Vec<Vec<f32>>>;
+
 /// Something that computes on residuals: a device in this process, or a worker process.
 pub trait ResidualBackend: Send + Sync + Debug {
     /// Name in configuration and reports.
@@ -313,6 +317,31 @@ pub trait ResidualTraining: ResidualSession {
     /// # Errors
     /// Unknown unit, wrong length, or a lost session.
     fn set_weights(&mut self, unit: UnitId, weights: &[f32]) -> Result<(), SubmitError>;
+
+    /// As [`ResidualTraining::set_weights`], of weights in parts that the caller goes on holding: where the worker is another
+    /// process, no copy of them is made.
+    ///
+    /// # Errors
+    /// As there.
+    fn share_weights(&mut self, unit: UnitId, weights: &SharedValues) -> Result<(), SubmitError> {
+        self.set_weights(unit, &weights.concat())
+    }
+
+    /// As [`ResidualTraining::set_momentum`], of momentum in parts that the caller goes on holding.
+    ///
+    /// # Errors
+    /// As there.
+    fn share_momentum(&mut self, unit: UnitId, momentum: &SharedValues) -> Result<(), SubmitError> {
+        self.set_momentum(unit, &momentum.concat())
+    }
+
+    /// Waits until everything was done whose answer says only whether it worked, so that nothing of it waits in memory.
+    ///
+    /// # Errors
+    /// A lost session, of which the next call hears as well.
+    fn settle(&mut self) -> Result<(), SubmitError> {
+        Ok(())
+    }
 
     /// Adds `delta` to the weights of a [`Unit::Conv`], exactly as f32 addition of the decoded values does.
     ///

@@ -183,7 +183,7 @@ impl Local {
             Request::Forward { unit, x, pass } => Ok((self.unit(unit)?.forward(x, pass)?, none())),
             Request::Gradient { unit, dy, wanted } => self.unit(unit)?.gradient(widen(dy), wanted),
             Request::SetWeights { unit, weights } => {
-                self.unit(unit)?.set_weights(weights)?;
+                self.unit(unit)?.set_weights(weights.concat())?;
                 Ok((none(), none()))
             }
             Request::AddWeights { unit, delta } => {
@@ -199,7 +199,7 @@ impl Local {
                 Ok((none(), none()))
             }
             Request::SetMomentum { unit, momentum } => {
-                self.unit(unit)?.network()?.net.set_momentum(&momentum).map_err(|e| e.to_string())?;
+                self.unit(unit)?.network()?.net.set_momentum(&momentum.concat()).map_err(|e| e.to_string())?;
                 Ok((none(), none()))
             }
             Request::Weights { unit } => Ok((self.unit(unit)?.weights()?, none())),

@@ -11,7 +11,7 @@ use asymflow_wire::{Frame, WireError};
 use rustls::pki_types::ServerName;
 
 use crate::backend::{
-    Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, WorkerStats,
+    Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, SharedValues, WorkerStats,
 };
 use crate::connection::{Connection, ExchangeError, Security};
 use crate::pin::{Fingerprint, client_config};
@@ -280,7 +280,11 @@ impl Executor for Remote {
         let start = Instant::now();
         let (sent, received) = (self.connection.sent_bytes, self.connection.received_bytes);
         self.connection.set_deadline(Some(start + self.answer_timeout));
-        self.connection.send(&header, &body).map_err(|e| self.lost(&e))?;
+        let sent_all = match &body {
+            Body::Bytes(bytes) => self.connection.send(&header, bytes),
+            Body::Values(values) => self.connection.send_values(&header, values),
+        };
+        sent_all.map_err(|e| self.lost(&e))?;
         drop(body);
         let limit = (expected.values as u64 + expected.weight_values as u64).saturating_mul(4);
         let frame: Frame<ResponseHeader> = self.connection.receive(with_body(limit)).map_err(|e| self.lost(&e))?;
@@ -313,8 +317,21 @@ fn unit_id(unit: usize) -> Result<u32, CollectError> {
     u32::try_from(unit).map_err(|_| CollectError::Failed { reason: format!("unit {unit} exceeds 32 bits") })
 }
 
-fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
-    Ok(match request {
+/// What follows a request's header.
+enum Body {
+    Bytes(Vec<u8>),
+    /// Numbers that somebody else may hold as well, encoded as they are sent.
+    Values(SharedValues),
+}
+
+fn encode(request: Request) -> Result<(RequestHeader, Body), CollectError> {
+    let (header, body) = match request {
+        Request::SetWeights { unit, weights } => {
+            return Ok((RequestHeader::SetWeights { unit: unit_id(unit)? }, Body::Values(weights)));
+        }
+        Request::SetMomentum { unit, momentum } => {
+            return Ok((RequestHeader::SetMomentum { unit: unit_id(unit)? }, Body::Values(momentum)));
+        }
         Request::Forward { unit, x, pass } => {
             let unit = unit_id(unit)?;
             (RequestHeader::Forward { unit, pass, encoding: Encoding::of(&x) }, put_payload(&x))
@@ -322,12 +339,6 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
         Request::Gradient { unit, dy, wanted } => {
             let unit = unit_id(unit)?;
             (RequestHeader::Gradient { unit, wanted, precision: precision_of(&dy) }, put_payload(&dy))
-        }
-        Request::SetWeights { unit, weights } => {
-            (RequestHeader::SetWeights { unit: unit_id(unit)? }, put_payload(&Payload::F32(weights)))
-        }
-        Request::SetMomentum { unit, momentum } => {
-            (RequestHeader::SetMomentum { unit: unit_id(unit)? }, put_payload(&Payload::F32(momentum)))
         }
         Request::AddWeights { unit, delta } => {
             let unit = unit_id(unit)?;
@@ -353,7 +364,8 @@ fn encode(request: Request) -> Result<(RequestHeader, Vec<u8>), CollectError> {
             put_u32(&records, &mut body);
             (RequestHeader::TrainStored { unit: unit_id(unit)?, sgd }, body)
         }
-    })
+    };
+    Ok((header, Body::Bytes(body)))
 }
 
 /// Precision of numbers that are no bits; a session refuses bits where none belong.

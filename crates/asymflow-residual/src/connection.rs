@@ -11,12 +11,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
+use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame_in_pieces};
 
 use crate::client::Tap;
+use crate::protocol::put_f32;
 use crate::ring::{Place, Ring, RingError};
 
 const BUFFER_BYTES: usize = 1 << 17;
+/// Numbers that are encoded at a time where a copy of all of them is not wanted.
+const PIECE_VALUES: usize = 1 << 14;
 
 /// A TCP stream on which every read and write ends by a deadline.
 #[derive(Debug)]
@@ -127,23 +130,51 @@ impl Connection {
 
     /// Writes one frame.
     pub fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), ExchangeError> {
-        let Some(ring) = &mut self.ring else { return self.send_here(header, body) };
-        let place = ring.put(body);
+        self.send_pieces(header, body.len() as u64, &|| std::iter::once(body))
+    }
+
+    /// Writes one frame whose body is these numbers, one after the other; no copy of all of them is made.
+    pub fn send_values<H: Serialize>(&mut self, header: &H, values: &[Vec<f32>]) -> Result<(), ExchangeError> {
+        let bytes = values.iter().map(|part| 4 * part.len() as u64).sum();
+        let encoded = |piece: &[f32]| {
+            let mut out = Vec::new();
+            put_f32(piece, &mut out);
+            out
+        };
+        self.send_pieces(header, bytes, &|| values.iter().flat_map(|part| part.chunks(PIECE_VALUES)).map(encoded))
+    }
+
+    fn send_pieces<H: Serialize, B: AsRef<[u8]>, I: Iterator<Item = B>>(
+        &mut self,
+        header: &H,
+        bytes: u64,
+        body: &dyn Fn() -> I,
+    ) -> Result<(), ExchangeError> {
+        let Some(ring) = &mut self.ring else { return self.send_here(header, bytes, body()) };
+        let place = ring.put(bytes, body());
         if let Some(place) = place {
             self.sent_bytes += place.bytes;
             if let Some(tap) = &self.tap {
                 // As a frame, so that whoever takes the bytes apart finds the body where all others are.
                 let mut seen = Vec::new();
-                write_frame(&mut seen, &place, body)?;
+                write_frame_in_pieces(&mut seen, &place, bytes, body())?;
                 tap.call(&seen);
             }
         }
-        self.send_here(&(place, header), if place.is_some() { &[] } else { body })
+        match place {
+            Some(_) => self.send_here(&(place, header), 0, std::iter::empty::<B>()),
+            None => self.send_here(&(place, header), bytes, body()),
+        }
     }
 
-    fn send_here<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), ExchangeError> {
+    fn send_here<H: Serialize, B: AsRef<[u8]>>(
+        &mut self,
+        header: &H,
+        bytes: u64,
+        body: impl Iterator<Item = B>,
+    ) -> Result<(), ExchangeError> {
         let mut buffered = io::BufWriter::with_capacity(1 << 14, self);
-        write_frame(&mut buffered, header, body)?;
+        write_frame_in_pieces(&mut buffered, header, bytes, body)?;
         Ok(())
     }
 

@@ -29,7 +29,7 @@ mod unit;
 
 pub use backend::{
     Availability, Batch, CollectError, ConvUnit, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
-    ResidualTraining, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
+    ResidualTraining, SgdStep, SharedValues, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
 };
 #[cfg(feature = "backend")]
 pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};

@@ -13,8 +13,8 @@ use asymflow_privacy::{PackedBits, Payload, Released};
 use asymflow_zoo::Easing;
 
 use crate::backend::{
-    Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SubmitError, Ticket, UnitId,
-    Wanted, WorkerStats,
+    Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SharedValues, SubmitError,
+    Ticket, UnitId, Wanted, WorkerStats,
 };
 use crate::unit::{UnitSizes, samples};
 
@@ -23,13 +23,13 @@ use crate::unit::{UnitSizes, samples};
 pub(crate) enum Request {
     Forward { unit: usize, x: Payload, pass: Pass },
     Gradient { unit: usize, dy: Payload, wanted: Wanted },
-    SetWeights { unit: usize, weights: Vec<f32> },
+    SetWeights { unit: usize, weights: SharedValues },
     AddWeights { unit: usize, delta: Payload },
     Step { unit: usize, sgd: SgdStep },
     Ease { unit: usize, easing: Easing },
     Weights { unit: usize },
     Momentum { unit: usize },
-    SetMomentum { unit: usize, momentum: Vec<f32> },
+    SetMomentum { unit: usize, momentum: SharedValues },
     Reset,
     Store { unit: usize, first: u32, samples: u32, bits: PackedBits, labels: Vec<u32> },
     ForwardStored { unit: usize, records: Vec<u32>, pass: Pass },
@@ -261,10 +261,10 @@ fn exactly(unit: UnitId, got: usize, weights: usize) -> Result<(), SubmitError> 
     if got == weights { Ok(()) } else { Err(SubmitError::Length { unit: unit.0, got, sample: weights }) }
 }
 
-/// Whether `values` are one finite number for each weight of `unit`.
-fn fitting(unit: UnitId, values: &[f32], sizes: UnitSizes) -> Result<(), SubmitError> {
-    exactly(unit, values.len(), sizes.weights)?;
-    match values.iter().position(|v| !v.is_finite()) {
+/// Whether `parts` are one finite number for each weight of `unit`.
+fn fitting<P: AsRef<[f32]>>(unit: UnitId, parts: &[P], sizes: UnitSizes) -> Result<(), SubmitError> {
+    exactly(unit, parts.iter().map(|part| part.as_ref().len()).sum(), sizes.weights)?;
+    match parts.iter().flat_map(|part| part.as_ref()).position(|v| !v.is_finite()) {
         Some(index) => Err(SubmitError::NonFinite { unit: unit.0, index }),
         None => Ok(()),
     }
@@ -352,8 +352,24 @@ impl ResidualTraining for QueuedSession {
 
     fn set_weights(&mut self, unit: UnitId, weights: &[f32]) -> Result<(), SubmitError> {
         let (index, sizes) = self.unit(unit)?;
+        fitting(unit, &[weights], sizes)?;
+        self.order(Request::SetWeights { unit: index, weights: Arc::new(vec![weights.to_vec()]) })
+    }
+
+    fn share_weights(&mut self, unit: UnitId, weights: &SharedValues) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
         fitting(unit, weights, sizes)?;
-        self.order(Request::SetWeights { unit: index, weights: weights.to_vec() })
+        self.order(Request::SetWeights { unit: index, weights: Arc::clone(weights) })
+    }
+
+    fn settle(&mut self) -> Result<(), SubmitError> {
+        while self.lost.is_none() && !self.watched.is_empty() {
+            match self.answers.recv() {
+                Ok((number, answer)) => self.absorb(number, answer),
+                Err(_) => drop(self.lost.get_or_insert_with(ended)),
+            }
+        }
+        self.lost.as_ref().map_or(Ok(()), |reason| Err(SubmitError::Lost { reason: reason.clone() }))
     }
 
     fn add_weights(&mut self, unit: UnitId, delta: Payload) -> Result<(), SubmitError> {
@@ -404,8 +420,15 @@ impl ResidualTraining for QueuedSession {
     fn set_momentum(&mut self, unit: UnitId, momentum: &[f32]) -> Result<(), SubmitError> {
         let (index, sizes) = self.unit(unit)?;
         stepped(unit, sizes)?;
+        fitting(unit, &[momentum], sizes)?;
+        self.order(Request::SetMomentum { unit: index, momentum: Arc::new(vec![momentum.to_vec()]) })
+    }
+
+    fn share_momentum(&mut self, unit: UnitId, momentum: &SharedValues) -> Result<(), SubmitError> {
+        let (index, sizes) = self.unit(unit)?;
+        stepped(unit, sizes)?;
         fitting(unit, momentum, sizes)?;
-        self.order(Request::SetMomentum { unit: index, momentum: momentum.to_vec() })
+        self.order(Request::SetMomentum { unit: index, momentum: Arc::clone(momentum) })
     }
 
     fn store(

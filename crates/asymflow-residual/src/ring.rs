@@ -175,9 +175,8 @@ impl Ring {
         Ok(Self { memory, layout, outgoing, incoming, sent: 0, received: 0 })
     }
 
-    /// Puts a body into the next slot; `None` for one that travels on the connection.
-    pub fn put(&mut self, body: &[u8]) -> Option<Place> {
-        let bytes = body.len() as u64;
+    /// Puts a body of `bytes` bytes into the next slot; `None` for one that travels on the connection.
+    pub fn put<B: AsRef<[u8]>>(&mut self, bytes: u64, body: impl Iterator<Item = B>) -> Option<Place> {
         if bytes == 0 || bytes < self.layout.threshold_bytes || bytes > self.layout.slot_bytes {
             return None;
         }
@@ -186,7 +185,13 @@ impl Ring {
         let at = usize::try_from(self.layout.at(self.outgoing, slot)).ok()?;
         self.memory.write(at, &sequence.to_le_bytes())?;
         self.memory.write(at + 8, &bytes.to_le_bytes())?;
-        self.memory.write(at + PAGE as usize, body)?;
+        let mut to = at + PAGE as usize;
+        let end = to + size(bytes).ok()?;
+        for piece in body {
+            let piece = piece.as_ref();
+            self.memory.write(to, piece.get(..piece.len().min(end - to))?)?;
+            to += piece.len();
+        }
         self.sent = sequence;
         Some(Place { slot, sequence, bytes })
     }

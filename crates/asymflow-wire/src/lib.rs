@@ -78,6 +78,19 @@ pub enum WireError {
 /// # Errors
 /// The writer failed, or the header cannot be encoded or is longer than 4 GiB.
 pub fn write_frame<H: Serialize>(writer: &mut impl Write, header: &H, body: &[u8]) -> Result<u64, WireError> {
+    write_frame_in_pieces(writer, header, body.len() as u64, std::iter::once(body))
+}
+
+/// As [`write_frame`], of a body of `body_bytes` bytes that is made piece by piece.
+///
+/// # Errors
+/// As [`write_frame`]; pieces of another length in all, after which the stream is of no more use.
+pub fn write_frame_in_pieces<H: Serialize, B: AsRef<[u8]>>(
+    writer: &mut impl Write,
+    header: &H,
+    body_bytes: u64,
+    body: impl Iterator<Item = B>,
+) -> Result<u64, WireError> {
     let header = postcard::to_stdvec(header).map_err(WireError::Header)?;
     let header_len = u32::try_from(header.len()).map_err(|_| WireError::TooLarge {
         part: "header",
@@ -88,12 +101,19 @@ pub fn write_frame<H: Serialize>(writer: &mut impl Write, header: &H, body: &[u8
     prefix[..4].copy_from_slice(&MAGIC);
     prefix[4..6].copy_from_slice(&VERSION.to_le_bytes());
     prefix[6..10].copy_from_slice(&header_len.to_le_bytes());
-    prefix[10..].copy_from_slice(&(body.len() as u64).to_le_bytes());
+    prefix[10..].copy_from_slice(&body_bytes.to_le_bytes());
     writer.write_all(&prefix)?;
     writer.write_all(&header)?;
-    writer.write_all(body)?;
+    let mut written = 0;
+    for piece in body {
+        writer.write_all(piece.as_ref())?;
+        written += piece.as_ref().len() as u64;
+    }
+    if written != body_bytes {
+        return Err(std::io::Error::from(ErrorKind::InvalidInput).into());
+    }
     writer.flush()?;
-    Ok((PREFIX_BYTES + header.len() + body.len()) as u64)
+    Ok((PREFIX_BYTES + header.len()) as u64 + body_bytes)
 }
 
 /// What stands before a frame's header, for readers that do not block. Others use [`read_frame`].

@@ -126,6 +126,11 @@ fn job(epsilon: Option<f64>, labels: Labels) -> JobSpec {
             schedule: Schedule::Cosine,
             seed: 4,
             evaluate_every: 2,
+            clip_norm: None,
+            coefficient_rate: 1.0,
+            easing: Default::default(),
+            teacher: None,
+            keep_diverged: false,
         }),
     }
 }

@@ -75,6 +75,11 @@ fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
             schedule: Schedule::Constant,
             seed: 1,
             evaluate_every: 1,
+            clip_norm: None,
+            coefficient_rate: 1.0,
+            easing: Default::default(),
+            teacher: None,
+            keep_diverged: false,
         }),
     };
     let normalization = Normalization::of(&images());
@@ -121,6 +126,7 @@ fn in_process(model: &ServedModel) -> Vec<f32> {
         epochs: 1,
         sampling: model.sampling,
         accountant: RecordAccountant::new(IMAGES),
+        shares: Default::default(),
     };
     let (mut mode, _) = build(model.settings(), weights.into(), parts, Some(&flex()), Par::Seq).unwrap();
     let data = images();

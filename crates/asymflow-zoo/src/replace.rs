@@ -1,5 +1,6 @@
 //! Networks with other activations in place of ReLU, and with average in place of maximum pooling.
 
+use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -53,6 +54,29 @@ pub enum ReplacementError {
 }
 
 const KNOWN: &str = "average-pool, react, hermite, scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
+
+impl fmt::Display for Replacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::AveragePooling => f.write_str("average-pool"),
+            Self::Quadratic(Form::REACT) => f.write_str("react"),
+            Self::Quadratic(Form::Hermite) => f.write_str("hermite"),
+            Self::Quadratic(Form::Kervolution { c }) => write!(f, "kervolution:{c}"),
+            Self::Quadratic(Form::Scaled { a, c }) => write!(f, "scaled:{a}:{c}"),
+            Self::Quadratic(Form::Free { a, b, c }) => write!(f, "free:{a}:{b}:{c}"),
+            Self::SharedRelu { block: [channels, rows, columns], decision } => {
+                write!(f, "shared-relu:{channels}x{rows}x{columns}")?;
+                match decision {
+                    Decision::Mean => Ok(()),
+                    Decision::Corner => f.write_str(":corner"),
+                    Decision::Centre => f.write_str(":centre"),
+                    Decision::Largest => f.write_str(":largest"),
+                    Decision::Learned => f.write_str(":learned"),
+                }
+            }
+        }
+    }
+}
 
 impl FromStr for Replacement {
     type Err = ReplacementError;
@@ -207,6 +231,10 @@ mod tests {
 
     #[test]
     fn texts_are_read_or_refused() {
+        let texts = ["average-pool", "react", "hermite", "kervolution:0.5", "scaled:0.009:0.5", "free:1:0:-2"];
+        for text in texts.into_iter().chain(["shared-relu:1x4x4", "shared-relu:2x3x4:corner"]) {
+            assert_eq!(text.parse::<Replacement>().unwrap().to_string(), text);
+        }
         let learned = Replacement::SharedRelu { block: [2, 3, 4], decision: Decision::Learned };
         assert_eq!("shared-relu:2x3x4:learned".parse(), Ok(learned));
         assert_eq!("scaled:0.009:0.47".parse(), Ok(Replacement::Quadratic(Form::RPKN)));

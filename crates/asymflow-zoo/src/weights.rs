@@ -123,6 +123,16 @@ impl Weights {
         Ok(flat)
     }
 
+    /// Takes the tensors of `network` out, as their values in the order of [`Network::parameters`]. No value is copied.
+    ///
+    /// # Errors
+    /// As [`Weights::validate`], and then nothing is taken.
+    pub fn take(&mut self, network: &Network) -> Result<Vec<Vec<f32>>, WeightsError> {
+        self.validate(network)?;
+        let take = |spec: ParamSpec| self.tensors.remove(&spec.name).map(|tensor| tensor.data);
+        Ok(network.parameters().into_iter().filter_map(take).collect())
+    }
+
     /// Inverse of [`Weights::flatten`].
     ///
     /// # Errors
@@ -204,6 +214,9 @@ mod tests {
         let mut weights = Weights::init(&network, 1);
         let mut flat = weights.flatten(&network).unwrap();
         assert_eq!(Weights::unflatten(&network, &flat).unwrap(), weights);
+        let mut taken = weights.clone();
+        assert_eq!(taken.take(&network).unwrap().concat(), flat);
+        assert!(taken.tensors.is_empty());
         flat.pop();
         assert!(matches!(Weights::unflatten(&network, &flat), Err(WeightsError::Length { .. })));
         weights.tensors.get_mut("fc.bias").unwrap().data[4] = f32::NAN;

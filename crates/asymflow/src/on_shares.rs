@@ -218,3 +218,48 @@ fn both<A: Send, B: Send>(
         Ok((first?, second?))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::{by_name, replace_activations};
+
+    use super::*;
+
+    fn on_shares(name: &str, spec: SharesSpec) -> Result<OnShares, ExecError> {
+        let network = by_name(name, 10, None).unwrap();
+        OnShares::new(network.clone(), &Weights::init(&network, 3), spec, Par::Seq)
+    }
+
+    #[test]
+    fn answers_are_those_of_the_trained_network_after_every_step() {
+        for spec in [
+            SharesSpec { shared_weights: true, ring: RingBits::Bits48 },
+            SharesSpec { shared_weights: false, ring: RingBits::Bits64 },
+        ] {
+            let mut mode = on_shares("resnet8-cifar", spec).unwrap();
+            let images: Vec<f32> = (0..2 * 3072).map(|i| (i as f32 * 0.37).sin()).collect();
+            for _ in 0..2 {
+                let expected = mode.trained.infer(&images, &[0, 1]).unwrap();
+                let got = mode.infer(&images, &[0, 1]).unwrap();
+                let largest = got.iter().zip(&expected).map(|(g, e)| (g - e).abs()).fold(0.0, f32::max);
+                assert!(got.len() == 20 && largest < 0.02, "{largest}");
+                let batch = TrainBatch::new(&images, &[1, 2], &[0, 1]);
+                mode.step(batch, SgdStep::plain(0.05, 0.9, 0.0)).unwrap();
+                let moved = mode.trained.infer(&images, &[0, 1]).unwrap();
+                assert!(moved.iter().zip(&expected).any(|(m, e)| (m - e).abs() > 0.1), "the step moves the answers");
+            }
+            let stats = mode.worker().unwrap();
+            assert!(stats.bytes_to_worker > 4 * 73_728 && stats.bytes_to_worker == stats.bytes_from_worker);
+        }
+    }
+
+    #[test]
+    fn a_network_without_a_protocol_is_refused_before_it_is_trained() {
+        let error = on_shares("demo-cnn", SharesSpec::default()).unwrap_err().to_string();
+        assert!(error.contains("max-pool") && error.contains("average pooling"), "{error}");
+        let network = by_name("demo-cnn", 10, None).unwrap();
+        let network = replace_activations(&network, &"average-pool".parse().unwrap()).unwrap();
+        let weights = Weights::init(&network, 3);
+        assert!(OnShares::new(network, &weights, SharesSpec::default(), Par::Seq).is_ok());
+    }
+}

@@ -523,7 +523,7 @@ pub fn build(
             };
             (Box::new(AsymMl::with_weights(network, weights, parts, par)?), Some(plan))
         }
-        ModeKind::Delta => (Box::new(build_delta(settings, &weights, parts, backend, par)?), None),
+        ModeKind::Delta => (Box::new(build_delta(settings, weights, parts, backend, par)?), None),
         #[cfg(feature = "shares")]
         ModeKind::Shares => (Box::new(crate::on_shares::OnShares::new(network, &weights, parts.shares, par)?), None),
         #[cfg(not(feature = "shares"))]
@@ -537,7 +537,7 @@ fn decomposer(name: &str) -> Result<Box<dyn Decomposer>, RunError> {
 
 fn build_delta(
     settings: Settings<'_>,
-    weights: &Weights,
+    weights: Weights,
     parts: Parts,
     backend: Option<&Arc<dyn ResidualBackend>>,
     par: Par,

@@ -92,16 +92,21 @@ impl SplitConv {
         nodes.iter().filter(|n| self.placements[n.index].is_split()).map(|n| (self.unit(n.index), *n)).collect()
     }
 
-    /// Sends all weights, as a new session needs.
+    /// Sends all weights, as a new session needs, one after the other: no more than one copy waits to be sent.
     ///
     /// # Errors
     /// The worker refused or is lost.
     pub fn send_weights(&mut self, nodes: &[&ConvNode], params: &Params) -> Result<(), ExecError> {
         for (unit, node) in self.layers(nodes) {
-            let weight = &params.values[node.weight];
-            self.link.session().set_weights(unit, weight).map_err(submit_error(node))?;
+            self.queue_weight(unit, node, params)?;
+            self.link.session().settle().map_err(submit_error(node))?;
         }
         Ok(())
+    }
+
+    fn queue_weight(&mut self, unit: UnitId, node: &ConvNode, params: &Params) -> Result<(), ExecError> {
+        let weight = &params.values[node.weight];
+        self.link.session().set_weights(unit, weight).map_err(submit_error(node))
     }
 
     /// Brings the worker's weights from `before` to the values in `params`.
@@ -119,7 +124,8 @@ impl SplitConv {
     ) -> Result<(), ExecError> {
         use asymflow_privacy::{Payload, Precision};
         if self.door.precision() == Precision::F32 {
-            return self.send_weights(nodes, params);
+            // Without waiting: they travel while the next step begins.
+            return self.layers(nodes).into_iter().try_for_each(|(unit, node)| self.queue_weight(unit, node, params));
         }
         for (unit, node) in self.layers(nodes) {
             let Some(before) = before.get(&node.weight) else { continue };

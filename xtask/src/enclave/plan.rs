@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{PlanArgs, Runtime};
+use super::{PlanArgs, Runtime, Size};
 use crate::binaries::ENCLAVED;
 use crate::failure::Failure;
 
@@ -87,18 +87,17 @@ impl Staged {
     }
 
     /// The plan, for the program that writes manifests.
-    pub fn plan(&self, args: &PlanArgs) -> Value {
+    pub fn plan(&self, args: &PlanArgs, size: &Size) -> Value {
         let mounts = |mapped: &[Mapped]| -> Vec<Value> {
             mapped.iter().map(|one| json!({"host": one.host, "path": one.inside})).collect()
         };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         json!({
             "runtime": if args.runtime == Runtime::GramineDirect { "gramine-direct" } else { "gramine-sgx" },
             "program": ENCLAVED,
             "arguments": self.arguments,
-            "compute_threads": args.threads.map_or(cores, |threads| threads as usize),
+            "compute_threads": size.threads,
             "io_threads": args.io_threads,
-            "peak_bytes": args.peak_mib.saturating_mul(1 << 20),
+            "peak_bytes": size.peak_bytes,
             "trusted_files": mounts(&self.files),
             "sealed_folders": mounts(&self.folders),
             "shared_memory": args.shared_memory,

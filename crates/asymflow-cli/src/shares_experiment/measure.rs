@@ -27,12 +27,19 @@ fn failed(error: impl Display) -> CliError {
     CliError::failed(error.to_string(), "")
 }
 
+/// Test images.
+pub struct Labelled {
+    /// Normalised.
+    pub images: Vec<Vec<f32>>,
+    /// Their classes.
+    pub labels: Vec<u32>,
+}
+
 /// What settings are measured with.
 pub struct Bench<'a> {
     network: &'a Network,
     weights: &'a Weights,
-    /// Normalised images.
-    images: Vec<Vec<f32>>,
+    images: Labelled,
     queries: usize,
     threads: usize,
     /// Each server has threads of its own.
@@ -46,15 +53,15 @@ impl<'a> Bench<'a> {
     pub fn new(
         network: &'a Network,
         weights: &'a Weights,
-        images: Vec<Vec<f32>>,
+        images: Labelled,
         repeats: usize,
         threads: usize,
     ) -> Result<Self, CliError> {
-        if images.is_empty() {
+        if images.images.is_empty() {
             return Err(CliError::usage("no image to ask about", "set shares.images to at least 1"));
         }
         let pool = || rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(failed);
-        let (queries, pools) = (repeats.max(images.len()), [pool()?, pool()?]);
+        let (queries, pools) = (repeats.max(images.images.len()), [pool()?, pool()?]);
         Ok(Self { network, weights, images, queries, threads, pools, expected: None })
     }
 
@@ -75,7 +82,8 @@ impl<'a> Bench<'a> {
             return Ok(logits.clone());
         }
         let replaced = activation.of(self.network).map_err(failed)?;
-        let logits = self.images.par_iter().map(|image| float_logits(self.network, self.weights, &replaced, image));
+        let logits =
+            self.images.images.par_iter().map(|image| float_logits(self.network, self.weights, &replaced, image));
         let logits = logits.collect::<Result<Vec<_>, _>>().map_err(failed)?;
         self.expected = Some((activation, logits.clone()));
         Ok(logits)
@@ -99,13 +107,14 @@ impl<'a> Bench<'a> {
             deal_seconds: Vec::new(),
             prepare_seconds: Vec::new(),
             online_seconds: Vec::new(),
-            images: self.images.len(),
+            images: self.images.images.len(),
             largest_error: 0.0,
             largest_logit: 0.0,
             changed: 0,
+            correct: [0; 2],
         };
         for query in 0..self.queries {
-            let logits = self.query(&mut servers, &self.images[query % self.images.len()], &mut found)?;
+            let logits = self.query(&mut servers, &self.images.images[query % self.images.images.len()], &mut found)?;
             let Some(expected) = expected.get(query) else { continue };
             for (got, wanted) in logits.iter().zip(expected) {
                 found.largest_error = found.largest_error.max((f64::from(*got) - wanted).abs());
@@ -113,6 +122,10 @@ impl<'a> Bench<'a> {
             }
             let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
             found.changed += usize::from(class(&logits) != class(expected));
+            let label = self.images.labels.get(query).map(|&label| label as usize);
+            for (correct, logits) in found.correct.iter_mut().zip([&logits, expected]) {
+                *correct += usize::from(class(logits) == label);
+            }
         }
         Ok(found)
     }
@@ -195,7 +208,7 @@ impl<'a> Bench<'a> {
 type Answer<R> = (OutputShare<R>, Vec<LayerReport>);
 
 /// Test images, normalised by the training set.
-pub fn images(experiment: &Experiment, network: &Network) -> Result<Vec<Vec<f32>>, CliError> {
+pub fn images(experiment: &Experiment, network: &Network) -> Result<Labelled, CliError> {
     let DataSection { path, train, seed, .. } = experiment.data.clone();
     let count = experiment.shares.images;
     let source = match path {
@@ -216,7 +229,8 @@ pub fn images(experiment: &Experiment, network: &Network) -> Result<Vec<Vec<f32>
     let mut batch = Batch::default();
     let indices: Vec<u32> = (0..split.test.len() as u32).collect();
     Loader::new(&split.test, &normalization, Augment::NONE, seed).gather(None, &indices, &mut batch);
-    Ok(batch.images.chunks_exact(network.input.len()).map(<[f32]>::to_vec).collect())
+    let images = batch.images.chunks_exact(network.input.len()).map(<[f32]>::to_vec).collect();
+    Ok(Labelled { images, labels: batch.labels })
 }
 
 /// The model that a setting says, at its owner.
@@ -324,7 +338,9 @@ mod tests {
         let network = by_name("resnet8-cifar", 10, None).unwrap();
         let weights = Weights::init(&network, 1);
         let image = |phase: f32| (0..3072).map(|i| (i as f32 * 0.1 + phase).sin()).collect();
-        let mut bench = Bench::new(&network, &weights, vec![image(0.0), image(1.0)], 3, 1).unwrap();
+        let mut bench =
+            Bench::new(&network, &weights, Labelled { images: vec![image(0.0), image(1.0)], labels: vec![0, 0] }, 3, 1)
+                .unwrap();
         bench.run(Setting { policy, ring: RingName::Z48, activation, link: LinkName::Loopback }).unwrap()
     }
 

@@ -98,6 +98,19 @@ pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
         experiment.model.names.join(", "),
         markdown(&rows)
     );
+    if experiment.model.weights.is_some() {
+        text += "\n";
+        for run in runs {
+            let share = |correct: usize| 100.0 * correct as f64 / run.images.max(1) as f64;
+            text += &format!(
+                "{}: {:.2} % of {} test images are classified correctly on shares, {:.2} % in double precision.\n",
+                run.setting,
+                share(run.correct[0]),
+                run.images,
+                share(run.correct[1])
+            );
+        }
+    }
     if let Some((_, verdict)) = verdict(experiment, runs) {
         text += &format!("\n{verdict}\n");
     }
@@ -211,6 +224,7 @@ mod tests {
             largest_error: 0.0,
             largest_logit: 0.0,
             changed: 0,
+            correct: [0; 2],
         }
     }
 

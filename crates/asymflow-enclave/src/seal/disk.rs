@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 pub(crate) trait Disk: Send + Debug {
     /// The content, `None` where there is no such file, and at most one byte more than `limit_bytes`.
     fn read(&self, path: &Path, limit_bytes: u64) -> io::Result<Option<Vec<u8>>>;
+    /// The content from its beginning, `None` where there is no such file.
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn Read>>>;
+    /// Adds to the end of a file.
+    fn append(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Makes or overwrites a file.
     fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()>;
     /// Returns when the content of a file would outlive a power cut.
@@ -52,6 +56,17 @@ impl Disk for OsDisk {
         let mut bytes = Vec::new();
         file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn Read>>> {
+        match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(Box::new(BufReader::new(other?)))),
+        }
+    }
+
+    fn append(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().append(true).open(path)?.write_all(bytes)
     }
 
     fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {

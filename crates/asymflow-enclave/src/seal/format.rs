@@ -122,7 +122,7 @@ fn zero_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; NONCE_LEN])
 }
 
-fn binding_byte(binding: Option<Binding>) -> u8 {
+pub(super) fn binding_byte(binding: Option<Binding>) -> u8 {
     match binding {
         None => 0,
         Some(Binding::Enclave) => 1,

@@ -7,27 +7,31 @@ use crate::guard::FileGuard;
 
 const LABEL: &str = "ledger";
 
-fn key(byte: u8) -> SealingKey {
+pub(super) fn key(byte: u8) -> SealingKey {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("_sgx_mrenclave"), [byte; 16]).unwrap();
     SealingKey::gramine_at(folder.path(), Binding::Enclave).unwrap()
 }
 
 /// A folder for sealed files and one for the guard.
-struct Place(tempfile::TempDir);
+pub(super) struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn store(&self) -> SealedStore {
+    pub(super) fn store(&self) -> SealedStore {
         self.store_under(&key(1))
     }
 
     fn store_under(&self, key: &SealingKey) -> SealedStore {
         let guard = FileGuard::open(&self.0.path().join("guard"), key).unwrap();
         SealedStore::open(&self.0.path().join("sealed"), key.clone(), Box::new(guard)).unwrap()
+    }
+
+    pub(super) fn folder(&self) -> PathBuf {
+        self.0.path().join("sealed")
     }
 
     fn sealed(&self) -> PathBuf {
@@ -256,18 +260,18 @@ fn a_second_process_on_the_same_folders_is_noticed() {
 struct Cut(Arc<Mutex<World>>);
 
 #[derive(Clone, Debug, Default)]
-struct World {
-    steps_left: usize,
+pub(super) struct World {
+    pub(super) steps_left: usize,
     /// What the running system sees.
-    seen: BTreeMap<PathBuf, Vec<u8>>,
+    pub(super) seen: BTreeMap<PathBuf, Vec<u8>>,
     /// What outlives a power cut: the content that every name certainly has.
-    safe: BTreeMap<PathBuf, Vec<u8>>,
+    pub(super) safe: BTreeMap<PathBuf, Vec<u8>>,
     /// Files whose content the system has not yet written out.
-    unsynced: BTreeMap<PathBuf, ()>,
+    pub(super) unsynced: BTreeMap<PathBuf, ()>,
     /// Names that the system has changed and not yet written out: from, to.
-    renamed: Option<(PathBuf, PathBuf)>,
+    pub(super) renamed: Option<(PathBuf, PathBuf)>,
     /// A disk that promises and does nothing, to see that this test can fail.
-    lies: bool,
+    pub(super) lies: bool,
 }
 
 impl World {
@@ -280,7 +284,7 @@ impl World {
     }
 
     /// What may be found after the cut: names old or new, and content that was not synced there or not.
-    fn after_the_cut(&self) -> Vec<BTreeMap<PathBuf, Vec<u8>>> {
+    pub(super) fn after_the_cut(&self) -> Vec<BTreeMap<PathBuf, Vec<u8>>> {
         let mut worlds = vec![self.seen.clone(), self.safe.clone()];
         let mut emptied = self.seen.clone();
         self.unsynced.keys().for_each(|path| drop(emptied.insert(path.clone(), Vec::new())));
@@ -300,6 +304,22 @@ impl World {
 impl Disk for Cut {
     fn read(&self, path: &Path, _limit_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
         Ok(self.0.lock().unwrap().seen.get(path).cloned())
+    }
+
+    fn open(&self, path: &Path) -> std::io::Result<Option<Box<dyn std::io::Read>>> {
+        let content = self.0.lock().unwrap().seen.get(path).cloned();
+        Ok(content.map(|content| -> Box<dyn std::io::Read> { Box::new(std::io::Cursor::new(content)) }))
+    }
+
+    fn append(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let mut world = self.0.lock().unwrap();
+        world.step()?;
+        world.unsynced.insert(path.to_owned(), ());
+        for &byte in bytes {
+            world.step()?;
+            world.seen.get_mut(path).unwrap().push(byte);
+        }
+        Ok(())
     }
 
     fn write(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -346,7 +366,7 @@ impl Disk for Cut {
     }
 }
 
-fn store_on(world: &Arc<Mutex<World>>, key: &SealingKey) -> SealedStore {
+pub(super) fn store_on(world: &Arc<Mutex<World>>, key: &SealingKey) -> SealedStore {
     let disk = || Box::new(Cut(world.clone()));
     let guard = FileGuard::on(disk(), "guard".into(), key);
     SealedStore::on(disk(), "sealed".into(), key.clone(), Box::new(guard))

@@ -9,8 +9,8 @@ use asymflow_privacy::{
     InsecureSign, Loss, PackedBits, Precision, Private, Relation, Released, Sensitivity, disclose_labels, release,
 };
 use asymflow_residual::{
-    Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted,
-    WorkerStats,
+    Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SharedValues, SubmitError, Ticket, Unit,
+    UnitId, Wanted, WorkerStats,
 };
 use asymflow_zoo::Weights;
 use asymflow_zoo::delta::DeltaNetworks;
@@ -29,6 +29,19 @@ use crate::trusted::ExecError;
 
 const M_RES: UnitId = UnitId(0);
 
+/// Weights and momentum of M_res, in parts; no momentum before there was a step.
+#[derive(Debug, Default)]
+struct Latest {
+    weights: SharedValues,
+    momentum: SharedValues,
+}
+
+impl Latest {
+    fn of(weights: Vec<f32>, momentum: Vec<f32>) -> Self {
+        Self { weights: Arc::new(vec![weights]), momentum: Arc::new(vec![momentum]) }
+    }
+}
+
 /// M_res on the worker, and everything that has been released to it.
 #[derive(Debug)]
 pub struct Crossing {
@@ -44,7 +57,7 @@ pub struct Crossing {
     channels: usize,
     sampling: Sampling,
     /// M_res as it was last fetched: what a new worker starts from.
-    latest: TrainState,
+    latest: Latest,
     latest_ahead: Option<(Vec<u32>, Vec<f32>)>,
     has_stepped: bool,
     /// Whether this session of the worker has every view that was drawn.
@@ -54,13 +67,13 @@ pub struct Crossing {
 }
 
 impl Crossing {
-    /// Opens the worker and sends it the weights of M_res.
+    /// Opens the worker and sends it the weights of M_res, which it takes out of `weights`.
     ///
     /// # Errors
     /// Settings that do not fit, or a worker that cannot be opened.
     pub fn open(
         networks: &DeltaNetworks,
-        weights: &Weights,
+        weights: &mut Weights,
         spec: &DeltaSpec,
         (relation, delta): (Relation, f64),
         (sampling, stage2_epochs): (Sampling, usize),
@@ -87,7 +100,7 @@ impl Crossing {
             record_bytes: values / 8,
             channels: networks.features.channels,
             sampling,
-            latest: TrainState { weights: weights.flatten(&networks.residual)?, ..TrainState::default() },
+            latest: Latest { weights: Arc::new(weights.take(&networks.residual)?), ..Latest::default() },
             latest_ahead: None,
             has_stepped: false,
             is_sent: false,
@@ -109,9 +122,9 @@ impl Crossing {
 
     fn send_weights(&mut self) -> Result<(), ExecError> {
         let session = self.link.session();
-        session.set_weights(M_RES, &self.latest.weights).map_err(submit)?;
-        if self.latest.momentum.len() == self.latest.weights.len() {
-            session.set_momentum(M_RES, &self.latest.momentum).map_err(submit)?;
+        session.share_weights(M_RES, &self.latest.weights).map_err(submit)?;
+        if count(&self.latest.momentum) == count(&self.latest.weights) {
+            session.share_momentum(M_RES, &self.latest.momentum).map_err(submit)?;
         }
         Ok(())
     }
@@ -390,13 +403,16 @@ impl Crossing {
             let session = self.link.session();
             let weights = session.weights(M_RES).map_err(collect)?;
             let momentum = session.momentum(M_RES).map_err(collect)?;
-            self.latest = TrainState { weights, momentum, released: Vec::new() };
+            self.latest = Latest::of(weights, momentum);
             self.has_stepped = false;
         }
-        self.latest.momentum.resize(self.latest.weights.len(), 0.0);
+        let values = count(&self.latest.weights);
+        if count(&self.latest.momentum) != values {
+            self.latest.momentum = Arc::new(vec![vec![0.0; values]]);
+        }
         self.latest_ahead.clone_from(&self.cache.ahead);
-        state.weights.extend(&self.latest.weights);
-        state.momentum.extend(&self.latest.momentum);
+        state.weights.extend(self.latest.weights.iter().flatten());
+        state.momentum.extend(self.latest.momentum.iter().flatten());
         state.released = self.encode_released()?;
         Ok(())
     }
@@ -415,11 +431,16 @@ impl Crossing {
     /// Weights of another network, or a lost worker.
     pub fn restore(&mut self, state: TrainState, cache: ReleasedCache) -> Result<(), ExecError> {
         self.latest_ahead.clone_from(&cache.ahead);
-        (self.latest, self.cache, self.asked, self.has_stepped) = (state, cache, None, false);
+        self.latest = Latest::of(state.weights, state.momentum);
+        (self.cache, self.asked, self.has_stepped) = (cache, None, false);
         self.is_sent = false;
         self.send_weights()?;
         self.send_released()
     }
+}
+
+fn count(values: &SharedValues) -> usize {
+    values.iter().map(Vec::len).sum()
 }
 
 /// Which of a record's views an augmentation pass of stage 2 is.

@@ -94,18 +94,19 @@ impl Delta {
     ///
     /// # Errors
     /// Networks, weights or settings that do not fit, or a worker that cannot be opened.
-    pub fn new(networks: DeltaNetworks, weights: &Weights, parts: DeltaParts, par: Par) -> Result<Self, ExecError> {
+    pub fn new(networks: DeltaNetworks, mut weights: Weights, parts: DeltaParts, par: Par) -> Result<Self, ExecError> {
         let DeltaParts { spec, decomposer, relation, delta, sampling, epochs, backend, accountant } = parts;
         let split = FeatureSplit::new(&networks, &spec.shape, decomposer, par)?;
         let low_len = networks.low.len();
         let crossing = backend
             .map(|backend| {
                 let stage2_epochs = epochs.saturating_sub(spec.stage1_epochs);
-                Crossing::open(&networks, weights, &spec, (relation, delta), (sampling, stage2_epochs), backend)
+                Crossing::open(&networks, &mut weights, &spec, (relation, delta), (sampling, stage2_epochs), backend)
             })
             .transpose()?;
-        let backbone = Trusted::new(Engine::new(networks.backbone, weights, par)?, par);
-        let main = Trusted::new(Engine::with_input_gradient(networks.main, weights, par)?, par);
+        let backbone = Trusted::new(Engine::new(networks.backbone, &weights, par)?, par);
+        let main = Trusted::new(Engine::with_input_gradient(networks.main, &weights, par)?, par);
+        drop(weights);
         let (latest, seconds) = (TrainState::default(), Seconds::default());
         let mut delta =
             Self { backbone, main, split, crossing, accountant, spec, low_len, frozen: false, latest, par, seconds };

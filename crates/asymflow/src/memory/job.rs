@@ -5,7 +5,7 @@ use asymflow_residual::Pass;
 use super::modes::weight_bytes;
 use super::{Advice, MemoryError, MemoryPlan, Work};
 use crate::job::{DataSpec, JobSpec, ModeKind, Task, TrainSpec};
-use crate::service::ServedModel;
+use crate::service::{Answers, ServedModel};
 
 /// Images of the built-in set where a job names no number, and of a data set on disk, which is read whole.
 const BUILT_IN: (usize, usize) = (5000, 1000);
@@ -81,7 +81,8 @@ impl MemoryPlan {
         Ok(plan.peaked())
     }
 
-    /// What serving `model` with batches of up to `batch` images is planned to take at most.
+    /// What serving `model` with batches of up to `batch` images, of which it remembers `remembered` answers, is planned to
+    /// take at most.
     ///
     /// # Errors
     /// A model that cannot be served.
@@ -90,6 +91,7 @@ impl MemoryPlan {
         batch: usize,
         threads: usize,
         is_streamed: bool,
+        remembered: usize,
     ) -> Result<Self, MemoryError> {
         // Fewer images than a batch come as well.
         let mut passes: Vec<_> = (1..=batch).map(|samples| (samples, Pass::Inference)).collect();
@@ -105,13 +107,14 @@ impl MemoryPlan {
         let mut plan = work.plan()?;
         // Waiting images of four batches, and the batch as numbers, twice.
         plan.data_bytes = (12 * batch * model.network.input.len()) as u64;
+        plan.answers_bytes = Answers::held_bytes(remembered, model.network.classes) as u64;
         plan.fixed_bytes += SERVING_BYTES;
-        plan.startup_bytes += SERVING_BYTES;
+        plan.startup_bytes += SERVING_BYTES + plan.answers_bytes;
         Ok(plan.peaked())
     }
 }
 
-/// The listener with its sessions' buffers, remembered answers and ledgers of a service that is not under siege.
+/// The listener with its sessions' buffers and ledgers of a service that is not under siege.
 const SERVING_BYTES: u64 = 4 << 20;
 
 impl JobSpec {

@@ -50,6 +50,8 @@ pub struct MemoryPlan {
     pub checkpoint_bytes: u64,
     /// The data set and the batch at hand.
     pub data_bytes: u64,
+    /// Answers that a service remembers, once there are as many as it keeps.
+    pub answers_bytes: u64,
     /// What products of matrices reserve: faer takes twice the last-level cache for every thread that calls it and keeps
     /// it. Little of it is ever touched, so that it counts for an enclave's size and hardly for its pages in memory.
     pub matmul_bytes: u64,
@@ -82,6 +84,7 @@ impl MemoryPlan {
             + self.decomposition_bytes
             + self.state_bytes
             + self.data_bytes
+            + self.answers_bytes
             + self.matmul_bytes
             + self.fixed_bytes;
         let crossing = self.release_bytes + self.wire_bytes;
@@ -94,7 +97,7 @@ impl MemoryPlan {
     }
 
     /// The parts by name, in order.
-    pub const fn parts(&self) -> [(&'static str, u64); 14] {
+    pub const fn parts(&self) -> [(&'static str, u64); 15] {
         [
             ("weights", self.weights_bytes),
             ("gradients and momentum", self.optimiser_bytes),
@@ -107,6 +110,7 @@ impl MemoryPlan {
             ("states", self.state_bytes),
             ("checkpoint", self.checkpoint_bytes),
             ("data", self.data_bytes),
+            ("answers", self.answers_bytes),
             ("matrix products", self.matmul_bytes),
             ("program", self.fixed_bytes),
             ("start-up", self.startup_bytes),

@@ -139,13 +139,12 @@ impl Work<'_> {
         let walked = self.walked(&mut Walk::new(&program, network.input, Some(split), self.par()));
         let (weights_bytes, optimiser_bytes) = self.engine(network);
         let sync = SyncBytes::of(&program.conv_nodes(), &placements);
-        let opening = sync.queued + sync.message;
         let plan = MemoryPlan {
             weights_bytes,
             optimiser_bytes,
             wire_bytes: if self.is_training() { sync.step(precision) } else { 0 },
-            // Weights that are sent wait in a queue until the worker has them: until its first answer.
-            startup_bytes: weights_bytes + opening + walked.first_release as u64,
+            // Weights go to the worker one tensor at a time.
+            startup_bytes: weights_bytes + sync.largest,
             ..MemoryPlan::default()
         };
         Ok(with_walked(plan, walked))
@@ -180,9 +179,8 @@ impl Work<'_> {
             plan.state_bytes += if self.is_training() { 2 * residual } else { residual };
             // Bits as released, copied, sent; and one float a value when bits that were released before are sent again.
             plan.release_bytes = 4 * features + features.div_ceil(2);
-            plan.startup_bytes += 4 * residual;
-            // The message with M_res may still be on its way while the first batch is computed.
-            plan.startup_bytes = plan.startup_bytes.max(plan.running_bytes() + residual);
+            // Moved out of what was given, and held once: also while it is on its way.
+            plan.startup_bytes += residual;
         }
         Ok(plan)
     }
@@ -222,8 +220,8 @@ fn with_walked(plan: MemoryPlan, walked: WalkedBytes) -> MemoryPlan {
 struct SyncBytes {
     /// All of them, queued.
     queued: u64,
-    /// The largest message.
-    message: u64,
+    /// The largest tensor.
+    largest: u64,
 }
 
 impl SyncBytes {
@@ -234,15 +232,16 @@ impl SyncBytes {
         let split = || nodes.iter().zip(placements).filter(|(_, placement)| placement.is_split());
         Self {
             queued: split().map(|(node, _)| bytes(node)).sum(),
-            message: split().map(|(node, _)| bytes(node)).max().unwrap_or(0),
+            largest: split().map(|(node, _)| bytes(node)).max().unwrap_or(0),
         }
     }
 
     /// At the end of a step: with f16 the weights before it are kept as well, and half as much travels.
     const fn step(&self, precision: Precision) -> u64 {
         match precision {
-            Precision::F32 => self.queued + self.message,
-            Precision::F16 => self.queued + self.queued / 2 + 3 * self.message,
+            // Encoded piece by piece as they are sent.
+            Precision::F32 => self.queued,
+            Precision::F16 => self.queued + self.queued / 2 + 3 * self.largest,
         }
     }
 }

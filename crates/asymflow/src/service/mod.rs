@@ -61,6 +61,9 @@ pub enum ServiceError {
     Ledgers(#[from] LedgersError),
 }
 
+/// Answers that are remembered where nothing else is asked for.
+pub const REMEMBERED: usize = 1 << 16;
+
 /// How clients are answered.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ServiceSettings {
@@ -79,7 +82,7 @@ pub struct ServiceSettings {
 impl Default for ServiceSettings {
     fn default() -> Self {
         let patience = Duration::from_secs(30);
-        Self { batch: 8, budget_epsilon: None, remembered: 1 << 16, clients: 100_000, patience }
+        Self { batch: 8, budget_epsilon: None, remembered: REMEMBERED, clients: 100_000, patience }
     }
 }
 
@@ -172,6 +175,10 @@ pub trait Keeper: Send {
     /// # Errors
     /// They are not kept.
     fn keep(&mut self, ledgers: &[u8]) -> Result<(), String>;
+
+    /// Keeps answers that were charged already, so that a later process gives them again at no cost. Whoever asked pays again
+    /// for one that is lost, so nothing waits for them and a failure is no error.
+    fn remember(&mut self, _answers: &[(Asked, Vec<f32>)]) {}
 
     /// What a client can show later, to be refused by a service that has gone back to an older state; `None` where nothing is
     /// kept yet or no witness can be given.
@@ -280,6 +287,13 @@ impl Service {
         Ok(self)
     }
 
+    /// Gives what an earlier process answered again, at no cost.
+    #[must_use]
+    pub fn with_answers(mut self, answers: Answers) -> Self {
+        self.answers = answers;
+        self
+    }
+
     /// The model.
     pub const fn model(&self) -> &ServedModel {
         &self.model
@@ -343,7 +357,8 @@ impl Service {
         let sources = self.sources(queries, &mut rows);
         let computed = self.compute(&rows);
         let classes = self.model.network.classes;
-        sources
+        let mut new = Vec::new();
+        let answers = sources
             .into_iter()
             .zip(queries)
             .map(|(source, query)| {
@@ -356,7 +371,10 @@ impl Service {
                     Source::Row(row) => {
                         let logits = computed.as_ref().map_err(Clone::clone)?;
                         let logits = logits.get(row * classes..(row + 1) * classes).unwrap_or_default().to_vec();
-                        self.answers.remember(Asked::of(query), &logits);
+                        let asked = Asked::of(query);
+                        if self.answers.remember(asked, &logits) {
+                            new.push((asked, logits.clone()));
+                        }
                         (logits, false)
                     }
                 };
@@ -364,7 +382,12 @@ impl Service {
                 self.stats.remembered += u64::from(is_remembered);
                 Ok(Answer { logits, is_remembered })
             })
-            .collect()
+            .collect();
+        // What costs nothing is computed again.
+        if let Some(keeper) = self.keeper.as_mut().filter(|_| !self.losses.is_empty() && !new.is_empty()) {
+            keeper.remember(&new);
+        }
+        answers
     }
 
     /// Decides for each query where its answer comes from, charging those that cost; `rows` are the images to compute.

@@ -82,6 +82,20 @@ impl<R: Read> ModelFile<R> {
         self.read(Some(writer))
     }
 
+    /// Reads the weights and keeps none of them; gives the SHA-256 of the file as it was read, in hexadecimal.
+    ///
+    /// # Errors
+    /// As [`ModelFile::held`].
+    pub fn checked(self) -> Result<String, ModelFileError> {
+        let Self { reader, hash, model, .. } = self;
+        let (mut file, mut before) = (Hashing { reader, hash }, 0);
+        for spec in model.settings().stored_network()?.parameters() {
+            file.values(spec.len(), before)?;
+            before += spec.len();
+        }
+        file.end()
+    }
+
     fn read(self, mut writer: Option<WeightWriter>) -> Result<ReadModel, ModelFileError> {
         let Self { reader, hash, model, .. } = self;
         let mut file = Hashing { reader, hash };
@@ -94,11 +108,7 @@ impl<R: Read> ModelFile<R> {
                 _ => drop(held.tensors.insert(spec.name, WeightTensor { shape: spec.shape, data })),
             }
         }
-        let mut rest = [0];
-        if file.reader.read(&mut rest).map_err(WireError::from)? > 0 {
-            return Err(ModelFileError::Trailing { bytes: 1 });
-        }
-        let sha256 = hex(&file.hash.finalize());
+        let sha256 = file.end()?;
         let weights = match writer {
             Some(writer) => ModelWeights::Streamed(held, Box::new(writer.finish())),
             None => ModelWeights::Held(held),
@@ -118,6 +128,15 @@ impl<R: Read> Hashing<R> {
         self.reader.read_exact(bytes).map_err(WireError::from)?;
         self.hash.update(&*bytes);
         Ok(())
+    }
+
+    /// The hash, where nothing follows.
+    fn end(mut self) -> Result<String, ModelFileError> {
+        let mut rest = [0];
+        if self.reader.read(&mut rest).map_err(WireError::from)? > 0 {
+            return Err(ModelFileError::Trailing { bytes: 1 });
+        }
+        Ok(hex(&self.hash.finalize()))
     }
 
     /// The next `len` values, of which the first is number `before` of the file.
