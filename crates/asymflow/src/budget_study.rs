@@ -466,7 +466,8 @@ fn fit(x: &[f64]) -> [f32; 3] {
     }
     for pivot in 0..3 {
         let top = normal[pivot];
-        for (_, row) in normal.iter_mut().enumerate().filter(|(index, _)| *index != pivot) {
+        let others = normal.iter_mut().enumerate().filter(|(index, _)| *index != pivot);
+        for (_, row) in others {
             let factor = row[pivot] / top[pivot];
             row.iter_mut().zip(top).for_each(|(value, top)| *value -= factor * top);
         }
