@@ -84,7 +84,7 @@ impl Model {
         if !set_up_needed && let Some(model) = lock().get(&seed.session()) {
             return Ok(Arc::clone(model));
         }
-        let (_, share) = read_share(path).map_err(|error| NetError::Proof(format!("{}: {error:#}", path.display())))?;
+        let (_, share) = read_share(path).map_err(|error| NetError::Setup(format!("{}: {error:#}", path.display())))?;
         let model = set_up(Setup::new(share, seed), link)?;
         let mut ready = lock();
         // One dealing is in use at a time, and a new one takes its place.

@@ -252,7 +252,7 @@ impl Serving {
     /// A connection for this server's messages of a query.
     fn call(&self, query: QueryName, set_up: bool) -> Result<Stream, NetError> {
         let config = self.identity.client_config(self.peer.fingerprint);
-        let config = config.map_err(|error| NetError::Proof(error.to_string()))?;
+        let config = config.map_err(|error| NetError::Setup(error.to_string()))?;
         let mut stream = connect(&self.peer.address, config, self.bounds.timeout)?;
         let who = "the other server";
         let lost = |error| NetError::Wire { who: who.to_owned(), error };

@@ -98,6 +98,9 @@ pub enum NetError {
     /// The dealer cannot prove what it is.
     #[error("cannot prove what this dealer is: {0}")]
     Proof(String),
+    /// A server lacks what it was to be set up with.
+    #[error("this server cannot be set up: {0}")]
+    Setup(String),
 }
 
 impl NetError {
