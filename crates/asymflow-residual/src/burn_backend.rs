@@ -130,10 +130,11 @@ impl ResidualBackend for BurnBackend {
         let (device, _) = self.device().map_err(|(what, fix)| OpenError::Missing { what, fix })?;
         let units = model.units.iter().enumerate().map(|(index, unit)| {
             let made = match unit {
-                Unit::Conv(conv) => {
-                    guard(|| BurnConv::new(conv, &device, self.choice == DeviceChoice::Flex)).map(BurnUnit::Conv)
+                Unit::Conv(conv) => guard(|| BurnConv::new(conv, &device, self.choice == DeviceChoice::Flex))
+                    .map(|conv| BurnUnit::Conv(Box::new(conv))),
+                Unit::Network(network) => {
+                    guard(|| BurnNetwork::new(network, &device)).map(|network| BurnUnit::Network(Box::new(network)))
                 }
-                Unit::Network(network) => guard(|| BurnNetwork::new(network, &device)).map(BurnUnit::Network),
             };
             made.map_err(|reason| OpenError::Model { unit: index as u32, reason })
         });

@@ -14,8 +14,8 @@ use crate::unit::conv_output;
 
 /// Whatever a unit is. Lengths have been checked by the session.
 pub(crate) enum BurnUnit {
-    Conv(BurnConv),
-    Network(BurnNetwork),
+    Conv(Box<BurnConv>),
+    Network(Box<BurnNetwork>),
 }
 
 impl BurnUnit {

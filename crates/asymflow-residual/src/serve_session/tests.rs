@@ -1,3 +1,4 @@
+use asymflow_zoo::{Easing, RangePenalty};
 use proptest::prelude::*;
 
 use super::*;
@@ -20,13 +21,16 @@ fn request() -> impl Strategy<Value = RequestHeader> {
     ];
     let pass = prop_oneof![Just(Pass::Inference), Just(Pass::Training)];
     let unit = || 0u32..3;
-    let sgd = any::<(f32, f32, f32)>().prop_map(|(learning_rate, momentum, weight_decay)| crate::backend::SgdStep {
-        learning_rate,
-        momentum,
-        weight_decay,
+    let sgd = any::<[f32; 5]>().prop_map(|[learning_rate, momentum, weight_decay, clip_norm, coefficient_rate]| {
+        crate::backend::SgdStep { learning_rate, momentum, weight_decay, clip_norm, coefficient_rate }
+    });
+    let easing = any::<(f32, bool, Option<(f32, f32, i32)>)>().prop_map(|(sharing, straight_through, range)| {
+        let range = range.map(|(limit, weight, exponent)| RangePenalty { limit, weight, exponent });
+        Easing { sharing, straight_through, range }
     });
     let wanted = any::<(bool, bool)>().prop_map(|(input, weights)| crate::backend::Wanted { input, weights });
     prop_oneof![
+        (unit(), easing).prop_map(|(unit, easing)| RequestHeader::Ease { unit, easing }),
         (unit(), pass.clone(), encoding).prop_map(|(unit, pass, encoding)| RequestHeader::Forward {
             unit,
             pass,
