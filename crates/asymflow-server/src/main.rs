@@ -64,7 +64,7 @@ struct Args {
     /// Fingerprint of the other server
     #[arg(long, required_unless_present = "print_fingerprint")]
     peer_fingerprint: Option<Fingerprint>,
-    /// Which dealers are accepted: a TOML file with [enclave]
+    /// Which dealers are accepted: a TOML file with a table `enclave`
     #[arg(long, value_name = "FILE")]
     dealer_policy: Option<PathBuf>,
     /// Intel's collateral for the dealer's platform, as JSON
