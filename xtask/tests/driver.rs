@@ -69,9 +69,9 @@ fn workspace() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     let manifest = "[workspace]\nresolver = \"3\"\nmembers = [\"crates/*\"]\n[workspace.metadata.layers]\n\
-                    low = 0\nasymflow-cli = 5\nasymflow-enclaved = 5\nasymflow-worker = 5\n";
+                    low = 0\nasymflow-cli = 5\nasymflow-enclaved = 5\nasymflow-worker = 5\nasymflow-server = 5\n";
     write(root, "Cargo.toml", manifest);
-    for name in ["asymflow-enclaved", "asymflow-worker"] {
+    for name in ["asymflow-enclaved", "asymflow-worker", "asymflow-server"] {
         package(root, name, "");
         write(root, &format!("crates/{name}/src/main.rs"), ENCLAVED);
     }

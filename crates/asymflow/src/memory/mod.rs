@@ -51,6 +51,7 @@ pub struct MemoryPlan {
     /// The data set and the batch at hand.
     pub data_bytes: u64,
     /// Answers that a service remembers, once there are as many as it keeps.
+    #[serde(default)]
     pub answers_bytes: u64,
     /// What products of matrices reserve: faer takes twice the last-level cache for every thread that calls it and keeps
     /// it. Little of it is ever touched, so that it counts for an enclave's size and hardly for its pages in memory.
