@@ -72,7 +72,10 @@ impl MemoryPlan {
         // Weights and momentum: flattened, as bytes, and as the file.
         plan.checkpoint_bytes = 6 * weights;
         if let Some(spec) = job.delta.as_ref().filter(|spec| job.mode == ModeKind::Delta && spec.needs_worker()) {
-            let bits = asymflow_zoo::delta::delta(&job.network, &spec.shape)?.residual.input.len().div_ceil(8) as u64;
+            let residual = asymflow_zoo::delta::delta(&job.network, &spec.shape)?.residual;
+            let bits = residual.input.len().div_ceil(8) as u64;
+            // The first checkpoint fetches the momentum of M_res, which is kept from then on to be sent again.
+            plan.state_bytes += weight_bytes(&residual);
             // Of every view of every record, and of test images; again in a checkpoint, as bytes and in the file.
             let released = bits * (train * spec.views + test) as u64;
             plan.state_bytes += released;

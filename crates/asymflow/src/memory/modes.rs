@@ -176,7 +176,7 @@ impl Work<'_> {
         if spec.needs_worker() {
             let residual = weight_bytes(&networks.residual);
             let features = (self.largest_batch() * networks.residual.input.len()) as u64;
-            plan.state_bytes += if self.is_training() { 2 * residual } else { residual };
+            plan.state_bytes += residual;
             // Bits as released, copied, sent; and one float a value when bits that were released before are sent again.
             plan.release_bytes = 4 * features + features.div_ceil(2);
             // Moved out of what was given, and held once: also while it is on its way.

@@ -159,8 +159,6 @@ pub(super) struct WalkedBytes {
     pub factors: usize,
     /// Residuals and gradients on their way out.
     pub release: usize,
-    /// Everything at the first release: what was queued for the worker before may be there still.
-    pub first_release: usize,
     /// They together with their copies for the wire; or answers, where those are more.
     pub exchange: usize,
 }
@@ -366,11 +364,6 @@ impl<'a> Walk<'a> {
         self.release(residual, precision);
         let y = self.pool.take(shape.output_len());
         self.ask_split(conv::folded_forward_scratch(shape, rank, self.par));
-        if self.most.first_release == 0 {
-            let pool = self.pool.0.borrow().live;
-            let scratch = self.local_scratch + self.split_scratch;
-            self.most.first_release = (pool + factors.len()) * VALUE + scratch + self.most.release;
-        }
         self.exchange(wire::answer_bytes(y.len, 0, precision));
         match pass {
             Pass::Training => drop(self.kept_factors.insert(node.index, factors)),
