@@ -123,8 +123,6 @@ impl Server<'_> {
         flag("--linger-ms", &self.section.linger_ms.to_string());
         flag("--threads", &self.threads.to_string());
         flag("--report-seconds", "1");
-        // Clients of a load generator have nothing to lose.
-        flag("--insecure-unlimited-answers", "--insecure-forgetful");
         if let Some(worker) = self.worker.filter(|_| job.settings().needs_worker()) {
             crate::client::write_private(&token, &worker.token)
                 .map_err(|e| CliError::failed(format!("cannot write {}: {e}", token.display()), ""))?;
@@ -134,6 +132,17 @@ impl Server<'_> {
                 Some(fingerprint) => flag("--worker-fingerprint", fingerprint),
                 None => spec.arguments.push("--insecure-worker-plaintext".into()),
             }
+        }
+        // Clients of a load generator have nothing to lose, but what sealing costs is part of what is measured.
+        spec.arguments.push("--insecure-unlimited-answers".into());
+        if self.runtime.name() == "sim" {
+            let state = self.folder.path().join("state");
+            // Of the load before this one; there is none at first.
+            let _ = std::fs::remove_dir_all(&state);
+            spec.arguments.extend(["--state".into(), state.into()]);
+        } else {
+            // The folders of an enclave are in its manifest.
+            spec.arguments.push("--insecure-forgetful".into());
         }
         let failed = |what: String| CliError::failed(what, "its own message, if any, stands above");
         let mut session = self.runtime.launch(&spec).map_err(not_launched)?;
