@@ -129,6 +129,11 @@ impl Pair {
     }
 
     fn serve(&mut self, index: usize, more: &[&str]) {
+        self.serve_dealers(index, &["--insecure-accept-simulated"], more);
+    }
+
+    /// Starts a server that accepts the dealers that `dealers` says.
+    fn serve_dealers(&mut self, index: usize, dealers: &[&str], more: &[&str]) {
         let name = ["first", "second"][index];
         let other = 1 - index;
         let mut command = Command::new(beside("asymflow-server"));
@@ -144,10 +149,7 @@ impl Pair {
                 command.args(["--model", "model.asymflow"]);
             }
         }
-        if !more.contains(&"--dealer-policy") {
-            command.arg("--insecure-accept-simulated");
-        }
-        let mut child = command.args(more).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.args(dealers).args(more).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains("fingerprint"), "{line}");
@@ -295,13 +297,28 @@ fn strangers_and_other_models_are_refused_by_name() {
 #[test]
 fn a_dealer_that_is_no_enclave_is_refused_unless_it_was_asked_for() {
     let mut pair = Pair::start(false);
+    let pinned = |byte: &str| format!("[enclave]\nmr_enclave = [\"{}\"]\n", byte.repeat(32));
+    std::fs::write(pair.folder.path().join("other.toml"), pinned("cd")).unwrap();
+    std::fs::write(pair.folder.path().join("zero.toml"), pinned("00")).unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../asymflow-enclave/tests/fixtures");
+    let collateral = fixtures.join("sgx_quote_collateral.json");
+    let collateral = ["--collateral", collateral.to_str().unwrap()];
+    let refusals = [
+        (vec![], "this server accepts no dealer"),
+        ([&["--dealer-policy", "zero.toml"], &collateral[..]].concat(), "simulated"),
+        (vec!["--dealer-policy", "other.toml", "--insecure-accept-simulated"], "MRENCLAVE"),
+    ];
+    for (dealers, reason) in refusals {
+        pair.servers[0] = None;
+        pair.serve_dealers(0, &dealers, &[]);
+        let refused = stderr(&pair.deal("1", false));
+        assert!(refused.contains(reason), "{dealers:?}: {refused}");
+        assert!(pair.refusal().contains("no randomness is left"));
+    }
     pair.servers[0] = None;
-    let policy = format!("[enclave]\nmr_enclave = [\"{}\"]\n", "cd".repeat(32));
-    std::fs::write(pair.folder.path().join("dealer.toml"), policy).unwrap();
-    pair.serve(0, &["--dealer-policy", "dealer.toml", "--insecure-accept-simulated"]);
-    let refused = stderr(&pair.deal("1", false));
-    assert!(refused.contains("refused"), "{refused}");
-    assert!(pair.refusal().contains("no randomness is left"));
+    pair.serve(0, &[]);
+    pair.deal("1", true);
+    pair.assert_answers(&pair.images()[..1]);
 }
 
 /// A client that has been welcomed, and may break the rules from here on.
