@@ -1,6 +1,6 @@
 //! A counted stream with deadlines, in TLS or in the clear.
 
-use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
@@ -16,51 +16,10 @@ use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame_in_pieces}
 use crate::client::Tap;
 use crate::protocol::put_f32;
 use crate::ring::{Place, Ring, RingError};
+use crate::timed::Timed;
 
-const BUFFER_BYTES: usize = 1 << 17;
 /// Numbers that are encoded at a time where a copy of all of them is not wanted.
 const PIECE_VALUES: usize = 1 << 14;
-
-/// A TCP stream on which every read and write ends by a deadline.
-#[derive(Debug)]
-pub(crate) struct Timed {
-    /// TLS asks for a few KiB at a time; the buffer saves most of its system calls.
-    stream: BufReader<TcpStream>,
-    deadline: Option<Instant>,
-}
-
-impl Timed {
-    fn remaining(&self) -> io::Result<Option<std::time::Duration>> {
-        let Some(deadline) = self.deadline else { return Ok(None) };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-}
-
-/// Linux reports an expired socket timeout as `WouldBlock`, which says nothing to a reader.
-fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
-}
-
-impl Read for Timed {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.stream.buffer().is_empty() {
-            self.stream.get_ref().set_read_timeout(self.remaining()?)?;
-        }
-        self.stream.read(buf).map_err(timed_out)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.stream.get_ref().set_write_timeout(self.remaining()?)?;
-        self.stream.get_mut().write(buf).map_err(timed_out)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.get_mut().flush()
-    }
-}
 
 /// How bytes are protected.
 #[derive(Debug)]
@@ -101,8 +60,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub fn new(stream: TcpStream, security: Security, tap: Option<Tap>) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        let timed = Timed { stream: BufReader::with_capacity(BUFFER_BYTES, stream), deadline: None };
+        let timed = Timed::new(stream)?;
         let stream = match security {
             Security::Plain => Stream::Plain(timed),
             Security::Client(tls) => Stream::Client(Box::new(StreamOwned::new(*tls, timed))),
@@ -120,7 +78,7 @@ impl Connection {
             #[cfg(feature = "backend")]
             Stream::Server(tls) => &mut tls.sock,
         };
-        timed.deadline = deadline;
+        timed.set_deadline(deadline);
     }
 
     /// From the next frame on, long bodies travel through `ring`.

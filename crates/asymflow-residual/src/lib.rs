@@ -27,6 +27,7 @@ mod ring;
 mod serve;
 #[cfg(feature = "backend")]
 mod serve_session;
+mod timed;
 mod unit;
 
 pub use backend::{
@@ -44,3 +45,4 @@ pub use protocol::{PROTOCOL_VERSION, Token};
 pub use ring::{RingLayout, RingLayoutError, RingName, RingNameError};
 #[cfg(feature = "backend")]
 pub use serve::{ServeConfig, ServeError, ServeLimits, Worker, WorkerHandle};
+pub use timed::Timed;

@@ -1,12 +1,12 @@
 //! TLS over TCP with a deadline.
 
 use std::fmt;
-use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use asymflow_residual::Fingerprint;
+use asymflow_residual::{Fingerprint, Timed};
 use asymflow_wire::WireError;
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
@@ -18,8 +18,6 @@ use crate::input::ClientError;
 use crate::program::{ProgramError, RingError};
 use crate::session::RunError;
 use crate::transfer::TransferError;
-
-const BUFFER_BYTES: usize = 1 << 17;
 
 /// Why a conversation ended.
 #[derive(Debug, Error)]
@@ -114,52 +112,6 @@ impl NetError {
     }
 }
 
-/// A TCP stream on which everything ends by a deadline.
-#[derive(Debug)]
-struct Timed {
-    /// TLS asks for a few KiB at a time; the buffer saves most of its system calls.
-    stream: BufReader<TcpStream>,
-    deadline: Instant,
-}
-
-/// Linux reports an expired socket timeout as `WouldBlock`, which says nothing to a reader.
-fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
-}
-
-impl Timed {
-    fn new(stream: TcpStream, timeout: Duration) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        let stream = BufReader::with_capacity(BUFFER_BYTES, stream);
-        Ok(Self { stream, deadline: Instant::now() + timeout })
-    }
-
-    fn remaining(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-}
-
-impl Read for Timed {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.stream.buffer().is_empty() {
-            self.stream.get_ref().set_read_timeout(self.remaining()?)?;
-        }
-        self.stream.read(buf).map_err(timed_out)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.stream.get_ref().set_write_timeout(self.remaining()?)?;
-        self.stream.get_mut().write(buf).map_err(timed_out)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.get_mut().flush()
-    }
-}
-
 enum Tls {
     Client(Box<StreamOwned<ClientConnection, Timed>>),
     Server(Box<StreamOwned<ServerConnection, Timed>>),
@@ -181,7 +133,7 @@ impl Stream {
             Tls::Client(tls) => &mut tls.sock,
             Tls::Server(tls) => &mut tls.sock,
         };
-        timed.deadline = Instant::now() + timeout;
+        timed.set_deadline(Some(Instant::now() + timeout));
     }
 
     /// The identity that the other end showed, if any.
@@ -248,7 +200,8 @@ pub fn connect(address: &str, config: Arc<ClientConfig>, timeout: Duration) -> R
     let to = address.to_socket_addrs().map_err(unreachable)?.next();
     let to = to.ok_or_else(|| unreachable(ErrorKind::NotFound.into()))?;
     let tcp = TcpStream::connect_timeout(&to, timeout).map_err(unreachable)?;
-    let mut timed = Timed::new(tcp, timeout).map_err(unreachable)?;
+    let mut timed = Timed::new(tcp).map_err(unreachable)?;
+    timed.set_deadline(Some(Instant::now() + timeout));
     let mut tls = ClientConnection::new(config, ServerName::IpAddress(to.ip().into()))?;
     while tls.is_handshaking() {
         tls.complete_io(&mut timed).map_err(|error| {
@@ -272,7 +225,8 @@ pub fn connect(address: &str, config: Arc<ClientConfig>, timeout: Duration) -> R
 pub fn accept(tcp: TcpStream, config: Arc<ServerConfig>, timeout: Duration) -> Result<Stream, NetError> {
     let who = tcp.peer_addr().map_or_else(|_| "a caller".to_owned(), |address| address.to_string());
     let failed = |error| NetError::Handshake { who: who.clone(), error };
-    let mut timed = Timed::new(tcp, timeout).map_err(failed)?;
+    let mut timed = Timed::new(tcp).map_err(failed)?;
+    timed.set_deadline(Some(Instant::now() + timeout));
     let mut tls = ServerConnection::new(config)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut timed).map_err(failed)?;
