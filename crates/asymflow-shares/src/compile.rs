@@ -87,8 +87,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual settings over the ring `R`: 12 fraction bits of 64 or 48, 9 of 32, exact decisions, one sample a query, and local
-    /// truncation only where 64 bits make its failure negligible.
+    /// The usual settings over the ring `R`: 12 fraction bits of 64 or 48, 9 of 32, exact decisions, one sample a query, and no
+    /// truncation that could fail.
     pub fn new<R: Ring>(policy: WeightPolicy) -> Self {
         let (bits, integer_bits) = match R::BITS {
             64 => (12, 14),
@@ -100,7 +100,7 @@ impl Options {
             fixed: FixedPoint { activation_bits: bits, weight_bits: bits },
             comparison: Comparison::Exact,
             integer_bits,
-            truncation: if R::BITS == 64 { Truncation::Local } else { Truncation::Opened },
+            truncation: Truncation::Opened,
             samples: 1,
             activations: BTreeMap::new(),
         }

@@ -31,6 +31,12 @@ pub enum PlaintextError {
     },
 }
 
+/// x / 2^bits, halves upwards.
+fn rounded<R: Ring>(x: R, bits: u32) -> R {
+    let half = bits.checked_sub(1).map_or(R::ZERO, |bits| R::from_u64(1 << bits));
+    x.plus(half).shifted_right_signed(bits)
+}
+
 /// All tensors of a run in the clear, and the logits.
 #[derive(Debug)]
 pub struct Trace {
@@ -41,7 +47,8 @@ pub struct Trace {
 }
 
 impl<R: Ring> FixedModel<R> {
-    /// Computes what the servers compute on shares, with truncation towards −∞, and refuses what overflows.
+    /// Computes what the servers compute on shares, with truncation to the nearest where theirs is random, and refuses what
+    /// overflows.
     ///
     /// # Errors
     /// The input does not fit, or a value leaves the range in which protocols are right.
@@ -137,11 +144,11 @@ impl<R: Ring> FixedModel<R> {
                 };
                 let decisions: Vec<bool> = decisions.into_iter().map(keep).collect();
                 let kept = |index| decisions[group_of(groups.as_ref(), index)];
-                let one = |(index, x): (usize, &R)| if kept(index) { x.shifted_right_signed(*shift) } else { R::ZERO };
+                let one = |(index, x): (usize, &R)| if kept(index) { rounded(*x, *shift) } else { R::ZERO };
                 x.iter().enumerate().map(one).collect()
             }
             Op::Square { input, shift, .. } => {
-                let square = |x: &R| x.shifted_right_signed(*shift).times(x.shifted_right_signed(*shift));
+                let square = |x: &R| rounded(*x, *shift).times(rounded(*x, *shift));
                 registers[*input].iter().map(square).collect()
             }
             Op::Affine { input, factor, offset, .. } => {
@@ -157,7 +164,7 @@ impl<R: Ring> FixedModel<R> {
                 pool(program.values[*input].shape, program.values[*output].shape.height, *bits, &registers[*input])
             }
             Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
-                registers[*input].iter().map(|x| x.shifted_right_signed(*shift)).collect()
+                registers[*input].iter().map(|x| rounded(*x, *shift)).collect()
             }
         }
     }

@@ -27,7 +27,7 @@ pub enum WeightPolicy {
 pub struct FixedPoint {
     /// Of inputs, and of activations where they are truncated.
     pub activation_bits: u32,
-    /// Of weights.
+    /// Of weights; up to eight more where there is room.
     pub weight_bits: u32,
 }
 

@@ -17,8 +17,8 @@ use thiserror::Error;
 use crate::modes::{Mode, TrainBatch, TrustedOnly};
 use crate::trusted::{ExecError, ops};
 
-/// Window of an exact comparison over 64 bits, 12 of 24 fraction bits dropped, as after a convolution.
-const BACKEND: Backend = Backend { ring_bits: 64, window_bits: 52 };
+/// Window of an exact comparison over 64 bits, 20 of 32 fraction bits dropped, as after a convolution.
+const BACKEND: Backend = Backend { ring_bits: 64, window_bits: 44 };
 /// Samples of a batch in inference.
 const BATCH: usize = 64;
 

@@ -11,6 +11,38 @@ use crate::ring::Ring;
 
 /// Fraction bits of learned decision weights.
 const VOTE_BITS: u32 = 8;
+/// Most values that share a decision.
+pub(super) const GROUP_LIMIT: usize = 1 << 24;
+
+/// The sums that decide about groups.
+#[derive(Clone, Copy)]
+pub(super) struct Votes {
+    /// Fraction bits of the weights of learned votes.
+    dropped: u32,
+    /// How many values the largest sum has.
+    summed: usize,
+}
+
+impl Votes {
+    /// Of a mean or of learned weights.
+    pub(super) const fn new(learned: bool, summed: usize) -> Self {
+        Self { dropped: if learned { VOTE_BITS } else { 0 }, summed }
+    }
+
+    pub(super) fn of(layer: &SharedRelu) -> Self {
+        let size = match &layer.grouping {
+            ZooGrouping::Blocks { channels, rows, columns } => channels * rows * columns,
+            ZooGrouping::Choices(choices) => choices.iter().map(block_size).max().unwrap_or(1),
+        };
+        let single = matches!(layer.decision, ZooDecision::Corner | ZooDecision::Centre);
+        Self::new(layer.decision == ZooDecision::Learned, if single { 1 } else { size })
+    }
+
+    /// Bits of the ring that they need beyond those of a value.
+    pub(super) const fn taken(self) -> u32 {
+        self.dropped + ceil_log2(self.summed) + 1
+    }
+}
 
 impl<R: Ring> Compiler<'_, R> {
     /// What stands in place of a ReLU; quadratics have been taken before.
@@ -18,7 +50,7 @@ impl<R: Ring> Compiler<'_, R> {
         let name = format!("{}.relu", self.last);
         let shape = self.value(input).shape;
         match self.options.activations.get(&name).cloned().unwrap_or(Activation::Relu) {
-            Activation::Relu => Ok(self.relu(&name, Grouping::Each, 1, 0, input)),
+            Activation::Relu => Ok(self.relu(&name, Grouping::Each, Votes::new(false, 1), input)),
             Activation::Identity => Ok(input),
             Activation::Quadratic { a, b, c } => {
                 self.quadratic(Curve { name, channels: vec![[a, b, c]; shape.channels] }, input)
@@ -31,7 +63,7 @@ impl<R: Ring> Compiler<'_, R> {
                     Decision::Weights(weights) => (ZooDecision::Learned, weights),
                 };
                 let size = rows.saturating_mul(columns).saturating_mul(channels);
-                if !(1..=1 << 24).contains(&size) {
+                if !(1..=GROUP_LIMIT).contains(&size) {
                     return Err(CompileError::Activation { name, what: "side of a block" });
                 }
                 // Sums keep the room that a sum of as many values has.
@@ -80,13 +112,8 @@ impl<R: Ring> Compiler<'_, R> {
         if votes.iter().any(|vote| !vote.is_finite()) {
             return out_of_range("decision weight");
         }
-        let size = match &layer.grouping {
-            ZooGrouping::Blocks { channels, rows, columns } => channels * rows * columns,
-            ZooGrouping::Choices(choices) => choices.iter().map(block_size).max().unwrap_or(1),
-        };
-        let dropped = if learned { VOTE_BITS } else { 0 };
-        let summed = if matches!(layer.decision, ZooDecision::Corner | ZooDecision::Centre) { 1 } else { size };
-        let taken = self.options.integer_bits + dropped + ceil_log2(summed) + 1;
+        let sums = Votes::of(&layer);
+        let taken = self.options.integer_bits + sums.taken();
         if self.options.fixed.activation_bits + taken > R::BITS {
             return out_of_range("size of a block, for the sums that the ring holds,");
         }
@@ -94,7 +121,7 @@ impl<R: Ring> Compiler<'_, R> {
         let weights = votes.iter().map(|vote| (vote * (1 << VOTE_BITS) as f32).round() as i64).collect();
         let name = layer.name.clone();
         let layer = SharedRelu { name: String::new(), ..layer };
-        Ok(self.relu(&name, Grouping::Shared { layer, weights }, summed, dropped, input))
+        Ok(self.relu(&name, Grouping::Shared { layer, weights }, sums, input))
     }
 
     /// One choice for each channel: two rounds for all that share decisions, one for all quadratics, none for the rest.
@@ -135,19 +162,25 @@ impl<R: Ring> Compiler<'_, R> {
     }
 
     /// Truncates to the bits of activations on the way.
-    fn relu(&mut self, name: &str, grouping: Grouping, summed: usize, dropped: u32, input: Register) -> Register {
+    fn relu(&mut self, name: &str, grouping: Grouping, sums: Votes, input: Register) -> Register {
         let Value { shape, scale } = self.value(input);
         let bits = self.options.fixed.activation_bits;
         let shift = scale - bits;
-        let dropped = dropped + shift;
+        let dropped = sums.dropped + shift;
         let room = R::BITS - dropped;
         let width = match self.options.comparison {
             Comparison::Exact => room,
-            Comparison::Window { bits } => (bits + ceil_log2(summed)).min(room),
+            Comparison::Window { bits } => (bits + ceil_log2(sums.summed)).min(room),
         };
         let compare = Compare { dropped, width };
         self.push(name, shape, bits, |output| Op::Relu { input, output, shift, compare, grouping })
     }
+}
+
+/// Whether every channel is decided about, or nothing.
+pub(super) fn decides_all(layer: &SharedRelu) -> bool {
+    let ZooGrouping::Choices(choices) = &layer.grouping else { return true };
+    choices.iter().all(|choice| matches!(choice, Choice::Block { .. } | Choice::Copy { .. } | Choice::Zero))
 }
 
 /// The choices of the channels of `gated` alone, prototypes renumbered.

@@ -204,10 +204,10 @@ impl<R: Ring> Compiler<'_, R> {
         self.push(name, shape, scale, |output| Op::Select { input, output, channels })
     }
 
-    /// Parts at their places, at the largest of their scales; one that has more fraction bits than a square is truncated
-    /// first.
+    /// Parts at their places, at the largest of their scales; one that has more fraction bits than a square, and than the next
+    /// weights have room for, is truncated first.
     pub(super) fn join(&mut self, name: &str, shape: Shape, parts: Vec<(Register, Vec<u32>)>) -> Register {
-        let most = 2 * self.options.fixed.activation_bits;
+        let most = self.room().max(2 * self.options.fixed.activation_bits);
         let parts: Vec<_> =
             parts.into_iter().map(|(input, channels)| (self.shorten(name, input, most), channels)).collect();
         let scale = parts.iter().map(|(input, _)| self.value(*input).scale).max().unwrap_or(most);

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
 use sha2::{Digest, Sha256};
 
+use super::activate::{GROUP_LIMIT, Votes, decides_all};
 use super::curve::Curve;
-use super::{CompileError, Options, Truncation, fixed_point};
+use super::{Activation, CompileError, Options, Truncation, fixed_point, name_after};
 use crate::conv::ConvShape;
+use crate::groups::Decision;
 use crate::model::FixedModel;
 use crate::program::{Op, Program, Register, Step, Value, WeightPolicy};
 use crate::ring::Ring;
@@ -15,12 +17,18 @@ use crate::ring::Ring;
 /// Fraction bits of 1/size where the size of a pooling window is no power of two.
 const POOL_BITS: u32 = 10;
 
+/// Most fraction bits that weights get on top, where there is room for them. They round to nothing beside activations then,
+/// and decisions drop as many bits more.
+const FINE_BITS: u32 = 8;
+
 /// What has been compiled so far.
 pub(super) struct Compiler<'a, R> {
     weights: &'a Weights,
     pub(super) options: &'a Options,
     /// The last layer with weights, which names the activation after it.
     pub(super) last: String,
+    /// What [`Compiler::taken`] says of the end of the layers that are being compiled.
+    end: u32,
     program: Program,
     /// Weight and bias of each linear layer.
     values: Vec<(Vec<R>, Vec<R>)>,
@@ -44,7 +52,9 @@ impl<'a, R: Ring> Compiler<'a, R> {
             tag: [0; 32],
         };
         let last = "input".to_owned();
-        Self { weights, options, last, program, values: Vec::new(), opened: BTreeMap::new() }
+        // Nothing multiplies the logits.
+        let end = 0;
+        Self { weights, options, last, end, program, values: Vec::new(), opened: BTreeMap::new() }
     }
 
     pub(super) fn finish(mut self, output: Register) -> Result<FixedModel<R>, CompileError> {
@@ -75,18 +85,14 @@ impl<'a, R: Ring> Compiler<'a, R> {
                         _ => None,
                     };
                     self.last.clone_from(&conv.name);
-                    let curve = self.curve(rest, conv.out_channels)?;
-                    let (curve, after) = curve.map_or((None, rest), |(curve, after)| (Some(curve), after));
-                    rest = after;
-                    self.conv(conv, norm, curve, at)?
+                    let follows = self.follows(&mut rest, conv.out_channels)?;
+                    self.conv(conv, norm, follows, at)?
                 }
                 Layer::Linear(linear) => {
                     self.last.clone_from(&linear.name);
                     let shape = dense(linear.in_features, linear.out_features);
-                    let curve = self.curve(rest, linear.out_features)?;
-                    let (curve, after) = curve.map_or((None, rest), |(curve, after)| (Some(curve), after));
-                    rest = after;
-                    self.curved(&linear.name, shape, &[], true, curve, at)?
+                    let follows = self.follows(&mut rest, linear.out_features)?;
+                    self.weighted(&linear.name, shape, &[], true, follows, at)?
                 }
                 Layer::Relu => self.activation(at)?,
                 Layer::Quadratic(quadratic) => match self.curve(at_layer, quadratic.channels)? {
@@ -100,7 +106,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 Layer::AdaptiveAvgPool { out } => self.pool(*out, at),
                 Layer::Flatten => self.reshape(at),
                 Layer::Dropout { .. } => at,
-                Layer::Residual { main, shortcut } => self.residual(main, shortcut, at)?,
+                Layer::Residual { main, shortcut } => self.residual(main, shortcut, after, at)?,
                 Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::MaxPool { .. } => {
                     return Err(self.refuse(layer));
                 }
@@ -141,7 +147,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
         &mut self,
         conv: &Conv,
         norm: Option<&str>,
-        curve: Option<Curve>,
+        follows: Follows,
         input: Register,
     ) -> Result<Register, CompileError> {
         let Shape { height, width, .. } = self.value(input).shape;
@@ -155,22 +161,60 @@ impl<'a, R: Ring> Compiler<'a, R> {
             width,
         };
         let affine = norm.map(|norm| self.folded(norm)).unwrap_or_default();
-        self.curved(&conv.name, shape, &affine, conv.bias, curve, input)
+        self.weighted(&conv.name, shape, &affine, conv.bias, follows, input)
+    }
+
+    /// What follows a layer of weights; a quadratic is taken off `rest`.
+    fn follows(&self, rest: &mut &[Layer], channels: usize) -> Result<Follows, CompileError> {
+        if let Some((curve, after)) = self.curve(rest, channels)? {
+            *rest = after;
+            return Ok(Follows::Curve(curve));
+        }
+        Ok(Follows::Bits(self.taken(rest, &self.last)))
+    }
+
+    /// Bits of the ring that what follows takes beyond those of a value: sums that decide, or the next weights.
+    /// `name` is the layer before.
+    fn taken(&self, next: &[Layer], name: &str) -> u32 {
+        let weights = self.options.fixed.weight_bits;
+        match next {
+            [] => self.end,
+            [Layer::Relu, ..] => match self.options.activations.get(&format!("{name}.relu")) {
+                None | Some(Activation::Relu) => 0,
+                Some(Activation::SharedRelu { block: (rows, columns), channels, decision }) => {
+                    let size = rows.saturating_mul(*columns).saturating_mul(*channels);
+                    // Larger ones are refused when they are met.
+                    Votes::new(matches!(decision, Decision::Weights(_)), size.min(GROUP_LIMIT)).taken()
+                }
+                Some(Activation::Quadratic { .. } | Activation::Identity) => weights,
+            },
+            [Layer::SharedRelu(shared), ..] => {
+                Votes::of(shared).taken().max(if decides_all(shared) { 0 } else { weights })
+            }
+            _ => weights,
+        }
     }
 
     /// A convolution or fully connected layer, with the quadratic after it if there is one.
-    fn curved(
+    fn weighted(
         &mut self,
         name: &str,
         shape: ConvShape,
         affine: &[(f64, f64)],
         has_bias: bool,
-        curve: Option<Curve>,
+        follows: Follows,
         input: Register,
     ) -> Result<Register, CompileError> {
-        let bits = self.options.fixed.weight_bits;
+        let mut bits = self.options.fixed.weight_bits;
         let input = self.make_room(name, input);
-        let Some(curve) = curve else { return self.linear(name, shape, (affine, bits), has_bias, input) };
+        let curve = match follows {
+            Follows::Curve(curve) => curve,
+            Follows::Bits(taken) => {
+                let used = self.value(input).scale + bits + self.options.integer_bits + taken;
+                bits += (R::BITS - 2).saturating_sub(used).min(FINE_BITS);
+                return self.linear(name, shape, (affine, bits), has_bias, input);
+            }
+        };
         let squares = self.complete(curve)?;
         let bits = bits + self.extra_bits(&squares, self.value(input).scale + bits);
         let output = self.linear(name, shape, (&squares.folded(affine), bits), has_bias, input)?;
@@ -237,8 +281,12 @@ impl<'a, R: Ring> Compiler<'a, R> {
 
     /// Truncates where another layer of weights, or a factor of as many bits, would leave too little room for integers.
     pub(super) fn make_room(&mut self, label: &str, input: Register) -> Register {
-        let most = R::BITS - 2 - self.options.integer_bits - self.options.fixed.weight_bits;
-        self.shorten(label, input, most)
+        self.shorten(label, input, self.room())
+    }
+
+    /// Most fraction bits before another layer of weights.
+    pub(super) fn room(&self) -> u32 {
+        R::BITS - 2 - self.options.integer_bits - self.options.fixed.weight_bits
     }
 
     /// Truncates to the bits of activations where there are more than `most` fraction bits.
@@ -275,16 +323,35 @@ impl<'a, R: Ring> Compiler<'a, R> {
         self.push("flatten", flat, scale, |output| Op::Affine { input, output, factor: vec![1], offset: vec![0] })
     }
 
-    fn residual(&mut self, main: &[Layer], shortcut: &[Layer], at: Register) -> Result<Register, CompileError> {
+    fn residual(
+        &mut self,
+        main: &[Layer],
+        shortcut: &[Layer],
+        after: &[Layer],
+        at: Register,
+    ) -> Result<Register, CompileError> {
         let before = self.last.clone();
+        let mut last = before.clone();
+        main.iter().for_each(|layer| name_after(layer, &mut last));
+        let end = self.taken(after, &last);
+        let outer = std::mem::replace(&mut self.end, end);
         let right = self.layers(shortcut, at)?;
         self.last = before;
         let left = self.layers(main, at)?;
+        self.end = outer;
         let (left_value, right_value) = (self.value(left), self.value(right));
         let scale = left_value.scale.max(right_value.scale);
         let shifts = [scale - left_value.scale, scale - right_value.scale];
         Ok(self.push("residual", left_value.shape, scale, |output| Op::Add { inputs: [left, right], shifts, output }))
     }
+}
+
+/// What follows a layer of weights.
+enum Follows {
+    /// A quadratic, which is folded into it.
+    Curve(Curve),
+    /// Something that takes so many bits of the ring beyond those of a value.
+    Bits(u32),
 }
 
 const fn dense(inputs: usize, outputs: usize) -> ConvShape {

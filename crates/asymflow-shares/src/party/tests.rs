@@ -171,7 +171,7 @@ fn layers_agree<R: Ring>(policy: WeightPolicy) {
             }
             let difference = got.minus(*expected).to_i64();
             let bound = match step.op {
-                Op::Relu { .. } | Op::Rescale { .. } | Op::Truncate { .. } => 0..=1,
+                Op::Relu { .. } | Op::Rescale { .. } | Op::Truncate { .. } => -1..=1,
                 // (t + 1)² − t²
                 Op::Square { .. } => {
                     let root = (expected.to_i64() as f64).sqrt().ceil() as i64;
@@ -418,7 +418,7 @@ fn overflow_is_an_error_in_the_clear() {
     let model = compile::<u64>(&network(), &weights, &options).unwrap();
     let error = model.evaluate(&[1.0; 192]).unwrap_err();
     let PlaintextError::Overflow { layer, .. } = &error else { panic!("{error}") };
-    assert_eq!(layer, "layer2.0.conv2.act");
+    assert_eq!(layer, "layer1.0.conv1");
     let error = model.evaluate(&[f32::INFINITY; 192]).unwrap_err();
     assert!(matches!(error, PlaintextError::Input(_)), "{error}");
 }

@@ -78,14 +78,14 @@ fn lenet() -> Network {
 #[test]
 fn lenet_on_many_images() {
     for policy in BOTH {
-        close::<u64>(&lenet(), &Options::new::<u64>(policy), 100, 0.01);
+        close::<u64>(&lenet(), &Options::new::<u64>(policy), 100, 0.001);
     }
 }
 
 #[test]
 fn resnet8_on_many_images() {
     for policy in BOTH {
-        close::<u64>(&resnet8(), &Options::new::<u64>(policy), 25, 0.005);
+        close::<u64>(&resnet8(), &Options::new::<u64>(policy), 25, 0.001);
     }
 }
 
@@ -93,7 +93,7 @@ fn resnet8_on_many_images() {
 fn resnet8_on_a_window_of_bits() {
     // Activations stay below 2^7: a sign, seven integer bits and twelve of fraction.
     let options = Options { comparison: Comparison::Window { bits: 20 }, ..Options::new::<u64>(WeightPolicy::Shared) };
-    close::<u64>(&resnet8(), &options, 10, 0.005);
+    close::<u64>(&resnet8(), &options, 10, 0.001);
     let narrow = Options { comparison: Comparison::Window { bits: 12 }, ..options };
     let (_, far) = distances::<u64>(&resnet8(), &narrow, 1);
     assert!(far > 0.05, "a window without integer bits decides wrongly: {far}");
@@ -106,7 +106,7 @@ fn resnet8_over_32_bits() {
 
 #[test]
 fn resnet8_and_quadratics_over_48_bits() {
-    close::<Z48>(&resnet8(), &Options::new::<Z48>(WeightPolicy::Shared), 10, 0.005);
+    close::<Z48>(&resnet8(), &Options::new::<Z48>(WeightPolicy::Shared), 10, 0.001);
     let activations = with(&Activation::Quadratic { a: 0.2, b: 0.5, c: 0.2 }, &lenet()).activations;
     let options = Options { activations, ..Options::new::<Z48>(WeightPolicy::Shared) };
     // Pooled squares leave less room here, and are truncated once more.
@@ -117,7 +117,7 @@ fn resnet8_and_quadratics_over_48_bits() {
 #[test]
 fn several_samples_in_one_query() {
     let options = Options { samples: 3, ..Options::new::<u64>(WeightPolicy::Shared) };
-    close::<u64>(&resnet8(), &options, 2, 0.005);
+    close::<u64>(&resnet8(), &options, 2, 0.001);
 }
 
 fn with(activation: &Activation, network: &Network) -> Options {
