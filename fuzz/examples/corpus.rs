@@ -19,9 +19,13 @@ use asymflow::release::PrivacySpec;
 use asymflow::service::protocol::{FromService, Outcome, Refusal, RefusalCode, ToService};
 use asymflow::service::{ClientId, Ledgers, Promise, ServedModel, Service, ServiceSettings};
 use asymflow_enclave::attest::{Claims, Evidence};
-use asymflow_fuzz::{attestation_files, sealed_files, small_network};
+use asymflow_fuzz::{attestation_files, sealed_files, share_files, small_network};
 use asymflow_privacy::{Loss, Precision, RecordLedger, Relation};
 use asymflow_residual::{ConvUnit, ResidualModel, Unit};
+use asymflow_shares::net::{
+    self as shares_net, FromDealer, FromServer, Hello, ModelInfo, QueryName, ToServer, VERSION,
+};
+use asymflow_shares::{Server, WeightShare};
 use asymflow_wire::{PREFIX_BYTES, write_frame};
 use asymflow_zoo::data::Normalization;
 use asymflow_zoo::delta::DeltaShape;
@@ -39,6 +43,7 @@ fn put(target: &str, name: &str, bytes: &[u8]) {
 fn main() {
     attestation();
     protocols();
+    shares();
     worker();
     models();
     kept();
@@ -107,6 +112,33 @@ enum Opened {
 enum Response {
     Done { busy_seconds: f64, values: u64, precision: Precision },
     Failed { reason: &'static str },
+}
+
+fn shares() {
+    let [deal, messages, image, weights] = share_files();
+    put("shares", "deal", &deal);
+    put("shares", "messages", &messages);
+    put("shares", "query", &[deal, messages].concat());
+    put("shares", "image", &image);
+    put("weight_share", "first", &weights);
+    let share = WeightShare::<u64>::read_from(&mut weights.as_slice()).unwrap();
+    put("share_frames", "program", &share.program().to_bytes());
+    let query = QueryName { session: [1; 16], number: 2 };
+    let model = share.program().hash();
+    put("share_frames", "client", &frame(&Hello::Client { version: VERSION }, &[]));
+    put("share_frames", "peer", &frame(&Hello::Peer { version: VERSION, model, query, set_up: true }, &[]));
+    put("share_frames", "dealer", &frame(&Hello::Dealer { version: VERSION, model, queries: 3 }, &[]));
+    put("share_frames", "input", &frame(&ToServer::Input { query }, &[]));
+    put("share_frames", "proof", &frame(&FromDealer::Proof { certificate_bytes: 4 }, &[9; 8]));
+    let info = ModelInfo {
+        input: Shape::new(1, 4, 4),
+        normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
+        class_names: vec!["cat".to_owned(), "dog".to_owned()],
+    };
+    let welcome = FromServer::Welcome { server: Server::First, info };
+    put("share_frames", "welcome", &frame(&welcome, &share.program().to_bytes()));
+    let refusal = shares_net::Refusal::new(shares_net::RefusalCode::Reused, "used before");
+    put("share_frames", "refused", &frame(&FromServer::Refused(refusal), &[]));
 }
 
 fn worker() {

@@ -7,6 +7,7 @@ pub mod memory;
 mod models;
 mod protocols;
 mod sealing;
+mod shares;
 
 /// One parser, or a few that read the same bytes.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +29,7 @@ const fn target(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 24] = [
     target("archive", data::archive),
     target("bits", protocols::bits),
     target("certificate", attestation::certificate),
@@ -49,12 +50,16 @@ pub const TARGETS: [Target; 21] = [
     target("released_cache", models::released_cache),
     target("sealed", sealing::sealed),
     target("service", protocols::service),
+    target("share_frames", shares::share_frames),
+    target("shares", shares::shares),
+    target("weight_share", shares::weight_share),
     target("weights", models::weights),
     target("worker", protocols::worker),
 ];
 
 pub use attestation::files as attestation_files;
 pub use sealing::files as sealed_files;
+pub use shares::files as share_files;
 
 /// The network whose weights and models are in the corpus.
 pub fn small_network() -> &'static asymflow_zoo::Network {
