@@ -12,7 +12,7 @@ use asymflow_shares::net::{
     DealerPromise, FromDealer, FromServer, Hello, LIMITS, NetError, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
     ServerAt, Stream, ToServer, VERSION, accept, connect, read, write,
 };
-use asymflow_shares::{DuplexLink, InputShare, OutputShare, Profile, Server, ServerSeed, run};
+use asymflow_shares::{DuplexLink, InputShare, LinkError, OutputShare, Profile, RunError, Server, ServerSeed, run};
 use asymflow_wire::{Limits, WireError};
 
 use crate::model::{Model, Ring};
@@ -342,6 +342,15 @@ fn of_peer(error: &NetError) -> Refusal {
             Refusal::new(*code, format_args!("the other server refused: {detail}"))
         }
         NetError::Fingerprint { .. } => Refusal::new(RefusalCode::Identity, error),
+        // It is there, and says what it must not.
+        NetError::Run(RunError::Party(_) | RunError::Message(_)) => {
+            Refusal::new(RefusalCode::Protocol, format_args!("the other server: {error}"))
+        }
+        NetError::Run(RunError::Link(LinkError::Wire(wire)))
+            if !matches!(wire, WireError::Closed | WireError::Io(_)) =>
+        {
+            Refusal::new(RefusalCode::Protocol, format_args!("the other server: {error}"))
+        }
         _ => Refusal::new(RefusalCode::Peer, format_args!("the other server: {error}")),
     }
 }

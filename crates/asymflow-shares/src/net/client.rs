@@ -6,7 +6,9 @@ use std::time::Duration;
 use asymflow_residual::{Fingerprint, client_config};
 use asymflow_wire::WireError;
 
-use super::protocol::{FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, ToServer, VERSION, read, write};
+use super::protocol::{
+    FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, RefusalCode, ToServer, VERSION, read, write,
+};
 use super::stream::{NetError, Stream, connect};
 use crate::input::{InputShare, OutputShare, open_output, share_input};
 use crate::model::Server;
@@ -102,10 +104,7 @@ impl Client {
             [first.answer(&self.program), second.answer(&self.program)];
         match answers {
             [Ok(left), Ok(right)] => Ok(open_output(&self.program, &[left, right])?),
-            // One that refused says more than one that lost the other.
-            [Err(lost @ NetError::Wire { .. }), Err(error)] | [Err(error), Err(lost @ NetError::Wire { .. })] => {
-                Err(if matches!(error, NetError::Wire { .. }) { lost } else { error })
-            }
+            [Err(first), Err(second)] => Err(if says(&second) > says(&first) { second } else { first }),
             [Err(error), _] | [_, Err(error)] => Err(error),
         }
     }
@@ -113,6 +112,15 @@ impl Client {
     /// Says goodbye.
     pub fn close(self) {
         self.servers.into_iter().for_each(|server| server.stream.close());
+    }
+}
+
+/// How much an error says of what went wrong: a server that lost the other one knows less than the one that was sent nonsense.
+const fn says(error: &NetError) -> u8 {
+    match error {
+        NetError::Wire { .. } => 0,
+        NetError::Refused { refusal, .. } if matches!(refusal.code, RefusalCode::Peer) => 1,
+        _ => 2,
     }
 }
 

@@ -168,10 +168,15 @@ impl Stream {
 
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match &mut self.0 {
+        let read = match &mut self.0 {
             Tls::Client(tls) => tls.read(buf),
             Tls::Server(tls) => tls.read(buf),
-        }
+        };
+        // A process that is killed says no goodbye.
+        read.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::UnexpectedEof, "the other end is gone"),
+            _ => error,
+        })
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
 
+mod between;
+
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -21,6 +24,7 @@ use asymflow_shares::net::{
 use asymflow_shares::{Program, Seed, share_input};
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
 use asymflow_zoo::{Shape, Weights, by_name};
+use between::{Between, Harm};
 use faer::Par;
 
 /// Fixed point against floating point at 12 fraction bits, as the shares crate states it for residual networks.
@@ -101,6 +105,8 @@ struct Pair {
     addresses: [String; 2],
     fingerprints: [String; 2],
     servers: [Option<Server>; 2],
+    /// What stands between the first server and the second.
+    between: Option<Between>,
 }
 
 impl Pair {
@@ -111,7 +117,8 @@ impl Pair {
         let free = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = free.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
         drop(free);
-        let mut pair = Self { folder, shared, addresses, fingerprints: Default::default(), servers: [None, None] };
+        let servers = [None, None];
+        let mut pair = Self { folder, shared, addresses, fingerprints: Default::default(), servers, between: None };
         let policy = if shared { "shared" } else { "public" };
         pair.asymflow(&["client", "prepare-shares", "model.asymflow", "--weights", policy, "--output", "made"], true);
         pair.asymflow(&["samples", "images", "--count", "3"], true);
@@ -139,7 +146,11 @@ impl Pair {
         let mut command = Command::new(beside("asymflow-server"));
         command.current_dir(self.folder.path());
         command.args(["--identity", &format!("{name}.pem"), "--store", name, "--timeout", "10"]);
-        command.args(["--listen", &self.addresses[index], "--peer", &self.addresses[other]]);
+        let peer = match &self.between {
+            Some(between) if index == 0 => &between.address,
+            _ => &self.addresses[other],
+        };
+        command.args(["--listen", &self.addresses[index], "--peer", peer]);
         command.args(["--peer-fingerprint", &self.fingerprints[other]]);
         if self.shared {
             command.args(["--share", &format!("made/{name}.share")]);
@@ -149,11 +160,21 @@ impl Pair {
                 command.args(["--model", "model.asymflow"]);
             }
         }
-        let mut child = command.args(dealers).args(more).stdout(Stdio::piped()).spawn().unwrap();
+        let log = File::options().create(true).append(true).open(self.log_path(index)).unwrap();
+        let mut child = command.args(dealers).args(more).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.contains("fingerprint"), "{line}");
         self.servers[index] = Some(Server(child));
+    }
+
+    fn log_path(&self, index: usize) -> PathBuf {
+        self.folder.path().join(format!("{index}.log"))
+    }
+
+    /// What a server has said to its operator.
+    fn log(&self, index: usize) -> String {
+        std::fs::read_to_string(self.log_path(index)).unwrap()
     }
 
     fn asymflow(&self, flags: &[&str], succeeds: bool) -> Output {
@@ -427,4 +448,62 @@ fn a_server_that_is_killed_in_the_middle_of_a_query_is_named_to_the_client() {
     assert_eq!(code(&mut stream), RefusalCode::Peer);
     pair.serve(1, &[]);
     pair.assert_answers(&pair.images()[..1]);
+}
+
+#[test]
+fn a_harmed_message_between_the_servers_ends_its_query_and_no_other() {
+    let mut pair = Pair::start(false);
+    let between = Between::start(pair.folder.path(), &pair.addresses[1]);
+    pair.servers[0] = None;
+    pair.between = Some(between);
+    pair.serve(0, &[]);
+    let cases = [
+        (Harm::Lost, "the other end is gone"),
+        (Harm::Truncated, "the other end is gone"),
+        (Harm::Malformed, "not a frame"),
+        (Harm::Longer, "bytes exceeds the limit of"),
+        (Harm::Shorter, "bytes, expected"),
+        (Harm::Replayed, "message is step 5, expected 6"),
+        (Harm::Stale, "message belongs to query"),
+        (Harm::OutOfOrder, "message is step 8, expected 6"),
+        (Harm::OtherModel, "message belongs to another model"),
+    ];
+    pair.deal("20", true);
+    let images = pair.images();
+    for (harm, reason) in cases {
+        // Every harm is done to a query after a good one.
+        pair.assert_answers(&images[..1]);
+        pair.between.as_ref().unwrap().harm(harm);
+        let refused = pair.refusal();
+        // The client is told by the server that knows, the operators of both are told as well, and the connection that was
+        // harmed is lost to the first one.
+        assert!(refused.contains("the other server: ") && refused.contains(reason), "{harm:?}: {refused}");
+        assert!(pair.log(0).lines().last().unwrap().contains("the other server: "), "{harm:?}: {}", pair.log(0));
+        assert!(pair.log(1).lines().last().unwrap().contains(reason), "{harm:?}: {}", pair.log(1));
+    }
+    pair.assert_answers(&images[..1]);
+}
+
+#[test]
+fn a_server_that_is_killed_between_two_rounds_is_named_at_the_other_end() {
+    let mut pair = Pair::start(false);
+    pair.between = Some(Between::start(pair.folder.path(), &pair.addresses[1]));
+    pair.servers[0] = None;
+    pair.serve(0, &[]);
+    pair.deal("2", true);
+    let between = pair.between.as_ref().unwrap();
+    between.harm(Harm::Held);
+    let second = pair.servers[1].take();
+    let refused = std::thread::scope(|scope| {
+        let client = scope.spawn(|| pair.refusal());
+        between.wait();
+        drop(second);
+        between.resume();
+        client.join().unwrap()
+    });
+    assert!(refused.contains("the other server") || refused.contains(&pair.addresses[1]), "{refused}");
+    assert!(pair.log(0).contains("the other server"), "{}", pair.log(0));
+    pair.serve(1, &[]);
+    pair.assert_answers(&pair.images()[..1]);
+    assert!(pair.refusal().contains("no randomness is left"), "the query that failed gave its randomness back");
 }
