@@ -43,10 +43,12 @@ pub enum ModelError {
 type Build = fn(Shape, usize) -> Vec<Layer>;
 
 /// Name, default input and builder of every model.
-const MODELS: [(&str, Shape, Build); 22] = [
+const MODELS: [(&str, Shape, Build); 24] = [
     ("demo-cnn", CIFAR, demo_cnn),
     ("resnet8-cifar", CIFAR, |input, classes| resnet_small(1, input, classes)),
     ("resnet14-cifar", CIFAR, |input, classes| resnet_small(2, input, classes)),
+    ("resnet20-cifar", CIFAR, |input, classes| resnet_small(3, input, classes)),
+    ("resnet32-cifar", CIFAR, |input, classes| resnet_small(5, input, classes)),
     ("resnet18-cifar", CIFAR, |input, classes| resnet(RESNET18, Form::Cifar, input, classes)),
     ("resnet18-imagenet", IMAGENET, |input, classes| resnet(RESNET18, Form::ImageNet, input, classes)),
     ("resnet34-cifar", CIFAR, |input, classes| resnet(RESNET34, Form::Cifar, input, classes)),
