@@ -8,6 +8,7 @@ use asymflow_shares::{Activation, CompileError, Decision, WeightPolicy, activati
 use asymflow_zoo::Network;
 use serde::{Deserialize, Serialize};
 
+mod ends;
 mod measure;
 mod table;
 
@@ -136,6 +137,8 @@ impl fmt::Display for RingName {
 pub enum LinkName {
     /// Loopback as it is.
     Loopback,
+    /// Loopback with a TLS session in each direction.
+    Tls,
     /// 10 Gbit/s and 0.2 ms there and back.
     Lan,
     /// 100 Mbit/s and 40 ms there and back.
@@ -146,6 +149,7 @@ impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Loopback => "loopback",
+            Self::Tls => "tls",
             Self::Lan => "lan",
             Self::Wan => "wan",
         })

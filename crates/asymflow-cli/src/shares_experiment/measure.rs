@@ -1,29 +1,23 @@
 //! One setting after the other: dealer, client and both servers.
 
 use std::fmt::Display;
-use std::io::{self, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::{
-    Deal, DealStore, Dealer, DuplexLink, FixedModel, LayerReport, Options, OutputShare, Party, PartyModel, Profile,
-    Ring, Seed, Server, ServerSeed, Setup, WeightPolicy, Z48, compile, float_logits, open_output, run, set_up,
-    share_input,
+    Deal, DealStore, Dealer, FixedModel, LayerReport, Options, OutputShare, Party, PartyModel, Ring, Seed, Server,
+    ServerSeed, Setup, WeightPolicy, Z48, compile, float_logits, open_output, run, set_up, share_input,
 };
 use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization};
 use asymflow_zoo::{Network, Weights};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
+use super::ends::ends;
 use super::{ActivationName, LinkName, RingName, Setting, SharesRun};
 use crate::error::CliError;
 use crate::experiment::{DataSection, Experiment};
 
-/// How long a server waits for the other one before it gives up.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn failed(error: impl Display) -> CliError {
+pub(super) fn failed(error: impl Display) -> CliError {
     CliError::failed(error.to_string(), "")
 }
 
@@ -148,7 +142,7 @@ impl<'a> Bench<'a> {
         }
         let [first, second] = model.share(&fresh()?).map_err(failed)?;
         let (dealer, seeds) = deals_for(first.program())?;
-        let [mut left, mut right] = ends(Profile::LOOPBACK)?;
+        let [mut left, mut right] = ends(LinkName::Loopback)?;
         let started = Instant::now();
         let (first, second) = self.both(
             || set_up(Setup::new(first, &seeds[0]), &mut left.link).map_err(failed),
@@ -178,7 +172,7 @@ impl<'a> Bench<'a> {
         let (first, second) =
             self.both(|| ready(&models[0], &seeds[0], first), || ready(&models[1], &seeds[1], second))?;
         found.prepare_seconds.push(started.elapsed().as_secs_f64());
-        let [mut to_second, mut to_first] = ends(profile(found.setting.link))?;
+        let [mut to_second, mut to_first] = ends(found.setting.link)?;
         let started = Instant::now();
         let (first, second): (Answer<R>, Answer<R>) = self.both(
             || run(first, left, program, &mut to_second.link).map_err(failed),
@@ -251,14 +245,6 @@ fn class(logits: &[f64]) -> Option<usize> {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
 }
 
-const fn profile(link: LinkName) -> Profile {
-    match link {
-        LinkName::Loopback => Profile::LOOPBACK,
-        LinkName::Lan => Profile::LAN,
-        LinkName::Wan => Profile::WAN,
-    }
-}
-
 struct Servers<R> {
     models: [Arc<PartyModel<R>>; 2],
     seeds: [ServerSeed; 2],
@@ -275,79 +261,27 @@ fn ready<R: Ring>(model: &Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) 
     store.party(query, SystemTime::now()).map_err(failed)
 }
 
-/// A server's end of a TCP connection, and how much it wrote.
-struct End {
-    link: DuplexLink<TcpStream>,
-    written: Arc<AtomicU64>,
-}
-
-impl End {
-    /// Waits until all is written; returns how many bytes.
-    fn close(self) -> u64 {
-        drop(self.link);
-        self.written.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts what is written.
-struct Counted {
-    stream: TcpStream,
-    written: Arc<AtomicU64>,
-}
-
-impl Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.stream.write(bytes)?;
-        self.written.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
-}
-
-/// A fresh TCP connection over loopback.
-fn ends(profile: Profile) -> Result<[End; 2], CliError> {
-    let connect = || {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let first = TcpStream::connect(listener.local_addr()?)?;
-        let (second, _) = listener.accept()?;
-        Ok::<_, io::Error>([first, second])
-    };
-    let end = |stream: TcpStream| {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let written = Arc::new(AtomicU64::new(0));
-        let writer = Counted { stream: stream.try_clone()?, written: Arc::clone(&written) };
-        Ok::<_, io::Error>(End { link: DuplexLink::new(stream, writer, profile), written })
-    };
-    let no_connection = |e: io::Error| failed(format!("no connection between the servers: {e}"));
-    let [first, second] = connect().map_err(no_connection)?;
-    Ok([end(first).map_err(no_connection)?, end(second).map_err(no_connection)?])
-}
-
 #[cfg(test)]
 mod tests {
     use asymflow_zoo::by_name;
 
     use super::*;
 
-    fn measured(activation: ActivationName, policy: WeightPolicy) -> SharesRun {
+    fn measured(activation: ActivationName, policy: WeightPolicy, link: LinkName) -> SharesRun {
         let network = by_name("resnet8-cifar", 10, None).unwrap();
         let weights = Weights::init(&network, 1);
         let image = |phase: f32| (0..3072).map(|i| (i as f32 * 0.1 + phase).sin()).collect();
         let mut bench =
             Bench::new(&network, &weights, Labelled { images: vec![image(0.0), image(1.0)], labels: vec![0, 0] }, 3, 1)
                 .unwrap();
-        bench.run(Setting { policy, ring: RingName::Z48, activation, link: LinkName::Loopback }).unwrap()
+        bench.run(Setting { policy, ring: RingName::Z48, activation, link }).unwrap()
     }
 
     #[test]
     fn queries_are_right_and_counted() {
-        for activation in [ActivationName::Relu, ActivationName::Quadratic] {
-            let run = measured(activation, WeightPolicy::Shared);
+        let settings = [(ActivationName::Relu, LinkName::Tls), (ActivationName::Quadratic, LinkName::Loopback)];
+        for (activation, link) in settings {
+            let run = measured(activation, WeightPolicy::Shared, link);
             let network = by_name("resnet8-cifar", 10, None).unwrap();
             let model = compiled::<Z48>(&network, &Weights::init(&network, 1), run.setting).unwrap();
             let cost = model.program().cost();
@@ -363,7 +297,8 @@ mod tests {
             assert_eq!((run.images, run.changed), (2, 0));
             assert!(run.setup_bytes[0] > 6 * 70_000 && run.setup_bytes[0] == run.setup_bytes[1]);
         }
-        assert_eq!(measured(ActivationName::Relu, WeightPolicy::Public).setup_bytes, [0; 2]);
+        let public = measured(ActivationName::Relu, WeightPolicy::Public, LinkName::Loopback);
+        assert_eq!(public.setup_bytes, [0; 2]);
     }
 
     #[test]

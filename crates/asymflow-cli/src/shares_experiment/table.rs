@@ -89,9 +89,10 @@ pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
     let threads = runs.first().map_or(0, |run| run.threads);
     let mut text = format!(
         "Network {}, one image a query, {weights}. Dealer, client and both servers are threads of one process on one machine; \
-         the servers talk over TCP on loopback, with {threads} thread(s) of computation each, without TLS. *lan* is 10 Gbit/s and 0.2 ms there \
-         and back, *wan* 100 Mbit/s and 40 ms, emulated on top of it. Bytes online are counted at the sockets, frames and \
-         headers included; MB are 10⁶ bytes. Milliseconds are medians of n queries (smallest–largest): *deal* is the dealer's work, which \
+         the servers talk over TCP on loopback, with {threads} thread(s) of computation each, without TLS save where the link is *tls*: a session each \
+         way as `asymflow-server` has it, set up before the query. *lan* is 10 Gbit/s and 0.2 ms there \
+         and back, *wan* 100 Mbit/s and 40 ms, emulated on top of it. Bytes online are what each server writes, frames and \
+         headers included, TLS records (0.1 % more) not; MB are 10⁶ bytes. Milliseconds are medians of n queries (smallest–largest): *deal* is the dealer's work, which \
          uses all cores, *prepare* what the servers do before the input is known, *online* from shares of the image to shares of the logits. \
          *load* is the machine's load average over the minute before, this program's own 1 to 2 included: where it is above the number \
          of cores, others computed beside it, and times are too long. Errors are distances from the same network in double precision, beside its largest logit.\n\n{}",

@@ -101,7 +101,8 @@ pub fn deal<R: Ring>(
         bytes = [bytes[0] + sent[0], bytes[1] + sent[1]];
     }
     for answer in [FromServer::Stored, FromServer::Committed] {
-        for (_, stream, who) in &mut called {
+        // The first server gives out numbers, so it commits last.
+        for (_, stream, who) in called.iter_mut().rev() {
             stream.set_timeout(timeout);
             if answer == FromServer::Committed {
                 say(stream, who, &FromDealer::Commit, &[])?;
