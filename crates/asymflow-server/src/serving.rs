@@ -19,6 +19,8 @@ use crate::model::{Model, Ring};
 use crate::peers::Peers;
 use crate::store::{Store, StoreError};
 
+/// Callers at a time beyond all sessions that are told so; more are dropped.
+const TURNED_AWAY: usize = 8;
 /// Most queries of one dealing.
 const QUERIES_LIMIT: u32 = 1 << 20;
 
@@ -91,13 +93,13 @@ pub fn serve(serving: &Arc<Serving>, listener: &TcpListener) -> anyhow::Result<(
     let tls = serving.identity.mutual_server_config()?;
     for tcp in listener.incoming() {
         let Ok(tcp) = tcp else { continue };
-        if serving.sessions.fetch_add(1, Ordering::AcqRel) >= serving.bounds.sessions {
-            serving.sessions.fetch_sub(1, Ordering::AcqRel);
-            crate::report("a caller was turned away: all sessions are taken");
+        let taken = serving.sessions.fetch_add(1, Ordering::AcqRel);
+        let (place, tls) = (Place(Arc::clone(serving)), Arc::clone(&tls));
+        if taken >= serving.bounds.sessions.saturating_add(TURNED_AWAY) {
             continue;
         }
-        let (place, tls) = (Place(Arc::clone(serving)), Arc::clone(&tls));
-        let spawned = std::thread::Builder::new().spawn(move || place.0.converse(tcp, tls));
+        let has_room = taken < serving.bounds.sessions;
+        let spawned = std::thread::Builder::new().spawn(move || place.0.converse(tcp, tls, has_room));
         if let Err(error) = spawned {
             crate::report(&format!("a caller was turned away: {error}"));
         }
@@ -111,13 +113,19 @@ impl Serving {
     }
 
     /// One caller, from its handshake to its end.
-    fn converse(&self, tcp: TcpStream, tls: Arc<rustls::ServerConfig>) {
+    fn converse(&self, tcp: TcpStream, tls: Arc<rustls::ServerConfig>, has_room: bool) {
         let who = tcp.peer_addr().map_or_else(|_| "a caller".to_owned(), |address| address.to_string());
         let mut stream = match accept(tcp, tls, self.bounds.timeout) {
             Ok(stream) => stream,
             Err(error) => return crate::report(&error.to_string()),
         };
-        match self.hear(&mut stream) {
+        let heard = if has_room {
+            self.hear(&mut stream)
+        } else {
+            let most = self.bounds.sessions;
+            refused(RefusalCode::Busy, format_args!("{most} conversations at a time, the most allowed, are going on"))
+        };
+        match heard {
             Ok(None) => stream.close(),
             Ok(Some((query, set_up))) => {
                 // The query's thread has it from here on.

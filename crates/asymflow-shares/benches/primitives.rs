@@ -27,12 +27,20 @@ struct Servers<R> {
     dealer: Dealer<R>,
 }
 
-/// A network of one layer: identity convolutions have nothing to say here, so the layer stands alone.
-fn servers<R: Ring>(layers: Vec<Layer>, activation: Option<Activation>) -> Servers<R> {
+fn conv(name: &str, in_channels: usize, kernel: usize) -> Layer {
+    let (name, padding) = (name.to_owned(), kernel / 2);
+    Layer::Conv(Conv { name, in_channels, out_channels: MAP.channels, kernel, stride: 1, padding, bias: false })
+}
+
+/// An activation after a convolution of one channel, which is cheap and gives it the scale that it has in networks.
+fn activated<R: Ring>(activation: Activation) -> Servers<R> {
+    let activations = BTreeMap::from([("lift.relu".to_owned(), activation)]);
+    servers(Shape { channels: 1, ..MAP }, vec![conv("lift", 1, 1), Layer::Relu], activations)
+}
+
+fn servers<R: Ring>(input: Shape, layers: Vec<Layer>, activations: BTreeMap<String, Activation>) -> Servers<R> {
     let layers = layers.into_iter().chain([Layer::Flatten]).collect();
-    let network = Network { name: "layer".to_owned(), input: MAP, classes: MAP.len(), layers };
-    let activations: BTreeMap<String, Activation> =
-        activation.map(|activation| ("input.relu".to_owned(), activation)).into_iter().collect();
+    let network = Network { name: "layer".to_owned(), input, classes: MAP.len(), layers };
     let options = Options { activations, ..Options::new::<R>(WeightPolicy::Public) };
     let model = compile::<R>(&network, &Weights::init(&network, 1), &options).unwrap().publish().unwrap();
     let dealer = Dealer::new(model.program().clone(), &Seed::random().unwrap(), Duration::from_secs(600)).unwrap();
@@ -43,7 +51,7 @@ fn servers<R: Ring>(layers: Vec<Layer>, activation: Option<Activation>) -> Serve
 impl<R: Ring> Servers<R> {
     fn parties(&mut self) -> ([Party<R>; 2], [InputShare<R>; 2]) {
         let [first, second] = self.dealer.deal(SystemTime::now());
-        let image = vec![0.25; MAP.len()];
+        let image = vec![0.25; self.model.program().input_len()];
         let shares = share_input(self.model.program(), first.query(), &image, &Seed::random().unwrap()).unwrap();
         let party = |side: usize, deal: Deal<R>| {
             let query = deal.query();
@@ -99,31 +107,31 @@ fn online<R: Ring>(c: &mut Criterion, group: &str, name: &str, elements: usize, 
 }
 
 fn activations(c: &mut Criterion) {
-    online::<u64>(c, "relu", "64 bits", MAP.len(), servers(vec![Layer::Relu], None));
-    online::<Z48>(c, "relu", "48 bits", MAP.len(), servers(vec![Layer::Relu], None));
-    online::<u32>(c, "relu", "32 bits", MAP.len(), servers(vec![Layer::Relu], None));
+    online::<u64>(c, "relu", "64 bits", MAP.len(), activated(Activation::Relu));
+    online::<Z48>(c, "relu", "48 bits", MAP.len(), activated(Activation::Relu));
+    online::<u32>(c, "relu", "32 bits", MAP.len(), activated(Activation::Relu));
     for side in [1, 2, 4, 8] {
         let activation = Activation::SharedRelu { block: (side, side), channels: 1, decision: Decision::Mean };
         let name = format!("64 bits, groups of {}", side * side);
-        online::<u64>(c, "relu", &name, MAP.len(), servers(vec![Layer::Relu], Some(activation)));
+        online::<u64>(c, "relu", &name, MAP.len(), activated(activation));
     }
     let square = Activation::Quadratic { a: 1.0, b: 0.0, c: 0.0 };
-    online::<u64>(c, "square", "64 bits", MAP.len(), servers(vec![Layer::Relu], Some(square)));
+    online::<u64>(c, "square", "64 bits", MAP.len(), activated(square));
+}
+
+fn conv3<R: Ring>() -> Servers<R> {
+    servers(MAP, vec![conv("conv", MAP.channels, 3)], BTreeMap::new())
 }
 
 fn convolutions(c: &mut Criterion) {
-    let conv = || {
-        let (name, in_channels, out_channels) = ("conv".to_owned(), MAP.channels, MAP.channels);
-        vec![Layer::Conv(Conv { name, in_channels, out_channels, kernel: 3, stride: 1, padding: 1, bias: false })]
-    };
     let multiplications = MAP.channels * 9 * MAP.len();
-    online::<u64>(c, "conv 3x3 64x64 32x32", "64 bits", multiplications, servers(conv(), None));
-    online::<Z48>(c, "conv 3x3 64x64 32x32", "48 bits", multiplications, servers(conv(), None));
-    online::<u32>(c, "conv 3x3 64x64 32x32", "32 bits", multiplications, servers(conv(), None));
+    online::<u64>(c, "conv 3x3 64x64 32x32", "64 bits", multiplications, conv3());
+    online::<Z48>(c, "conv 3x3 64x64 32x32", "48 bits", multiplications, conv3());
+    online::<u32>(c, "conv 3x3 64x64 32x32", "32 bits", multiplications, conv3());
 }
 
 fn dealing(c: &mut Criterion) {
-    let mut servers = servers::<u64>(vec![Layer::Relu], None);
+    let mut servers = activated::<u64>(Activation::Relu);
     let mut group = c.benchmark_group("relu");
     group.throughput(Throughput::Elements(MAP.len() as u64)).sample_size(10);
     group.bench_function(BenchmarkId::new("deal", "64 bits"), |b| {

@@ -451,6 +451,17 @@ fn a_server_that_is_killed_in_the_middle_of_a_query_is_named_to_the_client() {
 }
 
 #[test]
+fn a_caller_beyond_all_sessions_is_told_so() {
+    let mut pair = Pair::start(false);
+    pair.servers[0] = None;
+    pair.serve(0, &["--sessions", "2"]);
+    let held = [rogue(&pair, 0), rogue(&pair, 0)];
+    let refused = pair.refusal();
+    assert!(refused.contains("2 conversations at a time") && refused.contains("ask again later"), "{refused}");
+    drop(held);
+}
+
+#[test]
 fn a_harmed_message_between_the_servers_ends_its_query_and_no_other() {
     let mut pair = Pair::start(false);
     let between = Between::start(pair.folder.path(), &pair.addresses[1]);
