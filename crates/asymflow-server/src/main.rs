@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod ahead;
 mod model;
 mod peers;
 mod serving;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use asymflow::memory::parse_bytes;
 use asymflow_enclave::attest::{Clock, Collateral, Policy, Verifier, simulated_collateral};
 use asymflow_residual::{Fingerprint, Identity};
 use asymflow_shares::Server;
@@ -53,7 +55,7 @@ struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "print_fingerprint")]
     store: Option<PathBuf>,
     /// Most bytes of randomness
-    #[arg(long, default_value_t = 8 << 30)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "8GiB")]
     store_limit: u64,
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -149,6 +151,7 @@ fn start(args: &Args) -> Result<()> {
         dealers: dealers(args)?,
         bounds,
         peers: peers::Peers::default(),
+        ahead: ahead::Ahead::default(),
         sessions: AtomicUsize::new(0),
         rate: Mutex::new((Instant::now(), 0)),
     });

@@ -61,11 +61,11 @@ impl Model {
         Ok(Self { server: share.server(), info, hash: program.hash(), program, weights })
     }
 
-    /// Whether the masked weights of a dealing have still to be opened.
-    pub fn needs_set_up(&self, session: &[u8; 16]) -> bool {
+    /// The model for a dealing, where its masked weights need not be opened first.
+    pub fn opened(&self, session: &[u8; 16]) -> Option<Arc<PartyModel<Ring>>> {
         match &self.weights {
-            Held::Public(_) => false,
-            Held::Shared { ready, .. } => !ready.lock().unwrap_or_else(PoisonError::into_inner).contains_key(session),
+            Held::Public(model) => Some(Arc::clone(model)),
+            Held::Shared { ready, .. } => ready.lock().unwrap_or_else(PoisonError::into_inner).get(session).cloned(),
         }
     }
 

@@ -12,9 +12,12 @@ use asymflow_shares::net::{
     DealerPromise, FromDealer, FromServer, Hello, LIMITS, NetError, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
     ServerAt, Stream, ToServer, VERSION, accept, connect, read, write,
 };
-use asymflow_shares::{DuplexLink, InputShare, LinkError, OutputShare, Profile, RunError, Server, ServerSeed, run};
+use asymflow_shares::{
+    DuplexLink, InputShare, LinkError, OutputShare, Party, PartyModel, Profile, RunError, Server, ServerSeed, run,
+};
 use asymflow_wire::{Limits, WireError};
 
+use crate::ahead::Ahead;
 use crate::model::{Model, Ring};
 use crate::peers::Peers;
 use crate::store::{Store, StoreError};
@@ -47,6 +50,7 @@ pub struct Serving {
     pub dealers: Option<Verifier>,
     pub bounds: Bounds,
     pub peers: Peers,
+    pub ahead: Ahead,
     pub sessions: AtomicUsize,
     /// When the present minute began, and how many queries began in it.
     pub rate: Mutex<(Instant, u32)>,
@@ -91,6 +95,9 @@ impl Drop for Place {
 /// Answers everybody, each on a thread of its own.
 pub fn serve(serving: &Arc<Serving>, listener: &TcpListener) -> anyhow::Result<()> {
     let tls = serving.identity.mutual_server_config()?;
+    let preparing = Arc::clone(serving);
+    std::thread::Builder::new().spawn(move || preparing.ahead.work(|query| preparing.prepare(query)))?;
+    serving.prepare_next();
     for tcp in listener.incoming() {
         let Ok(tcp) = tcp else { continue };
         let taken = serving.sessions.fetch_add(1, Ordering::AcqRel);
@@ -212,6 +219,7 @@ impl Serving {
                     stream.set_timeout(self.bounds.timeout);
                     write(stream, &FromServer::Output, &[])?;
                     output.write_to(&mut BufWriter::new(&mut *stream))?;
+                    self.prepare_next();
                 }
             }
         };
@@ -219,6 +227,7 @@ impl Serving {
         if let Some(query) = promised {
             self.store().forget(query);
         }
+        self.prepare_next();
         done
     }
 
@@ -238,7 +247,7 @@ impl Serving {
     /// One query with the other server.
     fn answer(&self, query: QueryName, share: InputShare<Ring>) -> Result<OutputShare<Ring>, End> {
         let seed = self.store().seed(query)?;
-        let needed = self.model.needs_set_up(&query.session);
+        let needed = self.model.opened(&query.session).is_none();
         let outgoing = self.call(query, needed).map_err(|error| End::Refused(of_peer(&error)))?;
         let Some(arrived) = self.peers.wait(&query, self.bounds.timeout) else {
             return refused(RefusalCode::Peer, "the other server did not come to this query in time");
@@ -248,13 +257,32 @@ impl Serving {
         let mut link = DuplexLink::new(incoming, BufWriter::new(outgoing), Profile::LOOPBACK);
         let model = self.model.ready(&seed, needed || set_up, &mut link);
         let model = model.map_err(|error| End::Refused(of_peer(&error)))?;
+        let party = match self.ahead.take(query, self.bounds.timeout) {
+            Some(party) => Ok(party),
+            None => self.party(query, &model),
+        };
         // Before the first message that depends on it leaves, and for good.
-        let taken = self.store().take(query, &self.model.program)?;
-        let party = taken.party(&model, SystemTime::now())?;
-        match run(party, share, &self.model.program, &mut link) {
+        self.store().spend(query, SystemTime::now())?;
+        match run(party?, share, &self.model.program, &mut link) {
             Ok((output, _)) => Ok(output),
             Err(error) => Err(End::Refused(of_peer(&NetError::Run(error)))),
         }
+    }
+
+    fn party(&self, query: QueryName, model: &Arc<PartyModel<Ring>>) -> Result<Party<Ring>, StoreError> {
+        let found = self.store().find(query)?;
+        found.party(model, &self.model.hash, SystemTime::now())
+    }
+
+    /// The next query's work that needs no input, where it can be done now.
+    fn prepare(&self, query: QueryName) -> Option<Party<Ring>> {
+        let model = self.model.opened(&query.session)?;
+        self.party(query, &model).ok()
+    }
+
+    fn prepare_next(&self) {
+        let next = self.store().next();
+        self.ahead.want(next);
     }
 
     /// A connection for this server's messages of a query.
@@ -306,6 +334,7 @@ impl Serving {
         }
         self.store().commit(incoming)?;
         write(stream, &FromServer::Committed, &[])?;
+        self.prepare_next();
         crate::report(&format!("{queries} queries were dealt; {} can be answered", self.store().unused()));
         Ok(())
     }

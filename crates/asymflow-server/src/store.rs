@@ -180,21 +180,44 @@ impl Store {
         }
     }
 
-    /// Takes a number for good. When this returns, a server that is killed and starts again does not have it any more.
-    pub fn take(&mut self, query: QueryName, program: &Program) -> Done<Taken> {
+    /// The lowest unused number.
+    pub fn next(&self) -> Option<QueryName> {
+        let first = |(session, dealing): (&[u8; 16], &Dealing)| {
+            dealing.unused.first().map(|&number| QueryName { session: *session, number })
+        };
+        self.dealings.iter().find_map(first)
+    }
+
+    /// The randomness of an unused number, which stays unused.
+    pub fn find(&self, query: QueryName) -> Done<Found> {
         let seed = self.seed(query)?;
-        let folder = self.folder.join(name_of(&query.session));
-        let path = folder.join(format!("{}.deal", query.number));
+        let path = self.path(query);
+        let file = at(&path, File::open(&path))?;
+        Ok(Found { seed, file })
+    }
+
+    /// Uses a number up. When this returns, a server that is killed and starts again does not have it any more.
+    pub fn spend(&mut self, query: QueryName, now: SystemTime) -> Done<()> {
+        self.seed(query)?;
+        let path = self.path(query);
+        let mut expires_seconds = 0;
         if let Some(dealing) = self.dealings.get_mut(&query.session) {
             dealing.unused.remove(&query.number);
             dealing.promised.remove(&query.number);
+            expires_seconds = dealing.expires_seconds;
         }
-        let file = at(&path, File::open(&path))?;
         at(&path, fs::remove_file(&path))?;
+        let folder = self.folder.join(name_of(&query.session));
         at(&folder, sync(&folder))?;
-        let hash = program.hash();
-        let deal = Deal::read_from(&mut BufReader::with_capacity(1 << 16, file), program, &hash, &seed)?;
-        Ok(Taken { seed, deal })
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        match seconds.checked_sub(expires_seconds) {
+            Some(seconds) => Err(DealError::Expired { query: query.number, seconds }.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn path(&self, query: QueryName) -> PathBuf {
+        self.folder.join(name_of(&query.session)).join(format!("{}.deal", query.number))
     }
 
     /// A place for a dealing to be written to.
@@ -228,18 +251,21 @@ impl Store {
     }
 }
 
-/// One query's randomness, gone from the disk.
-pub struct Taken {
+/// One query's randomness on disk.
+#[derive(Debug)]
+pub struct Found {
     seed: ServerSeed,
-    deal: Deal<Ring>,
+    file: File,
 }
 
-impl Taken {
-    /// This server in the query.
-    pub fn party(self, model: &Arc<PartyModel<Ring>>, now: SystemTime) -> Done<Party<Ring>> {
-        let query = self.deal.query();
+impl Found {
+    /// This server in the query, with all work done that needs no input. Nothing may leave before the number is spent.
+    pub fn party(self, model: &Arc<PartyModel<Ring>>, hash: &[u8; 32], now: SystemTime) -> Done<Party<Ring>> {
+        let mut reader = BufReader::with_capacity(1 << 16, self.file);
+        let deal = Deal::read_from(&mut reader, model.program(), hash, &self.seed)?;
+        let query = deal.query();
         let mut once = DealStore::new(Arc::clone(model), self.seed, query);
-        once.insert(self.deal)?;
+        once.insert(deal)?;
         Ok(once.party(query, now)?)
     }
 }
@@ -349,12 +375,17 @@ mod tests {
         let query = store.promise(now).unwrap();
         assert_ne!(store.promise(now).unwrap(), query, "one number was given to two clients");
         assert!(matches!(store.promise(now), Err(StoreError::Exhausted)));
-        store.take(query, model.program()).unwrap().party(&model, now).unwrap();
-        assert!(matches!(store.take(query, model.program()), Err(StoreError::Reused { number: 0 })));
+        let hash = model.program().hash();
+        // What was read ahead is still there.
+        store.find(query).unwrap().party(&model, &hash, now).unwrap();
+        assert_eq!((store.next(), Store::open(folder.path(), u64::MAX, 1).unwrap().unused()), (Some(query), 2));
+        store.spend(query, now).unwrap();
+        assert!(matches!(store.spend(query, now), Err(StoreError::Reused { number: 0 })));
+        assert!(matches!(store.find(query), Err(StoreError::Reused { number: 0 })));
         drop(store);
         let mut again = Store::open(folder.path(), u64::MAX, 1).unwrap();
         assert_eq!(again.unused(), 1);
-        assert!(matches!(again.take(query, model.program()), Err(StoreError::Reused { number: 0 })));
+        assert!(matches!(again.spend(query, now), Err(StoreError::Reused { number: 0 })));
         let never = QueryName { number: 2, ..query };
         assert!(matches!(again.seed(never), Err(StoreError::Deal(DealError::Missing { query: 2 }))));
     }
@@ -365,8 +396,11 @@ mod tests {
         let (folder, model, mut store) = stored(1, now);
         let later = now + Duration::from_secs(61);
         let query = store.promise(now).unwrap();
-        let expired = store.take(query, model.program()).unwrap().party(&model, later).err().unwrap();
+        let hash = model.program().hash();
+        let expired = store.find(query).unwrap().party(&model, &hash, later).err().unwrap();
         assert_eq!(expired.refusal().code, RefusalCode::Expired);
+        assert_eq!(store.spend(query, later).unwrap_err().refusal().code, RefusalCode::Expired);
+        assert_eq!(store.unused(), 0);
         let (other, _, mut second) = stored(1, now);
         assert!(matches!(second.promise(later), Err(StoreError::Exhausted)));
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
