@@ -120,7 +120,7 @@ impl Training<'_> {
         let test = Loader::new(&self.data.test, &normalization, Augment::NONE, self.spec.seed);
         while progress.position.epoch < self.spec.epochs {
             let ended = match self.epoch(mode, &train, &mut progress, observer) {
-                Err(TrainError::Exec(error)) if self.spec.keep_diverged && error.non_finite_layer().is_some() => {
+                Err(error) if self.keeps(&error) => {
                     progress.report.diverged = true;
                     progress.report.test_accuracy = None;
                     break;
@@ -392,7 +392,12 @@ impl Training<'_> {
         let before = progress.report.inference_seconds;
         let mut test_accuracy = None;
         if is_evaluated {
-            test_accuracy = Some(self.evaluate(mode, test, progress, observer)?);
+            test_accuracy = match self.evaluate(mode, test, progress, observer) {
+                // Running statistics come after the weights: the next evaluation may be finite again.
+                Err(error) if self.keeps(&error) => None,
+                evaluated => Some(evaluated?),
+            };
+            progress.report.diverged = test_accuracy.is_none();
             progress.report.test_accuracy = test_accuracy;
         }
         let count = done.samples.max(1) as f64;
@@ -412,6 +417,11 @@ impl Training<'_> {
         )?;
         state.released = mode.released()?;
         self.checkpoint(mode, state, &progress.position, observer)
+    }
+
+    /// Whether values that are not finite are a result, and this is why there are no others.
+    fn keeps(&self, error: &TrainError) -> bool {
+        matches!(error, TrainError::Exec(error) if self.spec.keep_diverged && error.non_finite_layer().is_some())
     }
 
     /// Draws what the test records will be asked about with; true where anything was drawn.
