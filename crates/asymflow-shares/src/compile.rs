@@ -87,17 +87,17 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual settings over the ring `R`: 12 fraction bits of 64 or 48, 9 of 32, exact decisions, one sample a query, and no
-    /// truncation that could fail.
+    /// The usual settings over the ring `R`: of 64 or 48 bits, activations have 16 fraction bits, weights and what is squared 12; 9
+    /// each of 32. Decisions are exact, a query has one sample, and no truncation can fail.
     pub fn new<R: Ring>(policy: WeightPolicy) -> Self {
-        let (bits, integer_bits) = match R::BITS {
-            64 => (12, 14),
-            48 => (12, 10),
-            _ => (9, 8),
+        let (activation_bits, bits, integer_bits) = match R::BITS {
+            64 => (16, 12, 14),
+            48 => (16, 12, 10),
+            _ => (9, 9, 8),
         };
         Self {
             policy,
-            fixed: FixedPoint { activation_bits: bits, weight_bits: bits },
+            fixed: FixedPoint { activation_bits, square_bits: bits, weight_bits: bits },
             comparison: Comparison::Exact,
             integer_bits,
             truncation: Truncation::Opened,
@@ -252,8 +252,9 @@ fn check_options<R: Ring>(options: &Options) -> Result<(), CompileError> {
         if (least..=most).contains(&got) { Ok(()) } else { Err(CompileError::Options { what, got, least, most }) }
     };
     let room = u64::from(R::BITS - 2);
-    let FixedPoint { activation_bits, weight_bits } = options.fixed;
+    let FixedPoint { activation_bits, square_bits, weight_bits } = options.fixed;
     check("number of activation bits", activation_bits.into(), 1, room / 2)?;
+    check("number of bits of a square", square_bits.into(), 1, room / 2)?;
     check("number of weight bits", weight_bits.into(), 1, room / 2)?;
     check("number of integer bits", options.integer_bits.into(), 1, room - u64::from(activation_bits + weight_bits))?;
     check("number of samples", options.samples as u64, 1, 1 << 16)?;

@@ -27,6 +27,8 @@ pub enum WeightPolicy {
 pub struct FixedPoint {
     /// Of inputs, and of activations where they are truncated.
     pub activation_bits: u32,
+    /// Of what is squared; a square has twice as many.
+    pub square_bits: u32,
     /// Of weights; up to eight more where there is room.
     pub weight_bits: u32,
 }

@@ -110,7 +110,7 @@ macro_rules! ring {
 ring!(u32, i32);
 ring!(u64, i64);
 
-/// Integers modulo 2^48: as much room as networks with 12 fraction bits need, in six bytes a message and keys a third
+/// Integers modulo 2^48: as much room as networks need, in six bytes a message and keys a third
 /// shorter than those of 64 bits.
 #[derive(Clone, Copy, Default)]
 #[repr(transparent)]

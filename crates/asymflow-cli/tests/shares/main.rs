@@ -27,8 +27,8 @@ use asymflow_zoo::{Shape, Weights, by_name};
 use between::{Between, Harm};
 use faer::Par;
 
-/// Fixed point against floating point at 12 fraction bits, as the shares crate states it for residual networks.
-const TOLERANCE: f32 = 0.01;
+/// Fixed point against floating point, as the shares crate states it for residual networks.
+const TOLERANCE: f32 = 0.0002;
 
 fn model(seed: u64) -> (ServedModel, Vec<f32>) {
     let network = by_name("resnet8-cifar", 10, None).unwrap();

@@ -116,7 +116,7 @@ impl<R: Ring> Compiler<'_, R> {
     /// Completes the squares.
     pub(super) fn complete(&self, curve: Curve) -> Result<Squares, CompileError> {
         let Curve { name, channels } = curve;
-        let bits = self.options.fixed.activation_bits;
+        let bits = self.options.fixed.square_bits;
         // Where a x² stays below half a unit of an activation's last place for all that is expected.
         let negligible = 2_f64.powi(-((bits + 1 + 2 * self.options.integer_bits.saturating_sub(1)) as i32));
         let channels = channels.into_iter().map(|channel| Completed::new(channel, negligible)).collect();
@@ -207,7 +207,7 @@ impl<R: Ring> Compiler<'_, R> {
     /// Parts at their places, at the largest of their scales; one that has more fraction bits than a square, and than the next
     /// weights have room for, is truncated first.
     pub(super) fn join(&mut self, name: &str, shape: Shape, parts: Vec<(Register, Vec<u32>)>) -> Register {
-        let most = self.room().max(2 * self.options.fixed.activation_bits);
+        let most = self.room().max(2 * self.options.fixed.square_bits);
         let parts: Vec<_> =
             parts.into_iter().map(|(input, channels)| (self.shorten(name, input, most), channels)).collect();
         let scale = parts.iter().map(|(input, _)| self.value(*input).scale).max().unwrap_or(most);

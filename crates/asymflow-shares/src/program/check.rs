@@ -82,8 +82,9 @@ impl Program {
         let require = |ok: bool, what| if ok { Ok(()) } else { Err(ProgramError::Setting(what)) };
         require(matches!(self.ring_bits, 32 | 48 | 64), "width of the ring")?;
         require((1..=1 << 16).contains(&self.samples), "number of samples")?;
-        let FixedPoint { activation_bits, weight_bits } = self.fixed;
-        require(activation_bits < self.ring_bits && weight_bits < self.ring_bits, "fraction")?;
+        let FixedPoint { activation_bits, square_bits, weight_bits } = self.fixed;
+        let fractions = [activation_bits, square_bits, weight_bits];
+        require(fractions.iter().all(|bits| *bits < self.ring_bits), "fraction")?;
         require(self.steps.len() <= STEPS_LIMIT, "number of operations")?;
         require(self.values.len() == self.steps.len() + 1, "number of tensors")?;
         let mut total = 0_usize;

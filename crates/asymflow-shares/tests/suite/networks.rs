@@ -78,23 +78,23 @@ fn lenet() -> Network {
 #[test]
 fn lenet_on_many_images() {
     for policy in BOTH {
-        close::<u64>(&lenet(), &Options::new::<u64>(policy), 100, 0.001);
+        close::<u64>(&lenet(), &Options::new::<u64>(policy), 100, 0.0002);
     }
 }
 
 #[test]
 fn resnet8_on_many_images() {
     for policy in BOTH {
-        close::<u64>(&resnet8(), &Options::new::<u64>(policy), 25, 0.001);
+        close::<u64>(&resnet8(), &Options::new::<u64>(policy), 25, 0.0002);
     }
 }
 
 #[test]
 fn resnet8_on_a_window_of_bits() {
-    // Activations stay below 2^7: a sign, seven integer bits and twelve of fraction.
-    let options = Options { comparison: Comparison::Window { bits: 20 }, ..Options::new::<u64>(WeightPolicy::Shared) };
-    close::<u64>(&resnet8(), &options, 10, 0.001);
-    let narrow = Options { comparison: Comparison::Window { bits: 12 }, ..options };
+    // Activations stay below 2^7: a sign, seven integer bits and sixteen of fraction.
+    let options = Options { comparison: Comparison::Window { bits: 24 }, ..Options::new::<u64>(WeightPolicy::Shared) };
+    close::<u64>(&resnet8(), &options, 10, 0.0002);
+    let narrow = Options { comparison: Comparison::Window { bits: 16 }, ..options };
     let (_, far) = distances::<u64>(&resnet8(), &narrow, 1);
     assert!(far > 0.05, "a window without integer bits decides wrongly: {far}");
 }
@@ -106,7 +106,7 @@ fn resnet8_over_32_bits() {
 
 #[test]
 fn resnet8_and_quadratics_over_48_bits() {
-    close::<Z48>(&resnet8(), &Options::new::<Z48>(WeightPolicy::Shared), 10, 0.001);
+    close::<Z48>(&resnet8(), &Options::new::<Z48>(WeightPolicy::Shared), 10, 0.0002);
     let activations = with(&Activation::Quadratic { a: 0.2, b: 0.5, c: 0.2 }, &lenet()).activations;
     let options = Options { activations, ..Options::new::<Z48>(WeightPolicy::Shared) };
     // Pooled squares leave less room here, and are truncated once more.
@@ -117,7 +117,7 @@ fn resnet8_and_quadratics_over_48_bits() {
 #[test]
 fn several_samples_in_one_query() {
     let options = Options { samples: 3, ..Options::new::<u64>(WeightPolicy::Shared) };
-    close::<u64>(&resnet8(), &options, 2, 0.001);
+    close::<u64>(&resnet8(), &options, 2, 0.0002);
 }
 
 fn with(activation: &Activation, network: &Network) -> Options {
@@ -230,7 +230,7 @@ fn settings_out_of_range_are_named() {
     let weights = lively(&network, 1);
     let base = || Options::new::<u64>(WeightPolicy::Public);
     let error = |options: &Options| compile::<u64>(&network, &weights, options).unwrap_err().to_string();
-    let fixed = FixedPoint { activation_bits: 40, weight_bits: 12 };
+    let fixed = FixedPoint { activation_bits: 40, square_bits: 12, weight_bits: 12 };
     assert_eq!(error(&Options { fixed, ..base() }), "number of activation bits of 40 is out of range 1..=31");
     let comparison = Comparison::Window { bits: 1 };
     assert_eq!(error(&Options { comparison, ..base() }), "window of a comparison of 1 is out of range 2..=64");
