@@ -87,12 +87,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual settings over the ring `R`: of 64 or 48 bits, activations have 16 fraction bits, weights and what is squared 12; 9
-    /// each of 32. Decisions are exact, a query has one sample, and no truncation can fail.
+    /// The usual settings over the ring `R`: activations have 16 fraction bits of 64 and 14 of 48, weights and what is squared 12; all
+    /// have 9 of 32. Decisions are exact, a query has one sample, and no truncation can fail.
     pub fn new<R: Ring>(policy: WeightPolicy) -> Self {
         let (activation_bits, bits, integer_bits) = match R::BITS {
             64 => (16, 12, 14),
-            48 => (16, 12, 10),
+            48 => (14, 12, 10),
             _ => (9, 9, 8),
         };
         Self {
