@@ -65,11 +65,11 @@ class Quadratic(nn.Module):
 
 
 class Hermite(nn.Module):
-    """gamma (N(x) / 2 + N((x^2 - 1) / sqrt 2) / sqrt(4 pi)) + beta."""
+    """gamma (N(x) / 2 + s N((x^2 - 1) / sqrt 2) / sqrt(4 pi)) + beta."""
 
-    def __init__(self, channels, easing):
+    def __init__(self, channels, easing, scale=1.0):
         super().__init__()
-        self.easing = easing
+        self.easing, self.scale = easing, scale / math.sqrt(4 * math.pi)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.first = nn.BatchNorm2d(channels, affine=False)
@@ -77,7 +77,7 @@ class Hermite(nn.Module):
 
     def forward(self, x):
         x = x.float()
-        y = self.first(x) * 0.5 + self.second((x.square() - 1) / math.sqrt(2)) / math.sqrt(4 * math.pi)
+        y = self.first(x) * 0.5 + self.second((x.square() - 1) / math.sqrt(2)) * self.scale
         return y * self.weight[:, None, None] + self.bias[:, None, None]
 
 
@@ -110,7 +110,7 @@ def activation(text, channels, easing):
     if kind in ("free", "scaled", "kervolution"):
         return Quadratic(kind, [float(part) for part in rest], easing)
     if kind == "hermite":
-        return Hermite(channels, easing)
+        return Hermite(channels, easing, *(float(part) for part in rest))
     if kind == "shared-relu":
         return SharedRelu([int(side) for side in rest[0].split("x")], easing)
     raise SystemExit(f"unknown activation {text!r}")

@@ -48,7 +48,7 @@ pub static NETWORK: LazyLock<Network> = LazyLock::new(|| {
             },
             Layer::PRelu { name: "prelu".to_owned(), channels: 4 },
             Layer::Residual {
-                main: vec![quadratic("hermite", Form::Hermite), quadratic("kerv", Form::Kervolution { c: 1.0 })],
+                main: vec![quadratic("hermite", Form::HERMITE), quadratic("kerv", Form::Kervolution { c: 1.0 })],
                 shortcut: vec![quadratic("react", Form::REACT), quadratic("scaled", Form::RPKN)],
             },
             shared("blocks", Grouping::Blocks { channels: 2, rows: 2, columns: 2 }, Decision::Learned),

@@ -100,12 +100,16 @@ pub struct SgdStep {
     ///
     /// [`ParamKind::is_activation`]: asymflow_zoo::ParamKind::is_activation
     pub coefficient_rate: f32,
+    /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically
+    /// ([`layer_depths`](asymflow_zoo::layer_depths)).
+    pub first_layer_rate: f32,
 }
 
 impl SgdStep {
-    /// A step that neither clips nor treats coefficients differently.
+    /// A step that neither clips nor treats any parameter differently.
     pub const fn plain(learning_rate: f32, momentum: f32, weight_decay: f32) -> Self {
-        Self { learning_rate, momentum, weight_decay, clip_norm: f32::INFINITY, coefficient_rate: 1.0 }
+        let (coefficient_rate, first_layer_rate) = (1.0, 1.0);
+        Self { learning_rate, momentum, weight_decay, clip_norm: f32::INFINITY, coefficient_rate, first_layer_rate }
     }
 }
 

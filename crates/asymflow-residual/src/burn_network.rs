@@ -66,6 +66,7 @@ impl BurnNetwork {
             weight_decay: f64::from(sgd.weight_decay),
             clip_norm: f64::from(sgd.clip_norm),
             coefficient_rate: f64::from(sgd.coefficient_rate),
+            first_layer_rate: f64::from(sgd.first_layer_rate),
         };
         self.net.step(sgd).map_err(|e| e.to_string())
     }

@@ -19,7 +19,7 @@ use crate::backend::{Pass, SgdStep, Wanted};
 use crate::ring::{Offer, RingLayout};
 
 /// Version of the messages; the other side must speak the same.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// Longest text taken from the other side.
 const MAX_TEXT: usize = 400;

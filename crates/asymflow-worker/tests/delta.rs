@@ -128,6 +128,7 @@ fn job(epsilon: Option<f64>, labels: Labels) -> JobSpec {
             evaluate_every: 2,
             clip_norm: None,
             coefficient_rate: 1.0,
+            first_layer_rate: 1.0,
             easing: Default::default(),
             teacher: None,
             keep_diverged: false,

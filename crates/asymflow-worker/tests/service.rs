@@ -77,6 +77,7 @@ fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
             evaluate_every: 1,
             clip_norm: None,
             coefficient_rate: 1.0,
+            first_layer_rate: 1.0,
             easing: Default::default(),
             teacher: None,
             keep_diverged: false,

@@ -49,15 +49,21 @@ pub enum Form {
         /// c_p.
         c: f32,
     },
-    /// y = γ (N₁(x) / 2 + N₂((x² − 1) / √2) / √(4π)) + β for each channel, N₁ and N₂ batch normalisations without scale or
-    /// shift: ReLU's expansion in Hermite polynomials to degree two, each basis normalised by itself (AESPA, 2022). The
-    /// constant basis would be normalised to zero and is left out. Weight γ, bias β.
-    Hermite,
+    /// y = γ (N₁(x) / 2 + s N₂((x² − 1) / √2) / √(4π)) + β for each channel, N₁ and N₂ batch normalisations without scale or
+    /// shift: with s = 1 ReLU's expansion in Hermite polynomials to degree two, each basis normalised by itself (AESPA, 2022).
+    /// The constant basis would be normalised to zero and is left out. Weight γ, bias β.
+    Hermite {
+        /// s. Below 1 the activation is nearer to linear, and fewer values outgrow the running statistics from layer to
+        /// layer.
+        second: f32,
+    },
 }
 
 impl Form {
     /// R-PKN's activation as published: nearly x/2 at the start, which is what keeps deep networks stable.
     pub const REACT: Self = Self::Free { a: REACT[0], b: REACT[1], c: REACT[2] };
+    /// The normalised Hermite expansion as published.
+    pub const HERMITE: Self = Self::Hermite { second: 1.0 };
     /// The regularised kervolution as published.
     pub const RPKN: Self = Self::Scaled { a: 0.009, c: 0.47 };
 
@@ -67,7 +73,15 @@ impl Form {
             Self::Kervolution { c } => vec![c],
             Self::Scaled { a, c } => vec![a, c],
             Self::Free { a, b, c } => vec![a, b, c],
-            Self::Hermite => Vec::new(),
+            Self::Hermite { .. } => Vec::new(),
+        }
+    }
+
+    /// What the two normalised bases of [`Form::Hermite`] are multiplied by: 1/2 and s/√(4π).
+    pub const fn bases(self) -> Option<[f32; 2]> {
+        match self {
+            Self::Hermite { second } => Some([0.5, second * 0.282_094_8]),
+            _ => None,
         }
     }
 }
@@ -83,12 +97,10 @@ pub struct Coefficients {
     pub c: f32,
 }
 
-/// Scales of the two bases of [`Form::Hermite`]: 1/2 and 1/√(4π).
-pub const HERMITE_SCALES: [f32; 2] = [0.5, 0.282_094_8];
-
 impl Quadratic {
     pub(crate) fn check(&self) -> Result<(), NetworkError> {
-        if self.form.initial().iter().all(|value| value.is_finite()) {
+        let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        if is_finite(&self.form.initial()) && self.form.bases().is_none_or(|bases| is_finite(&bases)) {
             Ok(())
         } else {
             Err(NetworkError::OutOfRange { layer: self.name.clone(), what: "initial coefficient" })
@@ -99,7 +111,7 @@ impl Quadratic {
         let name = &self.name;
         let spec = |suffix: &str, len, kind| ParamSpec { name: format!("{name}.{suffix}"), shape: vec![len], kind };
         match self.form {
-            Form::Hermite => out.extend([
+            Form::Hermite { .. } => out.extend([
                 spec("weight", self.channels, ParamKind::NormScale),
                 spec("bias", self.channels, ParamKind::NormShift),
                 spec("first_mean", self.channels, ParamKind::RunningMean),
@@ -118,7 +130,7 @@ impl Quadratic {
 
     /// Tensors of parameters that the layer has.
     pub const fn tensors(&self) -> usize {
-        if matches!(self.form, Form::Hermite) { 6 } else { 1 }
+        if matches!(self.form, Form::Hermite { .. }) { 6 } else { 1 }
     }
 
     /// What is computed in evaluation, for each channel, or once where all channels share it. `params` are the layer's tensors
@@ -128,10 +140,10 @@ impl Quadratic {
             (Form::Kervolution { .. }, [[c]]) => vec![Coefficients { a: 1.0, b: 2.0 * c, c: c * c }],
             (Form::Scaled { .. }, [[a, c]]) => vec![Coefficients { a: *a, b: 2.0 * a * c, c: a * c * c }],
             (Form::Free { .. }, [[a, b, c]]) => vec![Coefficients { a: *a, b: *b, c: *c }],
-            (Form::Hermite, [gamma, beta, first_mean, first_var, second_mean, second_var]) => (0..self.channels)
+            (Form::Hermite { .. }, [gamma, beta, first_mean, first_var, second_mean, second_var]) => (0..self.channels)
                 .map(|i| {
                     let inverse = |variance: f32| 1.0 / (variance + HERMITE_EPSILON).sqrt();
-                    let [first, second] = HERMITE_SCALES;
+                    let [first, second] = self.form.bases().unwrap_or_default();
                     let (first, second) = (first * inverse(first_var[i]), second * inverse(second_var[i]));
                     let half = std::f32::consts::FRAC_1_SQRT_2;
                     let constant = -first * first_mean[i] - second * (half + second_mean[i]);
@@ -507,12 +519,16 @@ mod tests {
     #[test]
     fn hermite_folds_to_the_published_quadratic() {
         // For a channel that is N(0, 1): γ (x/2 + (x² − 1)/√(8π)) + β.
-        let layer = Quadratic { name: "q".to_owned(), channels: 1, form: Form::Hermite };
-        let got = layer.coefficients(&[&[1.0], &[0.398_942_3], &[0.0], &[1.0], &[0.0], &[1.0]])[0];
+        let folded = |form| {
+            let layer = Quadratic { name: "q".to_owned(), channels: 1, form };
+            layer.coefficients(&[&[1.0], &[0.398_942_3], &[0.0], &[1.0], &[0.0], &[1.0]])[0]
+        };
         let relu = Coefficients { a: 0.199_471, b: 0.5, c: 0.199_471 };
-        assert!(
-            (got.a - relu.a).abs() < 1e-4 && (got.b - relu.b).abs() < 1e-4 && (got.c - relu.c).abs() < 1e-4,
-            "{got:?}"
-        );
+        let milder = Coefficients { a: 0.25 * 0.199_471, b: 0.5, c: 0.398_942 - 0.25 * 0.199_471 };
+        for (form, relu) in [(Form::HERMITE, relu), (Form::Hermite { second: 0.25 }, milder)] {
+            let got = folded(form);
+            let off = [got.a - relu.a, got.b - relu.b, got.c - relu.c].map(f32::abs);
+            assert!(off.iter().all(|&off| off < 1e-4), "{got:?}");
+        }
     }
 }

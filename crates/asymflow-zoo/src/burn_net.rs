@@ -11,7 +11,7 @@ use burn::tensor::{Device, Distribution, Tensor, TensorData, activation::relu};
 use thiserror::Error;
 
 use crate::activation::Easing;
-use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec};
+use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec, layer_depths};
 use crate::weights::{Weights, WeightsError};
 
 mod activations;
@@ -72,12 +72,15 @@ pub struct Sgd {
     pub clip_norm: f64,
     /// Factor of the learning rate of coefficients and votes of activations.
     pub coefficient_rate: f64,
+    /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically.
+    pub first_layer_rate: f64,
 }
 
 impl Sgd {
-    /// A step that neither clips nor treats coefficients differently.
+    /// A step that neither clips nor treats any parameter differently.
     pub const fn plain(learning_rate: f64, momentum: f64, weight_decay: f64) -> Self {
-        Self { learning_rate, momentum, weight_decay, clip_norm: f64::INFINITY, coefficient_rate: 1.0 }
+        let (coefficient_rate, first_layer_rate) = (1.0, 1.0);
+        Self { learning_rate, momentum, weight_decay, clip_norm: f64::INFINITY, coefficient_rate, first_layer_rate }
     }
 }
 
@@ -248,8 +251,9 @@ impl BurnNet {
     pub fn step(&mut self, sgd: Sgd) -> Result<(), BurnNetError> {
         let gradients = self.gradients.take().ok_or(BurnNetError::NoGradient)?;
         let shrink = sgd.clip_norm.is_finite().then(|| shrinking(&gradients, sgd.clip_norm)).flatten();
-        let tensors = self.specs.iter().zip(&mut self.params).zip(&mut self.velocity);
-        for (((spec, param), velocity), gradient) in tensors.zip(gradients) {
+        let depths = layer_depths(&self.specs);
+        let tensors = self.specs.iter().zip(depths).zip(&mut self.params).zip(&mut self.velocity);
+        for ((((spec, depth), param), velocity), gradient) in tensors.zip(gradients) {
             let Some(mut gradient) = gradient else { continue };
             if let Some(shrink) = &shrink {
                 gradient = gradient * shrink.clone();
@@ -264,8 +268,9 @@ impl BurnNet {
                 };
                 *velocity = Some(gradient.clone());
             }
-            let factor = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
-            *param = param.clone() - gradient * (sgd.learning_rate * factor);
+            let kind = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
+            let layer = sgd.first_layer_rate.powf(1.0 - f64::from(depth));
+            *param = param.clone() - gradient * (sgd.learning_rate * kind * layer);
         }
         Ok(())
     }

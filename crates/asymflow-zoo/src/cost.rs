@@ -1,6 +1,6 @@
 //! What a network costs: multiply-accumulates, parameters and values of every layer, for one sample.
 
-use crate::activation::{Decision, Form};
+use crate::activation::Decision;
 use crate::network::{Layer, Network, NetworkError, Shape};
 
 /// Cost of one layer for one sample.
@@ -90,7 +90,7 @@ fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
         Layer::Linear(l) => (l.in_features * l.out_features, (l.in_features + 1) * l.out_features),
         Layer::BatchNorm { channels, .. } => (0, 2 * channels),
         Layer::PRelu { channels, .. } => (0, *channels),
-        Layer::Quadratic(q) if q.form == Form::Hermite => (0, 2 * q.channels),
+        Layer::Quadratic(q) if q.form.bases().is_some() => (0, 2 * q.channels),
         Layer::Quadratic(q) => (0, q.form.initial().len()),
         Layer::SharedRelu(s) => (0, 3 * s.quadratics() + if s.decision == Decision::Learned { s.places() } else { 0 }),
         _ => (0, 0),

@@ -197,6 +197,22 @@ impl ParamSpec {
     }
 }
 
+/// Where the layer of every parameter stands among the layers that have any: 0 for the first, 1 for the last, evenly between,
+/// in the order of [`Network::parameters`]. What rates that differ by depth are made from.
+pub fn layer_depths(specs: &[ParamSpec]) -> Vec<f32> {
+    let layer = |spec: &ParamSpec| spec.name.rsplit_once('.').map_or_else(String::new, |(layer, _)| layer.to_owned());
+    let mut at = 0;
+    let places: Vec<usize> = specs
+        .iter()
+        .enumerate()
+        .map(|(i, spec)| {
+            at += usize::from(i > 0 && layer(spec) != layer(&specs[i - 1]));
+            at
+        })
+        .collect();
+    places.into_iter().map(|place| place as f32 / at.max(1) as f32).collect()
+}
+
 /// A feed-forward network with residual blocks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Network {

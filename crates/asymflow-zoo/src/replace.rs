@@ -10,7 +10,7 @@ use crate::network::{Conv, Layer, Network, NetworkError, Shape};
 
 /// What stands in place of every ReLU.
 ///
-/// Written as `average-pool`, `react`, `hermite`, `scaled:A:C`, `kervolution:C`, `free:A:B:C` or `shared-relu:CxHxW[:DECISION]`, blocks of C channels,
+/// Written as `average-pool`, `react`, `hermite[:S]`, `scaled:A:C`, `kervolution:C`, `free:A:B:C` or `shared-relu:CxHxW[:DECISION]`, blocks of C channels,
 /// H rows and W columns deciding by `mean` (the default), `corner`, `centre`, `largest` or `learned`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Replacement {
@@ -53,14 +53,16 @@ pub enum ReplacementError {
     Network(#[from] NetworkError),
 }
 
-const KNOWN: &str = "average-pool, react, hermite, scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
+const KNOWN: &str =
+    "average-pool, react, hermite[:S], scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
 
 impl fmt::Display for Replacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::AveragePooling => f.write_str("average-pool"),
             Self::Quadratic(Form::REACT) => f.write_str("react"),
-            Self::Quadratic(Form::Hermite) => f.write_str("hermite"),
+            Self::Quadratic(Form::HERMITE) => f.write_str("hermite"),
+            Self::Quadratic(Form::Hermite { second }) => write!(f, "hermite:{second}"),
             Self::Quadratic(Form::Kervolution { c }) => write!(f, "kervolution:{c}"),
             Self::Quadratic(Form::Scaled { a, c }) => write!(f, "scaled:{a}:{c}"),
             Self::Quadratic(Form::Free { a, b, c }) => write!(f, "free:{a}:{b}:{c}"),
@@ -92,7 +94,8 @@ impl FromStr for Replacement {
         Ok(match (kind, parts.as_slice()) {
             ("average-pool", []) => Self::AveragePooling,
             ("react", []) => Self::Quadratic(Form::REACT),
-            ("hermite", []) => Self::Quadratic(Form::Hermite),
+            ("hermite", []) => Self::Quadratic(Form::HERMITE),
+            ("hermite", [second]) => Self::Quadratic(Form::Hermite { second: number(second)? }),
             ("kervolution", [c]) => Self::Quadratic(Form::Kervolution { c: number(c)? }),
             ("scaled", [a, c]) => Self::Quadratic(Form::Scaled { a: number(a)?, c: number(c)? }),
             ("free", [a, b, c]) => Self::Quadratic(Form::Free { a: number(a)?, b: number(b)?, c: number(c)? }),
@@ -231,7 +234,8 @@ mod tests {
 
     #[test]
     fn texts_are_read_or_refused() {
-        let texts = ["average-pool", "react", "hermite", "kervolution:0.5", "scaled:0.009:0.5", "free:1:0:-2"];
+        let texts =
+            ["average-pool", "react", "hermite", "hermite:0.3", "kervolution:0.5", "scaled:0.009:0.5", "free:1:0:-2"];
         for text in texts.into_iter().chain(["shared-relu:1x4x4", "shared-relu:2x3x4:corner"]) {
             assert_eq!(text.parse::<Replacement>().unwrap().to_string(), text);
         }

@@ -172,13 +172,9 @@ pub fn train(network: &Network, weights: &Weights, split: &Split, training: &Tra
         for batch in loader.epoch(epoch as u64, training.batch) {
             let records: Vec<usize> = batch.indices.iter().map(|&index| index as usize).collect();
             let cosine = f32::midpoint(1.0, (std::f32::consts::PI * step as f32 / steps as f32).cos());
-            let sgd = SgdStep {
-                learning_rate: training.learning_rate * cosine,
-                momentum: training.momentum,
-                weight_decay: training.weight_decay,
-                clip_norm: 5.0,
-                coefficient_rate: 0.1,
-            };
+            let Training { learning_rate, momentum, weight_decay, .. } = *training;
+            let sgd = SgdStep::plain(learning_rate * cosine, momentum, weight_decay);
+            let sgd = SgdStep { clip_norm: 5.0, coefficient_rate: 0.1, ..sgd };
             let batch = TrainBatch { dropout_seed: step, ..TrainBatch::new(&batch.images, &batch.labels, &records) };
             mode.step(batch, sgd)?;
             step += 1;

@@ -106,6 +106,9 @@ pub struct TrainSpec {
     /// Factor of the learning rate of coefficients and votes of activations.
     #[serde(default = "one")]
     pub coefficient_rate: f32,
+    /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically.
+    #[serde(default = "one")]
+    pub first_layer_rate: f32,
     /// What eases activations made for secret shares.
     #[serde(default)]
     pub easing: EasingSpec,

@@ -5,173 +5,30 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use asymflow_linalg::{Decomposer, by_name};
-use asymflow_privacy::Precision;
 use asymflow_residual::{OpenError, ResidualBackend};
-use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
-use asymflow_zoo::delta::{DeltaError, delta};
-use asymflow_zoo::{Network, Weights, WeightsError};
+use asymflow_zoo::Weights;
+use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization, Split};
+use asymflow_zoo::delta::delta;
 use faer::Par;
-use thiserror::Error;
 
 use crate::accounting::RecordAccountant;
-use crate::checkpoint::{Checkpoint, CheckpointError, from_f32_bytes};
-use crate::clear::Clear;
-use crate::delta::{
-    Delta, DeltaParts, DeltaSpec, DoorError, Labels, Sampling, SplitStudyReport, SplitStudySpec, Variant, split_study,
-};
-use crate::job::{
-    Body, DataSpec, EasingSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, SharesSpec, Task,
-    TrainReport, TrainSpec,
-};
-use crate::memory::{MemoryError, MemoryPlan, MemoryUse};
+use crate::checkpoint::{Checkpoint, from_f32_bytes};
+use crate::delta::{Sampling, SplitStudyReport, SplitStudySpec, split_study};
+use crate::job::{Body, DataSpec, EasingSpec, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec};
+use crate::memory::{MemoryPlan, MemoryUse};
 use crate::memory_study::memory_study;
-use crate::modes::{AsymMl, AsymMlParts, Mode, ModeError, TrustedOnly};
-use crate::naive::{NaiveError, NaiveSpec, noised};
-use crate::plan::{Plan, PlanError, SplitSpec};
-use crate::release::PrivacySpec;
+use crate::naive::{NaiveSpec, noised};
 use crate::speedup::speedup;
-use crate::streamed::{ModelWeights, StreamError};
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
-use crate::teaching::{Teacher, TeacherError};
-use crate::train::{HostGone, Observer, TrainError, Training};
-use crate::trusted::{ExecError, Program};
+use crate::teaching::Teacher;
+use crate::train::{Observer, Training};
+use crate::trusted::ExecError;
 
-/// Why a job failed.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// The data cannot be read.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// The data does not fit the network.
-    #[error("images of {images:?} with {classes} classes do not fit network {network}")]
-    Fit {
-        /// Shape of the images.
-        images: asymflow_zoo::Shape,
-        /// Classes of the data.
-        classes: usize,
-        /// The network.
-        network: String,
-    },
-    /// The split cannot be planned.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// No decomposition of that name.
-    #[error("unknown decomposition {0:?}")]
-    Decomposition(String),
-    /// The spectrum of an activation could not be computed.
-    #[error("layer {layer}: {error}")]
-    Spectrum {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: asymflow_linalg::spectrum::SpectrumError,
-    },
-    /// Delta's networks cannot be made.
-    #[error(transparent)]
-    Delta(#[from] DeltaError),
-    /// Images could not be noised.
-    #[error(transparent)]
-    Naive(#[from] NaiveError),
-    /// A mode lacks the settings it needs.
-    #[error("mode {mode} needs {what}")]
-    Settings {
-        /// The mode.
-        mode: &'static str,
-        /// What it needs.
-        what: &'static str,
-    },
-    /// A setting of no use.
-    #[error("{what} of {got} is out of range {range}")]
-    OutOfRange {
-        /// Which.
-        what: &'static str,
-        /// Its value.
-        got: f32,
-        /// What it may be.
-        range: &'static str,
-    },
-    /// There is no teacher.
-    #[error(transparent)]
-    Teacher(#[from] TeacherError),
-    /// A mode that this program was built without.
-    #[error("mode {mode} is not built in: it needs the feature {feature}")]
-    NotBuilt {
-        /// The mode.
-        mode: &'static str,
-        /// The feature that has it.
-        feature: &'static str,
-    },
-    /// A mode that needs a worker has none.
-    #[error("mode {0} needs a worker")]
-    NoWorker(&'static str),
-    /// The given weights do not fit.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The mode cannot be set up.
-    #[error(transparent)]
-    Mode(#[from] ModeError),
-    /// Training failed.
-    #[error(transparent)]
-    Train(#[from] TrainError),
-    /// The checkpoint is unusable.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// A number in the job is out of range.
-    #[error("{what} must be at least 1")]
-    Zero {
-        /// Which number.
-        what: &'static str,
-    },
-    /// It would take more memory than it may.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The host is gone.
-    #[error(transparent)]
-    Host(#[from] HostGone),
-}
+mod build;
+mod error;
 
-impl From<ExecError> for RunError {
-    fn from(error: ExecError) -> Self {
-        Self::Mode(error.into())
-    }
-}
-
-impl RunError {
-    /// What the host may know of this failure.
-    pub fn failure(&self) -> Failure {
-        let exec = match self {
-            Self::Mode(ModeError::Exec(exec)) | Self::Train(TrainError::Exec(exec)) => Some(exec),
-            _ => None,
-        };
-        if let Some(layer) = exec.and_then(ExecError::non_finite_layer) {
-            // The index would say where in a private tensor the value stands.
-            let detail = format!("layer {layer}: a value is not finite");
-            return Failure { code: FailureCode::NonFinite, detail };
-        }
-        let code = match (self, exec) {
-            (_, Some(ExecError::Release { layer, .. })) => {
-                let detail = format!("layer {layer}: a release was refused; nothing left");
-                return Failure { code: FailureCode::Release, detail };
-            }
-            (_, Some(ExecError::Decompose { layer, .. })) => {
-                let detail = format!("layer {layer}: a batch could not be decomposed");
-                return Failure { code: FailureCode::NonFinite, detail };
-            }
-            (_, Some(ExecError::Split(_) | ExecError::Door(DoorError::Clip(_)))) => {
-                let detail = "features: a value is not finite".to_owned();
-                return Failure { code: FailureCode::NonFinite, detail };
-            }
-            (_, Some(ExecError::Budget(_) | ExecError::Door(DoorError::Release(_)))) => FailureCode::Release,
-            (_, Some(ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. })) => FailureCode::Worker,
-            (Self::Data(_) | Self::Fit { .. }, _) => FailureCode::Data,
-            (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,
-            (Self::Host(_) | Self::Train(TrainError::Host(_)), _) => FailureCode::Host,
-            _ => FailureCode::Job,
-        };
-        Failure { code, detail: self.to_string() }
-    }
-}
+pub use build::{Parts, Settings, build};
+pub use error::RunError;
 
 /// Opens the backend that a job's worker section names.
 pub type OpenBackend<'a> = &'a dyn Fn(&JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError>;
@@ -380,11 +237,12 @@ fn check_train(mode: ModeKind, spec: &TrainSpec) -> Result<(), RunError> {
         return Err(RunError::OutOfRange { what: "train.clip_norm", got: clip, range: "above 0" });
     }
     if !(0.0..=1e3).contains(&spec.coefficient_rate) {
-        return Err(RunError::OutOfRange {
-            what: "train.coefficient_rate",
-            got: spec.coefficient_rate,
-            range: "0 to 1000",
-        });
+        let (what, got) = ("train.coefficient_rate", spec.coefficient_rate);
+        return Err(RunError::OutOfRange { what, got, range: "0 to 1000" });
+    }
+    if !(spec.first_layer_rate > 0.0 && spec.first_layer_rate <= 1e3) {
+        let (what, got) = ("train.first_layer_rate", spec.first_layer_rate);
+        return Err(RunError::OutOfRange { what, got, range: "above 0 to 1000" });
     }
     if let Some(limit) = spec.easing.range_limit
         && !(limit.is_finite() && limit > 0.0)
@@ -431,142 +289,4 @@ fn fits(job: &JobSpec, data: &Split) -> Result<(), RunError> {
         return Ok(());
     }
     Err(RunError::Fit { images, classes, network: job.network.name.clone() })
-}
-
-/// What is executed and under which guard; part of a job, and of a model that is served.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
-    /// How the network is executed.
-    pub mode: ModeKind,
-    /// The network.
-    pub network: &'a Network,
-    /// What guards releases.
-    pub privacy: &'a PrivacySpec,
-    /// How it is run as Delta; for that mode.
-    pub delta: Option<&'a DeltaSpec>,
-    /// Precision of what is sent to the worker.
-    pub precision: Precision,
-}
-
-impl Settings<'_> {
-    /// Whether a worker takes part.
-    pub fn needs_worker(&self) -> bool {
-        self.mode.needs_worker() && (self.mode != ModeKind::Delta || self.delta.is_some_and(DeltaSpec::needs_worker))
-    }
-
-    /// A network with the parameters that are trained, in the order of their state. For Delta it lists the layers of all
-    /// three networks and cannot be executed.
-    ///
-    /// # Errors
-    /// A network that cannot be executed, or made into Delta's three.
-    pub fn stored_network(&self) -> Result<Network, DeltaError> {
-        self.network.validate()?;
-        match self.delta {
-            Some(spec) if self.mode == ModeKind::Delta => {
-                Ok(delta(self.network, &spec.shape)?.all_layers(spec.needs_worker()))
-            }
-            _ => Ok(self.network.clone()),
-        }
-    }
-}
-
-/// What a mode is built from beside the settings.
-#[derive(Clone, Debug)]
-pub struct Parts {
-    /// How it splits.
-    pub split: SplitSpec,
-    /// All epochs of training.
-    pub epochs: usize,
-    /// Samples in a batch, for the plan's costs, and records in the training set.
-    pub sampling: Sampling,
-    /// Who has lost how much so far.
-    pub accountant: RecordAccountant,
-    /// How two servers answer.
-    pub shares: SharesSpec,
-}
-
-/// Builds a mode and its plan. Weights may be streamed in `trusted-only`.
-///
-/// # Errors
-/// Unusable settings, no worker where one is needed, or one that cannot be opened.
-pub fn build(
-    settings: Settings<'_>,
-    weights: ModelWeights,
-    parts: Parts,
-    backend: Option<&Arc<dyn ResidualBackend>>,
-    par: Par,
-) -> Result<(Box<dyn Mode>, Option<Plan>), RunError> {
-    let network = settings.network.clone();
-    let worker = || backend.map(Arc::clone).ok_or(RunError::NoWorker(settings.mode.name()));
-    let program = Program::new(&network).map_err(ExecError::from)?;
-    if settings.mode == ModeKind::TrustedOnly {
-        let mode = TrustedOnly::with_weights(network, weights, par)?;
-        return Ok((Box::new(mode), Some(Plan::trusted_only(&program))));
-    }
-    let ModelWeights::Held(weights) = weights else {
-        return Err(ExecError::from(StreamError::InferenceOnly).into());
-    };
-    Ok(match settings.mode {
-        ModeKind::Clear | ModeKind::NaiveDp => {
-            let is_public = settings.mode == ModeKind::NaiveDp;
-            (Box::new(Clear::new(network, &weights, worker()?, parts.accountant, is_public)?), None)
-        }
-        ModeKind::TrustedOnly | ModeKind::Asymml => {
-            let plan = Plan::asymml(&program, &parts.split, parts.sampling.batch)?;
-            let parts = AsymMlParts {
-                plan: plan.clone(),
-                decomposer: decomposer(&parts.split.decomposition)?,
-                privacy: settings.privacy.clone(),
-                precision: settings.precision,
-                backend: worker()?,
-                accountant: parts.accountant,
-            };
-            (Box::new(AsymMl::with_weights(network, weights, parts, par)?), Some(plan))
-        }
-        ModeKind::Delta => (Box::new(build_delta(settings, weights, parts, backend, par)?), None),
-        #[cfg(feature = "shares")]
-        ModeKind::Shares => (Box::new(crate::on_shares::OnShares::new(network, &weights, parts.shares, par)?), None),
-        #[cfg(not(feature = "shares"))]
-        ModeKind::Shares => return Err(RunError::NotBuilt { mode: "shares", feature: "shares" }),
-    })
-}
-
-fn decomposer(name: &str) -> Result<Box<dyn Decomposer>, RunError> {
-    by_name(name).ok_or_else(|| RunError::Decomposition(name.to_owned()))
-}
-
-fn build_delta(
-    settings: Settings<'_>,
-    weights: Weights,
-    parts: Parts,
-    backend: Option<&Arc<dyn ResidualBackend>>,
-    par: Par,
-) -> Result<Delta, RunError> {
-    let missing = |what| RunError::Settings { mode: settings.mode.name(), what };
-    let spec = settings.delta.cloned().ok_or(missing("a delta section"))?;
-    if spec.decomposition == "shared-basis" {
-        // One basis for a batch would let a record's residual depend on the others, which no bound on one covers.
-        return Err(missing("a decomposition of each record by itself"));
-    }
-    if (spec.variant == Variant::ReleasedCode) != spec.shape.mean_residual {
-        return Err(missing("the channel mean of residuals for variant released-code, and for no other"));
-    }
-    if spec.variant == Variant::ReleasedCode && spec.labels != Labels::Public {
-        return Err(missing("public labels for variant released-code, whose gradients tell them"));
-    }
-    if spec.needs_worker() && backend.is_none() {
-        return Err(RunError::NoWorker(settings.mode.name()));
-    }
-    let networks = delta(settings.network, &spec.shape)?;
-    let parts = DeltaParts {
-        decomposer: decomposer(&spec.decomposition)?,
-        relation: settings.privacy.relation,
-        delta: settings.privacy.delta,
-        sampling: parts.sampling,
-        epochs: parts.epochs,
-        backend: backend.filter(|_| spec.needs_worker()).map(Arc::clone),
-        accountant: parts.accountant,
-        spec,
-    };
-    Ok(Delta::new(networks, weights, parts, par)?)
 }

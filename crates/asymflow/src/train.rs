@@ -264,6 +264,7 @@ impl Training<'_> {
             weight_decay: self.spec.weight_decay,
             clip_norm: self.spec.clip_norm.unwrap_or(f32::INFINITY),
             coefficient_rate: self.spec.coefficient_rate,
+            first_layer_rate: self.spec.first_layer_rate,
         };
         let mut ended = Ended::Whole;
         let mut batches = order.chunks(self.spec.batch).enumerate().skip(progress.position.step).peekable();

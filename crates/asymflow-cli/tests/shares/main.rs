@@ -43,6 +43,7 @@ fn model(seed: u64) -> (ServedModel, Vec<f32>) {
         evaluate_every: 1,
         clip_norm: None,
         coefficient_rate: 1.0,
+        first_layer_rate: 1.0,
         easing: EasingSpec::default(),
         teacher: None,
         keep_diverged: false,

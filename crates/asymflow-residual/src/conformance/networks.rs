@@ -37,7 +37,11 @@ fn network() -> Network {
         Choice::Identity,
         Choice::Zero,
     ]);
-    let main = vec![conv("a.conv", 4, 5, 3, 2, false), norm("a.norm", 5), quadratic("a.hermite", 5, Form::Hermite)];
+    let main = vec![
+        conv("a.conv", 4, 5, 3, 2, false),
+        norm("a.norm", 5),
+        quadratic("a.hermite", 5, Form::Hermite { second: 0.6 }),
+    ];
     let shortcut = vec![conv("a.short", 4, 5, 1, 2, true)];
     let linear = Linear { name: "fc".to_owned(), in_features: 5 * 4, out_features: 3 };
     let layers = vec![

@@ -1,6 +1,5 @@
 //! What units compute, written as plainly as possible in f64.
 
-use asymflow_zoo::activation::HERMITE_SCALES;
 use asymflow_zoo::{Decision, Form, Gate, Layer, Network, Quadratic, Shape, SharedRelu};
 
 use crate::backend::ConvUnit;
@@ -173,15 +172,16 @@ impl NetworkReference<'_> {
     fn quadratic(&mut self, layer: &Quadratic, pixels: usize, x: Vec<f64>, at: &mut usize) -> Vec<f64> {
         let channels = layer.channels;
         let w = self.weights[*at..].to_vec();
-        if layer.form == Form::Hermite {
+        if let Form::Hermite { second } = layer.form {
+            let gains = [0.5, f64::from(second) / (4.0 * std::f64::consts::PI).sqrt()];
             let bases = [x.clone(), x.iter().map(|x| (x * x - 1.0) / 2_f64.sqrt()).collect()];
             let mut y = vec![0.0; x.len()];
-            for (number, (basis, gain)) in bases.iter().zip(HERMITE_SCALES).enumerate() {
+            for (number, (basis, gain)) in bases.iter().zip(gains).enumerate() {
                 let first = *at + 2 * channels * (number + 1);
                 for c in 0..channels {
                     let (factor, offset) = self.normal(channels, pixels, basis, c, first);
                     for i in (0..x.len()).filter(|i| i / pixels % channels == c) {
-                        y[i] += f64::from(gain) * (basis[i] * factor + offset);
+                        y[i] += gain * (basis[i] * factor + offset);
                     }
                 }
             }

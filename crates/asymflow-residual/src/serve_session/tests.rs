@@ -21,9 +21,12 @@ fn request() -> impl Strategy<Value = RequestHeader> {
     ];
     let pass = prop_oneof![Just(Pass::Inference), Just(Pass::Training)];
     let unit = || 0u32..3;
-    let sgd = any::<[f32; 5]>().prop_map(|[learning_rate, momentum, weight_decay, clip_norm, coefficient_rate]| {
-        crate::backend::SgdStep { learning_rate, momentum, weight_decay, clip_norm, coefficient_rate }
-    });
+    let sgd = any::<[f32; 6]>().prop_map(
+        |[learning_rate, momentum, weight_decay, clip_norm, coefficient_rate, first_layer_rate]| {
+            let sgd = crate::backend::SgdStep::plain(learning_rate, momentum, weight_decay);
+            crate::backend::SgdStep { clip_norm, coefficient_rate, first_layer_rate, ..sgd }
+        },
+    );
     let easing = any::<(f32, bool, Option<(f32, f32, i32)>)>().prop_map(|(sharing, straight_through, range)| {
         let range = range.map(|(limit, weight, exponent)| RangePenalty { limit, weight, exponent });
         Easing { sharing, straight_through, range }

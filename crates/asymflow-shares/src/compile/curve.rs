@@ -105,7 +105,7 @@ impl<R: Ring> Compiler<'_, R> {
 
     fn coefficients(&self, quadratic: &Quadratic) -> Vec<[f64; 3]> {
         let suffixes: &[&str] = match quadratic.form {
-            Form::Hermite => &["weight", "bias", "first_mean", "first_var", "second_mean", "second_var"],
+            Form::Hermite { .. } => &["weight", "bias", "first_mean", "first_var", "second_mean", "second_var"],
             Form::Kervolution { .. } | Form::Scaled { .. } | Form::Free { .. } => &["weight"],
         };
         let tensors: Vec<&[f32]> =

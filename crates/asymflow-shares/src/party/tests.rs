@@ -41,7 +41,7 @@ fn network() -> Network {
                     decision: asymflow_zoo::Decision::Mean,
                 })
             }
-            "layer2.0.conv2.act" => Layer::Quadratic(Quadratic { name, channels, form: Form::Hermite }),
+            "layer2.0.conv2.act" => Layer::Quadratic(Quadratic { name, channels, form: Form::HERMITE }),
             _ => Layer::Relu,
         }
     };

@@ -6,7 +6,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{BurnNetError, Pass};
-use crate::activation::{Decision, Form, Gate, HERMITE_SCALES, Quadratic, RangePenalty, SharedRelu};
+use crate::activation::{Decision, Form, Gate, Quadratic, RangePenalty, SharedRelu};
 use crate::network::{Layer, NetworkError, Shape};
 
 /// The groups of a layer as indices. Groups have as many places as the largest; smaller ones repeat their first voter there
@@ -126,8 +126,8 @@ impl Pass<'_> {
         if let Some(range) = self.easing.range {
             self.penalties.push(penalty(range, x.clone()));
         }
-        if layer.form == Form::Hermite {
-            return self.hermite(layer, x);
+        if let Some(bases) = layer.form.bases() {
+            return self.hermite(layer, bases, x);
         }
         let weight = self.take::<1>()?;
         let coefficient = |at: usize| weight.clone().narrow(0, at, 1).reshape([1, 1, 1, 1]);
@@ -139,16 +139,16 @@ impl Pass<'_> {
         })
     }
 
-    fn hermite(&mut self, layer: &Quadratic, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+    fn hermite(&mut self, layer: &Quadratic, bases: [f32; 2], x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
         let channels = layer.channels;
         let (scale, shift) = (self.take::<1>()?, self.take::<1>()?);
         let second = (x.clone() * x.clone() - 1.0) * std::f32::consts::FRAC_1_SQRT_2;
         let device = x.device();
         let plain = || (Tensor::<1>::ones([channels], &device), Tensor::<1>::zeros([channels], &device));
         let (one, zero) = plain();
-        let first = self.normalise(&layer.name, x, one, zero)? * HERMITE_SCALES[0];
+        let first = self.normalise(&layer.name, x, one, zero)? * bases[0];
         let (one, zero) = plain();
-        let second = self.normalise(&layer.name, second, one, zero)? * HERMITE_SCALES[1];
+        let second = self.normalise(&layer.name, second, one, zero)? * bases[1];
         let by_channel = |tensor: Tensor<1>| tensor.reshape([1, channels, 1, 1]);
         Ok((first + second) * by_channel(scale) + by_channel(shift))
     }

@@ -1,7 +1,7 @@
 //! The parameters of a network inside the trusted part, with their gradients and momentum.
 
 use asymflow_residual::SgdStep;
-use asymflow_zoo::{Network, ParamSpec, Weights, WeightsError};
+use asymflow_zoo::{Network, ParamSpec, Weights, WeightsError, layer_depths};
 use rayon::prelude::*;
 
 use crate::streamed::is_streamed;
@@ -81,11 +81,12 @@ impl Params {
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.
     pub fn step(&mut self, sgd: SgdStep) {
         let shrink = self.shrinking(sgd.clip_norm);
-        let tensors = self.specs.iter().zip(&mut self.values).zip(&self.gradients).zip(&mut self.momentum);
-        for (((spec, values), gradients), momentum) in tensors {
+        let depths = layer_depths(&self.specs);
+        let tensors = self.specs.iter().zip(depths).zip(&mut self.values).zip(&self.gradients).zip(&mut self.momentum);
+        for ((((spec, depth), values), gradients), momentum) in tensors {
             if spec.kind.is_trained() {
-                let factor = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
-                let learning_rate = sgd.learning_rate * factor;
+                let kind = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
+                let learning_rate = sgd.learning_rate * kind * sgd.first_layer_rate.powf(1.0 - depth);
                 let chunks = values.par_chunks_mut(1 << 14).zip(gradients.par_chunks(1 << 14));
                 chunks.zip(momentum.par_chunks_mut(1 << 14)).for_each(|((w, g), m)| {
                     for ((w, &g), m) in w.iter_mut().zip(g).zip(m) {
@@ -96,6 +97,7 @@ impl Params {
             }
         }
     }
+
     /// What brings the norm of all gradients together down to `limit`.
     fn shrinking(&self, limit: f32) -> f32 {
         if limit.is_infinite() {
@@ -105,5 +107,56 @@ impl Params {
         let square = |values: &Vec<f32>| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         let norm = trained.map(|(_, gradients)| square(gradients)).sum::<f64>().sqrt() as f32;
         if norm > limit { limit / norm } else { 1.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::{ParamKind, by_name, replace_activations};
+
+    use super::*;
+
+    /// Every gradient is 1: how far each parameter moves at a learning rate of 1.
+    fn moves(sgd: SgdStep) -> Vec<(ParamSpec, f32)> {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let network = replace_activations(&network, &"react".parse().unwrap()).unwrap();
+        let mut params = Params::new(&network, &Weights::init(&network, 1)).unwrap();
+        params.train();
+        params.gradients.iter_mut().for_each(|gradient| gradient.fill(1.0));
+        let before = params.values.clone();
+        params.step(sgd);
+        let moved = params.values.iter().zip(&before).map(|(after, before)| before[0] - after[0]);
+        params.specs.into_iter().zip(moved).collect()
+    }
+
+    fn is_near(got: f32, expected: f32) -> bool {
+        (got - expected).abs() < 1e-3 * expected.abs().max(1e-3)
+    }
+
+    #[test]
+    fn a_long_gradient_is_shortened_and_a_short_one_is_not() {
+        let plain = SgdStep::plain(1.0, 0.0, 0.0);
+        let values: usize =
+            moves(plain).iter().filter(|(spec, _)| spec.kind.is_trained()).map(|(spec, _)| spec.len()).sum();
+        let norm = (values as f32).sqrt();
+        for (limit, expected) in [(f32::INFINITY, 1.0), (2.0 * norm, 1.0), (norm / 4.0, 0.25)] {
+            for (spec, moved) in moves(SgdStep { clip_norm: limit, ..plain }) {
+                let expected = if spec.kind.is_trained() { expected } else { 0.0 };
+                assert!(is_near(moved, expected), "{}, limit {limit}: {moved}", spec.name);
+            }
+        }
+    }
+
+    #[test]
+    fn coefficients_and_layers_have_rates_of_their_own() {
+        let sgd = SgdStep { coefficient_rate: 0.5, first_layer_rate: 0.01, ..SgdStep::plain(1.0, 0.0, 0.0) };
+        let moves = moves(sgd);
+        let of = |name: &str| moves.iter().find(|(spec, _)| spec.name == name).map(|(_, moved)| *moved).unwrap();
+        assert!(is_near(of("conv1.weight"), 0.01) && is_near(of("fc.weight"), 1.0), "{moves:?}");
+        let weights = moves.iter().filter(|(spec, _)| spec.kind == ParamKind::ConvWeight).map(|(_, moved)| *moved);
+        assert!(weights.is_sorted_by(|before, after| before < after), "{moves:?}");
+        let (before, between, after) =
+            (of("layer3.0.conv1.weight"), of("layer3.0.conv1.act.weight"), of("layer3.0.conv2.weight"));
+        assert!(before < 2.0 * between && 2.0 * between < after, "{before}, {between}, {after}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 
-use asymflow_zoo::activation::HERMITE_SCALES;
 use asymflow_zoo::{Coefficients, Form, Quadratic, RangePenalty, Shape};
 use rayon::prelude::*;
 
@@ -88,14 +87,14 @@ pub(super) fn powers(x: &[f32], dy: &[f32]) -> [f64; 3] {
     parts.iter().fold([0.0; 3], |sum, part| std::array::from_fn(|i| sum[i] + part[i]))
 }
 
-/// Backward of [`Form::Hermite`] with the batch's statistics: turns `dy` into dx in place and returns the gradients of γ
+/// Backward of [`Form::Hermite`] with its [`Form::bases`] and the batch's statistics: turns `dy` into dx in place and returns the gradients of γ
 /// and β.
 pub fn hermite_backward(
     x: &[f32],
     dy: &mut [f32],
     shape: Shape,
     gamma: &[f32],
-    moments: &[NormSaved; 2],
+    (bases, moments): ([f32; 2], &[NormSaved; 2]),
 ) -> (Vec<f32>, Vec<f32>) {
     let count = (x.len() / shape.channels) as f32;
     let [one, two] = moments;
@@ -121,9 +120,9 @@ pub fn hermite_backward(
             let c = plane % shape.channels;
             let (first, second) = normals(c);
             let [plain, with_first, with_second] = sums[c].map(|sum| sum / count);
-            let gain_first = gamma[c] * HERMITE_SCALES[0] * one.inverse_std[c];
+            let gain_first = gamma[c] * bases[0] * one.inverse_std[c];
             // The second basis has the derivative √2·x.
-            let gain_second = gamma[c] * HERMITE_SCALES[1] * two.inverse_std[c] * SQRT_2;
+            let gain_second = gamma[c] * bases[1] * two.inverse_std[c] * SQRT_2;
             for (dy, &x) in dy.iter_mut().zip(x) {
                 let centred = *dy - plain;
                 *dy = gain_first * (centred - first(x) * with_first)
@@ -131,7 +130,7 @@ pub fn hermite_backward(
             }
         },
     );
-    let [first, second] = HERMITE_SCALES;
+    let [first, second] = bases;
     sums.iter().map(|[plain, one, two]| (first * one + second * two, *plain)).unzip()
 }
 

@@ -4,7 +4,6 @@
 use asymflow::local::LocalConv;
 use asymflow::trusted::Engine;
 use asymflow_residual::Pass;
-use asymflow_zoo::activation::HERMITE_SCALES;
 use asymflow_zoo::{
     Choice, Decision, Easing, Form, Gate, Grouping, Layer, Network, Quadratic, RangePenalty, Shape, SharedRelu, Weights,
 };
@@ -53,14 +52,15 @@ impl Reference {
             Form::Scaled { .. } => w[0] * (x + w[1]).powi(2),
             _ => w[0] * x * x + w[1] * x + w[2],
         };
-        if quadratic.form != Form::Hermite {
+        let Form::Hermite { second } = quadratic.form else {
             return (x.iter().map(|&x| value(x)).collect(), Vec::new());
-        }
+        };
+        let gains = [0.5, f64::from(second) / (4.0 * std::f64::consts::PI).sqrt()];
         let (channels, pixels) = (self.shape.channels, self.shape.pixels());
         let (mut y, mut moments) = (vec![0.0; x.len()], vec![0.0; 4 * channels]);
         for c in 0..channels {
             let of = |i: &usize| i / pixels % channels == c;
-            for (number, gain) in HERMITE_SCALES.into_iter().enumerate() {
+            for (number, gain) in gains.into_iter().enumerate() {
                 let basis = |i: usize| if number == 0 { x[i] } else { (x[i] * x[i] - 1.0) / 2_f64.sqrt() };
                 let (mut mean, mut variance) = (w[2 * number * channels + 2 * channels + c], 0.0);
                 if self.train {
@@ -73,7 +73,7 @@ impl Reference {
                     variance += w[2 * number * channels + 3 * channels + c];
                 }
                 for i in (0..x.len()).filter(of) {
-                    y[i] += f64::from(gain) * (basis(i) - mean) / (variance + 1e-5).sqrt() * w[c];
+                    y[i] += gain * (basis(i) - mean) / (variance + 1e-5).sqrt() * w[c];
                 }
             }
             (0..x.len()).filter(of).for_each(|i| y[i] += w[channels + c]);
@@ -242,7 +242,7 @@ fn easings() -> [Easing; 4] {
 #[test]
 fn every_quadratic_equals_itself_written_out() {
     let shape = Shape::new(3, 5, 7);
-    for form in [Form::Kervolution { c: 0.5 }, Form::RPKN, Form::REACT, Form::Hermite] {
+    for form in [Form::Kervolution { c: 0.5 }, Form::RPKN, Form::REACT, Form::HERMITE, Form::Hermite { second: 0.3 }] {
         for easing in easings() {
             check(&Layer::Quadratic(Quadratic { name: "q".to_owned(), channels: 3, form }), shape, easing);
         }
@@ -282,7 +282,7 @@ fn threads_do_not_change_a_step() {
     let shape = Shape::new(6, 8, 8);
     let blocks = Grouping::Blocks { channels: 2, rows: 2, columns: 2 };
     let shared = SharedRelu { name: "s".to_owned(), channels: 6, grouping: blocks, decision: Decision::Learned };
-    let hermite = Quadratic { name: "q".to_owned(), channels: 6, form: Form::Hermite };
+    let hermite = Quadratic { name: "q".to_owned(), channels: 6, form: Form::HERMITE };
     for layer in [Layer::SharedRelu(shared), Layer::Quadratic(hermite)] {
         let network = network(shape, layer);
         let weights = Weights::init(&network, 1);

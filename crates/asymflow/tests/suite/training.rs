@@ -81,6 +81,7 @@ fn job(mode: ModeKind) -> JobSpec {
             evaluate_every: 2,
             clip_norm: None,
             coefficient_rate: 1.0,
+            first_layer_rate: 1.0,
             easing: EasingSpec::default(),
             teacher: None,
             keep_diverged: false,

@@ -1,7 +1,7 @@
 //! Quadratics and shared decisions.
 
 use asymflow_residual::Pass;
-use asymflow_zoo::{Coefficients, Easing, Form, RangePenalty};
+use asymflow_zoo::{Coefficients, Easing, RangePenalty};
 
 use super::{Engine, Moments, Saved};
 use crate::trusted::buffer::Activation;
@@ -13,7 +13,7 @@ impl Engine {
     pub(super) fn run_quadratic(&mut self, node: &QuadraticNode, x: Activation, pass: Pass) -> Activation {
         let mut y = self.pool.take(x.data.len());
         let (samples, shape) = (x.samples, x.shape);
-        let is_batch = pass == Pass::Training && node.layer.form == Form::Hermite;
+        let is_batch = pass == Pass::Training && node.layer.form.bases().is_some();
         let batch = is_batch.then(|| quadratic::basis_moments(&x.data, shape));
         let tensors = &self.params.values[node.first..node.first + node.layer.tensors()];
         let mut values: Vec<&[f32]> = tensors.iter().map(Vec::as_slice).collect();
@@ -47,8 +47,8 @@ impl Engine {
     pub(super) fn unwind_quadratic(&mut self, node: &QuadraticNode, saved: &QuadraticSaved, dy: &mut [f32]) {
         let QuadraticSaved { x, moments, range } = saved;
         let weight = &self.params.values[node.first];
-        if let Some(moments) = moments {
-            let (d_scale, d_shift) = quadratic::hermite_backward(&x.data, dy, x.shape, weight, moments);
+        if let (Some(moments), Some(bases)) = (moments, node.layer.form.bases()) {
+            let (d_scale, d_shift) = quadratic::hermite_backward(&x.data, dy, x.shape, weight, (bases, moments));
             self.params.gradients[node.first] = d_scale;
             self.params.gradients[node.first + 1] = d_shift;
         } else {

@@ -1,0 +1,153 @@
+//! Why a job failed, and what of it the host may know.
+
+use asymflow_zoo::WeightsError;
+use asymflow_zoo::data::DataError;
+use asymflow_zoo::delta::DeltaError;
+use thiserror::Error;
+
+use crate::checkpoint::CheckpointError;
+use crate::delta::DoorError;
+use crate::job::{Failure, FailureCode};
+use crate::memory::MemoryError;
+use crate::modes::ModeError;
+use crate::naive::NaiveError;
+use crate::plan::PlanError;
+use crate::teaching::TeacherError;
+use crate::train::{HostGone, TrainError};
+use crate::trusted::ExecError;
+
+/// Why a job failed.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The data does not fit the network.
+    #[error("images of {images:?} with {classes} classes do not fit network {network}")]
+    Fit {
+        /// Shape of the images.
+        images: asymflow_zoo::Shape,
+        /// Classes of the data.
+        classes: usize,
+        /// The network.
+        network: String,
+    },
+    /// The split cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// No decomposition of that name.
+    #[error("unknown decomposition {0:?}")]
+    Decomposition(String),
+    /// The spectrum of an activation could not be computed.
+    #[error("layer {layer}: {error}")]
+    Spectrum {
+        /// Name of the convolution.
+        layer: String,
+        /// Why.
+        error: asymflow_linalg::spectrum::SpectrumError,
+    },
+    /// Delta's networks cannot be made.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    /// Images could not be noised.
+    #[error(transparent)]
+    Naive(#[from] NaiveError),
+    /// A mode lacks the settings it needs.
+    #[error("mode {mode} needs {what}")]
+    Settings {
+        /// The mode.
+        mode: &'static str,
+        /// What it needs.
+        what: &'static str,
+    },
+    /// A setting of no use.
+    #[error("{what} of {got} is out of range {range}")]
+    OutOfRange {
+        /// Which.
+        what: &'static str,
+        /// Its value.
+        got: f32,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// There is no teacher.
+    #[error(transparent)]
+    Teacher(#[from] TeacherError),
+    /// A mode that this program was built without.
+    #[error("mode {mode} is not built in: it needs the feature {feature}")]
+    NotBuilt {
+        /// The mode.
+        mode: &'static str,
+        /// The feature that has it.
+        feature: &'static str,
+    },
+    /// A mode that needs a worker has none.
+    #[error("mode {0} needs a worker")]
+    NoWorker(&'static str),
+    /// The given weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The mode cannot be set up.
+    #[error(transparent)]
+    Mode(#[from] ModeError),
+    /// Training failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The checkpoint is unusable.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A number in the job is out of range.
+    #[error("{what} must be at least 1")]
+    Zero {
+        /// Which number.
+        what: &'static str,
+    },
+    /// It would take more memory than it may.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The host is gone.
+    #[error(transparent)]
+    Host(#[from] HostGone),
+}
+
+impl From<ExecError> for RunError {
+    fn from(error: ExecError) -> Self {
+        Self::Mode(error.into())
+    }
+}
+
+impl RunError {
+    /// What the host may know of this failure.
+    pub fn failure(&self) -> Failure {
+        let exec = match self {
+            Self::Mode(ModeError::Exec(exec)) | Self::Train(TrainError::Exec(exec)) => Some(exec),
+            _ => None,
+        };
+        if let Some(layer) = exec.and_then(ExecError::non_finite_layer) {
+            // The index would say where in a private tensor the value stands.
+            let detail = format!("layer {layer}: a value is not finite");
+            return Failure { code: FailureCode::NonFinite, detail };
+        }
+        let code = match (self, exec) {
+            (_, Some(ExecError::Release { layer, .. })) => {
+                let detail = format!("layer {layer}: a release was refused; nothing left");
+                return Failure { code: FailureCode::Release, detail };
+            }
+            (_, Some(ExecError::Decompose { layer, .. })) => {
+                let detail = format!("layer {layer}: a batch could not be decomposed");
+                return Failure { code: FailureCode::NonFinite, detail };
+            }
+            (_, Some(ExecError::Split(_) | ExecError::Door(DoorError::Clip(_)))) => {
+                let detail = "features: a value is not finite".to_owned();
+                return Failure { code: FailureCode::NonFinite, detail };
+            }
+            (_, Some(ExecError::Budget(_) | ExecError::Door(DoorError::Release(_)))) => FailureCode::Release,
+            (_, Some(ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. })) => FailureCode::Worker,
+            (Self::Data(_) | Self::Fit { .. }, _) => FailureCode::Data,
+            (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,
+            (Self::Host(_) | Self::Train(TrainError::Host(_)), _) => FailureCode::Host,
+            _ => FailureCode::Job,
+        };
+        Failure { code, detail: self.to_string() }
+    }
+}
