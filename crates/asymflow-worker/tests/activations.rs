@@ -7,7 +7,7 @@ use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::burn_net::download;
 use asymflow_zoo::{
     BurnNet, Choice, Decision, Easing, Grouping, Layer, Network, RangePenalty, Sgd, SharedRelu, Weights, by_name,
-    replace::map_activations, replace_activations,
+    layer_depths, replace::map_activations, replace_activations,
 };
 use faer::Par;
 use rand::{RngExt, SeedableRng};
@@ -19,10 +19,6 @@ const OF_OUTPUTS: f64 = 1e-4;
 /// Of all gradients together and of each tensor: one activation within rounding of zero moves the gradient of a ReLU.
 const OF_GRADIENTS: f64 = 5e-3;
 const OF_ONE: f64 = 2e-2;
-/// Root mean square below which values count as this large.
-const FLOOR: f64 = 1e-3;
-/// The same of moves: normalisation cancels most of what a constant before it adds to the gradient, and rounding stays.
-const FLOOR_OF_MOVES: f64 = 0.05;
 
 /// Without dropout, whose randomness is everybody's own.
 fn undropped(layers: &mut [Layer]) {
@@ -38,11 +34,11 @@ fn undropped(layers: &mut [Layer]) {
     }
 }
 
-fn relative(a: &[f32], b: &[f32], floor: f64) -> f64 {
+fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let off = norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-    off / norm(&mut b.iter().map(|&b| f64::from(b))).max(floor * (b.len() as f64).sqrt())
+    off / norm(&mut b.iter().map(|&b| f64::from(b))).max(1e-3 * (b.len() as f64).sqrt())
 }
 
 /// A plain step, and one with everything that a step may have.
@@ -62,7 +58,8 @@ fn in_burn(sgd: SgdStep) -> Sgd {
     }
 }
 
-/// Two steps of both, from the same state: outputs, how far each weight and running statistic moves, and momentum.
+/// Two steps of both, from the same state: outputs, weights, running statistics and momentum, and for each of them that a
+/// weight moves along its momentum at its own rate.
 fn check(mut network: Network, label: &str, easing: Easing) {
     undropped(&mut network.layers);
     let mut rng = ChaCha8Rng::seed_from_u64(9);
@@ -75,11 +72,10 @@ fn check(mut network: Network, label: &str, easing: Easing) {
     let mut net = BurnNet::new(&network, &weights, &device).unwrap();
     net.set_easing(easing);
     let x = numbers(SAMPLES * network.input.len());
-    let near_above = |floor: f64, what: &str, ours: &[f32], burn: &[f32], tolerance: f64| {
-        let off = relative(ours, burn, floor);
+    let near = |what: &str, ours: &[f32], burn: &[f32], tolerance: f64| {
+        let off = relative(ours, burn);
         assert!(off < tolerance, "{label}, {easing:?}: {what} off by {off:e}");
     };
-    let near = |what: &str, ours: &[f32], burn: &[f32], tolerance| near_above(FLOOR, what, ours, burn, tolerance);
     let burn = download(net.forward(net.batch(x.clone()).unwrap(), false).unwrap()).unwrap();
     near("inference", &engine.forward(&x, SAMPLES, Pass::Inference, 0, &mut convolver).unwrap(), &burn, OF_OUTPUTS);
     for (step, sgd) in STEPS.into_iter().enumerate() {
@@ -100,12 +96,19 @@ fn check(mut network: Network, label: &str, easing: Easing) {
         engine.commit_moments();
         near(&format!("gradients {step}"), &engine.params.flat_momentum(), &net.flat_momentum().unwrap(), OF_GRADIENTS);
         let burn = net.weights().unwrap();
-        for ((spec, values), before) in engine.params.specs.iter().zip(&engine.params.values).zip(&before) {
-            let moved = |after: &[f32]| -> Vec<f32> {
-                after.iter().zip(before).map(|(after, before)| (after - before) / sgd.learning_rate).collect()
-            };
-            let (ours, burn) = (moved(values), moved(&burn.tensors[&spec.name].data));
-            near_above(FLOOR_OF_MOVES, &format!("move of {} in step {step}", spec.name), &ours, &burn, OF_ONE);
+        let momenta = [engine.params.flat_momentum(), net.flat_momentum().unwrap()];
+        let (specs, mut at) = (&engine.params.specs, 0);
+        for (i, (spec, depth)) in specs.iter().zip(layer_depths(specs)).enumerate() {
+            let ends = [&engine.params.values[i], &burn.tensors[&spec.name].data];
+            near(&format!("{} after step {step}", spec.name), ends[0], ends[1], OF_ONE);
+            let kind = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
+            let rate = -kind * sgd.first_layer_rate.powf(1.0 - depth);
+            for (end, momentum) in ends.into_iter().zip(&momenta).filter(|_| spec.kind.is_trained()) {
+                let moved: Vec<f32> = end.iter().zip(&before[i]).map(|(b, a)| (b - a) / sgd.learning_rate).collect();
+                let expected: Vec<f32> = momentum[at..at + spec.len()].iter().map(|m| rate * m).collect();
+                near(&format!("move of {} in step {step}", spec.name), &moved, &expected, OF_ONE);
+            }
+            at += spec.len();
         }
     }
 }
