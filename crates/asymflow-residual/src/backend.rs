@@ -101,7 +101,7 @@ pub struct SgdStep {
     /// [`ParamKind::is_activation`]: asymflow_zoo::ParamKind::is_activation
     pub coefficient_rate: f32,
     /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically
-    /// ([`layer_depths`](asymflow_zoo::layer_depths)).
+    /// ([`rate_factors`](asymflow_zoo::rate_factors)).
     pub first_layer_rate: f32,
 }
 

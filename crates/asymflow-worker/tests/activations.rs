@@ -7,7 +7,7 @@ use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::burn_net::download;
 use asymflow_zoo::{
     BurnNet, Choice, Decision, Easing, Grouping, Layer, Network, RangePenalty, Sgd, SharedRelu, Weights, by_name,
-    layer_depths, replace::map_activations, replace_activations,
+    rate_factors, replace::map_activations, replace_activations,
 };
 use faer::Par;
 use rand::{RngExt, SeedableRng};
@@ -98,14 +98,13 @@ fn check(mut network: Network, label: &str, easing: Easing) {
         let burn = net.weights().unwrap();
         let momenta = [engine.params.flat_momentum(), net.flat_momentum().unwrap()];
         let (specs, mut at) = (&engine.params.specs, 0);
-        for (i, (spec, depth)) in specs.iter().zip(layer_depths(specs)).enumerate() {
+        let factors = rate_factors(specs, sgd.coefficient_rate, sgd.first_layer_rate);
+        for (i, (spec, factor)) in specs.iter().zip(factors).enumerate() {
             let ends = [&engine.params.values[i], &burn.tensors[&spec.name].data];
             near(&format!("{} after step {step}", spec.name), ends[0], ends[1], OF_ONE);
-            let kind = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
-            let rate = -kind * sgd.first_layer_rate.powf(1.0 - depth);
             for (end, momentum) in ends.into_iter().zip(&momenta).filter(|_| spec.kind.is_trained()) {
                 let moved: Vec<f32> = end.iter().zip(&before[i]).map(|(b, a)| (b - a) / sgd.learning_rate).collect();
-                let expected: Vec<f32> = momentum[at..at + spec.len()].iter().map(|m| rate * m).collect();
+                let expected: Vec<f32> = momentum[at..at + spec.len()].iter().map(|m| -factor * m).collect();
                 near(&format!("move of {} in step {step}", spec.name), &moved, &expected, OF_ONE);
             }
             at += spec.len();

@@ -11,7 +11,7 @@ use burn::tensor::{Device, Distribution, Tensor, TensorData, activation::relu};
 use thiserror::Error;
 
 use crate::activation::Easing;
-use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec, layer_depths};
+use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec, rate_factors};
 use crate::weights::{Weights, WeightsError};
 
 mod activations;
@@ -251,9 +251,9 @@ impl BurnNet {
     pub fn step(&mut self, sgd: Sgd) -> Result<(), BurnNetError> {
         let gradients = self.gradients.take().ok_or(BurnNetError::NoGradient)?;
         let shrink = sgd.clip_norm.is_finite().then(|| shrinking(&gradients, sgd.clip_norm)).flatten();
-        let depths = layer_depths(&self.specs);
-        let tensors = self.specs.iter().zip(depths).zip(&mut self.params).zip(&mut self.velocity);
-        for ((((spec, depth), param), velocity), gradient) in tensors.zip(gradients) {
+        let factors = rate_factors(&self.specs, sgd.coefficient_rate as f32, sgd.first_layer_rate as f32);
+        let tensors = factors.into_iter().zip(&mut self.params).zip(&mut self.velocity);
+        for (((factor, param), velocity), gradient) in tensors.zip(gradients) {
             let Some(mut gradient) = gradient else { continue };
             if let Some(shrink) = &shrink {
                 gradient = gradient * shrink.clone();
@@ -268,9 +268,7 @@ impl BurnNet {
                 };
                 *velocity = Some(gradient.clone());
             }
-            let kind = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
-            let layer = sgd.first_layer_rate.powf(1.0 - f64::from(depth));
-            *param = param.clone() - gradient * (sgd.learning_rate * kind * layer);
+            *param = param.clone() - gradient * (sgd.learning_rate * f64::from(factor));
         }
         Ok(())
     }

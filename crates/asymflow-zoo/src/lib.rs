@@ -24,7 +24,7 @@ pub use activation::{
 pub use burn_net::{BurnNet, BurnNetError, Sgd};
 pub use data::{DataError, DataSource, Dataset, Split};
 pub use models::{ModelError, by_name};
-pub use network::{Conv, Layer, Linear, Network, NetworkError, ParamKind, ParamSpec, Shape, layer_depths};
+pub use network::{Conv, Layer, Linear, Network, NetworkError, ParamKind, ParamSpec, Shape, rate_factors};
 pub use replace::{Replacement, ReplacementError, replace_activations};
 #[cfg(feature = "burn")]
 pub use weight_files::WeightFileError;

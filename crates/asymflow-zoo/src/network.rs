@@ -197,20 +197,23 @@ impl ParamSpec {
     }
 }
 
-/// Where the layer of every parameter stands among the layers that have any: 0 for the first, 1 for the last, evenly between,
-/// in the order of [`Network::parameters`]. What rates that differ by depth are made from.
-pub fn layer_depths(specs: &[ParamSpec]) -> Vec<f32> {
-    let layer = |spec: &ParamSpec| spec.name.rsplit_once('.').map_or_else(String::new, |(layer, _)| layer.to_owned());
+/// Factor of the learning rate of every parameter, in the order of [`Network::parameters`]: `coefficient_rate` for those of
+/// activations ([`ParamKind::is_activation`]), times `first_layer_rate` in the first layer that has parameters and 1 in the last,
+/// growing geometrically between.
+pub fn rate_factors(specs: &[ParamSpec], coefficient_rate: f32, first_layer_rate: f32) -> Vec<f32> {
+    fn layer(spec: &ParamSpec) -> &str {
+        spec.name.rsplit_once('.').map_or("", |(layer, _)| layer)
+    }
+    let is_new = |pair: &[ParamSpec]| layer(&pair[0]) != layer(&pair[1]);
+    let last = specs.windows(2).filter(|pair| is_new(pair)).count();
     let mut at = 0;
-    let places: Vec<usize> = specs
-        .iter()
-        .enumerate()
-        .map(|(i, spec)| {
-            at += usize::from(i > 0 && layer(spec) != layer(&specs[i - 1]));
-            at
-        })
-        .collect();
-    places.into_iter().map(|place| place as f32 / at.max(1) as f32).collect()
+    let factor = |(i, spec): (usize, &ParamSpec)| {
+        at += usize::from(i > 0 && is_new(&specs[i - 1..=i]));
+        let depth = at as f32 / last.max(1) as f32;
+        let kind = if spec.kind.is_activation() { coefficient_rate } else { 1.0 };
+        kind * first_layer_rate.powf(1.0 - depth)
+    };
+    specs.iter().enumerate().map(factor).collect()
 }
 
 /// A feed-forward network with residual blocks.

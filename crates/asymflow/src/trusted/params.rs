@@ -1,7 +1,7 @@
 //! The parameters of a network inside the trusted part, with their gradients and momentum.
 
 use asymflow_residual::SgdStep;
-use asymflow_zoo::{Network, ParamSpec, Weights, WeightsError, layer_depths};
+use asymflow_zoo::{Network, ParamSpec, Weights, WeightsError, rate_factors};
 use rayon::prelude::*;
 
 use crate::streamed::is_streamed;
@@ -81,12 +81,11 @@ impl Params {
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.
     pub fn step(&mut self, sgd: SgdStep) {
         let shrink = self.shrinking(sgd.clip_norm);
-        let depths = layer_depths(&self.specs);
-        let tensors = self.specs.iter().zip(depths).zip(&mut self.values).zip(&self.gradients).zip(&mut self.momentum);
-        for ((((spec, depth), values), gradients), momentum) in tensors {
+        let factors = rate_factors(&self.specs, sgd.coefficient_rate, sgd.first_layer_rate);
+        let tensors = self.specs.iter().zip(factors).zip(&mut self.values).zip(&self.gradients).zip(&mut self.momentum);
+        for ((((spec, factor), values), gradients), momentum) in tensors {
             if spec.kind.is_trained() {
-                let kind = if spec.kind.is_activation() { sgd.coefficient_rate } else { 1.0 };
-                let learning_rate = sgd.learning_rate * kind * sgd.first_layer_rate.powf(1.0 - depth);
+                let learning_rate = sgd.learning_rate * factor;
                 let chunks = values.par_chunks_mut(1 << 14).zip(gradients.par_chunks(1 << 14));
                 chunks.zip(momentum.par_chunks_mut(1 << 14)).for_each(|((w, g), m)| {
                     for ((w, &g), m) in w.iter_mut().zip(g).zip(m) {

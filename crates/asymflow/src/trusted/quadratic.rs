@@ -87,8 +87,8 @@ pub(super) fn powers(x: &[f32], dy: &[f32]) -> [f64; 3] {
     parts.iter().fold([0.0; 3], |sum, part| std::array::from_fn(|i| sum[i] + part[i]))
 }
 
-/// Backward of [`Form::Hermite`] with its [`Form::bases`] and the batch's statistics: turns `dy` into dx in place and returns the gradients of γ
-/// and β.
+/// Backward of [`Form::Hermite`] with its [`Form::bases`] and the batch's statistics: turns `dy` into dx in place and returns
+/// the gradients of γ and β.
 pub fn hermite_backward(
     x: &[f32],
     dy: &mut [f32],
