@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use asymflow::modes::{Mode, TrainBatch, TrustedOnly};
-use asymflow::trusted::shared_relu::{SharedNode, SharedSaved, backward, forward};
-use asymflow::trusted::{Activation, Pool, ops};
+use asymflow_engine::shared_relu::{SharedNode, SharedSaved, backward, forward};
+use asymflow_engine::{Activation, Pool, ops};
 use asymflow_residual::SgdStep;
 use asymflow_zoo::{Decision, Easing, Grouping, Replacement, Shape, SharedRelu, Weights, by_name, replace_activations};
 use faer::Par;

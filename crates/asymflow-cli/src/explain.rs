@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use asymflow::delta::{BitDoor, Sampling};
 use asymflow::job::ModeKind;
 use asymflow::plan::Plan;
-use asymflow::trusted::Program;
+use asymflow_engine::Program;
 use asymflow_privacy::{
     Accountant, Event, PldAccountant, RdpAccountant, Relation, Sensitivity, ZcdpAccountant, gaussian_epsilon,
 };

@@ -5,8 +5,8 @@ use asymflow::job::TrainReport;
 use asymflow::plan::Plan;
 use asymflow::speedup::{SpeedupReport, Variant};
 use asymflow::study::RankStudyReport;
-use asymflow::timing::Seconds;
-use asymflow::trusted::Program;
+use asymflow_engine::Program;
+use asymflow_engine::timing::Seconds;
 use asymflow_zoo::cost;
 
 use crate::entry::Entry;

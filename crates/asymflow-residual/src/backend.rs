@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use asymflow_privacy::{PackedBits, Payload, Released};
 use asymflow_zoo::{Easing, Network, Shape};
+pub use asymflow_zoo::{Pass, SgdStep};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -64,16 +65,6 @@ pub enum Availability {
     },
 }
 
-/// What is kept of a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Pass {
-    /// Nothing is kept; batch normalisation uses running statistics.
-    Inference,
-    /// The input (or the autodiff graph) is kept until its gradient is submitted or [`ResidualTraining::reset`];
-    /// batch normalisation uses and updates batch statistics.
-    Training,
-}
-
 /// What a submission of a gradient should return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
@@ -81,36 +72,6 @@ pub struct Wanted {
     pub input: bool,
     /// Gradient with respect to the unit's weights, summed over the batch ([`Unit::Conv`] only).
     pub weights: bool,
-}
-
-/// One step of stochastic gradient descent with momentum, as PyTorch defines it:
-/// `g ← g + weight_decay·w; m ← momentum·m + g; w ← w − learning_rate·m`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SgdStep {
-    /// Learning rate.
-    pub learning_rate: f32,
-    /// Momentum.
-    pub momentum: f32,
-    /// l2 penalty.
-    pub weight_decay: f32,
-    /// The largest l2 norm of the gradient of all parameters together, penalty aside; a longer one is scaled down to it.
-    /// Infinite for none.
-    pub clip_norm: f32,
-    /// Factor of the learning rate of coefficients and votes of activations ([`ParamKind::is_activation`]).
-    ///
-    /// [`ParamKind::is_activation`]: asymflow_zoo::ParamKind::is_activation
-    pub coefficient_rate: f32,
-    /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically
-    /// ([`rate_factors`](asymflow_zoo::rate_factors)).
-    pub first_layer_rate: f32,
-}
-
-impl SgdStep {
-    /// A step that neither clips nor treats any parameter differently.
-    pub const fn plain(learning_rate: f32, momentum: f32, weight_decay: f32) -> Self {
-        let (coefficient_rate, first_layer_rate) = (1.0, 1.0);
-        Self { learning_rate, momentum, weight_decay, clip_norm: f32::INFINITY, coefficient_rate, first_layer_rate }
-    }
 }
 
 /// What came back for a ticket. Everything the worker returns is public.

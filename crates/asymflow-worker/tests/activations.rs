@@ -1,8 +1,7 @@
 //! Networks of quadratics and shared decisions: the trusted engine against burn.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
-use asymflow::local::LocalConv;
-use asymflow::trusted::Engine;
+use asymflow_engine::{Engine, LocalConv};
 use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::burn_net::download;
 use asymflow_zoo::{

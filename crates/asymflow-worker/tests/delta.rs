@@ -14,12 +14,11 @@ use asymflow::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Schedule, Task, TrainReport,
     TrainSpec, WorkerSpec, WorkerTransport,
 };
-use asymflow::local::LocalConv;
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
-use asymflow::trusted::Engine;
+use asymflow_engine::{Engine, LocalConv};
 use asymflow_privacy::{Accountant, Event, Loss, PldAccountant, Precision, Relation, gaussian_epsilon};
 use asymflow_residual::{
     BurnBackend, DeviceChoice, Identity, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig, ServeLimits,

@@ -16,7 +16,7 @@ use asymflow::service::{
     Answer, ClientId, Keeper, ModelFile, Promise, Query, QueryError, ServedModel, Service, ServiceError,
     ServiceSettings, sha256_hex,
 };
-use asymflow::streamed::ModelWeights;
+use asymflow_engine::streamed::ModelWeights;
 use asymflow_privacy::{BudgetError, Precision, Relation, gaussian_epsilon};
 use asymflow_residual::{
     BurnBackend, DeviceChoice, Identity, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker,

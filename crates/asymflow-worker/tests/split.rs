@@ -13,7 +13,7 @@ use asymflow::accounting::RecordAccountant;
 use asymflow::clear::Clear;
 use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
-use asymflow::trusted::Program;
+use asymflow_engine::Program;
 use asymflow_privacy::Precision;
 use asymflow_residual::{Protection, ResidualBackend, RingLayout, Tap, Token, Transport, WorkerClient, WorkerConfig};
 use asymflow_zoo::{Layer, Network, Weights, by_name};
@@ -188,7 +188,7 @@ fn everything_sent_is_released(worker: &Worker) -> usize {
     // Three forward passes, one backward pass, and the weights twice, of the split convolutions and nothing else.
     let nodes = program.conv_nodes();
     let split = || nodes.iter().filter(|n| plan.convs[n.index].placement.is_split());
-    let weight = |n: &asymflow::trusted::ConvNode| n.output.channels * n.input.channels * n.conv.kernel.pow(2);
+    let weight = |n: &asymflow_engine::ConvNode| n.output.channels * n.input.channels * n.conv.kernel.pow(2);
     let mut expected = Vec::new();
     for _ in 0..3 {
         expected.extend(split().map(|n| 8 * n.input.len()));

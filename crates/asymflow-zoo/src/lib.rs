@@ -13,6 +13,7 @@ mod pkn;
 #[cfg(feature = "burn")]
 mod pytorch_file;
 pub mod replace;
+mod training;
 #[cfg(feature = "burn")]
 pub mod weight_files;
 pub mod weights;
@@ -26,6 +27,7 @@ pub use data::{DataError, DataSource, Dataset, Split};
 pub use models::{ModelError, by_name};
 pub use network::{Conv, Layer, Linear, Network, NetworkError, ParamKind, ParamSpec, Shape, rate_factors};
 pub use replace::{Replacement, ReplacementError, replace_activations};
+pub use training::{Pass, SgdStep};
 #[cfg(feature = "burn")]
 pub use weight_files::WeightFileError;
 pub use weights::{WeightTensor, Weights, WeightsError};

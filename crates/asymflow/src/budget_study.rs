@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use asymflow_engine::ops;
 use asymflow_residual::SgdStep;
 use asymflow_shares::budget::{Backend, BudgetError, Item, Prices, price, solve};
 use asymflow_shares::{CompileError, Options, PlaintextError, WeightPolicy, compile};
@@ -14,8 +15,8 @@ use faer::Par;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::ExecError;
 use crate::modes::{Mode, TrainBatch, TrustedOnly};
-use crate::trusted::{ExecError, ops};
 
 /// Window of an exact comparison over 64 bits, 20 of 32 fraction bits dropped, as after a convolution.
 const BACKEND: Backend = Backend { ring_bits: 64, window_bits: 44 };

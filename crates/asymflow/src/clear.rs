@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use asymflow_engine::timing::{Seconds, timed};
 use asymflow_privacy::Precision;
 use asymflow_residual::{
     Batch, CollectError, Pass, ResidualBackend, ResidualModel, SgdStep, SubmitError, Unit, UnitId, Wanted, WorkerStats,
 };
 use asymflow_zoo::{Easing, Network, Weights};
 
+use crate::ExecError;
 use crate::accounting::{RecordAccountant, Released};
 use crate::link::Link;
 use crate::modes::{Mode, ModeError, Recovered, StepReport, TrainBatch, TrainState, loss};
 use crate::release::{Door, PrivacySpec};
-use crate::timing::{Seconds, timed};
-use crate::trusted::ExecError;
 
 /// Baseline: everything on the accelerator, which sees images, logits and gradients as they are, and keeps weights and
 /// momentum.
@@ -96,7 +96,7 @@ impl Clear {
     }
 
     fn forward(&mut self, images: &[f32], samples: usize, pass: Pass) -> Result<Vec<f32>, ExecError> {
-        crate::trusted::engine::check_finite("input", images)?;
+        asymflow_engine::engine::check_finite("input", images)?;
         let released = self.release(images.to_vec(), samples, "input", Released::Residual)?;
         let ticket = self.link.session().submit(WHOLE, released, pass).map_err(submit)?;
         match timed(&mut self.seconds.wait, || self.link.session().collect(ticket)).map_err(collect)? {

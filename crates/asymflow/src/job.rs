@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{Budget, Precision};
 use asymflow_zoo::Network;
 use asymflow_zoo::data::Normalization;
@@ -16,7 +17,6 @@ use crate::release::PrivacySpec;
 use crate::run::Settings;
 use crate::speedup::{SpeedupReport, SpeedupSpec};
 use crate::study::{RankStudyReport, RankStudySpec};
-use crate::timing::Seconds;
 
 /// How a network is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use asymflow_engine::streamed::ModelWeights;
 use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::Weights;
 use faer::{Mat, Par};
@@ -10,14 +11,13 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::delta::Sampling;
 use crate::job::JobSpec;
 use crate::memory::{MemoryPlan, MemoryUse, heap};
 use crate::modes::{Mode, TrainBatch};
 use crate::run::{OpenBackend, Parts, RunError, build};
-use crate::streamed::ModelWeights;
-use crate::trusted::ExecError;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

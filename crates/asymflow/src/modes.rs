@@ -4,21 +4,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use asymflow_engine::streamed::ModelWeights;
+use asymflow_engine::timing::Seconds;
+use asymflow_engine::{Engine, LocalConv, ops};
 use asymflow_privacy::{Loss, Precision};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
 use asymflow_zoo::data::Loader;
 use asymflow_zoo::{Easing, Network, Weights};
 use faer::Par;
 
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
-use crate::local::LocalConv;
 use crate::plan::Plan;
 use crate::release::{Door, PrivacySpec};
 use crate::split::{SplitConv, open_link};
-use crate::streamed::ModelWeights;
 use crate::teaching::Lesson;
-use crate::timing::Seconds;
-use crate::trusted::{Engine, ExecError, ops};
 
 /// A batch for one training step.
 #[derive(Clone, Copy, Debug)]
@@ -248,7 +248,7 @@ pub(crate) fn engine_state(engine: &Engine) -> TrainState {
 
 pub(crate) fn engine_restore(engine: &mut Engine, state: &TrainState) -> Result<(), ExecError> {
     let weights = Weights::unflatten(&engine.network, &state.weights)?;
-    let mut params = crate::trusted::Params::new(&engine.network, &weights)?;
+    let mut params = asymflow_engine::Params::new(&engine.network, &weights)?;
     if state.momentum.len() == state.weights.len() {
         params.train();
         let mut rest = &state.momentum[..];
@@ -296,7 +296,7 @@ impl TrustedOnly {
 
 impl Mode for TrustedOnly {
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
-        self.engine.forward(images, records.len(), Pass::Inference, 0, &mut self.convolver)
+        Ok(self.engine.forward(images, records.len(), Pass::Inference, 0, &mut self.convolver)?)
     }
 
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
@@ -395,7 +395,7 @@ impl AsymMl {
     /// # Errors
     /// As [`AsymMl::new`].
     pub fn with_weights(network: Network, weights: Weights, parts: AsymMlParts, par: Par) -> Result<Self, ModeError> {
-        let engine = Engine::with_weights(network, weights.into(), par)?;
+        let engine = Engine::with_weights(network, weights.into(), par).map_err(ExecError::from)?;
         let door = Door::new(&parts.privacy, parts.precision)?;
         let placements = parts.plan.placements();
         let link = open_link(parts.backend, &engine.program.conv_nodes(), &placements).map_err(ExecError::from)?;
@@ -419,7 +419,7 @@ impl AsymMl {
 impl Mode for AsymMl {
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
         self.convolver.accountant.begin(records.iter().copied());
-        self.engine.forward(images, records.len(), Pass::Inference, 0, &mut self.convolver)
+        Ok(self.engine.forward(images, records.len(), Pass::Inference, 0, &mut self.convolver)?)
     }
 
     fn answer_losses(&self) -> Result<Vec<Loss>, ExecError> {

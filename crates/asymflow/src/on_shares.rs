@@ -7,6 +7,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use asymflow_engine::streamed::ModelWeights;
+use asymflow_engine::timing::Seconds;
 use asymflow_residual::{SgdStep, WorkerStats};
 use asymflow_shares::{
     CompileError, DealStore, Dealer, LayerReport, Options, OutputShare, PartyModel, Profile, Ring, Seed, Server,
@@ -16,12 +18,10 @@ use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use thiserror::Error;
 
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::job::{RingBits, SharesSpec};
 use crate::modes::{Mode, Recovered, StepReport, TrainBatch, TrainState, TrustedOnly};
-use crate::streamed::ModelWeights;
-use crate::timing::Seconds;
-use crate::trusted::ExecError;
 
 /// Longer than any one query takes.
 const EXPIRY: Duration = Duration::from_secs(3600);

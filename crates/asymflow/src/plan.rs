@@ -1,10 +1,9 @@
 //! Where each convolution is computed, and what that costs in multiplications and bytes.
 
+use asymflow_engine::{ConvNode, Program};
 use asymflow_linalg::rank::{LayerCost, RankError, RankPolicy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use crate::trusted::{ConvNode, Program};
 
 /// Where a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization
 use asymflow_zoo::delta::delta;
 use faer::Par;
 
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::checkpoint::{Checkpoint, from_f32_bytes};
 use crate::delta::{Sampling, SplitStudyReport, SplitStudySpec, split_study};
@@ -22,7 +23,6 @@ use crate::speedup::speedup;
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
 use crate::teaching::Teacher;
 use crate::train::{Observer, Training};
-use crate::trusted::ExecError;
 
 mod build;
 mod error;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use asymflow_engine::timing::Seconds;
 use asymflow_residual::{ResidualBackend, SgdStep};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
@@ -11,14 +12,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::delta::Sampling;
 use crate::job::{JobSpec, ModeKind, Traffic};
 use crate::modes::{Mode, ModeError, TrainBatch};
 use crate::plan::{Plan, SplitSpec};
 use crate::run::{Parts, RunError, Settings, build};
-use crate::timing::Seconds;
-use crate::trusted::ExecError;
 
 /// What is timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

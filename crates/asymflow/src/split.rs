@@ -3,20 +3,21 @@
 
 use std::collections::HashMap;
 
+use asymflow_engine::local::{Scratch, conv_shape};
+use asymflow_engine::timing::{Seconds, timed, timed_folding};
+use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, LocalConv, Params, Pool};
 use asymflow_linalg::conv;
 use asymflow_linalg::{BatchShape, Decomposer, LowRank};
 use asymflow_privacy::Loss;
 use asymflow_residual::{Batch, CollectError, OpenError, Pass, SubmitError, Ticket, UnitId, Wanted};
 use faer::Par;
 
+use crate::ExecError;
 use crate::accounting::{RecordAccountant, Released};
 use crate::delta::DoorError;
 use crate::link::Link;
-use crate::local::{LocalConv, Scratch, conv_shape};
 use crate::plan::Placement;
 use crate::release::Door;
-use crate::timing::{Seconds, timed, timed_folding};
-use crate::trusted::{Activation, Buffer, ConvNode, Convolver, ExecError, Params, Pool};
 
 /// Gradients of a mean loss are far below the smallest f16; they are scaled by this times the batch size
 /// before they are encoded. A constant, so that the scale says nothing about the data.
@@ -207,9 +208,11 @@ fn unexpected(node: &ConvNode, what: &str) -> ExecError {
 }
 
 impl Convolver for SplitConv {
+    type Error = ExecError;
+
     fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
         let Placement::Split { rank } = self.placements[node.index] else {
-            return self.local.forward(node, x, weight, pass);
+            return Ok(self.local.forward(node, x, weight, pass)?);
         };
         let (low_rank, residual) = self.decompose(node, x, rank)?;
         let released = self.release(node, residual, x.samples, Released::Residual)?;
@@ -222,7 +225,7 @@ impl Convolver for SplitConv {
         timed_folding(&mut self.local.seconds[node.index], |mark| {
             conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack, mark)
         })
-        .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
+        .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
 
         let Batch::Outputs(from_worker) = self.collect(node, ticket)? else {
             return Err(unexpected(node, "outputs"));
@@ -230,7 +233,7 @@ impl Convolver for SplitConv {
         if from_worker.len() != y.len() {
             return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
         }
-        crate::trusted::ops::add_assign(&mut y, &from_worker);
+        asymflow_engine::ops::add_assign(&mut y, &from_worker);
         match pass {
             Pass::Training => drop(self.kept.insert(node.index, (low_rank, x.samples))),
             Pass::Inference => self.spare.push(low_rank),
@@ -247,13 +250,13 @@ impl Convolver for SplitConv {
         d_weight: &mut [f32],
     ) -> Result<Option<Buffer>, ExecError> {
         if !self.placements[node.index].is_split() {
-            return self.local.backward(node, dy, samples, weight, d_weight);
+            return Ok(self.local.backward(node, dy, samples, weight, d_weight)?);
         }
         let (low_rank, kept) = self
             .kept
             .remove(&node.index)
             .filter(|(_, kept)| *kept == samples)
-            .ok_or_else(|| ExecError::NoForward { layer: node.conv.name.clone() })?;
+            .ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
         debug_assert_eq!(kept, samples);
         let gain = match self.door.precision() {
             asymflow_privacy::Precision::F32 => 1.0,
@@ -270,7 +273,7 @@ impl Convolver for SplitConv {
         timed_folding(&mut self.local.seconds[node.index], |mark| {
             conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack, mark)
         })
-        .map_err(|error| ExecError::Conv { layer: node.conv.name.clone(), error })?;
+        .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
         self.spare.push(low_rank);
 
         let Batch::Gradients { mut input, weights } = self.collect(node, ticket)? else {

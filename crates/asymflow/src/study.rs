@@ -1,5 +1,7 @@
 //! The rank study: how low the rank of activations is, by layer, rank and method, on a trained network.
 
+use asymflow_engine::local::Scratch;
+use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, Engine, EngineError, LocalConv};
 use asymflow_linalg::spectrum::{self, SpectrumError};
 use asymflow_linalg::{BatchShape, DecomposeError, LowRank, by_name};
 use asymflow_residual::Pass;
@@ -8,9 +10,8 @@ use faer::Par;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::local::{LocalConv, Scratch};
+use crate::ExecError;
 use crate::run::RunError;
-use crate::trusted::{Activation, Buffer, ConvNode, Convolver, Engine, ExecError};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,7 +70,9 @@ struct Recorder {
 }
 
 impl Convolver for Recorder {
-    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
+    type Error = EngineError;
+
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, EngineError> {
         self.inputs.push((node.conv.name.clone(), x.clone()));
         self.local.forward(node, x, weight, pass)
     }
@@ -81,7 +84,7 @@ impl Convolver for Recorder {
         samples: usize,
         weight: &[f32],
         d_weight: &mut [f32],
-    ) -> Result<Option<Buffer>, ExecError> {
+    ) -> Result<Option<Buffer>, EngineError> {
         self.local.backward(node, dy, samples, weight, d_weight)
     }
 }

@@ -4,15 +4,15 @@
 use std::fs::File;
 use std::io::BufReader;
 
+use asymflow_engine::{Engine, LocalConv};
 use asymflow_residual::Pass;
 use asymflow_zoo::{Easing, RangePenalty};
 use faer::Par;
 use thiserror::Error;
 
+use crate::ExecError;
 use crate::job::{EasingSpec, ModeKind, TeacherSpec};
-use crate::local::LocalConv;
 use crate::service::{ModelFile, ReadModel};
-use crate::trusted::{Engine, ExecError};
 
 /// Exponents of the range penalty and shares of its weight in the first epochs (after PILLAR, USENIX Security 2024), which
 /// begins where weights made by seed would overflow the last ones.
@@ -151,7 +151,7 @@ impl Teacher {
     /// # Errors
     /// Bad input.
     pub fn logits(&mut self, images: &[f32], samples: usize) -> Result<Vec<f32>, ExecError> {
-        self.engine.forward(images, samples, Pass::Inference, 0, &mut self.convolver)
+        Ok(self.engine.forward(images, samples, Pass::Inference, 0, &mut self.convolver)?)
     }
 
     /// Logits as a step is given them.
@@ -194,7 +194,7 @@ mod tests {
         let logits: Vec<f32> = student.iter().map(|&x| x as f32).collect();
         let said: Vec<f32> = teacher.iter().map(|&x| x as f32).collect();
         let mut gradient = vec![0.0; 6];
-        let (mut loss, _) = crate::trusted::ops::softmax_cross_entropy(&logits, 3, &[2, 0], &mut gradient);
+        let (mut loss, _) = asymflow_engine::ops::softmax_cross_entropy(&logits, 3, &[2, 0], &mut gradient);
         let lesson = Lesson { logits: &said, temperature: t as f32, weight: weight as f32 };
         lesson.blend(3, &logits, &mut loss, &mut gradient);
         assert!((loss - total(&student)).abs() < 1e-6, "{loss} {}", total(&student));

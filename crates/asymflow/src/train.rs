@@ -3,18 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use asymflow_engine::ops;
+use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{Accountant, AccountantError, Loss, RecordLedger};
 use asymflow_residual::{SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, Split, epoch_order};
 use thiserror::Error;
 
+use crate::ExecError;
 use crate::checkpoint::{Checkpoint, CheckpointError, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
 use crate::memory::MemoryUse;
 use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
 use crate::teaching::Teacher;
-use crate::timing::Seconds;
-use crate::trusted::{ExecError, ops};
 
 /// Hears what a job has to say. An error ends the job: the host is gone.
 pub trait Observer {

@@ -5,6 +5,7 @@ mod queries;
 use std::sync::Arc;
 use std::time::Duration;
 
+use asymflow_engine::timing::{Seconds, timed};
 use asymflow_privacy::{
     InsecureSign, Loss, PackedBits, Precision, Private, Relation, Released, Sensitivity, disclose_labels, release,
 };
@@ -21,11 +22,10 @@ use super::cache::ReleasedCache;
 use super::door::{BitDoor, DoorError, Sampling};
 use super::gradient::GradientDoor;
 use super::spec::{DeltaSpec, Feed, Labels, Variant};
+use crate::ExecError;
 use crate::accounting::{self, RecordAccountant};
 use crate::link::Link;
 use crate::modes::{TrainBatch, TrainState};
-use crate::timing::{Seconds, timed};
-use crate::trusted::ExecError;
 
 const M_RES: UnitId = UnitId(0);
 
@@ -298,7 +298,7 @@ impl Crossing {
         let ticket = self.link.session().submit(M_RES, bits.into_payload(), Pass::Training).map_err(submit)?;
         let logits = self.collect(ticket, samples, seconds)?;
         let mut gradient = vec![0.0; logits.len()];
-        crate::trusted::ops::softmax_cross_entropy(&logits, self.classes, batch.labels, &mut gradient);
+        asymflow_engine::ops::softmax_cross_entropy(&logits, self.classes, batch.labels, &mut gradient);
         let (gradient, receipt) = self.door.release_gradient_in_clear(gradient)?;
         accountant.absorb_for("logits", accounting::Released::Gradient, receipt);
         self.step_along(gradient, sgd, seconds)?;
@@ -314,7 +314,7 @@ impl Crossing {
         let pixels = 8 * self.record_bytes;
         let mean = |record: &[f32]| {
             let mut mean = vec![0.0; pixels];
-            record.chunks_exact(pixels).for_each(|plane| crate::trusted::ops::add_assign(&mut mean, plane));
+            record.chunks_exact(pixels).for_each(|plane| asymflow_engine::ops::add_assign(&mut mean, plane));
             mean.iter_mut().for_each(|v| *v /= self.channels as f32);
             mean
         };

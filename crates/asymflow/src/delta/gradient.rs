@@ -59,7 +59,7 @@ impl GradientDoor {
         labels: &[u32],
     ) -> Result<(Released<Vec<f32>>, Receipt), DoorError> {
         let mut gradient = vec![0.0; logits.len()];
-        crate::trusted::ops::softmax_cross_entropy(logits, classes, labels, &mut gradient);
+        asymflow_engine::ops::softmax_cross_entropy(logits, classes, labels, &mut gradient);
         let (mechanism, sensitivity) = self.mechanism(labels.len())?;
         // Rounding may have left a row a little above its bound.
         clip_records(&mut gradient, labels.len(), NORM / labels.len().max(1) as f64)?;

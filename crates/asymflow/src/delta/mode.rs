@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use asymflow_engine::timing::{Seconds, timed};
+use asymflow_engine::{Engine, EngineError, LocalConv, ops};
 use asymflow_linalg::Decomposer;
 use asymflow_privacy::{Loss, Relation};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
@@ -16,13 +18,11 @@ use super::door::{DoorError, Sampling};
 use super::orthogonality;
 use super::spec::{DeltaSpec, Variant};
 use super::split::FeatureSplit;
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
-use crate::local::LocalConv;
 use crate::modes::{
     Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, Unkept, engine_restore, engine_state, loss,
 };
-use crate::timing::{Seconds, timed};
-use crate::trusted::{Engine, ExecError, ops};
 
 /// Augmentation passes of stage 2 are numbered from here, so that none equals an epoch of stage 1.
 pub(super) const FIRST_VIEW: u64 = 1 << 32;
@@ -80,7 +80,7 @@ impl Trusted {
     }
 
     fn forward(&mut self, x: &[f32], samples: usize, pass: Pass, dropout_seed: u64) -> Result<Vec<f32>, ExecError> {
-        self.engine.forward(x, samples, pass, dropout_seed, &mut self.convolver)
+        Ok(self.engine.forward(x, samples, pass, dropout_seed, &mut self.convolver)?)
     }
 
     fn step(&mut self, sgd: SgdStep) {
@@ -146,7 +146,7 @@ impl Delta {
             let logits = main.forward(&low, samples, Pass::Training, batch.dropout_seed)?;
             let (report, d_logits) = loss(&main.engine.network, &logits, &batch);
             let d_low = main.engine.backward(d_logits, samples, &mut main.convolver)?;
-            let d_low = d_low.ok_or_else(|| ExecError::NoForward { layer: "main".to_owned() })?;
+            let d_low = d_low.ok_or_else(|| EngineError::NoForward { layer: "main".to_owned() })?;
             let mut d_features = residual;
             split.adjoint(d_low.into_vec(), &mut d_features)?;
             backbone.engine.backward(d_features, samples, &mut backbone.convolver)?;

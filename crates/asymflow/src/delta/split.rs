@@ -1,5 +1,6 @@
 //! M_bb's features in two: a low-rank, low-frequency part and the residual (thesis eq 3.1 to 3.5).
 
+use asymflow_engine::local::Scratch;
 use asymflow_linalg::dct::{BlockDct, DctError};
 use asymflow_linalg::{BatchShape, DecomposeError, Decomposer, LowRank};
 use asymflow_zoo::Shape;
@@ -9,8 +10,6 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 use thiserror::Error;
-
-use crate::local::Scratch;
 
 /// Why features could not be split.
 #[derive(Clone, Debug, PartialEq, Error)]

@@ -1,5 +1,6 @@
 //! How much of the features a split leaves to the residual, by rank and by how many frequencies are kept.
 
+use asymflow_engine::{Engine, LocalConv};
 use asymflow_linalg::by_name;
 use asymflow_residual::Pass;
 use asymflow_zoo::delta::{DeltaShape, delta};
@@ -8,9 +9,8 @@ use faer::Par;
 use serde::{Deserialize, Serialize};
 
 use super::split::FeatureSplit;
-use crate::local::LocalConv;
+use crate::ExecError;
 use crate::run::RunError;
-use crate::trusted::{Engine, ExecError};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! The plan of one mode at work, without data sets and checkpoints.
 
+use asymflow_engine::{ConvNode, Program, streamed};
 use asymflow_linalg::{BatchShape, BlockDct, by_name};
 use asymflow_privacy::Precision;
 use asymflow_residual::Pass;
@@ -13,8 +14,6 @@ use crate::delta::DeltaSpec;
 use crate::job::ModeKind;
 use crate::plan::{Placement, Plan, SplitSpec};
 use crate::run::Settings;
-use crate::streamed;
-use crate::trusted::{ConvNode, Program};
 
 /// What a mode is to do.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +28,7 @@ pub struct Work<'a> {
     pub passes: &'a [(usize, Pass)],
     /// Threads of the trusted part.
     pub threads: usize,
-    /// Whether weights are streamed ([`crate::streamed`]).
+    /// Whether weights are streamed ([`asymflow_engine::streamed`]).
     pub is_streamed: bool,
 }
 

@@ -7,6 +7,10 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
+use asymflow_engine::buffer::REUSE;
+use asymflow_engine::local::conv_shape;
+use asymflow_engine::program::Node;
+use asymflow_engine::{ConvNode, Program};
 use asymflow_linalg::{BatchShape, Decomposer, conv};
 use asymflow_privacy::Precision;
 use asymflow_residual::Pass;
@@ -15,11 +19,7 @@ use faer::Par;
 use faer::dyn_stack::StackReq;
 
 use super::wire;
-use crate::local::conv_shape;
 use crate::plan::Placement;
-use crate::trusted::buffer::REUSE;
-use crate::trusted::program::Node;
-use crate::trusted::{ConvNode, Program};
 
 const VALUE: usize = size_of::<f32>();
 
@@ -473,11 +473,10 @@ impl<'a> Walk<'a> {
 
 #[cfg(test)]
 mod tests {
+    use asymflow_engine::{Engine, LocalConv, ops};
     use asymflow_zoo::{Weights, by_name, replace_activations};
 
     use super::*;
-    use crate::local::LocalConv;
-    use crate::trusted::{Engine, ops};
 
     /// The engine's pool and its shadow hold the same after every pass, whatever came before.
     #[test]

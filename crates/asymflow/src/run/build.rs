@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use asymflow_engine::Program;
+use asymflow_engine::streamed::{ModelWeights, StreamError};
 use asymflow_linalg::{Decomposer, by_name};
 use asymflow_privacy::Precision;
 use asymflow_residual::ResidualBackend;
@@ -10,6 +12,7 @@ use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
 use super::RunError;
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::clear::Clear;
 use crate::delta::{Delta, DeltaParts, DeltaSpec, Labels, Sampling, Variant};
@@ -17,8 +20,6 @@ use crate::job::{ModeKind, SharesSpec};
 use crate::modes::{AsymMl, AsymMlParts, Mode, TrustedOnly};
 use crate::plan::{Plan, SplitSpec};
 use crate::release::PrivacySpec;
-use crate::streamed::{ModelWeights, StreamError};
-use crate::trusted::{ExecError, Program};
 
 /// What is executed and under which guard; part of a job, and of a model that is served.
 #[derive(Clone, Copy, Debug)]

@@ -1,10 +1,12 @@
 //! Why a job failed, and what of it the host may know.
 
+use asymflow_engine::EngineError;
 use asymflow_zoo::WeightsError;
 use asymflow_zoo::data::DataError;
 use asymflow_zoo::delta::DeltaError;
 use thiserror::Error;
 
+use crate::ExecError;
 use crate::checkpoint::CheckpointError;
 use crate::delta::DoorError;
 use crate::job::{Failure, FailureCode};
@@ -14,7 +16,6 @@ use crate::naive::NaiveError;
 use crate::plan::PlanError;
 use crate::teaching::TeacherError;
 use crate::train::{HostGone, TrainError};
-use crate::trusted::ExecError;
 
 /// Why a job failed.
 #[derive(Debug, Error)]
@@ -113,6 +114,12 @@ pub enum RunError {
 impl From<ExecError> for RunError {
     fn from(error: ExecError) -> Self {
         Self::Mode(error.into())
+    }
+}
+
+impl From<EngineError> for RunError {
+    fn from(error: EngineError) -> Self {
+        Self::Mode(ExecError::from(error).into())
     }
 }
 

@@ -14,21 +14,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use asymflow_engine::streamed::ModelWeights;
+use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{Budget, BudgetError, Loss, RecordLedger};
 use asymflow_residual::{OpenError, ResidualBackend};
 use faer::Par;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::delta::{Labels, Variant};
 use crate::job::{ModeKind, SharesSpec, Traffic};
 use crate::memory::MemoryUse;
 use crate::modes::Mode;
 use crate::run::{Parts, RunError, build};
-use crate::streamed::ModelWeights;
-use crate::timing::Seconds;
-use crate::trusted::ExecError;
 
 pub use answers::{Answers, Asked};
 pub use ledgers::{ClientId, Ledgers, LedgersError};

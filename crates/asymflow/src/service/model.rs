@@ -50,7 +50,7 @@ pub enum ModelFileError {
     },
     /// The weights could not be sealed.
     #[error(transparent)]
-    Stream(#[from] crate::streamed::StreamError),
+    Stream(#[from] asymflow_engine::streamed::StreamError),
     /// A weight is NaN or infinite.
     #[error("weight {index} is not finite")]
     NonFinite {

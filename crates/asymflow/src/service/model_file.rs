@@ -3,13 +3,13 @@
 use std::io::Read;
 use std::path::Path;
 
+use asymflow_engine::streamed::{ModelWeights, WeightWriter, is_streamed};
 use asymflow_wire::{PREFIX_BYTES, Prefix, WireError, decode_header};
 use asymflow_zoo::{WeightTensor, Weights};
 use sha2::{Digest, Sha256};
 
 use super::model::{LIMITS, ModelFileError, ServedModel};
 use super::promise::hex;
-use crate::streamed::{ModelWeights, WeightWriter, is_streamed};
 
 /// Bytes read at a time.
 const PIECE_BYTES: usize = 1 << 20;

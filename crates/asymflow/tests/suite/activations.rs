@@ -1,8 +1,7 @@
 //! Quadratics and shared decisions against what they are written out in f64, and their gradients against central
 //! differences of it.
 
-use asymflow::local::LocalConv;
-use asymflow::trusted::Engine;
+use asymflow_engine::{Engine, LocalConv};
 use asymflow_residual::Pass;
 use asymflow_zoo::{
     Choice, Decision, Easing, Form, Gate, Grouping, Layer, Network, Quadratic, RangePenalty, Shape, SharedRelu, Weights,

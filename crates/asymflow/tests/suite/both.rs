@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use asymflow::ExecError;
 use asymflow::accounting::RecordAccountant;
-use asymflow::local::LocalConv;
 use asymflow::modes::{AsymMl, AsymMlParts, Mode, TrainBatch, TrustedOnly};
 use asymflow::plan::Plan;
 use asymflow::release::{Door, PrivacySpec};
 use asymflow::split::{SplitConv, open_link};
-use asymflow::trusted::{Activation, Buffer, ConvNode, Convolver, Engine, ExecError, Pool};
+use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, Engine, LocalConv, Pool};
 use asymflow_linalg::by_name;
 use asymflow_privacy::{Precision, Relation};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep};
@@ -82,6 +82,8 @@ struct Both {
 }
 
 impl Convolver for Both {
+    type Error = ExecError;
+
     fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
         let y = self.unsplit.forward(node, x, weight, pass)?;
         self.worst = self.worst.max(relative(&self.split.forward(node, x, weight, pass)?, &y));

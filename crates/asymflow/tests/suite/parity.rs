@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use asymflow::local::LocalConv;
 use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::Plan;
-use asymflow::trusted::{Engine, Program};
+use asymflow_engine::{Engine, LocalConv, Program};
 use asymflow_privacy::Precision;
 use asymflow_residual::Pass;
 use asymflow_zoo::{Network, Weights};

@@ -1,7 +1,6 @@
 //! What the toy backend computes.
 
-use asymflow::local::LocalConv;
-use asymflow::trusted::{Engine, Params};
+use asymflow_engine::{Engine, LocalConv, Params};
 use asymflow_linalg::conv::{self, ConvShape};
 use asymflow_residual::{ConvUnit, Pass, SgdStep, Wanted};
 use asymflow_zoo::{Network, ParamSpec, Weights};

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use asymflow_engine::timing::Seconds;
 use asymflow_residual::{Pass, Ticket};
 
 use super::{Crossing, M_RES, released_before, submit};
+use crate::ExecError;
 use crate::accounting::RecordAccountant;
 use crate::delta::spec::Variant;
-use crate::timing::Seconds;
-use crate::trusted::ExecError;
 
 impl Crossing {
     /// Whether the bits of all these records were drawn, or are never kept.

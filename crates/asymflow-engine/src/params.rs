@@ -1,7 +1,6 @@
 //! The parameters of a network inside the trusted part, with their gradients and momentum.
 
-use asymflow_residual::SgdStep;
-use asymflow_zoo::{Network, ParamSpec, Weights, WeightsError, rate_factors};
+use asymflow_zoo::{Network, ParamSpec, SgdStep, Weights, WeightsError, rate_factors};
 use rayon::prelude::*;
 
 use crate::streamed::is_streamed;

@@ -2,9 +2,9 @@
 
 use asymflow_zoo::{Conv, Layer, Network, Shape};
 
-use super::ops::Window;
-use super::quadratic::QuadraticNode;
-use super::shared_relu::SharedNode;
+use crate::ops::Window;
+use crate::quadratic::QuadraticNode;
+use crate::shared_relu::SharedNode;
 
 /// A convolution and where its parameters lie.
 #[derive(Clone, Debug)]

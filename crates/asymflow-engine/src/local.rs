@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use asymflow_linalg::conv::{self, ConvShape};
-use asymflow_residual::Pass;
+use asymflow_zoo::Pass;
 use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 
+use crate::buffer::{Activation, Buffer, Pool};
+use crate::engine::Convolver;
+use crate::error::EngineError;
+use crate::program::ConvNode;
 use crate::timing::{Seconds, timed};
-use crate::trusted::{Activation, Buffer, ConvNode, Convolver, ExecError, Pool};
 
 /// Scratch memory that grows to the largest request.
 #[derive(Default)]
@@ -73,12 +76,14 @@ impl LocalConv {
     }
 }
 
-fn conv_error(node: &ConvNode) -> impl Fn(conv::ConvError) -> ExecError + '_ {
-    |error| ExecError::Conv { layer: node.conv.name.clone(), error }
+fn conv_error(node: &ConvNode) -> impl Fn(conv::ConvError) -> EngineError + '_ {
+    |error| EngineError::Conv { layer: node.conv.name.clone(), error }
 }
 
 impl Convolver for LocalConv {
-    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
+    type Error = EngineError;
+
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, EngineError> {
         let shape = conv_shape(node, x.samples);
         let mut y = self.pool.take(shape.output_len());
         let stack = self.scratch.stack(conv::forward_scratch(shape, self.par));
@@ -97,12 +102,12 @@ impl Convolver for LocalConv {
         samples: usize,
         weight: &[f32],
         d_weight: &mut [f32],
-    ) -> Result<Option<Buffer>, ExecError> {
+    ) -> Result<Option<Buffer>, EngineError> {
         let x = self
             .kept
             .remove(&node.index)
             .filter(|x| x.samples == samples)
-            .ok_or_else(|| ExecError::NoForward { layer: node.conv.name.clone() })?;
+            .ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
         let shape = conv_shape(node, samples);
         let seconds = &mut self.seconds[node.index].trusted;
         let stack = self.scratch.stack(conv::weight_gradient_scratch(shape, self.par));

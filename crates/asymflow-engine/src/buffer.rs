@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use asymflow_zoo::Shape;
 
 /// A vector is handed out again for as little as one over this of its length.
-pub(crate) const REUSE: usize = 2;
+pub const REUSE: usize = 2;
 
 type Free = Arc<Mutex<BTreeMap<usize, Vec<Vec<f32>>>>>;
 

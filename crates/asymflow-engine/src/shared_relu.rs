@@ -5,8 +5,8 @@
 use asymflow_zoo::{Decision, Easing, Shape, SharedRelu};
 use rayon::prelude::*;
 
-use super::buffer::{Activation, Buffer};
-use super::ops::{planes, sum_lanes};
+use crate::buffer::{Activation, Buffer};
+use crate::ops::{planes, sum_lanes};
 
 mod plan;
 mod votes;

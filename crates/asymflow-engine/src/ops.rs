@@ -16,7 +16,7 @@ pub const NORM_MOMENTUM: f32 = 0.1;
 const LANES: usize = 16;
 
 /// Σ f(x) over a slice in a fixed, vectorisable order.
-pub(super) fn sum_lanes(len: usize, f: impl Fn(usize) -> f32) -> f64 {
+pub(crate) fn sum_lanes(len: usize, f: impl Fn(usize) -> f32) -> f64 {
     let mut lanes = [0.0f32; LANES];
     let whole = len / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
@@ -29,7 +29,7 @@ pub(super) fn sum_lanes(len: usize, f: impl Fn(usize) -> f32) -> f64 {
 }
 
 /// The planes of channel `c` in an NCHW batch.
-pub(super) fn planes(x: &[f32], shape: Shape, c: usize) -> impl Iterator<Item = &[f32]> {
+pub(crate) fn planes(x: &[f32], shape: Shape, c: usize) -> impl Iterator<Item = &[f32]> {
     let pixels = shape.pixels();
     x.chunks_exact(pixels).skip(c).step_by(shape.channels)
 }
@@ -40,7 +40,7 @@ pub fn channel_moments(x: &[f32], shape: Shape) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// Mean and biased variance of `basis` of every channel.
-pub(super) fn moments_of(x: &[f32], shape: Shape, basis: impl Fn(f32) -> f32 + Sync) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn moments_of(x: &[f32], shape: Shape, basis: impl Fn(f32) -> f32 + Sync) -> (Vec<f32>, Vec<f32>) {
     let count = (x.len() / shape.channels) as f64;
     (0..shape.channels)
         .into_par_iter()

@@ -1,13 +1,12 @@
 //! Quadratics and shared decisions.
 
-use asymflow_residual::Pass;
-use asymflow_zoo::{Coefficients, Easing, RangePenalty};
+use asymflow_zoo::{Coefficients, Easing, Pass, RangePenalty};
 
 use super::{Engine, Moments, Saved};
-use crate::trusted::buffer::Activation;
-use crate::trusted::ops::{self, NormSaved};
-use crate::trusted::quadratic::{self, QuadraticNode, QuadraticSaved};
-use crate::trusted::shared_relu::{self, SharedNode, SharedSaved};
+use crate::buffer::Activation;
+use crate::ops::{self, NormSaved};
+use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
+use crate::shared_relu::{self, SharedNode, SharedSaved};
 
 impl Engine {
     pub(super) fn run_quadratic(&mut self, node: &QuadraticNode, x: Activation, pass: Pass) -> Activation {

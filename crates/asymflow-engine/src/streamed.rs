@@ -270,13 +270,12 @@ impl ModelWeights {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_residual::Pass;
-    use asymflow_zoo::by_name;
+    use asymflow_zoo::{Pass, by_name};
     use faer::Par;
 
     use super::*;
     use crate::local::LocalConv;
-    use crate::trusted::{Engine, ExecError};
+    use crate::{Engine, EngineError};
 
     struct Streamed {
         engine: Engine,
@@ -284,13 +283,13 @@ mod tests {
     }
 
     impl Streamed {
-        fn new(network: &Network, weights: ModelWeights) -> Result<Self, ExecError> {
+        fn new(network: &Network, weights: ModelWeights) -> Result<Self, EngineError> {
             let engine = Engine::with_weights(network.clone(), weights, Par::rayon(2))?;
             let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::rayon(2));
             Ok(Self { engine, convolver })
         }
 
-        fn logits(&mut self, pass: Pass) -> Result<Vec<f32>, ExecError> {
+        fn logits(&mut self, pass: Pass) -> Result<Vec<f32>, EngineError> {
             let images: Vec<f32> = (0..2 * self.engine.network.input.len()).map(|i| (i as f32 * 0.37).sin()).collect();
             self.engine.forward(&images, 2, pass, 0, &mut self.convolver)
         }
@@ -311,12 +310,12 @@ mod tests {
                 assert_eq!(bits(&logits), bits(&expected), "{name}");
             }
             let refused = streamed.logits(Pass::Training).unwrap_err();
-            assert!(matches!(refused, ExecError::Stream(StreamError::InferenceOnly)), "{refused}");
+            assert!(matches!(refused, EngineError::Stream(StreamError::InferenceOnly)), "{refused}");
         }
     }
 
     /// A file of several chunks, changed by `change` before anything is read of it.
-    fn changed(change: impl Fn(&mut Vec<u8>)) -> ExecError {
+    fn changed(change: impl Fn(&mut Vec<u8>)) -> EngineError {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w");
         let network = by_name("resnet18-cifar", 10, None).unwrap();
@@ -334,8 +333,8 @@ mod tests {
     #[test]
     fn a_file_that_was_changed_gives_an_error_and_no_answer() {
         let whole = CHUNK_BYTES + TAG_BYTES;
-        let of = |error: ExecError| match error {
-            ExecError::Stream(error) => error,
+        let of = |error: EngineError| match error {
+            EngineError::Stream(error) => error,
             other => panic!("{other}"),
         };
         assert_eq!(of(changed(|bytes| bytes[5] ^= 1)), StreamError::Forged { tensor: 0, chunk: 0 });
@@ -367,6 +366,6 @@ mod tests {
         ModelWeights::sealed(&network, weights, &other).unwrap();
         std::fs::copy(&other, &one).unwrap();
         let error = Streamed::new(&network, sealed).unwrap().logits(Pass::Inference).unwrap_err();
-        assert!(matches!(error, ExecError::Stream(StreamError::Forged { tensor: 0, chunk: 0 })), "{error}");
+        assert!(matches!(error, EngineError::Stream(StreamError::Forged { tensor: 0, chunk: 0 })), "{error}");
     }
 }

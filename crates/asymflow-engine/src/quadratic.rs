@@ -5,8 +5,8 @@ use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 use asymflow_zoo::{Coefficients, Form, Quadratic, RangePenalty, Shape};
 use rayon::prelude::*;
 
-use super::buffer::Activation;
-use super::ops::{self, NormSaved, planes, sum_lanes};
+use crate::buffer::Activation;
+use crate::ops::{self, NormSaved, planes, sum_lanes};
 
 /// A quadratic and where its parameters begin.
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ pub fn backward(form: Form, coefficients: Coefficients, weight: &[f32], x: &[f32
 }
 
 /// Σ x²·dy, Σ x·dy and Σ dy.
-pub(super) fn powers(x: &[f32], dy: &[f32]) -> [f64; 3] {
+pub(crate) fn powers(x: &[f32], dy: &[f32]) -> [f64; 3] {
     let chunk = 1 << 14;
     let parts: Vec<[f64; 3]> = x
         .par_chunks(chunk)

@@ -5,30 +5,32 @@
 
 use std::sync::Arc;
 
-use asymflow_residual::Pass;
-use asymflow_zoo::{Easing, Network, Shape, Weights};
+use asymflow_zoo::{Easing, Network, Pass, Shape, Weights};
 use faer::Par;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::buffer::{Activation, Buffer, Pool};
-use super::error::ExecError;
-use super::ops::{self, LinearShape, NormSaved};
-use super::params::Params;
-use super::program::{ConvNode, Node, Program};
-use super::quadratic::QuadraticSaved;
-use super::shared_relu::SharedSaved;
+use crate::buffer::{Activation, Buffer, Pool};
+use crate::error::EngineError;
+use crate::ops::{self, LinearShape, NormSaved};
+use crate::params::Params;
+use crate::program::{ConvNode, Node, Program};
+use crate::quadratic::QuadraticSaved;
+use crate::shared_relu::SharedSaved;
 use crate::streamed::{ModelWeights, StreamError, WeightStream};
 
 mod activations;
 
 /// Computes the convolutions of a network, wherever that happens.
 pub trait Convolver: Send {
+    /// Why a convolution could not be computed; what the engine itself refuses is told through it.
+    type Error: From<EngineError>;
+
     /// y = conv(x, W) without bias. With [`Pass::Training`], keeps what [`Convolver::backward`] needs.
     ///
     /// # Errors
     /// Whatever the place of computation reports.
-    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError>;
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, Self::Error>;
 
     /// Writes ∂W into `d_weight` and returns ∂x where the node needs it.
     ///
@@ -41,7 +43,7 @@ pub trait Convolver: Send {
         samples: usize,
         weight: &[f32],
         d_weight: &mut [f32],
-    ) -> Result<Option<Buffer>, ExecError>;
+    ) -> Result<Option<Buffer>, Self::Error>;
 }
 
 #[derive(Debug)]
@@ -91,7 +93,7 @@ impl Engine {
     ///
     /// # Errors
     /// A network or weights that do not fit.
-    pub fn new(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
+    pub fn new(network: Network, weights: &Weights, par: Par) -> Result<Self, EngineError> {
         let program = Program::new(&network)?;
         let params = Params::new(&network, weights)?;
         Ok(Self::of(program, network, params, None, par))
@@ -101,7 +103,7 @@ impl Engine {
     ///
     /// # Errors
     /// A network or weights that do not fit.
-    pub fn with_weights(network: Network, weights: ModelWeights, par: Par) -> Result<Self, ExecError> {
+    pub fn with_weights(network: Network, weights: ModelWeights, par: Par) -> Result<Self, EngineError> {
         let program = Program::new(&network)?;
         let (params, stream) = match weights {
             ModelWeights::Held(weights) => (Params::moved(&network, weights)?, None),
@@ -114,7 +116,7 @@ impl Engine {
     ///
     /// # Errors
     /// A network or weights that do not fit.
-    pub fn with_input_gradient(network: Network, weights: &Weights, par: Par) -> Result<Self, ExecError> {
+    pub fn with_input_gradient(network: Network, weights: &Weights, par: Par) -> Result<Self, EngineError> {
         let program = Program::with_input_gradient(&network)?;
         let params = Params::new(&network, weights)?;
         Ok(Self::of(program, network, params, None, par))
@@ -135,7 +137,7 @@ impl Engine {
     ///
     /// # Errors
     /// They are streamed.
-    pub fn needs_all_weights(&self) -> Result<(), ExecError> {
+    pub fn needs_all_weights(&self) -> Result<(), EngineError> {
         if self.stream.is_some() { Err(StreamError::InferenceOnly.into()) } else { Ok(()) }
     }
 
@@ -146,17 +148,17 @@ impl Engine {
     ///
     /// # Errors
     /// A batch of the wrong length, non-finite values, or what the convolver reports.
-    pub fn forward(
+    pub fn forward<C: Convolver>(
         &mut self,
         images: &[f32],
         samples: usize,
         pass: Pass,
         dropout_seed: u64,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Vec<f32>, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Vec<f32>, C::Error> {
         let expected = self.network.input.len();
         if samples == 0 || images.len() != samples * expected {
-            return Err(ExecError::Batch { got: images.len(), samples, expected });
+            return Err(EngineError::Batch { got: images.len(), samples, expected }.into());
         }
         check_finite("input", images)?;
         if pass == Pass::Training {
@@ -183,12 +185,12 @@ impl Engine {
     ///
     /// # Errors
     /// No kept forward pass, or what the convolver reports.
-    pub fn backward(
+    pub fn backward<C: Convolver>(
         &mut self,
         d_logits: Vec<f32>,
         samples: usize,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Option<Buffer>, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Option<Buffer>, C::Error> {
         let dy = self.pool.adopt(d_logits);
         let nodes = std::mem::take(&mut self.program.nodes);
         let result = self.unwind(&nodes, dy, samples, convolver);
@@ -208,13 +210,13 @@ impl Engine {
         }
     }
 
-    fn run(
+    fn run<C: Convolver>(
         &mut self,
         nodes: &[Node],
         mut x: Activation,
         pass: Pass,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Activation, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Activation, C::Error> {
         for node in nodes {
             let fetched = self.fetch(node)?;
             x = match node {
@@ -243,7 +245,7 @@ impl Engine {
     }
 
     /// Brings in the weights of a node where they are streamed; returns where they are, to be let go after it.
-    fn fetch(&mut self, node: &Node) -> Result<Option<usize>, ExecError> {
+    fn fetch(&mut self, node: &Node) -> Result<Option<usize>, EngineError> {
         let index = match node {
             Node::Conv(conv) => conv.weight,
             Node::Linear { weight, .. } => *weight,
@@ -260,13 +262,13 @@ impl Engine {
         }
     }
 
-    fn run_conv(
+    fn run_conv<C: Convolver>(
         &mut self,
         node: &ConvNode,
         x: &Activation,
         pass: Pass,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Activation, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Activation, C::Error> {
         let mut y = convolver.forward(node, x, &self.params.values[node.weight], pass)?;
         if let Some(bias) = node.bias {
             let ones = vec![1.0; node.output.channels];
@@ -362,13 +364,13 @@ impl Engine {
     }
 
     /// Backward of `nodes`; `None` where nobody needs the gradient of the input.
-    fn unwind(
+    fn unwind<C: Convolver>(
         &mut self,
         nodes: &[Node],
         dy: Buffer,
         samples: usize,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Option<Buffer>, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Option<Buffer>, C::Error> {
         let mut dy = Some(dy);
         for node in nodes.iter().rev() {
             let Some(gradient) = dy else { return Ok(None) };
@@ -383,17 +385,17 @@ impl Engine {
         Ok(dy)
     }
 
-    fn pop(&mut self, layer: &str) -> Result<Saved, ExecError> {
-        self.tape.pop().ok_or_else(|| ExecError::NoForward { layer: layer.to_owned() })
+    fn pop(&mut self, layer: &str) -> Result<Saved, EngineError> {
+        self.tape.pop().ok_or_else(|| EngineError::NoForward { layer: layer.to_owned() })
     }
 
-    fn unwind_conv(
+    fn unwind_conv<C: Convolver>(
         &mut self,
         node: &ConvNode,
         dy: Buffer,
         samples: usize,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Option<Buffer>, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Option<Buffer>, C::Error> {
         if let Some(bias) = node.bias {
             let pixels = node.output.pixels();
             let gradient = &mut self.params.gradients[bias];
@@ -406,14 +408,14 @@ impl Engine {
         convolver.backward(node, dy, samples, &values[node.weight], &mut gradients[node.weight])
     }
 
-    fn unwind_residual(
+    fn unwind_residual<C: Convolver>(
         &mut self,
         main: &[Node],
         shortcut: &[Node],
         mut dy: Buffer,
         samples: usize,
-        convolver: &mut dyn Convolver,
-    ) -> Result<Option<Buffer>, ExecError> {
+        convolver: &mut C,
+    ) -> Result<Option<Buffer>, C::Error> {
         if let Saved::Residual { y: Some(y) } = self.pop("residual")? {
             ops::relu_backward(&y, &mut dy);
         }
@@ -431,7 +433,7 @@ impl Engine {
         })
     }
 
-    fn unwind_simple(&mut self, node: &Node, mut dy: Buffer, samples: usize) -> Result<Buffer, ExecError> {
+    fn unwind_simple(&mut self, node: &Node, mut dy: Buffer, samples: usize) -> Result<Buffer, EngineError> {
         let saved = self.pop("layer")?;
         Ok(match (node, saved) {
             (Node::Norm { first, .. }, Saved::Norm { x, y, moments }) => {
@@ -498,14 +500,14 @@ fn drop_out(values: &mut [f32], keep: &[bool], p: f32) {
 ///
 /// # Errors
 /// The first value that is not finite.
-pub fn check_finite(layer: &str, values: &[f32]) -> Result<(), ExecError> {
+pub fn check_finite(layer: &str, values: &[f32]) -> Result<(), EngineError> {
     // A NaN or infinity survives multiplication by zero and addition; summing finds it without a branch.
     let clean = values.chunks(1 << 12).all(|chunk| chunk.iter().map(|v| v * 0.0).sum::<f32>() == 0.0);
     if clean {
         return Ok(());
     }
     match values.iter().position(|v| !v.is_finite()) {
-        Some(index) => Err(ExecError::NonFinite { layer: layer.to_owned(), index }),
+        Some(index) => Err(EngineError::NonFinite { layer: layer.to_owned(), index }),
         None => Ok(()),
     }
 }

@@ -1,5 +1,7 @@
-//! Why the trusted part could not execute a batch.
+//! Why a mode could not execute a batch.
 
+use asymflow_engine::EngineError;
+use asymflow_engine::streamed::StreamError;
 use asymflow_privacy::ReleaseError;
 use asymflow_residual::{CollectError, OpenError, SubmitError};
 use asymflow_zoo::{NetworkError, WeightsError};
@@ -8,38 +10,9 @@ use thiserror::Error;
 /// Why a batch could not be executed.
 #[derive(Debug, Error)]
 pub enum ExecError {
-    /// The batch does not fit the network.
-    #[error("batch of {got} values does not fit {samples} samples of {expected}")]
-    Batch {
-        /// Values given.
-        got: usize,
-        /// Samples announced.
-        samples: usize,
-        /// Values of one sample.
-        expected: usize,
-    },
-    /// NaN or an infinity appeared at a layer boundary.
-    #[error("layer {layer}: value {index} is not finite")]
-    NonFinite {
-        /// Name of the layer, or `input` or `logits`.
-        layer: String,
-        /// Index of the first such value.
-        index: usize,
-    },
-    /// The network cannot be executed.
+    /// The trusted engine could not.
     #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// The weights do not fit.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// A trusted convolution refused its shape.
-    #[error("layer {layer}: {error}")]
-    Conv {
-        /// Name of the convolution.
-        layer: String,
-        /// Why.
-        error: asymflow_linalg::conv::ConvError,
-    },
+    Engine(#[from] EngineError),
     /// A decomposition failed.
     #[error("layer {layer}: {error}")]
     Decompose {
@@ -56,9 +29,6 @@ pub enum ExecError {
         /// Why.
         error: ReleaseError,
     },
-    /// Streamed weights could not be had.
-    #[error(transparent)]
-    Stream(#[from] crate::streamed::StreamError),
     /// The worker could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -91,12 +61,24 @@ pub enum ExecError {
     #[cfg(feature = "shares")]
     #[error(transparent)]
     Shares(#[from] crate::on_shares::SharesError),
-    /// A backward pass without its forward pass.
-    #[error("layer {layer}: backward pass without a kept forward pass")]
-    NoForward {
-        /// Name of the layer.
-        layer: String,
-    },
+}
+
+impl From<NetworkError> for ExecError {
+    fn from(error: NetworkError) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+impl From<WeightsError> for ExecError {
+    fn from(error: WeightsError) -> Self {
+        Self::Engine(error.into())
+    }
+}
+
+impl From<StreamError> for ExecError {
+    fn from(error: StreamError) -> Self {
+        Self::Engine(error.into())
+    }
 }
 
 impl ExecError {
@@ -112,7 +94,7 @@ impl ExecError {
     /// The layer where NaN or an infinity appeared, whoever saw it first: the engine, the worker, or the link to it.
     pub fn non_finite_layer(&self) -> Option<&str> {
         match self {
-            Self::NonFinite { layer, .. }
+            Self::Engine(EngineError::NonFinite { layer, .. })
             | Self::Release { layer, error: ReleaseError::NonFinite { .. } }
             | Self::Submit { layer, error: SubmitError::NonFinite { .. } }
             | Self::Collect { layer, error: CollectError::NonFinite { .. } } => Some(layer),
