@@ -1,5 +1,6 @@
 //! `cargo xtask doctor`: what this machine offers, and how to get what it lacks. Compiles nothing.
 
+mod finding;
 pub mod gpu;
 mod probe;
 pub mod trusted;
@@ -7,6 +8,8 @@ pub mod trusted;
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
+
+use finding::{Finding, Status};
 
 use crate::table::table;
 use crate::workspace::Workspace;
@@ -20,45 +23,6 @@ pub struct DoctorArgs {
     /// Say what an error code or message of SGX or Gramine means, and nothing else
     #[arg(long, value_name = "CODE", allow_hyphen_values = true, conflicts_with = "json")]
     code: Option<String>,
-}
-
-/// How good one thing is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Present.
-    Ok,
-    /// Absent; only what needs it is affected.
-    Missing,
-    /// Absent, and nothing works without it.
-    Required,
-}
-
-/// One line of the report.
-#[derive(Debug, Serialize)]
-pub struct Finding {
-    what: &'static str,
-    status: Status,
-    detail: String,
-    /// What to do about it, when something is to be done.
-    fix: Option<String>,
-}
-
-impl Finding {
-    /// Something that is there.
-    pub fn ok(what: &'static str, detail: impl Into<String>) -> Self {
-        Self { what, status: Status::Ok, detail: detail.into(), fix: None }
-    }
-
-    /// Something that only part of the software needs.
-    pub fn missing(what: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { what, status: Status::Missing, detail: detail.into(), fix: Some(fix.into()) }
-    }
-
-    /// Something that everything needs.
-    pub fn required(what: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { status: Status::Required, ..Self::missing(what, detail, fix) }
-    }
 }
 
 #[derive(Debug, Serialize)]

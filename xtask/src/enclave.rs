@@ -124,7 +124,6 @@ pub struct RunArgs {
     key: Option<PathBuf>,
 }
 
-/// Runs a subcommand.
 pub fn run(workspace: &Workspace, command: &EnclaveCommand) -> Result<u8> {
     match command {
         EnclaveCommand::Manifest(args) => {

@@ -99,7 +99,6 @@ struct Heading {
     kind: String,
 }
 
-/// `cargo xtask demo`.
 pub fn demo(workspace: &Workspace, args: &DemoArgs) -> Result<u8> {
     let mut words = vec!["run".into(), find(workspace, DEMO)?];
     push_path(&mut words, "--data", args.data.as_deref())?;
@@ -109,7 +108,6 @@ pub fn demo(workspace: &Workspace, args: &DemoArgs) -> Result<u8> {
     build_and_call(workspace, &[ENCLAVED, WORKER, CLI], &args.worker_features, &words)
 }
 
-/// `cargo xtask run`.
 pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
     let mut words = vec!["run".into(), find(workspace, &args.experiment)?];
     for assignment in &args.set {
@@ -129,7 +127,6 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
     build_and_call(workspace, packages, &args.worker_features, &words)
 }
 
-/// `cargo xtask list`.
 pub fn list(workspace: &Workspace) -> Result<u8> {
     let mut rows = Vec::new();
     for path in all(workspace)? {
@@ -140,13 +137,11 @@ pub fn list(workspace: &Workspace) -> Result<u8> {
     Ok(0)
 }
 
-/// `cargo xtask show`.
 pub fn show(workspace: &Workspace, args: &ShowArgs) -> Result<u8> {
     let words = vec!["show".into(), find(workspace, &args.experiment)?];
     build_and_call(workspace, &[CLI], &[], &words)
 }
 
-/// `cargo xtask explain`.
 pub fn explain(workspace: &Workspace, args: &ExplainArgs) -> Result<u8> {
     let mut words = vec!["explain".into(), args.what.clone().into(), find(workspace, &args.experiment)?];
     for item in &args.set {
@@ -155,7 +150,6 @@ pub fn explain(workspace: &Workspace, args: &ExplainArgs) -> Result<u8> {
     build_and_call(workspace, &[CLI], &[], &words)
 }
 
-/// `cargo xtask report`.
 pub fn report(workspace: &Workspace, args: &ReportArgs) -> Result<u8> {
     let mut words = vec!["report".into()];
     for run in &args.runs {

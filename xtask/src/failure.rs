@@ -14,12 +14,10 @@ pub enum Failure {
     Usage(String),
     /// Something this machine lacks.
     Missing {
-        /// What is missing.
         what: String,
         /// How to get it.
         fix: String,
     },
-    /// The user interrupted.
     Interrupted,
 }
 

@@ -9,8 +9,10 @@ mod doctor;
 mod enclave;
 mod experiments;
 mod failure;
+mod lines;
 mod nearest;
 mod process;
+mod source;
 mod table;
 mod test;
 mod workspace;
@@ -39,8 +41,10 @@ enum Command {
     Demo(experiments::DemoArgs),
     /// Run every test and every experiment's smoke form, with a table of what was skipped and why
     Test(test::TestArgs),
-    /// Check format, layers, enclave tree, links, paths, lints, docs and licences, cheapest first
+    /// Check format, layers, modules, links, paths, enclave tree, lints, docs and licences, cheapest first
     Check(check::CheckArgs),
+    /// Count the lines of Rust of every crate, without its tests
+    Lines,
     /// Report CPU, memory, GPU, SGX, Gramine, data sets and disk, each with its fix
     Doctor(doctor::DoctorArgs),
     /// Run an experiment: a name from `list`, or a path to a TOML file
@@ -80,6 +84,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Demo(args) => experiments::demo(&workspace, &args),
         Command::Test(args) => test::run(&workspace, &args),
         Command::Check(args) => check::run(&workspace, &args),
+        Command::Lines => lines::run(&workspace),
         Command::Doctor(args) => doctor::run(&workspace, &args),
         Command::Run(args) => experiments::run(&workspace, &args),
         Command::List => experiments::list(&workspace),

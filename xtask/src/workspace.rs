@@ -17,7 +17,6 @@ pub struct Workspace {
     pub workspace_root: PathBuf,
     /// Absolute path of the build folder.
     pub target_directory: PathBuf,
-    /// The `[workspace.metadata]` table.
     #[serde(default)]
     pub metadata: Option<WorkspaceMetadata>,
 }
@@ -33,14 +32,12 @@ pub struct WorkspaceMetadata {
 /// One member of the workspace.
 #[derive(Debug, Deserialize)]
 pub struct Package {
-    /// Its name.
     pub name: String,
     /// Absolute path of its manifest.
     #[serde(default)]
     pub manifest_path: PathBuf,
     /// What it depends on directly.
     pub dependencies: Vec<Dependency>,
-    /// What it builds.
     #[serde(default)]
     pub targets: Vec<Target>,
 }
@@ -48,7 +45,6 @@ pub struct Package {
 /// Something that a package builds: a library, a binary, a test.
 #[derive(Debug, Deserialize)]
 pub struct Target {
-    /// Its name.
     pub name: String,
     /// `lib`, `bin`, `test`, `bench`, …
     #[serde(default)]
@@ -67,8 +63,15 @@ pub struct Dependency {
     pub kind: Option<String>,
 }
 
+impl Package {
+    /// Whether it lies in `crates`: what is shipped, without the tools around it.
+    pub fn is_crate(&self) -> bool {
+        let folder = self.manifest_path.parent().and_then(Path::parent);
+        folder.is_some_and(|folder| folder.ends_with("crates"))
+    }
+}
+
 impl Workspace {
-    /// Asks cargo.
     pub fn load() -> Result<Self> {
         let json = process::output(process::cargo().args(["metadata", "--format-version=1", "--no-deps"]))?;
         Self::parse(&json)

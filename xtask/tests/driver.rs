@@ -184,6 +184,55 @@ fn check_fails_on_an_upward_dependency() {
     assert_ends(&output, 1, "low (layer 0) depends on asymflow-worker (layer 5), which is not below it");
 }
 
+/// Tells cargo to watch what cargo says of the package that runs, and counts how often it is run itself.
+const WATCHER: &str = r#"
+fn main() {
+    for name in ["CARGO_PKG_NAME", "CARGO_PKG_VERSION", "CARGO_MANIFEST_DIR"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let mut runs = std::fs::read_to_string("../../runs").unwrap_or_default();
+    runs.push('x');
+    std::fs::write("../../runs", runs).unwrap();
+}
+"#;
+
+#[test]
+fn cargo_in_turn_with_xtask_builds_nothing_again() {
+    let dir = workspace();
+    write(dir.path(), "crates/asymflow-cli/build.rs", WATCHER);
+    let mut plain = Command::new(env!("CARGO"));
+    plain.args(["build", "--release", "--quiet", "--package", "asymflow-cli"]).current_dir(dir.path());
+    plain.env("CARGO_TARGET_DIR", dir.path().join("target")).env("CARGO_NET_OFFLINE", "true");
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+    {
+        plain.env_remove(name);
+    }
+    for _ in 0..2 {
+        assert!(plain.status().unwrap().success());
+        let run = xtask(dir.path(), &["run", "demo"]).env("CARGO_PKG_NAME", "xtask").output().unwrap();
+        assert_ends(&run, 0, "asymflow run xtask/experiments/demo.toml\n");
+    }
+    assert_eq!(std::fs::read_to_string(dir.path().join("runs")).unwrap(), "x", "the build script ran once");
+}
+
+#[test]
+fn what_the_code_does_not_keep_to_is_found_and_may_only_become_less() {
+    let dir = workspace();
+    let enums = "pub enum Mode { A, B, C }\npub fn f(mode: &Mode) -> u8 {\n    match mode {\n        Mode::A => 1,\n        \
+                 _ => 2,\n    }\n}\n";
+    write(dir.path(), "crates/low/src/lib.rs", enums);
+    let found = xtask(dir.path(), &["check", "wildcards"]).output().unwrap();
+    assert_ends(&found, 1, "crates/low/src/lib.rs: 1 found, 0 allowed\n  crates/low/src/lib.rs:5\n");
+    write(dir.path(), "xtask/ratchets.toml", "[wildcards]\n\"crates/low/src/lib.rs\" = 2\n");
+    assert_ends(&xtask(dir.path(), &["check", "wildcards"]).output().unwrap(), 1, "lower it with --fix");
+    assert_ends(&xtask(dir.path(), &["check", "wildcards", "--fix"]).output().unwrap(), 0, "1 left, in 1 places");
+    assert_ends(&xtask(dir.path(), &["check", "wildcards"]).output().unwrap(), 0, "1 left, in 1 places");
+    write(dir.path(), "crates/low/src/lib.rs", &enums.replace("_ =>", "Mode::B | Mode::C =>"));
+    assert_ends(&xtask(dir.path(), &["check", "wildcards", "--fix"]).output().unwrap(), 0, "0 left, in 0 places");
+    assert!(!std::fs::read_to_string(dir.path().join("xtask/ratchets.toml")).unwrap().contains("wildcards]"));
+}
+
 /// Writes what it is told into the manifest, as the real one does after more thought.
 const MANIFEST_WRITER: &str =
     "fn main() { println!(\"plan {}\", std::io::read_to_string(std::io::stdin()).unwrap()); }";

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::binaries::{ENCLAVED, WORKER};
 use crate::process;
 use crate::workspace::Workspace;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::workspace::{Package, Workspace};
 
 /// Depends on none of our crates, so that it compiles in seconds.

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Outcome;
+use super::outcome::Outcome;
+use crate::source::read_dir;
 use crate::workspace::Workspace;
 
 /// Follows the relative links of the README files, the changelog and everything below `docs/`.
@@ -39,15 +40,6 @@ fn markdown_files(root: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// What lies in `dir`; nothing when it does not exist.
-pub fn read_dir(dir: &Path) -> Result<Vec<PathBuf>> {
-    if !dir.is_dir() {
-        return Ok(Vec::new());
-    }
-    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    entries.map(|entry| Ok(entry?.path())).collect()
 }
 
 fn is_markdown(path: &Path) -> bool {

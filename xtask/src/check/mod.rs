@@ -1,16 +1,24 @@
 //! `cargo xtask check`: everything that can be said about the workspace without running its tests.
 
+mod circles;
+mod crate_roots;
+mod empty_docs;
 mod enclave_tree;
 mod layers;
 mod links;
+mod outcome;
 mod paths;
 mod purity;
+mod ratchet;
+mod wildcards;
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+
+use outcome::Outcome;
 
 use crate::failure::{FAILED, INTERRUPTED};
 use crate::process;
@@ -20,7 +28,7 @@ use crate::workspace::Workspace;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Repair what can be repaired: format, lints that have a machine fix, the enclave tree's limit
+    /// Repair what can be repaired: format, lints that have a machine fix, the enclave tree's limit, the ratchets
     #[arg(long)]
     fix: bool,
     /// Make only these checks, by their names in the table
@@ -28,33 +36,18 @@ pub struct CheckArgs {
     only: Vec<String>,
 }
 
-/// How one check ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// It holds; the text says what was looked at.
-    Pass(String),
-    /// It does not hold, for these reasons.
-    Fail(Vec<String>),
-    /// It could not be made, and why.
-    Skip(String),
-}
-
-impl Outcome {
-    /// Passes when there is no `problem`.
-    fn of_problems(problems: Vec<String>, looked_at: String) -> Self {
-        if problems.is_empty() { Self::Pass(looked_at) } else { Self::Fail(problems) }
-    }
-}
-
 type Check = fn(&Workspace, bool) -> Result<Outcome>;
 
-/// Cheapest first.
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: [(&str, Check); 14] = [
     ("format", format),
     ("layers", layers::check),
     ("purity", purity::check),
     ("links", links::check),
     ("paths", paths::check),
+    ("circles", circles::check),
+    ("wildcards", wildcards::check),
+    ("crate-roots", crate_roots::check),
+    ("empty-docs", empty_docs::check),
     ("enclave-tree", enclave_tree::check),
     ("licences", deny),
     ("advisories", advisories),

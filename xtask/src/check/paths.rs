@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::process;
 use crate::workspace::Workspace;
 

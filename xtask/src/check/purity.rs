@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Outcome;
-use super::links::read_dir;
+use super::outcome::Outcome;
+use crate::source::read_dir;
 use crate::workspace::Workspace;
 
 /// What layer 0 must not name. `std::io` stays: readers and writers are passed in.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::Finding;
+use super::finding::Finding;
 use super::probe::first_output;
 use crate::process;
 

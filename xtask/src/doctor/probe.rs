@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::data;
 use crate::process;
 use crate::workspace::Workspace;

@@ -1,6 +1,6 @@
 //! SGX and Gramine: what an attested enclave needs; without it the enclave is simulated.
 
-use super::Finding;
+use super::finding::Finding;
 use crate::enclave::codes;
 use crate::enclave::probe::{Machine, Need, Probe};
 use crate::failure::Failure;
@@ -48,7 +48,7 @@ pub fn shown(code: &codes::Code) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
+    use super::super::finding::Status;
     use super::*;
 
     #[test]
