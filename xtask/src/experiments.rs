@@ -34,7 +34,8 @@ pub struct DemoArgs {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// A name from `list`, or a path to a TOML file
-    experiment: String,
+    #[arg(required_unless_present = "resume")]
+    experiment: Option<String>,
     /// Override a key of the experiment
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -50,7 +51,7 @@ pub struct RunArgs {
     /// Repeat with this many seeds
     #[arg(long, value_name = "N")]
     seeds: Option<u32>,
-    /// Continue a run from its folder
+    /// Continue a run from its folder, as it was told at its start
     #[arg(long, value_name = "RUN")]
     resume: Option<PathBuf>,
     /// Print events as JSON lines
@@ -109,7 +110,15 @@ pub fn demo(workspace: &Workspace, args: &DemoArgs) -> Result<u8> {
 }
 
 pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
-    let mut words = vec!["run".into(), find(workspace, &args.experiment)?];
+    let mut words = vec!["run".into()];
+    match (&args.resume, &args.experiment) {
+        (Some(run), name) => {
+            is_of(run, name.as_deref())?;
+            push_path(&mut words, "--resume", Some(run))?;
+        }
+        (None, Some(experiment)) => words.push(find(workspace, experiment)?),
+        (None, None) => bail!(Failure::Usage("name an experiment, or a run with --resume".to_owned())),
+    }
     for assignment in &args.set {
         words.extend(["--set".into(), assignment.into()]);
     }
@@ -117,7 +126,6 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
     if let Some(seeds) = args.seeds {
         words.extend(["--seeds".into(), seeds.to_string().into()]);
     }
-    push_path(&mut words, "--resume", args.resume.as_deref())?;
     for (flag, is_set) in [("--smoke", args.smoke), ("--dry-run", args.dry_run), ("--json", args.json)] {
         if is_set {
             words.push(flag.into());
@@ -214,6 +222,25 @@ fn find(workspace: &Workspace, experiment: &str) -> Result<PathBuf> {
         None => "`cargo xtask list` shows what there is".to_owned(),
     };
     bail!(Failure::Usage(format!("unknown experiment `{experiment}`\nhelp: {hint}")))
+}
+
+/// Refuses a run folder of another experiment than the one named. The folder itself says what it goes on with.
+fn is_of(run: &Path, experiment: Option<&str>) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Kept {
+        name: String,
+    }
+    let Some(experiment) = experiment else { return Ok(()) };
+    let wanted = name_of(Path::new(experiment));
+    let config = std::fs::read_to_string(run.join("config.toml")).ok();
+    // What else is wrong with the folder, the command says.
+    match config.and_then(|text| toml::from_str::<Kept>(&text).ok()) {
+        Some(Kept { name }) if name != wanted => bail!(Failure::Usage(format!(
+            "{} is a run of `{name}`, not of `{wanted}`\nhelp: leave the name away",
+            run.display()
+        ))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn read_heading(path: &Path) -> Result<Heading> {

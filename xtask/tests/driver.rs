@@ -102,10 +102,25 @@ fn assert_ends(output: &Output, code: i32, text: &str) {
 #[test]
 fn experiments_get_their_flags_and_pass_on_their_exit_code() {
     let dir = workspace();
-    let flags = ["--set", "train.lr=0.1", "--set", "a=1", "--seeds", "3", "--resume", "old", "--smoke", "--json"];
+    let flags = ["--set", "train.lr=0.1", "--set", "a=1", "--seeds", "3", "--smoke", "--json"];
     let run = xtask(dir.path(), &[&["run", "delta-cifar10"], &flags[..]].concat()).output().unwrap();
     let line = format!("asymflow run xtask/experiments/delta-cifar10.toml {}\n", flags.join(" "));
     assert_ends(&run, 0, &line);
+
+    // A run folder says what it goes on with; a name beside it has to be its own.
+    for (named, code, text) in [
+        (&["delta-cifar10"][..], 0, "asymflow run --resume old --json\n"),
+        (&[], 0, "asymflow run --resume old --json\n"),
+        (&["demo"], 2, "error: old is a run of `delta-cifar10`, not of `demo`\n"),
+    ] {
+        write(dir.path(), "old/config.toml", "name = \"delta-cifar10\"\nschema = 1\n");
+        let resume = [&["run"], named, &["--resume", "old", "--json"]].concat();
+        let output = xtask(dir.path(), &resume).output().unwrap();
+        let root = format!("{}/", dir.path().canonicalize().unwrap().display());
+        let shown = String::from_utf8_lossy(&output.stdout).replace(&root, "");
+        assert_eq!(output.status.code(), Some(code));
+        assert!(format!("{shown}{}", String::from_utf8_lossy(&output.stderr)).contains(text), "{shown}");
+    }
 
     let by_path = xtask(dir.path(), &["run", "xtask/experiments/demo.toml", "--dry-run"]).output().unwrap();
     assert_ends(&by_path, 0, "demo.toml --dry-run\n");

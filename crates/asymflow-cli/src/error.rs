@@ -1,6 +1,7 @@
 //! Errors as the user sees them: one line of what, one `help:` line, and an exit code.
 
 use std::fmt;
+use std::path::Path;
 
 /// Exit codes of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,11 @@ impl CliError {
     /// A run that failed.
     pub fn failed(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { message: message.into(), help: help.into(), exit: Exit::Failed }
+    }
+
+    /// The same error, of a file.
+    pub(crate) fn within(self, path: &Path) -> Self {
+        Self { message: format!("{}: {}", path.display(), self.message), ..self }
     }
 
     /// The remedy.

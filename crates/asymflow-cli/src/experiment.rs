@@ -1,51 +1,37 @@
 //! Experiment files: TOML in, jobs out.
 
-use asymflow::budget_study::BudgetSpec;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use asymflow::job::{DataSpec, ModeKind, TrainSpec};
 use asymflow::plan::SplitSpec;
 use asymflow::release::PrivacySpec;
+use asymflow_zoo::{Network, Replacement, by_name, replace_activations};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::delta_section::{DeltaSection, LabelPolicy};
 use crate::entry::Entry;
-use crate::memory::MemorySection;
-use crate::serve_experiment::ServeSection;
-use crate::shares_experiment::SharesSection;
+use crate::error::CliError;
+use crate::shares_section::SharesSection;
 
 mod file;
+mod limits;
+mod networks;
 mod sections;
 
-pub use file::read;
+pub(crate) use file::{KindFacts, Registered, read, read_run};
+pub use limits::Limit;
+pub(crate) use networks::Networks;
 pub use sections::{
-    DataSection, ModeSection, ModelSection, PrivacySection, ReportSection, SpeedupSection, StudySection, TrainSection,
-    TrustedSection, WorkerSection,
+    DataSection, ModeSection, ModelSection, PrivacySection, ReportSection, TrainSection, TrustedSection, WorkerSection,
+    size,
 };
 
-/// What an experiment does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Trains and evaluates one network in every mode.
-    Train,
-    /// Times every mode, layer by layer.
-    Speedup,
-    /// Measures how low the rank of activations is.
-    RankStudy,
-    /// Measures what Delta's split leaves to the residual.
-    RankDctStudy,
-    /// Loads a service of every mode with clients.
-    Serve,
-    /// Measures how much memory the trusted part takes.
-    MemoryStudy,
-    /// Measures queries to two servers on secret shares.
-    Shares,
-    /// Chooses what each channel computes on secret shares within a budget.
-    ActivationBudget,
-}
+const ACTIVATION_HELP: &str = "write MODEL+ACTIVATION, e.g. resnet8-cifar+shared-relu:1x4x4";
 
 /// A whole experiment file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Experiment {
     /// Version of this format: 1.
     pub schema: u32,
@@ -53,8 +39,8 @@ pub struct Experiment {
     pub title: String,
     /// What it is to show.
     pub claim: String,
-    /// What it does.
-    pub kind: Kind,
+    /// Name of its [`ExperimentKind`](crate::ExperimentKind).
+    pub kind: String,
     /// The data.
     #[serde(default)]
     pub data: DataSection,
@@ -78,30 +64,80 @@ pub struct Experiment {
     /// Training.
     #[serde(default)]
     pub train: TrainSection,
-    /// For `kind = "speedup"`.
-    #[serde(default)]
-    pub speedup: SpeedupSection,
-    /// For `kind = "rank-study"` and `kind = "rank-dct-study"`.
-    #[serde(default)]
-    pub study: StudySection,
-    /// For `kind = "serve"`.
-    #[serde(default)]
-    pub serve: ServeSection,
-    /// For `kind = "memory-study"`.
-    #[serde(default)]
-    pub memory: MemorySection,
-    /// For `kind = "shares"`.
+    /// How two servers answer on secret shares, and what `kind = "shares"` measures of it.
     #[serde(default)]
     pub shares: SharesSection,
-    /// For `kind = "activation-budget"`.
-    #[serde(default)]
-    pub budget: BudgetSpec,
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,
+    /// The section of its kind.
+    #[serde(flatten)]
+    sections: BTreeMap<String, serde_json::Value>,
+    /// The network that `model.file` describes.
+    #[serde(skip)]
+    from_file: Option<Network>,
+    /// The networks that a program has registered.
+    #[serde(skip)]
+    registered: Networks,
 }
 
 impl Experiment {
+    /// The settings in a section of its kind; the defaults where the file has none.
+    ///
+    /// # Errors
+    /// A section of another form.
+    pub(crate) fn section<S: DeserializeOwned + Default>(&self, name: Option<&str>) -> Result<S, CliError> {
+        let Some((name, value)) = name.and_then(|name| Some((name, self.sections.get(name)?))) else {
+            return Ok(S::default());
+        };
+        S::deserialize(value).map_err(|e| CliError::usage(format!("[{name}]: {e}"), ""))
+    }
+
+    /// The network called `name`, as in `model.names`: that of `model.file`, one that a program registered, or one of the zoo; each
+    /// with what is named behind a `+` in place of its activations or poolings.
+    ///
+    /// # Errors
+    /// An unknown name, a network that does not fit `model.input`, or a replacement that does not apply.
+    pub fn network(&self, name: &str) -> Result<Network, CliError> {
+        let mut parts = name.split('+');
+        let base = parts.next().unwrap_or_default();
+        let (classes, input) = (self.model.classes, self.model.input);
+        let mut network =
+            match (self.from_file.as_ref().filter(|network| network.name == base), self.registered.get(base)) {
+                (Some(network), _) => network.clone(),
+                (None, Some(build)) => {
+                    let refused = |e: String| CliError::usage(format!("{base}: {e}"), "");
+                    let network = build(classes, input).map_err(refused)?;
+                    network.validate().map_err(|e| refused(e.to_string()))?;
+                    network
+                }
+                (None, None) => by_name(base, classes, input)
+                    .map_err(|e| CliError::usage(e.to_string(), "`asymflow models` lists what there is"))?,
+            };
+        for part in parts {
+            let replacement =
+                part.parse::<Replacement>().map_err(|e| CliError::usage(e.to_string(), ACTIVATION_HELP))?;
+            network = replace_activations(&network, &replacement)
+                .map_err(|e| CliError::usage(format!("{name}: {e}"), ACTIVATION_HELP))?;
+        }
+        name.clone_into(&mut network.name);
+        Ok(network)
+    }
+
+    /// The network that `model.file` describes, as JSON.
+    pub(crate) fn network_of_file(&self) -> Result<Option<String>, CliError> {
+        let json = self.from_file.as_ref().map(serde_json::to_string).transpose();
+        json.map_err(|e| CliError::failed(format!("cannot write the network: {e}"), ""))
+    }
+
+    /// Every path that the experiment names.
+    pub(crate) fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let Self { data, model, trusted, worker, .. } = self;
+        let optional =
+            [&mut data.path, &mut model.weights, &mut model.file, &mut trusted.guard, &mut worker.token_file];
+        optional.into_iter().flatten().chain([&mut trusted.app])
+    }
+
     /// The data a job reads.
     pub fn data_spec(&self) -> DataSpec {
         let DataSection { path, train, test, seed, augment } = self.data.clone();

@@ -14,11 +14,10 @@ use asymflow_zoo::{Network, cost};
 
 use crate::entry::Entry;
 use crate::error::CliError;
-use crate::experiment::{self, Experiment};
+use crate::experiment::Experiment;
 use crate::memory;
-use crate::run;
-use crate::summary::markdown;
 use crate::tables;
+use crate::text::markdown;
 
 /// Flags of `asymflow explain`.
 #[derive(Debug, clap::Args)]
@@ -47,12 +46,11 @@ pub enum What {
 ///
 /// # Errors
 /// An unreadable experiment, or settings that no ε can be given for.
-pub fn explain(args: &Args) -> Result<String, CliError> {
-    let experiment = experiment::read(&args.experiment, false, &args.set)?;
-    match args.what {
-        What::Epsilon => epsilon(&experiment),
-        What::Model => model(&experiment),
-        What::Memory => memory::explain(&experiment),
+pub fn explain(what: What, experiment: &Experiment) -> Result<String, CliError> {
+    match what {
+        What::Epsilon => epsilon(experiment),
+        What::Model => model(experiment),
+        What::Memory => memory::explain(experiment),
     }
 }
 
@@ -96,7 +94,7 @@ const fn without_noise(entry: Entry) -> &'static str {
 }
 
 fn delta_noise(experiment: &Experiment, entry: Entry) -> Result<Option<Noise>, CliError> {
-    let network = run::network(experiment, &experiment.model.names[0])?;
+    let network = experiment.network(&experiment.model.names[0])?;
     let section = &experiment.delta;
     let spec = section.spec(&network, &experiment.mode.decomposition, entry, experiment.train.epochs).map_err(usage)?;
     let sampling = Sampling { batch: experiment.train.batch, records: experiment.data.train.unwrap_or(50_000) };
@@ -121,7 +119,7 @@ fn asymml_noise(experiment: &Experiment) -> Result<Option<Noise>, CliError> {
     let (Some(sigma), Some(clip), true) = (privacy.sigma, privacy.clip, privacy.mechanism != "insecure_none") else {
         return Ok(None);
     };
-    let network = run::network(experiment, &experiment.model.names[0])?;
+    let network = experiment.network(&experiment.model.names[0])?;
     let plan = plan(experiment, &network)?;
     let split = plan.convs.iter().filter(|conv| conv.placement.is_split()).count() as u64;
     let epochs = experiment.train.epochs as u64;
@@ -165,7 +163,7 @@ fn plan(experiment: &Experiment, network: &Network) -> Result<Plan, CliError> {
 fn model(experiment: &Experiment) -> Result<String, CliError> {
     let mut text = String::new();
     for name in &experiment.model.names {
-        let network = run::network(experiment, name)?;
+        let network = experiment.network(name)?;
         if experiment.mode.run.iter().any(|entry| entry.kind == ModeKind::Delta) {
             text += &delta_model(experiment, name, &network)?;
         }

@@ -32,6 +32,30 @@ impl Folder {
         Ok(Self { path })
     }
 
+    /// A new folder in `parent`, called `name` or, where there is one of that name, `name-2` and so on.
+    pub fn of_its_own(parent: &Path, name: &str) -> Result<Self, CliError> {
+        fs::create_dir_all(parent).map_err(|e| disk(parent, &e))?;
+        let mut path = parent.join(name);
+        for number in 2.. {
+            match fs::create_dir(&path) {
+                Ok(()) => break,
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    path = parent.join(format!("{name}-{number}"))
+                }
+                Err(e) => return Err(disk(&path, &e)),
+            }
+        }
+        Ok(Self { path })
+    }
+
+    /// A folder that is there.
+    pub fn existing(path: &Path) -> Result<Self, CliError> {
+        let path = fs::canonicalize(path).map_err(|e| {
+            CliError::usage(format!("cannot open {}: {e}", path.display()), "name a folder under runs/")
+        })?;
+        Ok(Self { path })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -75,6 +99,14 @@ impl Folder {
             let _ = fs::remove_file(&new);
             disk(&path, &e)
         })
+    }
+
+    /// Replaces a file by a JSON document.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), CliError> {
+        let mut text = serde_json::to_string_pretty(value)
+            .map_err(|e| CliError::failed(format!("cannot write {name}: {e}"), ""))?;
+        text.push('\n');
+        self.replace(name, text.as_bytes())
     }
 
     /// Reads a file, where there is one.

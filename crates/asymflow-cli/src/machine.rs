@@ -31,7 +31,7 @@ pub fn cores() -> usize {
 
 /// The command as it was given, without the path of the program.
 pub fn command() -> String {
-    std::env::args().skip(1).fold("asymflow".to_owned(), |text, argument| text + " " + &argument)
+    std::env::args_os().skip(1).fold("asymflow".to_owned(), |text, argument| text + " " + &argument.to_string_lossy())
 }
 
 /// The commit that this program was built from, with `+dirty` where its sources differed from it; none where git did

@@ -8,6 +8,7 @@ use asymflow::job::{EpochReport, FromTrusted, Notice};
 
 use crate::error::CliError;
 use crate::folder::Folder;
+use crate::text;
 
 /// Where progress goes.
 #[derive(Clone, Debug)]
@@ -98,10 +99,10 @@ impl Progress {
 }
 
 /// ε in words.
-pub fn epsilon(epsilon: Option<f64>, delta: f64) -> String {
+fn epsilon(epsilon: Option<f64>, delta: f64) -> String {
     match epsilon {
         None => "ε 0 (nothing released)".to_owned(),
-        Some(e) if e.is_finite() => format!("ε {e:.2} (δ {delta:e})"),
+        Some(e) if e.is_finite() => format!("ε {} (δ {delta:e})", text::epsilon(e, 2)),
         Some(_) => "ε ∞ (no guarantee)".to_owned(),
     }
 }

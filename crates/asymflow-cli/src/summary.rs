@@ -12,7 +12,7 @@ use crate::machine::Machine;
 
 mod render;
 
-pub use render::{markdown, networks, per_sample, table, tables};
+pub use render::{networks, per_sample, table, tables};
 
 /// `summary.json` of one run. Keys that do not apply are null.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

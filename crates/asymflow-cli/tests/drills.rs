@@ -57,6 +57,12 @@ impl Drill {
         command
     }
 
+    /// A run folder says everything; where one stands does not matter.
+    fn resume(&self, run: &Path, flags: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.current_dir("/").args(["run", "--resume"]).arg(run).args(flags).output().unwrap()
+    }
+
     fn run(&self, flags: &[&str]) -> Output {
         self.command(flags).output().unwrap()
     }
@@ -130,7 +136,7 @@ fn interrupted_and_whole(mode: &'static str) -> (Drill, Drill) {
         assert!(run.join(file).is_file(), "{file}");
     }
     assert!(drill.of_job(&run, "checkpoints/latest.safetensors").is_file());
-    let output = drill.run(&["--resume", run.to_str().unwrap()]);
+    let output = drill.resume(&run, &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(drill.losses(&run), expected);
     (drill, whole)
@@ -219,7 +225,7 @@ fn a_truncated_checkpoint_is_refused_and_left_alone() {
     let checkpoint = run.join("asymml-seed1/checkpoints/latest.safetensors");
     let bytes = std::fs::read(&checkpoint).unwrap();
     std::fs::write(&checkpoint, &bytes[..bytes.len() - 100]).unwrap();
-    let output = drill.run(&["--resume", run.to_str().unwrap()]);
+    let output = drill.resume(&run, &[]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = text(&output.stderr);
     assert!(stderr.contains("error: not a complete checkpoint"), "{stderr}");
@@ -240,7 +246,7 @@ fn a_full_disk_ends_the_run_in_words_and_keeps_what_was_written() {
     // Writes to this device always fail as on a full disk.
     std::fs::remove_file(run.join("asymml-seed1/ledger.jsonl")).unwrap();
     std::os::unix::fs::symlink("/dev/full", run.join("asymml-seed1/ledger.jsonl")).unwrap();
-    let output = drill.run(&["--resume", run.to_str().unwrap()]);
+    let output = drill.resume(&run, &[]);
     assert_eq!(output.status.code(), Some(1));
     let stderr = text(&output.stderr);
     assert!(stderr.contains("ledger.jsonl: No space left on device"), "{stderr}");
@@ -303,7 +309,11 @@ fn wrong_usage_is_exit_2_with_a_help_line() {
         (&["--set", "mode.decomposition=svd"], "unknown decomposition \"svd\""),
         (&["--data", "no/such/folder"], "no/such/folder"),
         (&["--set", "model.weights=no-such-file"], "no-such-file"),
-        (&["--resume", "no/such/run"], "is no run folder"),
+        (&["--resume", "no/such/run"], "cannot be used with"),
+        (&["--set", "data.train=0"], "data.train = 0 is out of range"),
+        (&["--set", "train.seed=1"], "help: did you mean `seeds`?"),
+        (&["--set", "trian.epochs=1"], "help: did you mean `train`?"),
+        (&["--seeds", "20261127"], "for that one seed: --set train.seeds=[20261127]"),
         (&["--set", "trusted.runtime=sgx"], "unknown trusted.runtime \"sgx\""),
         (&["--no-such-flag"], "--no-such-flag"),
     ] {
@@ -377,9 +387,7 @@ fn sealed_checkpoints_go_on_alike_and_cannot_be_read_put_back_or_begun_anew() {
     let sealed = sealed.into_iter().find(|path| path.file_name().is_some_and(|name| name != "host.key")).unwrap();
     let then = std::fs::read(&sealed).unwrap();
 
-    let mut resume = seal.to_vec();
-    resume.extend(["--resume", run.to_str().unwrap()]);
-    let output = drill.run(&resume);
+    let output = drill.resume(&run, &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(drill.losses(&run), expected);
     let weights = |drill: &Drill| std::fs::read(drill.of_job(&drill.run_folder(), "weights.safetensors")).unwrap();
@@ -388,7 +396,7 @@ fn sealed_checkpoints_go_on_alike_and_cannot_be_read_put_back_or_begun_anew() {
     // The host takes the job for unfinished, in three ways.
     std::fs::remove_file(of_job("summary.json")).unwrap();
     let refused = || {
-        let output = drill.run(&resume);
+        let output = drill.resume(&run, &[]);
         assert_eq!(output.status.code(), Some(1));
         text(&output.stderr)
     };

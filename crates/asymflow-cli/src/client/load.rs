@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ServiceArgs;
 use super::connection::Connection;
 use crate::error::CliError;
+use crate::experiment::Limit;
 
 /// Flags of `client load`.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,20 +28,18 @@ pub struct Args {
     pub seconds: f64,
 }
 
+/// Each connection is a thread.
+pub const CONNECTIONS: Limit = Limit::within("serve.loads.connections", 1.0, 4096.0);
+pub const RATE: Limit = Limit::within("serve.loads.rate", 1e-3, 1e9);
+pub const SECONDS: Limit = Limit::within("serve.loads.seconds", 1e-3, 1e6);
+
 impl Args {
     /// The load they describe.
     pub fn spec(&self) -> Result<LoadSpec, CliError> {
-        let usage = |what: String| Err(CliError::usage(what, "see `asymflow client load --help`"));
-        if self.connections == 0 {
-            return usage("--connections must be at least 1, got 0".to_owned());
-        }
-        if !(self.seconds.is_finite() && self.seconds > 0.0) {
-            return usage(format!("--seconds must be positive, got {}", self.seconds));
-        }
-        match self.rate {
-            Some(rate) if !(rate.is_finite() && rate > 0.0) => usage(format!("--rate must be positive, got {rate}")),
-            _ => Ok(LoadSpec { connections: self.connections, rate: self.rate, seconds: self.seconds }),
-        }
+        CONNECTIONS.check("--connections", self.connections as f64)?;
+        SECONDS.check("--seconds", self.seconds)?;
+        self.rate.map_or(Ok(()), |rate| RATE.check("--rate", rate))?;
+        Ok(LoadSpec { connections: self.connections, rate: self.rate, seconds: self.seconds })
     }
 }
 

@@ -18,8 +18,10 @@ use asymflow_zoo::data::{read_image, synthetic, write_png};
 use clap::Subcommand;
 
 use crate::error::CliError;
+use crate::output::print;
+use crate::text::{epsilon, escaped};
 use connection::{Connection, Reply};
-pub use load::{LoadReport, LoadSpec, load};
+pub use load::{CONNECTIONS, LoadReport, LoadSpec, RATE, SECONDS, load};
 use witness::Witnesses;
 
 /// What to ask.
@@ -76,7 +78,7 @@ pub struct ServiceArgs {
     #[arg(long)]
     pub forget_witness: bool,
     /// Longest wait for an answer, in seconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
 }
 
@@ -103,16 +105,14 @@ pub fn execute(command: Command) -> Result<(), CliError> {
         Command::PrepareShares(args) => shares::prepare(&args),
         Command::Inspect { service } => {
             let connection = connect(&service)?;
-            crate::print(&described(&connection));
-            Ok(())
+            print(&described(&connection))
         }
         Command::Load { service, load } => {
             let spec = load.spec()?;
             let report = self::load(&service, &spec)?;
             let text = serde_json::to_string_pretty(&report)
                 .map_err(|e| CliError::failed(format!("cannot print the results: {e}"), ""))?;
-            crate::print(&format!("{text}\n"));
-            Ok(())
+            print(&format!("{text}\n"))
         }
     }
 }
@@ -130,9 +130,14 @@ fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
     let insecure = &connection.promise.insecure;
     say(&format!(
         "insecure settings in force: {}",
-        if insecure.is_empty() { "none".to_owned() } else { insecure.join(", ") }
+        if insecure.is_empty() { "none".to_owned() } else { escaped(&insecure.join(", ")) }
     ));
     Ok(connection)
+}
+
+/// A path as it is printed.
+fn shown(path: &Path) -> String {
+    escaped(&path.display().to_string())
 }
 
 fn say(line: &str) {
@@ -155,13 +160,14 @@ fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(),
             pixels.extend(image);
         }
         let reply = connection.classify(&pixels)?;
+        // An answer that could not be written was paid for all the same: what is kept and said of it comes first.
+        let mut written = Ok(());
         for (path, line) in some.iter().zip(lines(&reply, &connection.promise, json)) {
             match line {
-                Ok(line) => {
-                    crate::print(&if json { format!("{line}\n") } else { format!("{}: {line}\n", path.display()) })
-                }
+                Ok(line) if json => written = written.and(print(&format!("{line}\n"))),
+                Ok(line) => written = written.and(print(&format!("{}: {line}\n", shown(path)))),
                 Err(detail) => {
-                    say(&format!("{}: not answered: {detail}", path.display()));
+                    say(&format!("{}: not answered: {detail}", shown(path)));
                     refused = Some(detail);
                 }
             }
@@ -172,6 +178,7 @@ fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(),
         if let Some(spent) = reply.spent_epsilon {
             say(&spending(spent, &connection.promise));
         }
+        written?;
     }
     match refused {
         Some(detail) => Err(CliError::failed(detail, "images that were answered before cost nothing again")),
@@ -184,7 +191,7 @@ fn lines<'a>(reply: &'a Reply, promise: &'a Promise, json: bool) -> impl Iterato
     let mut logits = reply.logits.chunks_exact(promise.classes.max(1));
     reply.outcomes.iter().map(move |outcome| {
         if let Outcome::Refused(refusal) = outcome {
-            return Err(refusal.detail.clone());
+            return Err(escaped(&refusal.detail));
         }
         let logits = logits.next().unwrap_or_default();
         Ok(answer(logits, &promise.class_names, json))
@@ -198,7 +205,7 @@ fn answer(logits: &[f32], class_names: &[String], json: bool) -> String {
     if json {
         serde_json::json!({ "class": class, "name": name, "probability": probability, "logits": logits }).to_string()
     } else {
-        format!("{name} ({:.1} %)", 100.0 * probability)
+        format!("{} ({:.1} %)", escaped(&name), 100.0 * probability)
     }
 }
 
@@ -213,9 +220,11 @@ fn spending(spent: f64, promise: &Promise) -> String {
     let release = promise.release.as_ref();
     let delta = release.map_or(0.0, |release| release.delta);
     match release.and_then(|release| release.client_epsilon) {
-        Some(budget) => format!("this client has spent epsilon {spent:.3} of {budget} at delta {delta:e}"),
+        Some(budget) => {
+            format!("this client has spent epsilon {} of {budget} at delta {delta:e}", epsilon(spent, 3))
+        }
         None if spent.is_finite() => {
-            format!("this client has spent epsilon {spent:.3} at delta {delta:e}, without a limit")
+            format!("this client has spent epsilon {} at delta {delta:e}, without a limit", epsilon(spent, 3))
         }
         None => "this client has no guarantee: epsilon is infinite".to_owned(),
     }
@@ -235,7 +244,7 @@ fn described(connection: &Connection) -> String {
         measurement.isv_prod_id,
         measurement.isv_svn,
         connection.promise_sha256(),
-        promise.lines().map(|line| format!("# {line}\n")).collect::<String>().trim_end(),
+        promise.lines().map(|line| format!("# {}\n", escaped(line))).collect::<String>().trim_end(),
     )
 }
 
@@ -295,12 +304,12 @@ pub fn samples(folder: &Path, count: usize, seed: u64) -> Result<(), CliError> {
         let name = data.class_names().get(label as usize).map_or("image", String::as_str);
         let path = folder.join(format!("{index:02}-{name}.png"));
         write_png(&path, image, data.shape()).map_err(|e| failed(e.to_string()))?;
-        crate::print(&format!("{}\n", path.display()));
+        print(&format!("{}\n", path.display()))?;
     }
     Ok(())
 }
 
 /// A service's answers have to come within this.
 fn timeout(service: &ServiceArgs) -> Duration {
-    Duration::from_secs(service.timeout.max(1))
+    Duration::from_secs(service.timeout)
 }

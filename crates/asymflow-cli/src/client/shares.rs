@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 
 use super::{answer, say};
 use crate::error::CliError;
+use crate::output::print;
 
 /// The ring of the servers.
 type Ring = u64;
@@ -94,7 +95,7 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
         let logits = client.ask::<Ring>(&image).map_err(|e| told(&e))?;
         let milliseconds = 1e3 * started.elapsed().as_secs_f64();
         let line = answer(&logits, &info.class_names, args.json);
-        crate::print(&if args.json { format!("{line}\n") } else { format!("{}: {line}\n", path.display()) });
+        print(&if args.json { format!("{line}\n") } else { format!("{}: {line}\n", path.display()) })?;
         say(&format!("answered on shares in {milliseconds:.1} ms"));
     }
     client.close();

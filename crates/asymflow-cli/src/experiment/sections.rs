@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use asymflow::job::{EasingSpec, ModeKind, Schedule, WorkerTransport};
+use asymflow::memory::parse_bytes;
 use asymflow_privacy::{Precision, Relation};
 use asymflow_zoo::Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
+use crate::error::CliError;
 
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,9 +37,13 @@ impl Default for DataSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// Names in the zoo, each with `+ACTIVATION` where it is to have another activation than its own; more than one only for
-    /// `train`, `speedup` and `memory-study`.
+    /// Names, each with `+ACTIVATION` where it is to have another activation than its own: of the zoo, of networks that a program
+    /// registered, and that of `file`. More than one only for kinds that compare networks.
+    #[serde(default)]
     pub names: Vec<String>,
+    /// A network of one's own, JSON or TOML as [`Network`](asymflow_zoo::Network) is written; `names` is its name where it is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
     /// Classes.
     #[serde(default = "ten")]
     pub classes: usize,
@@ -245,48 +251,6 @@ impl Default for TrainSection {
     }
 }
 
-/// `[speedup]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SpeedupSection {
-    /// Samples in a batch.
-    pub batch: usize,
-    /// Timed repetitions.
-    pub repeats: usize,
-    /// Decompositions AsymML is timed with.
-    pub decompositions: Vec<String>,
-    /// Whether training steps are timed.
-    pub train: bool,
-}
-
-impl Default for SpeedupSection {
-    fn default() -> Self {
-        let decompositions = vec!["gram".to_owned(), "shared-basis".to_owned()];
-        Self { batch: 32, repeats: 5, decompositions, train: true }
-    }
-}
-
-/// `[study]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StudySection {
-    /// Test images measured.
-    pub samples: usize,
-    /// Ranks.
-    pub ranks: Vec<usize>,
-    /// Decompositions; for `rank-study`.
-    pub methods: Vec<String>,
-    /// Sides of the low frequencies kept of a block; for `rank-dct-study`.
-    pub kept: Vec<usize>,
-}
-
-impl Default for StudySection {
-    fn default() -> Self {
-        let methods = ["exact-svd", "gram", "alternating", "shared-basis"].map(str::to_owned).to_vec();
-        Self { samples: 64, ranks: vec![1, 2, 4, 8, 16, 32], methods, kept: vec![2, 4, 8, 12, 16] }
-    }
-}
-
 /// `[report]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -297,4 +261,9 @@ pub struct ReportSection {
     pub max_online_megabytes: Option<f64>,
     /// The claim fails when the median of such queries takes longer.
     pub max_online_seconds: Option<f64>,
+}
+
+/// A size of the experiment file.
+pub fn size(key: &str, text: &str) -> Result<u64, CliError> {
+    parse_bytes(text).map_err(|e| CliError::usage(format!("{key}: {e}"), "e.g. \"2GiB\""))
 }

@@ -1,6 +1,7 @@
 //! Summaries as tables: means and spreads over seeds.
 
 use super::Summary;
+use crate::text::{epsilon, markdown};
 
 fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
     let n = values.len() as f64;
@@ -23,9 +24,9 @@ fn cell(values: Vec<f64>, digits: usize) -> String {
 fn row(runs: &[&Summary]) -> Option<[String; 11]> {
     let first = runs.first()?;
     let many = |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(runs.iter().filter_map(|r| f(r)).collect(), digits);
-    let epsilon = match (first.privacy.epsilon, &first.privacy.mechanism) {
+    let shown = match (first.privacy.epsilon, &first.privacy.mechanism) {
         (_, None) => "0".to_owned(),
-        (Some(e), _) => format!("{e:.2}"),
+        (Some(e), _) => epsilon(e, 2),
         (None, _) => "∞".to_owned(),
     };
     let kib = |bytes: u64| format!("{:.1}", bytes as f64 / 1024.0);
@@ -33,7 +34,7 @@ fn row(runs: &[&Summary]) -> Option<[String; 11]> {
     Some([
         first.mode.clone(),
         many(1, &|r| r.accuracy.test.map(|a| 100.0 * a)),
-        epsilon,
+        shown,
         kib(first.bytes_per_sample.to_worker),
         millions(first.macs_per_sample.trusted),
         many(1, &|r| Some(r.seconds.training)),
@@ -156,33 +157,4 @@ fn modes(runs: &[Summary]) -> Vec<&str> {
         }
     }
     modes
-}
-
-/// Rows of cells as an aligned Markdown table; the first row is its head.
-pub fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [3; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for (i, row) in rows.iter().enumerate() {
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-            let pad = " ".repeat(width - cell.chars().count());
-            text += &if column == 0 { format!("| {cell}{pad} ") } else { format!("| {pad}{cell} ") };
-        }
-        text += "|\n";
-        if i == 0 {
-            for (column, width) in widths.into_iter().enumerate() {
-                text += &if column == 0 {
-                    format!("|{}", "-".repeat(width + 2))
-                } else {
-                    format!("|{}:", "-".repeat(width + 1))
-                };
-            }
-            text += "|\n";
-        }
-    }
-    text
 }

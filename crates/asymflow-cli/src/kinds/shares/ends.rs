@@ -10,9 +10,9 @@ use asymflow_residual::Identity;
 use asymflow_shares::net::{Stream, accept, connect};
 use asymflow_shares::{DuplexLink, Profile};
 
-use super::LinkName;
 use super::measure::failed;
 use crate::error::CliError;
+use crate::shares_section::LinkName;
 
 /// How long a server waits for the other one before it gives up.
 const PATIENCE: Duration = Duration::from_secs(120);

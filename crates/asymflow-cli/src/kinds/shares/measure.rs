@@ -12,10 +12,11 @@ use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization
 use asymflow_zoo::{Network, Weights};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
+use super::SharesRun;
 use super::ends::ends;
-use super::{ActivationName, LinkName, RingName, Setting, SharesRun};
 use crate::error::CliError;
 use crate::experiment::{DataSection, Experiment};
+use crate::shares_section::{ActivationName, LinkName, RingName, Setting};
 
 pub(super) fn failed(error: impl Display) -> CliError {
     CliError::failed(error.to_string(), "")

@@ -5,18 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow::delta::Sampling;
-use asymflow::job::JobSpec;
+use asymflow::job::{JobSpec, Task};
 use asymflow::service::{ServedModel, ServiceReport};
 use asymflow_enclave::{EnclaveSpec, TrustedRuntime, TrustedSession};
 use asymflow_zoo::Weights;
 use asymflow_zoo::data::Normalization;
 use serde::{Deserialize, Serialize};
 
-use crate::client::{LoadReport, LoadSpec, ServiceArgs, load};
+use crate::client::{CONNECTIONS, LoadReport, LoadSpec, RATE, SECONDS, ServiceArgs, load};
 use crate::entry::Entry;
 use crate::error::CliError;
+use crate::experiment::{Experiment, Limit};
 use crate::folder::Folder;
 use crate::host::not_launched;
+use crate::kind::{Ended, ExperimentKind, Verdict};
+use crate::run::Run;
+use crate::text::{escaped, markdown};
 use crate::worker::WorkerProcess;
 
 /// `[serve]`
@@ -34,6 +38,74 @@ pub struct ServeSection {
 impl Default for ServeSection {
     fn default() -> Self {
         Self { batch: 8, linger_ms: 1, loads: vec![LoadSpec { connections: 8, rate: None, seconds: 5.0 }] }
+    }
+}
+
+/// Loads a service of every mode with clients.
+pub struct Serve;
+
+impl ExperimentKind for Serve {
+    type Settings = ServeSection;
+    type Results = Vec<ServeRun>;
+
+    fn name(&self) -> &'static str {
+        "serve"
+    }
+
+    fn section(&self) -> Option<&'static str> {
+        Some("serve")
+    }
+
+    fn limits(&self) -> &'static [Limit] {
+        const {
+            &[
+                Limit::within("serve.batch", 1.0, 65_536.0),
+                Limit::within("serve.linger_ms", 0.0, 3.6e6),
+                CONNECTIONS,
+                RATE,
+                SECONDS,
+            ]
+        }
+    }
+
+    fn run(&self, run: &Run, settings: &ServeSection) -> Result<(Ended, Option<Self::Results>), CliError> {
+        let worker = run.worker()?;
+        let e = run.experiment();
+        let server = Server {
+            runtime: run.runtime(),
+            program: run.program(),
+            worker,
+            section: settings,
+            threads: e.trusted.threads,
+            folder: run.folder(),
+        };
+        let mut runs = Vec::new();
+        for &entry in &e.mode.run {
+            let job = run.job(entry, &e.model.names[0], worker, Task::Train(e.train_spec(1)))?;
+            for &load in &settings.loads {
+                if run.is_interrupted() {
+                    return Ok((Ended::Interrupted, None));
+                }
+                run.say(&format!("{entry}: {} connections for {} s", load.connections, load.seconds));
+                runs.push(server.run(entry, &job, load)?);
+            }
+        }
+        Ok((Ended::Whole, Some(runs)))
+    }
+
+    fn table(&self, experiment: &Experiment, settings: &ServeSection, runs: &Self::Results) -> String {
+        table(experiment, settings, runs)
+    }
+
+    fn verdict(&self, _: &Experiment, _: &ServeSection, runs: &Self::Results) -> Option<Verdict> {
+        let failed: u64 = runs.iter().map(|run| run.load.failed + run.load.refused).sum();
+        let reason = runs.iter().find_map(|run| run.load.first_failure.as_deref());
+        let text = match reason {
+            Some(reason) => format!("claim: the first of {failed} failures: {}", escaped(reason)),
+            None if failed == 0 => "claim: every image was answered".to_owned(),
+            None => format!("claim: {failed} images were refused"),
+        };
+        Some(Verdict { holds: failed == 0, text })
     }
 }
 
@@ -178,4 +250,67 @@ impl Running {
         let _ = self.reader.join();
         std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn table(experiment: &Experiment, settings: &ServeSection, runs: &[ServeRun]) -> String {
+    let head = [
+        "mode",
+        "load",
+        "answers",
+        "failed",
+        "answers/s",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "max ms",
+        "images/batch",
+        "trusted ms",
+        "release ms",
+        "wait ms",
+        "B to worker",
+        "MiB early",
+        "MiB end",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    for ServeRun { mode, load, report, resident_bytes } in runs {
+        let (stats, latency) = (&report.service, &load.latency_ms);
+        let each = |total: f64| format!("{:.2}", 1e3 * total / stats.answered.max(1) as f64);
+        let mebibytes = |of: fn((u64, u64)) -> u64| {
+            resident_bytes
+                .map_or_else(|| "-".to_owned(), |bytes| format!("{:.1}", of(bytes) as f64 / f64::from(1 << 20)))
+        };
+        let load_name = match load.load.rate {
+            Some(rate) => format!("open, {rate}/s on {}", load.load.connections),
+            None => format!("closed, {}", load.load.connections),
+        };
+        rows.push([
+            mode.clone(),
+            format!("{load_name}, {} s", load.load.seconds),
+            load.answered.to_string(),
+            (load.failed + load.refused).to_string(),
+            format!("{:.1}", load.per_second),
+            format!("{:.1}", latency.p50),
+            format!("{:.1}", latency.p90),
+            format!("{:.1}", latency.p99),
+            format!("{:.1}", latency.p999),
+            format!("{:.1}", latency.max),
+            format!("{:.2}", stats.answered as f64 / stats.batches.max(1) as f64),
+            each(stats.parts.trusted + stats.parts.decompose + stats.parts.fold),
+            each(stats.parts.release),
+            each(stats.parts.wait),
+            format!("{:.0}", stats.traffic.to_worker as f64 / stats.answered.max(1) as f64),
+            mebibytes(|(early, _)| early),
+            mebibytes(|(_, end)| end),
+        ]);
+    }
+    format!(
+        "Network {}, weights by seed, {} records in a message to the worker, clients and both programs on the same cores. \
+         Latency is from when an image was due to its answer, TLS included; an open loop offers images at a fixed rate. \
+         Milliseconds and bytes are for one answer; messages are filled up with coins, so few images in a batch cost more \
+         bytes each. Memory is that of the trusted program, after a quarter of the load and at its end.\n\n{}",
+        experiment.model.names.join(", "),
+        settings.batch,
+        markdown(&rows)
+    )
 }

@@ -1,4 +1,4 @@
-//! `kind = "shares"`: two servers on secret shares over TCP, and what a query costs them.
+//! `[shares]`: how two servers answer on secret shares.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,6 @@ use asymflow::job::{RingBits, SharesSpec};
 use asymflow_shares::{Activation, CompileError, Decision, WeightPolicy, activations};
 use asymflow_zoo::Network;
 use serde::{Deserialize, Serialize};
-
-mod ends;
-mod measure;
-mod table;
-
-pub use measure::{Bench, images};
-pub use table::{costs, render, verdict};
 
 /// `[shares]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,7 +221,7 @@ impl FromStr for ActivationName {
 
 impl ActivationName {
     /// This activation in place of every ReLU of `network`.
-    fn of(self, network: &Network) -> Result<std::collections::BTreeMap<String, Activation>, CompileError> {
+    pub fn of(self, network: &Network) -> Result<std::collections::BTreeMap<String, Activation>, CompileError> {
         let replaced = activations(network)?.into_iter().map(|(name, shape)| {
             let activation = match self {
                 Self::Relu | Self::Own => Activation::Relu,
@@ -261,46 +254,6 @@ pub struct Elsewhere {
     pub machine: String,
     /// Who says so.
     pub source: String,
-}
-
-/// What one setting measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SharesRun {
-    /// The setting.
-    pub setting: Setting,
-    /// Sign decisions of a query.
-    pub decisions: u64,
-    /// Exchanges of a query.
-    pub rounds: u64,
-    /// Threads of each server.
-    pub threads: usize,
-    /// Load average of the machine over the minute before, this program's own included; null where it is not told.
-    pub load_average: Option<f64>,
-    /// Bytes that each server wrote to its socket in a query, frames and headers included.
-    pub online_bytes: [u64; 2],
-    /// Bytes of each server's deal, beyond its seed.
-    pub dealt_bytes: [u64; 2],
-    /// Bytes that each server wrote once a model.
-    pub setup_bytes: [u64; 2],
-    /// Seconds of it.
-    pub setup_seconds: f64,
-    /// Seconds in which the dealer dealt, of each query.
-    pub deal_seconds: Vec<f64>,
-    /// Seconds in which both servers prepared what needs no input, of each query.
-    pub prepare_seconds: Vec<f64>,
-    /// Seconds from the input's shares to the logits' shares, of each query.
-    pub online_seconds: Vec<f64>,
-    /// Images compared.
-    pub images: usize,
-    /// Largest distance of a logit from the one in double precision.
-    pub largest_error: f64,
-    /// Largest logit in double precision, in magnitude.
-    pub largest_logit: f64,
-    /// Images that got another class than in double precision.
-    pub changed: usize,
-    /// Images classified correctly on shares, and in double precision.
-    #[serde(default)]
-    pub correct: [usize; 2],
 }
 
 #[cfg(test)]

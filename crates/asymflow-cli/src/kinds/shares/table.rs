@@ -3,11 +3,13 @@
 use asymflow_shares::{Cost, WeightPolicy, Z48};
 use asymflow_zoo::{Network, Weights};
 
+use super::SharesRun;
 use super::measure::compiled;
-use super::{ActivationName, Elsewhere, LinkName, RingName, Setting, SharesRun};
 use crate::error::CliError;
 use crate::experiment::Experiment;
-use crate::summary::markdown;
+use crate::kind::Verdict;
+use crate::shares_section::{ActivationName, Elsewhere, LinkName, RingName, Setting};
+use crate::text::{markdown, median};
 
 fn megabytes(bytes: u64) -> String {
     format!("{:.2}", bytes as f64 * 1e-6)
@@ -15,16 +17,6 @@ fn megabytes(bytes: u64) -> String {
 
 fn both([first, second]: [u64; 2]) -> String {
     format!("{} + {}", megabytes(first), megabytes(second))
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.get(middle.saturating_sub(1)..=middle) {
-        Some([below, above]) if sorted.len().is_multiple_of(2) => f64::midpoint(*below, *above),
-        _ => sorted.get(middle).copied().unwrap_or(f64::NAN),
-    }
 }
 
 /// Median, and smallest to largest, in milliseconds.
@@ -112,8 +104,8 @@ pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
             );
         }
     }
-    if let Some((_, verdict)) = verdict(experiment, runs) {
-        text += &format!("\n{verdict}\n");
+    if let Some(verdict) = verdict(experiment, runs) {
+        text += &format!("\n{}\n", verdict.text);
     }
     if !experiment.shares.elsewhere.is_empty() {
         text += &elsewhere(&experiment.shares.elsewhere);
@@ -143,7 +135,7 @@ fn elsewhere(figures: &[Elsewhere]) -> String {
 
 /// Whether full ReLU with shared weights over loopback stays below the experiment's limits, in words; `None` without limits or
 /// such a run.
-pub fn verdict(experiment: &Experiment, runs: &[SharesRun]) -> Option<(bool, String)> {
+pub fn verdict(experiment: &Experiment, runs: &[SharesRun]) -> Option<Verdict> {
     let limits = &experiment.report;
     let (most_megabytes, most_seconds) = (limits.max_online_megabytes, limits.max_online_seconds);
     if most_megabytes.is_none() && most_seconds.is_none() {
@@ -166,7 +158,7 @@ pub fn verdict(experiment: &Experiment, runs: &[SharesRun]) -> Option<(bool, Str
     let verdict = if holds { "holds" } else { "does not hold" };
     let text =
         format!("Claim {verdict}: full ReLU, shared weights, loopback: {}; allowed are {limit}.", found.join(", "));
-    (!found.is_empty()).then_some((holds, text))
+    (!found.is_empty()).then_some(Verdict { holds, text })
 }
 
 /// What queries would cost by the structure of their programs.
@@ -233,19 +225,11 @@ mod tests {
     fn the_claim_is_of_shared_weights() {
         let limits = "max_online_megabytes = 41.0\nmax_online_seconds = 0.5";
         let shared = |megabytes, seconds: &[f64]| run(WeightPolicy::Shared, megabytes, seconds);
-        let holds = |runs: &[SharesRun]| verdict(&experiment(limits), runs).map(|(holds, _)| holds);
+        let holds = |runs: &[SharesRun]| verdict(&experiment(limits), runs).map(|verdict| verdict.holds);
         assert_eq!(holds(&[shared(41, &[0.4, 0.5, 9.0]), run(WeightPolicy::Public, 99, &[9.0])]), Some(true));
         assert_eq!(holds(&[shared(42, &[0.4])]), Some(false));
         assert_eq!(holds(&[shared(41, &[0.4, 0.6, 0.7])]), Some(false));
         assert_eq!(holds(&[run(WeightPolicy::Public, 1, &[0.1])]), None);
         assert_eq!(verdict(&experiment(""), &[shared(1, &[0.1])]), None);
-    }
-
-    #[test]
-    fn medians_lie_between_the_middle_ones() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median(&[7.0]), 7.0);
-        assert!(median(&[]).is_nan());
     }
 }

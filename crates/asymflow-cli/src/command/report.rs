@@ -1,0 +1,85 @@
+//! `asymflow report`: renders results into tables and plots.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::CliError;
+use crate::extensions::Extensions;
+use crate::folder::Folder;
+use crate::kind::{AnyKind, Files};
+use crate::output::print;
+
+/// Flags of `asymflow report`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run folders to take results from; none renders what is there again
+    runs: Vec<PathBuf>,
+    /// Where results are kept
+    #[arg(long, default_value = "docs/results", value_name = "DIR")]
+    out: PathBuf,
+    /// Change nothing; fail where a rendered result differs from its data
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn report(args: &Args, extensions: &Extensions) -> Result<(), CliError> {
+    if args.check {
+        return check(&args.out, extensions);
+    }
+    let out = Folder::create(&args.out)?;
+    for run in &args.runs {
+        let (summary, kind) = read(&run.join("summary.json"), extensions)?;
+        let (name, published) = kind.published(&summary)?;
+        out.replace(&format!("{name}.json"), published.as_bytes())?;
+    }
+    for (name, text) in all(&args.out, extensions)? {
+        out.replace(&name, text.as_bytes())?;
+        print(&format!("{}\n", args.out.join(name).display()))?;
+    }
+    Ok(())
+}
+
+fn check(folder: &Path, extensions: &Extensions) -> Result<(), CliError> {
+    for (name, text) in all(folder, extensions)? {
+        let path = folder.join(name);
+        if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+            let message = format!("{} differs from its data", path.display());
+            return Err(CliError::failed(message, "`cargo xtask report` renders it again"));
+        }
+    }
+    Ok(())
+}
+
+/// A `summary.json`, and its kind.
+fn read<'a>(path: &Path, extensions: &'a Extensions) -> Result<(String, &'a dyn AnyKind), CliError> {
+    #[derive(Deserialize)]
+    struct Summary {
+        experiment: Heading,
+    }
+    #[derive(Deserialize)]
+    struct Heading {
+        kind: String,
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        CliError::usage(format!("cannot read {}: {e}", path.display()), "name a finished folder under runs/")
+    })?;
+    let summary: Summary = serde_json::from_str(&text)
+        .map_err(|e| CliError::usage(format!("{}: {e}", path.display()), "this is no summary of a whole experiment"))?;
+    Ok((text, extensions.kind_named(&summary.experiment.kind)?))
+}
+
+/// Every file that is rendered of the results in `folder`.
+fn all(folder: &Path, extensions: &Extensions) -> Result<Files, CliError> {
+    let entries =
+        std::fs::read_dir(folder).map_err(|e| CliError::usage(format!("cannot read {}: {e}", folder.display()), ""))?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
+    paths.sort();
+    let mut files = Files::new();
+    for path in paths {
+        let (summary, kind) = read(&path, extensions)?;
+        files.extend(kind.rendered(&summary).map_err(|e| e.within(&path))?);
+    }
+    Ok(files)
+}

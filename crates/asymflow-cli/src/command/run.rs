@@ -1,0 +1,149 @@
+//! `asymflow run`: starts a run, or goes on with one.
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+
+use asymflow::job::ModeKind;
+use asymflow_zoo::delta::delta;
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::experiment::{Experiment, read, read_run};
+use crate::extensions::Extensions;
+use crate::folder::Folder;
+use crate::host::runtime;
+use crate::kind::Outcome;
+use crate::machine;
+use crate::output::print;
+use crate::progress::Output;
+use crate::run::{DELTA_HELP, Interrupt, Run};
+
+/// The most seeds of one run.
+const MOST_SEEDS: u64 = 1000;
+
+/// Flags of `asymflow run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The experiment file
+    #[arg(required_unless_present = "resume", conflicts_with = "resume")]
+    experiment: Option<PathBuf>,
+    /// Set a key, e.g. --set train.epochs=3; may be given often
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// A data set on disk instead of the experiment's
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    data: Option<PathBuf>,
+    /// The small form: CPU, simulated enclave, under a minute
+    #[arg(long, conflicts_with = "resume")]
+    smoke: bool,
+    /// Show what would run and what it would cost, and end
+    #[arg(long)]
+    dry_run: bool,
+    /// Run seeds 1 to N
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    seeds: Option<u64>,
+    /// Go on with the runs of this folder that are not done, as they were told at their start
+    #[arg(long, value_name = "RUN")]
+    resume: Option<PathBuf>,
+    /// Events and results as JSON
+    #[arg(long)]
+    json: bool,
+    /// Folder that run folders are made in
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    runs: PathBuf,
+}
+
+/// What a run folder keeps of how it was started.
+#[derive(Serialize)]
+struct Kept<'a> {
+    /// Name of the experiment.
+    name: &'a str,
+    #[serde(flatten)]
+    experiment: &'a Experiment,
+}
+
+pub fn run(args: &Args, extensions: &Extensions, interrupt: Interrupt) -> Result<Outcome, CliError> {
+    let (name, mut experiment) = match &args.resume {
+        Some(folder) => extensions.with_registered(|known| read_run(folder, &args.set, known))?,
+        None => told(args, extensions)?,
+    };
+    check_networks(&experiment)?;
+    let kind = extensions.kind_named(&experiment.kind)?;
+    if args.dry_run {
+        print(&estimate(&experiment, extensions)?)?;
+        return Ok(Outcome::Done);
+    }
+    let runtime = runtime(&experiment.trusted)?;
+    let folder = match &args.resume {
+        Some(folder) => Folder::existing(folder)?,
+        None => start(&args.runs, &name, &mut experiment)?,
+    };
+    let output = Output { json: args.json };
+    kind.run(&Run { name, experiment, folder, output, runtime, interrupt, worker: OnceCell::new() })
+}
+
+/// The experiment that the command line names, and its name.
+fn told(args: &Args, extensions: &Extensions) -> Result<(String, Experiment), CliError> {
+    let file = args.experiment.as_deref().unwrap_or(Path::new(""));
+    let mut set = args.set.clone();
+    if let Some(seeds) = args.seeds {
+        if !(1..=MOST_SEEDS).contains(&seeds) {
+            let message =
+                format!("--seeds {seeds}: that is {seeds} runs of every mode, from 1 to {MOST_SEEDS} are possible");
+            return Err(CliError::usage(message, format!("for that one seed: --set train.seeds=[{seeds}]")));
+        }
+        let seeds: Vec<String> = (1..=seeds).map(|seed| seed.to_string()).collect();
+        set.push(format!("train.seeds=[{}]", seeds.join(",")));
+    }
+    let mut experiment = extensions.with_registered(|known| read(file, args.smoke, &set, known))?;
+    if let Some(path) = &args.data {
+        experiment.data.path = Some(path.clone());
+    }
+    let name = file.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok((name, experiment))
+}
+
+/// Makes the folder of a new run, which holds everything that it needs to be resumed from anywhere.
+fn start(runs: &Path, name: &str, experiment: &mut Experiment) -> Result<Folder, CliError> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|e| CliError::usage(format!("{}: {e}", path.display()), "name another path"))
+    };
+    let folder = Folder::of_its_own(&absolute(runs)?, &format!("{}-{name}", machine::timestamp()))?;
+    for path in experiment.paths_mut() {
+        *path = absolute(path)?;
+    }
+    if let Some(network) = experiment.network_of_file()? {
+        folder.replace("network.json", network.as_bytes())?;
+        experiment.model.file = Some(folder.path().join("network.json"));
+    }
+    let kept = toml::to_string(&Kept { name, experiment })
+        .map_err(|e| CliError::failed(format!("cannot write the configuration: {e}"), ""))?;
+    folder.replace("config.toml", kept.as_bytes())?;
+    Ok(folder)
+}
+
+/// Every network in every mode, before anything is started.
+fn check_networks(experiment: &Experiment) -> Result<(), CliError> {
+    for name in &experiment.model.names {
+        experiment.network(name)?;
+        for &entry in &experiment.mode.run {
+            let network = experiment.network(&entry.model(name))?;
+            if entry.kind == ModeKind::Delta {
+                let parts = experiment.delta.shape(&network).and_then(|shape| delta(&network, &shape));
+                parts.map_err(|e| CliError::usage(format!("{name}: {e}"), DELTA_HELP))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What would run and what it would cost.
+pub fn estimate(experiment: &Experiment, extensions: &Extensions) -> Result<String, CliError> {
+    let kind = extensions.kind_named(&experiment.kind)?;
+    let mut text = toml::to_string(experiment)
+        .map_err(|e| CliError::failed(format!("cannot print the configuration: {e}"), ""))?;
+    for name in &experiment.model.names {
+        text += &kind.estimate(experiment, name)?;
+    }
+    Ok(text)
+}

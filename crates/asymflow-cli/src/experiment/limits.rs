@@ -1,0 +1,143 @@
+//! The one table of what numbers of an experiment file may be. It is read before anything else is.
+
+use std::ops::{Bound, RangeBounds};
+
+use toml::{Table, Value};
+
+use crate::error::CliError;
+
+/// What the numbers of one key may be; in a list, each of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// The key with its section, e.g. `train.epochs`.
+    pub key: &'static str,
+    /// The range.
+    pub range: (Bound<f64>, Bound<f64>),
+}
+
+impl Limit {
+    /// From `least` to `most`.
+    pub const fn within(key: &'static str, least: f64, most: f64) -> Self {
+        Self { key, range: (Bound::Included(least), Bound::Included(most)) }
+    }
+
+    /// Above `least`, up to `most`.
+    pub const fn above(key: &'static str, least: f64, most: f64) -> Self {
+        Self { key, range: (Bound::Excluded(least), Bound::Included(most)) }
+    }
+
+    /// From `least` to below `most`.
+    pub const fn below(key: &'static str, least: f64, most: f64) -> Self {
+        Self { key, range: (Bound::Included(least), Bound::Excluded(most)) }
+    }
+
+    /// Above `least` and below `most`.
+    pub const fn between(key: &'static str, least: f64, most: f64) -> Self {
+        Self { key, range: (Bound::Excluded(least), Bound::Excluded(most)) }
+    }
+
+    /// Refuses a number out of the range, under the name that the user gave it.
+    pub(crate) fn check(&self, name: &str, number: f64) -> Result<(), CliError> {
+        if self.range.contains(&number) {
+            return Ok(());
+        }
+        Err(CliError::usage(format!("{name} = {number} is out of range"), format!("it must be {}", self.words())))
+    }
+
+    /// The range in words.
+    fn words(&self) -> String {
+        let from = match self.range.0 {
+            Bound::Included(least) => format!("at least {least}"),
+            Bound::Excluded(least) => format!("above {least}"),
+            Bound::Unbounded => "any number".to_owned(),
+        };
+        match self.range.1 {
+            Bound::Included(most) => format!("{from} and at most {most}"),
+            Bound::Excluded(most) => format!("{from} and below {most}"),
+            Bound::Unbounded => from,
+        }
+    }
+}
+
+/// More than fits into any memory, and few enough to be multiplied with one another.
+const MANY: f64 = 1e6;
+/// Numbers that the engine has as 32-bit floats.
+const FLOAT: f64 = f32::MAX as f64;
+const SECONDS_OF_A_YEAR: f64 = 3.2e7;
+
+/// Of the sections that all kinds have.
+pub const COMMON: &[Limit] = &[
+    Limit::within("schema", 1.0, 1.0),
+    Limit::within("data.train", 1.0, 1e9),
+    Limit::within("data.test", 1.0, 1e9),
+    Limit::within("data.seed", 0.0, i64::MAX as f64),
+    Limit::within("model.classes", 1.0, MANY),
+    Limit::within("model.input.channels", 1.0, MANY),
+    Limit::within("model.input.height", 1.0, MANY),
+    Limit::within("model.input.width", 1.0, MANY),
+    Limit::above("privacy.sigma", 0.0, 1e12),
+    Limit::above("privacy.clip", 0.0, 1e12),
+    Limit::between("privacy.delta", 0.0, 1.0),
+    Limit::above("privacy.budget_epsilon", 0.0, 1e9),
+    Limit::above("delta.epsilon", 0.0, f64::INFINITY),
+    Limit::above("delta.clip", 0.0, 1e12),
+    Limit::above("delta.label_epsilon", 0.0, 1e9),
+    Limit::within("delta.views", 1.0, 10_000.0),
+    Limit::within("delta.stage1_epochs", 0.0, MANY),
+    Limit::within("delta.rank", 1.0, MANY),
+    Limit::within("delta.block", 1.0, MANY),
+    Limit::within("delta.kept", 1.0, MANY),
+    Limit::within("delta.blocks", 1.0, 1000.0),
+    Limit::within("delta.orthogonality", 0.0, FLOAT),
+    Limit::within("trusted.threads", 0.0, 4096.0),
+    Limit::within("worker.threads", 0.0, 4096.0),
+    Limit::within("worker.timeout_seconds", 1.0, SECONDS_OF_A_YEAR),
+    Limit::within("worker.patience_seconds", 0.0, SECONDS_OF_A_YEAR),
+    Limit::within("train.epochs", 1.0, MANY),
+    Limit::within("train.batch", 1.0, MANY),
+    Limit::above("train.learning_rate", 0.0, FLOAT),
+    Limit::below("train.momentum", 0.0, 1.0),
+    Limit::within("train.weight_decay", 0.0, FLOAT),
+    Limit::within("train.seeds", 0.0, i64::MAX as f64),
+    Limit::within("train.evaluate_every", 1.0, MANY),
+    Limit::above("train.clip_norm", 0.0, FLOAT),
+    Limit::within("train.coefficient_rate", 0.0, 1000.0),
+    Limit::above("train.first_layer_rate", 0.0, 1000.0),
+    Limit::within("train.easing.anneal_epochs", 0.0, MANY),
+    Limit::above("train.easing.range_limit", 0.0, FLOAT),
+    Limit::within("train.easing.range_weight", 0.0, FLOAT),
+    Limit::above("train.teacher_temperature", 0.0, 1000.0),
+    Limit::within("train.teacher_weight", 0.0, 1.0),
+    Limit::within("shares.images", 1.0, MANY),
+    Limit::within("shares.repeats", 1.0, MANY),
+    Limit::within("shares.threads", 0.0, 4096.0),
+    Limit::within("shares.elsewhere.megabytes", 0.0, 1e12),
+    Limit::within("shares.elsewhere.seconds", 0.0, 1e12),
+    Limit::within("report.max_accuracy_gap", 0.0, 1.0),
+    Limit::within("report.max_online_megabytes", 0.0, 1e12),
+    Limit::within("report.max_online_seconds", 0.0, 1e12),
+];
+
+/// Checks every number of `table`, as the user wrote it.
+pub fn check(table: &Table, limits: &[&Limit]) -> Result<(), CliError> {
+    table.iter().try_for_each(|(key, value)| check_value(key, value, limits))
+}
+
+fn check_value(key: &str, value: &Value, limits: &[&Limit]) -> Result<(), CliError> {
+    let number = match value {
+        Value::Table(table) => {
+            return table.iter().try_for_each(|(name, value)| check_value(&format!("{key}.{name}"), value, limits));
+        }
+        Value::Array(values) => return values.iter().try_for_each(|value| check_value(key, value, limits)),
+        Value::Integer(number) => *number as f64,
+        Value::Float(number) => *number,
+        Value::String(_) | Value::Boolean(_) | Value::Datetime(_) => return Ok(()),
+    };
+    match limits.iter().find(|limit| limit.key == key) {
+        Some(limit) => limit.check(key, number),
+        None if !number.is_finite() => {
+            Err(CliError::usage(format!("{key} = {value} is out of range"), "it must be a finite number"))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,334 @@
+//! `kind = "train"`: every network, mode and seed, one job after the other.
+
+use std::path::Path;
+
+use asymflow::checkpoint::{Checkpoint, from_f32_bytes};
+use asymflow::delta::Sampling;
+use asymflow::job::{
+    Body, FromTrusted, JobReport, JobSpec, ModeKind, Task, TeacherSpec, TrainReport, TrainSpec, VaultSpec,
+};
+use asymflow::service::ServedModel;
+use asymflow::weights_file;
+use asymflow_zoo::Weights;
+use serde::{Deserialize, Serialize};
+
+use crate::entry::Entry;
+use crate::error::CliError;
+use crate::experiment::Experiment;
+use crate::folder::Folder;
+use crate::host::{SEALED, WEIGHTS};
+use crate::kind::{Ended, ExperimentKind, Verdict, without_paths};
+use crate::plot::{Line, Plot};
+use crate::run::{Run, wrong_answer};
+use crate::summary::{self, Sources, Summary};
+use crate::tables::{SECONDS_HEAD, layers, seconds_row};
+use crate::text::{self, markdown};
+use crate::worker::WorkerProcess;
+
+/// Test accuracy by epoch of one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// The mode, or the network where there are several.
+    pub mode: String,
+    pub seed: u64,
+    /// Epochs and test accuracies.
+    pub test_accuracy: Vec<(usize, f64)>,
+    /// Epochs and mean training losses.
+    pub loss: Vec<(usize, f64)>,
+}
+
+/// One entry a network, mode and seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trained {
+    pub runs: Vec<Summary>,
+    /// How they got there.
+    pub curves: Vec<Curve>,
+}
+
+/// Trains and evaluates every network in every mode with every seed.
+pub struct Train;
+
+impl ExperimentKind for Train {
+    type Settings = ();
+    type Results = Trained;
+
+    fn name(&self) -> &'static str {
+        "train"
+    }
+
+    fn takes_several_networks(&self) -> bool {
+        true
+    }
+
+    fn run(&self, run: &Run, (): &()) -> Result<(Ended, Option<Trained>), CliError> {
+        let jobs = Jobs(run);
+        let worker = run.worker()?;
+        let e = run.experiment();
+        let mut runs = Vec::new();
+        for &seed in &e.train.seeds {
+            let wanted = e.model.names.iter().flat_map(|model| e.mode.run.iter().map(move |&entry| (model, entry)));
+            for (model, entry) in wanted {
+                if run.is_interrupted() {
+                    return Ok((Ended::Interrupted, Some(jobs.compare(runs)?)));
+                }
+                let done = jobs.train(model, entry, seed, worker)?;
+                let is_interrupted = done.status == "interrupted";
+                runs.push(done);
+                if is_interrupted {
+                    return Ok((Ended::Interrupted, Some(jobs.compare(runs)?)));
+                }
+            }
+        }
+        Ok((Ended::Whole, Some(jobs.compare(runs)?)))
+    }
+
+    fn table(&self, experiment: &Experiment, (): &(), trained: &Trained) -> String {
+        comparison(experiment, &trained.runs)
+    }
+
+    fn screen(&self, _: &Experiment, (): &(), trained: &Trained) -> Option<String> {
+        Some(summary::tables(&trained.runs))
+    }
+
+    fn plots(&self, trained: &Trained) -> Vec<(&'static str, Plot)> {
+        let mut modes: Vec<&str> = trained.curves.iter().map(|curve| curve.mode.as_str()).collect();
+        modes.dedup();
+        let lines = trained.curves.iter().map(|curve| {
+            let points = curve.test_accuracy.iter().map(|&(epoch, accuracy)| (epoch as f64, 100.0 * accuracy));
+            let colour = modes.iter().position(|mode| *mode == curve.mode).unwrap_or_default();
+            Line::new(&format!("{} seed {}", curve.mode, curve.seed), points).with_colour(colour)
+        });
+        let lines = lines.collect();
+        vec![("accuracy", Plot { x: "epoch".to_owned(), y: "test accuracy %".to_owned(), y_max: Some(100.0), lines })]
+    }
+
+    fn verdict(&self, experiment: &Experiment, (): &(), trained: &Trained) -> Option<Verdict> {
+        let limit = experiment.report.max_accuracy_gap?;
+        let mean = |mode: &str| {
+            let of_mode = trained.runs.iter().filter(|run| run.mode == mode);
+            let values: Vec<f64> = of_mode.filter_map(|run| run.accuracy.test).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let (clear, asymml) = mean("clear").zip(mean("asymml"))?;
+        let holds = clear - asymml <= limit;
+        let verdict = if holds { "holds" } else { "does not hold" };
+        let text = format!(
+            "claim: {verdict}: asymml minus clear is {:+.2} points, allowed are -{:.2}",
+            100.0 * (asymml - clear),
+            100.0 * limit
+        );
+        Some(Verdict { holds, text })
+    }
+
+    fn without_machine_paths(&self, trained: &mut Trained, last: &dyn Fn(&Path) -> String) {
+        trained.runs.iter_mut().for_each(|run| run.command = without_paths(&run.command));
+        for teacher in trained.runs.iter_mut().filter_map(|run| run.train.teacher.as_mut()) {
+            let folder = teacher.model.parent().map_or_else(String::new, last);
+            teacher.model = Path::new(&folder).join(last(&teacher.model));
+        }
+    }
+}
+
+/// The jobs of one run.
+struct Jobs<'a>(&'a Run);
+
+impl Jobs<'_> {
+    /// Folder of one run: named after the network too where there are several.
+    fn run_name(&self, model: &str, mode: &str, seed: u64) -> String {
+        let model = if self.0.experiment().model.names.len() > 1 { format!("{model}-") } else { String::new() };
+        format!("{model}{mode}-seed{seed}").replace(':', "-")
+    }
+
+    /// What a network learns from: the model of an earlier run of the same mode and seed.
+    fn teacher(&self, model: &str, entry: Entry, seed: u64) -> Result<Option<TeacherSpec>, CliError> {
+        let (names, train) = (&self.0.experiment().model.names, &self.0.experiment().train);
+        let Some(name) = &train.teacher else { return Ok(None) };
+        let of = |name: &str| names.iter().position(|known| known == name);
+        let Some(teacher) = of(name) else {
+            return Err(CliError::usage(format!("train.teacher: no network named {name}"), "name one of model.names"));
+        };
+        if of(model).is_none_or(|at| at <= teacher) {
+            return Ok(None);
+        }
+        let model = self.0.folder().path().join(self.run_name(name, &entry.to_string(), seed)).join("model.asymflow");
+        Ok(Some(TeacherSpec { model, temperature: train.teacher_temperature, weight: train.teacher_weight }))
+    }
+
+    fn train(&self, model: &str, entry: Entry, seed: u64, worker: Option<&WorkerProcess>) -> Result<Summary, CliError> {
+        let several = self.0.experiment().model.names.len() > 1;
+        let label = if several { format!("{model} {entry} seed {seed}") } else { format!("{entry} seed {seed}") };
+        let folder = self.0.folder().inside(&self.run_name(model, &entry.to_string(), seed))?;
+        if let Some(done) = finished(&folder)? {
+            self.0.say(&format!("{label}: done before"));
+            return Ok(done);
+        }
+        let kept = if self.0.experiment().trusted.seal { SEALED } else { "checkpoints/latest.safetensors" };
+        let checkpoint = folder.read(kept)?;
+        if checkpoint.is_some() {
+            self.0.say(&format!("{label}: going on from its checkpoint"));
+        }
+        let given = self.given_weights(&entry.model(model))?;
+        let start = match (&checkpoint, &given) {
+            (Some(bytes), _) => (Body::Checkpoint, bytes.as_slice()),
+            (None, Some(bytes)) => (Body::Weights, bytes.as_slice()),
+            (None, None) => (Body::Empty, &[][..]),
+        };
+        let teacher = self.teacher(model, entry, seed)?;
+        let mut spec = TrainSpec { teacher, ..self.0.experiment().train_spec(seed) };
+        if entry.kind == ModeKind::Shares {
+            // One answer an image: the weights of the epochs before are trained as in trusted-only.
+            spec.evaluate_every = spec.epochs;
+        }
+        let task = Task::Train(spec);
+        let worker = worker.filter(|_| entry.needs_worker());
+        let mut job = self.0.job(entry, model, worker, task)?;
+        job.vault = self.vault(&folder);
+        let JobReport::Train(report) = self.0.execute_in(&label, job.clone(), start, &folder)? else {
+            return Err(wrong_answer());
+        };
+        leave_weights(&folder, &job, &report)?;
+        let sources = Sources {
+            name: self.0.name(),
+            experiment: self.0.experiment(),
+            entry,
+            job: &job,
+            report: &report,
+            assurance: self.0.runtime().assurance().to_string(),
+            worker_device: worker.map(|w| w.device.clone()),
+        };
+        let summary = Summary::new(&sources);
+        folder.write_json("summary.json", &summary)?;
+        folder.replace("summary.md", table(&summary, &report).as_bytes())?;
+        Ok(summary)
+    }
+
+    /// Where a run in `folder` seals its checkpoints, where it is to.
+    fn vault(&self, folder: &Folder) -> Option<VaultSpec> {
+        let trusted = &self.0.experiment().trusted;
+        let vault = folder.path().join("sealed");
+        let guard = trusted.guard.as_ref().map_or_else(
+            || vault.join("guard"),
+            |guard| {
+                let names = folder.path().iter().rev().take(2).collect::<Vec<_>>();
+                names.into_iter().rev().fold(guard.clone(), |path, name| path.join(name))
+            },
+        );
+        trusted.seal.then_some(VaultSpec { folder: vault, guard })
+    }
+
+    /// The weights to start from, flattened, where the experiment names a file.
+    fn given_weights(&self, model: &str) -> Result<Option<Vec<u8>>, CliError> {
+        let Some((network, weights)) = self.0.given_weights(model)? else { return Ok(None) };
+        let flat = weights.flatten(&network).map_err(|e| CliError::usage(e.to_string(), ""))?;
+        Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
+    }
+
+    fn compare(&self, mut runs: Vec<Summary>) -> Result<Trained, CliError> {
+        let several = self.0.experiment().model.names.len() > 1;
+        let mut curves = Vec::new();
+        for run in &runs {
+            let folder = self.0.folder().inside(&self.run_name(&run.model, &run.mode, run.seed))?;
+            let name = if several { &run.model } else { &run.mode };
+            curves.push(curve(&folder, name, run.seed)?);
+        }
+        summary::compare(&mut runs);
+        Ok(Trained { runs, curves })
+    }
+}
+
+/// Reads how one run got to where it is from its metrics.
+fn curve(folder: &Folder, mode: &str, seed: u64) -> Result<Curve, CliError> {
+    let text = folder.read("metrics.jsonl")?.unwrap_or_default();
+    let mut curve = Curve { mode: mode.to_owned(), seed, test_accuracy: Vec::new(), loss: Vec::new() };
+    for line in String::from_utf8_lossy(&text).lines() {
+        if let Ok(FromTrusted::Epoch(epoch)) = serde_json::from_str(line) {
+            curve.loss.push((epoch.epoch, epoch.loss));
+            curve.test_accuracy.extend(epoch.test_accuracy.map(|accuracy| (epoch.epoch, accuracy)));
+        }
+    }
+    Ok(curve)
+}
+
+/// Leaves the trained weights of the latest checkpoint under their names, and the model as it can be served.
+fn leave_weights(folder: &Folder, job: &JobSpec, report: &TrainReport) -> Result<(), CliError> {
+    let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
+    let flat = match (folder.read(WEIGHTS)?, folder.read("checkpoints/latest.safetensors")?) {
+        (Some(bytes), _) => from_f32_bytes(&bytes),
+        (None, Some(bytes)) => Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?.state.weights,
+        (None, None) => return Ok(()),
+    };
+    let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
+    let weights = Weights::unflatten(&network, &flat).map_err(|e| failed(e.to_string()))?;
+    let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
+    folder.replace("weights.safetensors", &file)?;
+    let Task::Train(train) = &job.task else { return Ok(()) };
+    let sampling = Sampling { batch: train.batch, records: report.train_images };
+    let model = ServedModel::of(job, sampling, report.normalization.clone(), report.class_names.clone());
+    let model = model.encode(&flat);
+    folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
+}
+
+fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
+    let Some(bytes) = folder.read("summary.json")? else { return Ok(None) };
+    Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status != "interrupted"))
+}
+
+/// One training run.
+fn table(summary: &Summary, report: &TrainReport) -> String {
+    let mut text = format!(
+        "# {} in mode {}, seed {}\n\n{}",
+        summary.model,
+        summary.mode,
+        summary.seed,
+        summary::table(std::slice::from_ref(summary))
+    );
+    if report.layers.len() > 1 {
+        let mut rows = vec![SECONDS_HEAD.map(str::to_owned)];
+        rows.extend(report.layers.iter().map(|(name, seconds)| seconds_row(name, seconds)));
+        text += &format!("\nSeconds by convolution, training and evaluation together:\n\n{}", markdown(&rows));
+    }
+    if let Some(plan) = &report.plan {
+        text += &format!("\nWhere each convolution is computed, for one inference of one sample:\n\n{}", layers(plan));
+    }
+    text
+}
+
+/// All runs of a training experiment.
+fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
+    let data = runs.first().map_or_else(String::new, |run| {
+        format!("Data: {}, {} training and {} test images. ", run.data.name, run.data.train, run.data.test)
+    });
+    let seeds = match experiment.train.seeds.len() {
+        1 => "one seed (n = 1, no spread)".to_owned(),
+        n => format!("{n} seeds; means ± standard deviations"),
+    };
+    if experiment.model.names.len() > 1 {
+        let e = &experiment.train;
+        return format!(
+            "{data}{} epochs, batch {}, {seeds}. Accuracies are of running statistics, so that the batch that an image is \
+             answered in does not matter. Sign decisions, squares and MMACs are of one inference.\n\n{}",
+            e.epochs,
+            e.batch,
+            summary::networks(runs),
+        );
+    }
+    let mut gaps = String::new();
+    for run in runs.iter().filter(|run| run.mode == "asymml") {
+        if let (Some(asymml), Some(clear)) = (run.accuracy.test, run.accuracy.clear) {
+            gaps += &format!("\nSeed {}: asymml minus clear {:+.2} points.", run.seed, 100.0 * (asymml - clear));
+        }
+    }
+    let released = runs.iter().find_map(|run| Some((run.privacy.delta?, run.data.train + run.data.test)));
+    let released = released.map_or_else(String::new, |(delta, records)| {
+        format!(" ε is that of the record that lost most, at {}.", text::delta(delta, records))
+    });
+    format!(
+        "{data}{}, {} epochs, batch {}, {seeds}. Seconds are of training and evaluation together, except training s; \
+         parts overlap.{released}\n\n{}\nOf one sample (training bytes above include the public weights that are sent):\n\n{}{gaps}\n",
+        experiment.model.names.join(", "),
+        experiment.train.epochs,
+        experiment.train.batch,
+        summary::table(runs),
+        summary::per_sample(runs),
+    )
+}

@@ -1,0 +1,35 @@
+#![doc = include_str!("../README.md")]
+
+mod client;
+mod command;
+mod delta_section;
+mod entry;
+mod error;
+pub mod experiment;
+mod explain;
+mod extensions;
+mod folder;
+mod host;
+mod kind;
+mod kinds;
+mod machine;
+mod memory;
+mod output;
+mod plot;
+mod progress;
+mod report;
+mod run;
+mod shares_section;
+mod summary;
+mod tables;
+mod text;
+mod worker;
+
+pub use command::main_with;
+pub use error::CliError;
+pub use experiment::Experiment;
+pub use extensions::Extensions;
+pub use kind::{Ended, ExperimentKind, Verdict};
+pub use plot::{Line, Plot};
+pub use run::Run;
+pub use text::markdown;
