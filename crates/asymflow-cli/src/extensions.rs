@@ -19,7 +19,7 @@ use crate::kinds;
 /// let linear = |classes: usize, input: Option<Shape>| {
 ///     let input = input.unwrap_or(Shape::new(3, 32, 32));
 ///     let fc = Linear { name: "fc".to_owned(), in_features: input.len(), out_features: classes };
-///     Ok(Network { name: "linear".to_owned(), input, classes, layers: vec![Layer::Linear(fc)] })
+///     Ok(Network { name: "linear".to_owned(), input, classes, layers: vec![Layer::Flatten, Layer::Linear(fc)] })
 /// };
 /// let extensions = Extensions::default().network("linear", linear);
 /// // In `main`: asymflow_cli::main_with(extensions)

@@ -34,7 +34,8 @@ pub struct Verdict {
 /// it found.
 ///
 /// ```
-/// use asymflow_cli::{CliError, Ended, Experiment, ExperimentKind, Run};
+/// use asymflow_cli::experiment::Experiment;
+/// use asymflow_cli::{CliError, Ended, ExperimentKind, Run};
 ///
 /// struct CountLayers;
 ///

@@ -15,7 +15,7 @@ mod kinds;
 mod machine;
 mod memory;
 mod output;
-mod plot;
+pub mod plot;
 mod progress;
 mod report;
 mod run;
@@ -27,9 +27,7 @@ mod worker;
 
 pub use command::main_with;
 pub use error::CliError;
-pub use experiment::Experiment;
 pub use extensions::Extensions;
 pub use kind::{Ended, ExperimentKind, Verdict};
-pub use plot::{Line, Plot};
 pub use run::Run;
 pub use text::markdown;

@@ -363,6 +363,18 @@ fn a_client_reads_the_promise() {
     deployment.write("policy.toml", "[promise]\nmax_answer_epsilon = 2.0\n");
     let refused = deployment.refusal(&["--insecure-accept-simulated", "--policy", "policy.toml"]);
     assert!(refused.contains("the policy allows epsilon 2"), "{refused}");
+
+    // What could not be written was answered and paid for: that is said, and it is a failure.
+    let image = deployment.images().remove(0);
+    let address = deployment.service.says("listening");
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+    command.current_dir(deployment.folder.path()).args(["client", "classify", "--enclave", &address]);
+    command.args(["--account", "account", "--insecure-accept-simulated"]).arg(image);
+    let output = command.stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("has spent epsilon 9.000 of 20") && said.contains("cannot write the results: "), "{said}");
 }
 
 #[test]

@@ -313,3 +313,17 @@ pub fn samples(folder: &Path, count: usize, seed: u64) -> Result<(), CliError> {
 fn timeout(service: &ServiceArgs) -> Duration {
     Duration::from_secs(service.timeout)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_named_with_escape_codes_stays_on_its_line() {
+        let names = ["cat\u{1b}[2J\n/etc/passwd: dog (99.0 %)".to_owned()];
+        let shown = answer(&[1.0], &names, false);
+        assert_eq!(shown, "cat\\u{1b}[2J\\n/etc/passwd: dog (99.0 %) (100.0 %)");
+        let json: serde_json::Value = serde_json::from_str(&answer(&[1.0], &names, true)).unwrap();
+        assert_eq!(json["name"], names[0].as_str());
+    }
+}

@@ -114,9 +114,9 @@ fn resolve(table: Table, path: &Path, registered: Registered<'_>) -> Result<Expe
         return Err(usage(format!("schema {} is not known", experiment.schema), "this version reads schema = 1"));
     }
     let kind = kind(&experiment.kind, path, registered)?;
-    resolve_sections(&mut experiment, kind, path, registered)?;
     let all = COMMON.iter().chain(registered.kinds.iter().flat_map(|kind| kind.limits()));
     limits::check(&table, &all.collect::<Vec<_>>())?;
+    resolve_sections(&mut experiment, kind, path, registered)?;
     if let Some(file) = experiment.model.file.clone() {
         let given = table.get("model").and_then(|model| model.get("classes")).is_some();
         take_network(&mut experiment, &file, given)?;
@@ -385,10 +385,11 @@ mod tests {
             }
             for limit in limits.iter().filter(|limit| limit.key != "schema") {
                 let refused = |number: f64| {
-                    let number = if number.fract() == 0.0 && number.abs() < 1e15 {
-                        format!("{number:.0}")
-                    } else {
-                        format!("{number:e}")
+                    let number = match number {
+                        number if number.is_nan() => "nan".to_owned(),
+                        number if number.is_infinite() => "inf".to_owned(),
+                        number if number.fract() == 0.0 && number.abs() < 1e15 => format!("{number:.0}"),
+                        number => format!("{number:e}"),
                     };
                     let table: Table = format!("{} = {number}", limit.key).parse().unwrap();
                     limits::check(&table, &limits).is_err()

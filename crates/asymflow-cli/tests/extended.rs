@@ -1,0 +1,59 @@
+//! A command of somebody else's has the whole command line, and what it added.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const EXPERIMENT: &str = r#"
+schema = 1
+title = "Parameters"
+claim = "small networks have few"
+kind = "count-parameters"
+[model]
+names = ["linear", "demo-cnn"]
+[parameters]
+most = 100000
+"#;
+
+fn own_command(folder: &Path, arguments: &[&str]) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("examples").join("own_command");
+    assert!(program.is_file(), "cargo builds examples with tests");
+    Command::new(program).current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_kind_and_a_network_from_outside_are_run_reported_and_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::write(at.join("count.toml"), EXPERIMENT).unwrap();
+    let output = own_command(at, &["run", "count.toml"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("| linear   |      30730 |"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("parameters, allowed are 100000"), "{}", text(&output.stderr));
+
+    let run = std::fs::read_dir(at.join("runs")).unwrap().next().unwrap().unwrap().path();
+    assert!(run.join("plots/parameters.svg").is_file());
+    assert!(own_command(Path::new("/"), &["run", "--resume", run.to_str().unwrap()]).status.success());
+    let out = ["--out", "results"];
+    assert!(own_command(at, &[&["report", run.to_str().unwrap()], &out[..]].concat()).status.success());
+    assert!(own_command(at, &[&["report", "--check"], &out[..]].concat()).status.success());
+    assert!(
+        std::fs::read_to_string(at.join("results/count.md")).unwrap().contains("![parameters](count-parameters.svg)")
+    );
+
+    for (set, code, message) in [
+        ("parameters.most=100", 1, "parameters, allowed are 100"),
+        ("parameters.most=0", 2, "parameters.most = 0 is out of range"),
+        ("parameters.mots=1", 2, "help: did you mean `most`?"),
+    ] {
+        let output = own_command(at, &["run", "count.toml", "--set", set]);
+        assert_eq!(output.status.code(), Some(code), "{set}");
+        assert!(text(&output.stderr).contains(message), "{set}: {}", text(&output.stderr));
+    }
+    assert!(text(&own_command(at, &["models"]).stdout).lines().any(|name| name == "linear"));
+}
