@@ -149,7 +149,6 @@ pub(crate) enum Outcome {
     Interrupted,
 }
 
-/// Files by name.
 pub(crate) type Files = Vec<(String, String)>;
 
 /// [`ExperimentKind`] without its types, for the list of kinds.

@@ -133,7 +133,7 @@ mod tests {
             for decimals in [2, 3, 4] {
                 let shown: f64 = epsilon(value, decimals).parse().unwrap();
                 let step = 10_f64.powi(-(decimals as i32));
-                assert!(shown >= value && shown <= (value * 1.11).min(value + 1.01 * step), "{value} as {shown}");
+                assert!(shown >= value && shown <= (value * 1.11).max(value + 1.01 * step), "{value} as {shown}");
             }
             value *= 1.37;
         }

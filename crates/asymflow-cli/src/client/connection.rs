@@ -12,7 +12,7 @@ use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use rustls::{ClientConnection, StreamOwned};
 
 use super::policy::ClientPolicy;
-use super::{ServiceArgs, timeout};
+use super::service::ServiceArgs;
 use crate::error::CliError;
 
 const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 64 << 20 };
@@ -109,8 +109,8 @@ fn handshake(
     let mut tcp = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(unreachable)?;
     let set = tcp
         .set_nodelay(true)
-        .and_then(|()| tcp.set_read_timeout(Some(timeout(service))))
-        .and_then(|()| tcp.set_write_timeout(Some(timeout(service))));
+        .and_then(|()| tcp.set_read_timeout(Some(service.patience())))
+        .and_then(|()| tcp.set_write_timeout(Some(service.patience())));
     set.map_err(unreachable)?;
     let config = client_config(Arc::clone(verifier), Clock::System).map_err(|e| lost(&e))?;
     // Enclaves have no names: the quote says who they are.

@@ -9,8 +9,8 @@ use asymflow_zoo::data::{Dataset, synthetic};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::ServiceArgs;
 use super::connection::Connection;
+use super::service::ServiceArgs;
 use crate::error::CliError;
 use crate::experiment::Limit;
 

@@ -1,14 +1,15 @@
 //! `asymflow client`: verifies a service, then asks it about images.
 
+mod answer;
 mod connection;
 mod load;
 mod policy;
+mod service;
 mod shares;
 mod witness;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use asymflow::service::Promise;
 use asymflow::service::protocol::{MAX_IMAGES, Outcome};
@@ -20,8 +21,10 @@ use clap::Subcommand;
 use crate::error::CliError;
 use crate::output::print;
 use crate::text::{epsilon, escaped};
+use answer::{answer, say};
 use connection::{Connection, Reply};
 pub use load::{CONNECTIONS, LoadReport, LoadSpec, RATE, SECONDS, load};
+pub use service::ServiceArgs;
 use witness::Witnesses;
 
 /// What to ask.
@@ -54,47 +57,6 @@ pub enum Command {
         #[command(flatten)]
         load: load::Args,
     },
-}
-
-/// Which service, and what is accepted of it.
-#[derive(Clone, Debug, clap::Args)]
-pub struct ServiceArgs {
-    /// Address of the service
-    #[arg(long, default_value = "127.0.0.1:7800")]
-    pub enclave: String,
-    /// What to accept: a TOML file with [enclave] and [promise]
-    #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
-    /// Intel's collateral for the service's platform, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub collateral: Option<PathBuf>,
-    /// The secret by which this client names itself, and so its budget; made there where it is missing
-    #[arg(long, value_name = "FILE")]
-    pub account: Option<PathBuf>,
-    /// Accept a service that is no enclave: whoever owns its machine sees every image
-    #[arg(long)]
-    pub insecure_accept_simulated: bool,
-    /// Take this service for a new one: forget what was seen of the state of a service at this address
-    #[arg(long)]
-    pub forget_witness: bool,
-    /// Longest wait for an answer, in seconds
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub timeout: u64,
-}
-
-impl ServiceArgs {
-    /// A service of this machine that proves nothing and does not have to.
-    pub fn trial(address: &str) -> Self {
-        Self {
-            enclave: address.to_owned(),
-            policy: None,
-            collateral: None,
-            account: None,
-            insecure_accept_simulated: true,
-            forget_witness: true,
-            timeout: 60,
-        }
-    }
 }
 
 /// Runs a command.
@@ -138,10 +100,6 @@ fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
 /// A path as it is printed.
 fn shown(path: &Path) -> String {
     escaped(&path.display().to_string())
-}
-
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(), CliError> {
@@ -196,24 +154,6 @@ fn lines<'a>(reply: &'a Reply, promise: &'a Promise, json: bool) -> impl Iterato
         let logits = logits.next().unwrap_or_default();
         Ok(answer(logits, &promise.class_names, json))
     })
-}
-
-/// What is told of one answer.
-fn answer(logits: &[f32], class_names: &[String], json: bool) -> String {
-    let (class, probability) = best(logits);
-    let name = class_names.get(class).cloned().unwrap_or_else(|| class.to_string());
-    if json {
-        serde_json::json!({ "class": class, "name": name, "probability": probability, "logits": logits }).to_string()
-    } else {
-        format!("{} ({:.1} %)", escaped(&name), 100.0 * probability)
-    }
-}
-
-/// The largest logit and its softmax.
-fn best(logits: &[f32]) -> (usize, f32) {
-    let largest = logits.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
-    let (class, top) = largest.unwrap_or((0, 0.0));
-    (class, 1.0 / logits.iter().map(|logit| (logit - top).exp()).sum::<f32>())
 }
 
 fn spending(spent: f64, promise: &Promise) -> String {
@@ -307,23 +247,4 @@ pub fn samples(folder: &Path, count: usize, seed: u64) -> Result<(), CliError> {
         print(&format!("{}\n", path.display()))?;
     }
     Ok(())
-}
-
-/// A service's answers have to come within this.
-fn timeout(service: &ServiceArgs) -> Duration {
-    Duration::from_secs(service.timeout)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_class_named_with_escape_codes_stays_on_its_line() {
-        let names = ["cat\u{1b}[2J\n/etc/passwd: dog (99.0 %)".to_owned()];
-        let shown = answer(&[1.0], &names, false);
-        assert_eq!(shown, "cat\\u{1b}[2J\\n/etc/passwd: dog (99.0 %) (100.0 %)");
-        let json: serde_json::Value = serde_json::from_str(&answer(&[1.0], &names, true)).unwrap();
-        assert_eq!(json["name"], names[0].as_str());
-    }
 }

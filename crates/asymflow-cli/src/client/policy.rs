@@ -6,7 +6,7 @@ use asymflow::service::Promise;
 use asymflow_enclave::attest::{Collateral, Policy, Verifier};
 use serde::Deserialize;
 
-use super::ServiceArgs;
+use super::service::ServiceArgs;
 use crate::error::CliError;
 
 /// A policy file.

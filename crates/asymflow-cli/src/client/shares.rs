@@ -14,7 +14,7 @@ use asymflow_zoo::Weights;
 use asymflow_zoo::data::read_image;
 use clap::{Args, ValueEnum};
 
-use super::{answer, say};
+use super::answer::{answer, say};
 use crate::error::CliError;
 use crate::output::print;
 

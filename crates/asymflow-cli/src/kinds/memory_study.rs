@@ -155,10 +155,10 @@ fn measure(
     let measured = if plan.peak_bytes > below {
         None
     } else {
-        match run.execute(&format!("{model} {mode}"), job)? {
-            JobReport::Memory(report) => Some(report),
-            _ => return Err(wrong_answer()),
-        }
+        let JobReport::Memory(report) = run.execute(&format!("{model} {mode}"), job)? else {
+            return Err(wrong_answer());
+        };
+        Some(report)
     };
     if let Some(path) = &spec.streamed {
         // The key died with the process.

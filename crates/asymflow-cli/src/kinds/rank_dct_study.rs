@@ -36,10 +36,8 @@ impl ExperimentKind for RankDctStudy {
         let task = Task::SplitStudy(SplitStudySpec { samples, ranks, kept }, e.train_spec(e.train.seeds[0]));
         let entry = Entry { feed: Feed::Nothing, ..Entry::of(ModeKind::Delta) };
         let job = run.job(entry, &e.model.names[0], None, task)?;
-        match run.execute("main-only", job)? {
-            JobReport::SplitStudy(report) => Ok((Ended::Whole, Some(report))),
-            _ => Err(wrong_answer()),
-        }
+        let JobReport::SplitStudy(report) = run.execute("main-only", job)? else { return Err(wrong_answer()) };
+        Ok((Ended::Whole, Some(report)))
     }
 
     fn table(&self, _: &Experiment, _: &StudySection, report: &SplitStudyReport) -> String {

@@ -35,10 +35,8 @@ impl ExperimentKind for RankStudy {
         let e = run.experiment();
         let task = Task::RankStudy(RankStudySpec { samples, ranks, methods }, e.train_spec(e.train.seeds[0]));
         let job = run.job(Entry::of(ModeKind::TrustedOnly), &e.model.names[0], None, task)?;
-        match run.execute("trusted-only", job)? {
-            JobReport::RankStudy(report) => Ok((Ended::Whole, Some(report))),
-            _ => Err(wrong_answer()),
-        }
+        let JobReport::RankStudy(report) = run.execute("trusted-only", job)? else { return Err(wrong_answer()) };
+        Ok((Ended::Whole, Some(report)))
     }
 
     fn table(&self, _: &Experiment, settings: &StudySection, report: &RankStudyReport) -> String {

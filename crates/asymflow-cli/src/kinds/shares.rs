@@ -1,17 +1,17 @@
 //! `kind = "shares"`: two servers on secret shares over TCP, and what a query costs them.
 
 use asymflow_zoo::Weights;
-use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::kind::{Ended, ExperimentKind, Verdict};
 use crate::machine;
 use crate::run::Run;
-use crate::shares_section::Setting;
+use found::SharesRun;
 use measure::Bench;
 
 mod ends;
+mod found;
 mod measure;
 mod table;
 
@@ -69,44 +69,4 @@ impl ExperimentKind for Shares {
     fn verdict(&self, experiment: &Experiment, (): &(), runs: &Self::Results) -> Option<Verdict> {
         table::verdict(experiment, runs)
     }
-}
-
-/// What one setting measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SharesRun {
-    /// The setting.
-    pub setting: Setting,
-    /// Sign decisions of a query.
-    pub decisions: u64,
-    /// Exchanges of a query.
-    pub rounds: u64,
-    /// Threads of each server.
-    pub threads: usize,
-    /// Load average of the machine over the minute before, this program's own included; null where it is not told.
-    pub load_average: Option<f64>,
-    /// Bytes that each server wrote to its socket in a query, frames and headers included.
-    pub online_bytes: [u64; 2],
-    /// Bytes of each server's deal, beyond its seed.
-    pub dealt_bytes: [u64; 2],
-    /// Bytes that each server wrote once a model.
-    pub setup_bytes: [u64; 2],
-    /// Seconds of it.
-    pub setup_seconds: f64,
-    /// Seconds in which the dealer dealt, of each query.
-    pub deal_seconds: Vec<f64>,
-    /// Seconds in which both servers prepared what needs no input, of each query.
-    pub prepare_seconds: Vec<f64>,
-    /// Seconds from the input's shares to the logits' shares, of each query.
-    pub online_seconds: Vec<f64>,
-    /// Images compared.
-    pub images: usize,
-    /// Largest distance of a logit from the one in double precision.
-    pub largest_error: f64,
-    /// Largest logit in double precision, in magnitude.
-    pub largest_logit: f64,
-    /// Images that got another class than in double precision.
-    pub changed: usize,
-    /// Images classified correctly on shares, and in double precision.
-    #[serde(default)]
-    pub correct: [usize; 2],
 }

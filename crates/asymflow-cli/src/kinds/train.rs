@@ -273,7 +273,6 @@ fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
     Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status != "interrupted"))
 }
 
-/// One training run.
 fn table(summary: &Summary, report: &TrainReport) -> String {
     let mut text = format!(
         "# {} in mode {}, seed {}\n\n{}",

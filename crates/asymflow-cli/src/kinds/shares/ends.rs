@@ -1,5 +1,6 @@
 //! Connections between the two servers over loopback.
 
+use std::fmt::Display;
 use std::io::{self, BufWriter, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -10,9 +11,12 @@ use asymflow_residual::Identity;
 use asymflow_shares::net::{Stream, accept, connect};
 use asymflow_shares::{DuplexLink, Profile};
 
-use super::measure::failed;
 use crate::error::CliError;
 use crate::shares_section::LinkName;
+
+pub fn failed(error: impl Display) -> CliError {
+    CliError::failed(error.to_string(), "")
+}
 
 /// How long a server waits for the other one before it gives up.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,6 +1,5 @@
 //! One setting after the other: dealer, client and both servers.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,15 +11,11 @@ use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization
 use asymflow_zoo::{Network, Weights};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
-use super::SharesRun;
-use super::ends::ends;
+use super::ends::{ends, failed};
+use super::found::SharesRun;
 use crate::error::CliError;
 use crate::experiment::{DataSection, Experiment};
 use crate::shares_section::{ActivationName, LinkName, RingName, Setting};
-
-pub(super) fn failed(error: impl Display) -> CliError {
-    CliError::failed(error.to_string(), "")
-}
 
 /// Test images.
 pub struct Labelled {

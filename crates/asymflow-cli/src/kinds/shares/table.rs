@@ -3,7 +3,7 @@
 use asymflow_shares::{Cost, WeightPolicy, Z48};
 use asymflow_zoo::{Network, Weights};
 
-use super::SharesRun;
+use super::found::SharesRun;
 use super::measure::compiled;
 use crate::error::CliError;
 use crate::experiment::Experiment;
