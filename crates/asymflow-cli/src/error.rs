@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::text::escaped_lines;
+
 /// Exit codes of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -59,8 +61,8 @@ impl CliError {
 
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
-        if self.help.is_empty() { Ok(()) } else { write!(f, "\nhelp: {}", self.help) }
+        write!(f, "error: {}", escaped_lines(&self.message))?;
+        if self.help.is_empty() { Ok(()) } else { write!(f, "\nhelp: {}", escaped_lines(&self.help)) }
     }
 }
 

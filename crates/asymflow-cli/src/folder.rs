@@ -56,12 +56,10 @@ impl Folder {
         Ok(Self { path })
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A folder inside.
     pub fn inside(&self, name: &str) -> Result<Self, CliError> {
         Self::create(self.path.join(name))
     }

@@ -7,13 +7,11 @@ use serde::{Deserialize, Serialize};
 pub struct Machine {
     /// Name of the processor.
     pub cpu: String,
-    /// Cores available.
     pub cores: usize,
     /// The accelerator in words; null without one.
     pub gpu: Option<String>,
 }
 
-/// This machine.
 pub fn machine(worker_device: Option<&str>) -> Machine {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = info
@@ -24,7 +22,6 @@ pub fn machine(worker_device: Option<&str>) -> Machine {
     Machine { cpu, cores: cores(), gpu }
 }
 
-/// Cores available.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

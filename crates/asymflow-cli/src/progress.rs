@@ -10,7 +10,6 @@ use crate::error::CliError;
 use crate::folder::Folder;
 use crate::text;
 
-/// Where progress goes.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// Events as JSON lines instead of text.
@@ -20,7 +19,8 @@ pub struct Output {
 impl Output {
     /// One line of text on stderr; a closed stderr is no reason to stop.
     pub fn say(&self, text: &str) {
-        let line = if self.json { serde_json::json!({ "message": text }).to_string() } else { text.to_owned() };
+        let line =
+            if self.json { serde_json::json!({ "message": text }).to_string() } else { text::escaped_lines(text) };
         let _ = writeln!(std::io::stderr(), "{line}");
     }
 
@@ -98,7 +98,6 @@ impl Progress {
     }
 }
 
-/// ε in words.
 fn epsilon(epsilon: Option<f64>, delta: f64) -> String {
     match epsilon {
         None => "ε 0 (nothing released)".to_owned(),

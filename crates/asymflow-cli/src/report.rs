@@ -48,7 +48,6 @@ impl Provenance {
 /// `summary.json` of a whole experiment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report<R> {
-    /// 1.
     pub schema: u32,
     /// Name of the experiment.
     pub name: String,

@@ -16,6 +16,11 @@ pub fn escaped(text: &str) -> String {
     shown
 }
 
+/// Several lines, each [`escaped`].
+pub fn escaped_lines(text: &str) -> String {
+    text.lines().map(escaped).collect::<Vec<_>>().join("\n")
+}
+
 /// ε with `decimals` places, never below what it is; very small ones in scientific notation.
 pub fn epsilon(epsilon: f64, decimals: usize) -> String {
     if epsilon.is_nan() || epsilon == f64::INFINITY {

@@ -24,7 +24,6 @@ struct Ready {
 /// A worker that serves this run.
 #[derive(Debug)]
 pub struct WorkerProcess {
-    /// `host:port`.
     pub address: String,
     /// Fingerprint of its certificate.
     pub fingerprint: Option<String>,

@@ -17,10 +17,8 @@ use crate::error::CliError;
 
 const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 64 << 20 };
 
-/// See the module.
 pub struct Connection {
     stream: StreamOwned<ClientConnection, TcpStream>,
-    /// What was verified.
     pub verified: Verified,
     /// What the service promises.
     pub promise: Promise,
@@ -29,7 +27,6 @@ pub struct Connection {
 /// Answers to one message.
 #[derive(Debug)]
 pub struct Reply {
-    /// One an image.
     pub outcomes: Vec<Outcome>,
     /// Logits of the images that were answered.
     pub logits: Vec<f32>,

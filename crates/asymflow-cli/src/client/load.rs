@@ -43,29 +43,22 @@ impl Args {
     }
 }
 
-/// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoadSpec {
-    /// Connections.
     pub connections: usize,
     /// Images a second over all connections; closed loop without it.
     #[serde(default)]
     pub rate: Option<f64>,
-    /// Seconds.
     pub seconds: f64,
 }
 
 /// What a load measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadReport {
-    /// The load.
     pub load: LoadSpec,
-    /// Images answered.
     pub answered: u64,
-    /// Images refused.
     pub refused: u64,
-    /// Connections that failed.
     pub failed: u64,
     /// What the first of them said.
     pub first_failure: Option<String>,
@@ -77,10 +70,8 @@ pub struct LoadReport {
     pub latency_ms: Latency,
 }
 
-/// Percentiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
-    /// Half are faster.
     pub p50: f64,
     /// 90 of 100 are faster.
     pub p90: f64,
@@ -88,7 +79,6 @@ pub struct Latency {
     pub p99: f64,
     /// 999 of 1000 are faster.
     pub p999: f64,
-    /// The slowest.
     pub max: f64,
 }
 

@@ -59,7 +59,6 @@ pub enum Command {
     },
 }
 
-/// Runs a command.
 pub fn execute(command: Command) -> Result<(), CliError> {
     match command {
         Command::Classify { service, images, json } => classify(&service, &images, json),

@@ -9,13 +9,10 @@ use serde::Deserialize;
 use super::service::ServiceArgs;
 use crate::error::CliError;
 
-/// A policy file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientPolicy {
-    /// Which enclaves.
     pub enclave: Policy,
-    /// Which promises.
     pub promise: PromisePolicy,
 }
 

@@ -63,7 +63,6 @@ enum Policy {
     Shared,
 }
 
-/// Classifies images.
 pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
     if let Some(missing) = args.images.iter().find(|path| !path.is_file()) {
         return Err(CliError::usage(format!("{}: not found", missing.display()), "name JPEG or PNG files"));

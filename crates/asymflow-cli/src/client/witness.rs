@@ -33,7 +33,6 @@ impl Witnesses {
         pairs.iter().map(|[high, low]| Some((digit(*high)? * 16 + digit(*low)?) as u8)).collect()
     }
 
-    /// Keeps the latest.
     pub fn keep(&self, address: &str, witness: &[u8]) -> Result<(), CliError> {
         let mut all = self.read();
         all.insert(address.to_owned(), hex(witness));

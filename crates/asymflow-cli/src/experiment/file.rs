@@ -343,7 +343,7 @@ mod tests {
             let file = folder.path().join(name);
             std::fs::write(&file, text).unwrap();
             let set = format!("model.file={}", file.display());
-            let experiment = read(&path, false, &[set.clone()]).unwrap();
+            let experiment = read(&path, false, std::slice::from_ref(&set)).unwrap();
             assert_eq!((experiment.model.names.as_slice(), experiment.model.classes), (&["mine".to_owned()][..], 7));
             assert_eq!(experiment.network("mine").unwrap(), network);
             assert_ne!(experiment.network("mine+hermite").unwrap().layers, network.layers);

@@ -59,7 +59,6 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// A fresh connection.
 pub fn ends(link: LinkName) -> Result<[End; 2], CliError> {
     let profile = match link {
         LinkName::Tls => return tls_ends(),

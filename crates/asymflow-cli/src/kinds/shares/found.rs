@@ -7,7 +7,6 @@ use crate::shares_section::Setting;
 /// What one setting measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SharesRun {
-    /// The setting.
     pub setting: Setting,
     /// Sign decisions of a query.
     pub decisions: u64,
@@ -23,7 +22,6 @@ pub struct SharesRun {
     pub dealt_bytes: [u64; 2],
     /// Bytes that each server wrote once a model.
     pub setup_bytes: [u64; 2],
-    /// Seconds of it.
     pub setup_seconds: f64,
     /// Seconds in which the dealer dealt, of each query.
     pub deal_seconds: Vec<f64>,
@@ -31,7 +29,6 @@ pub struct SharesRun {
     pub prepare_seconds: Vec<f64>,
     /// Seconds from the input's shares to the logits' shares, of each query.
     pub online_seconds: Vec<f64>,
-    /// Images compared.
     pub images: usize,
     /// Largest distance of a logit from the one in double precision.
     pub largest_error: f64,

@@ -17,11 +17,8 @@ use crate::error::CliError;
 use crate::experiment::{DataSection, Experiment};
 use crate::shares_section::{ActivationName, LinkName, RingName, Setting};
 
-/// Test images.
 pub struct Labelled {
-    /// Normalised.
     pub images: Vec<Vec<f32>>,
-    /// Their classes.
     pub labels: Vec<u32>,
 }
 
@@ -55,7 +52,6 @@ impl<'a> Bench<'a> {
         Ok(Self { network, weights, images, queries, threads, pools, expected: None })
     }
 
-    /// Measures one setting.
     pub fn run(&mut self, setting: Setting) -> Result<SharesRun, CliError> {
         match setting.ring {
             RingName::U64 => self.measure::<u64>(setting),

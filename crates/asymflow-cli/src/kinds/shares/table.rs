@@ -69,7 +69,6 @@ fn row(run: &SharesRun) -> [String; 17] {
     ]
 }
 
-/// The whole experiment.
 pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(runs.iter().map(row));
