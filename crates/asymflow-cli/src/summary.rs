@@ -103,6 +103,10 @@ pub struct Privacy {
     pub labels: Option<String>,
     /// ε of the record that lost most; null without a guarantee, 0 where nothing is released.
     pub epsilon: Option<f64>,
+    /// The same where neighbours differ by a record replaced by another, whatever relation the run was held to; null where it is
+    /// not known or infinite.
+    #[serde(default)]
+    pub epsilon_replaced: Option<f64>,
     /// δ of that ε.
     pub delta: Option<f64>,
     /// What it protects.
@@ -280,6 +284,7 @@ impl Summary {
                 sigma: report.sigma,
                 labels: labels(job),
                 epsilon: if released { report.epsilon.filter(|e| e.is_finite()) } else { Some(0.0) },
+                epsilon_replaced: None,
                 delta: released.then_some(job.privacy.delta),
                 per: "record".to_owned(),
             },

@@ -322,6 +322,17 @@ fn wrong_usage_is_exit_2_with_a_help_line() {
         assert_eq!(output.status.code(), Some(2), "{flags:?}: {stderr}");
         assert!(stderr.contains(message), "{flags:?}: {stderr}");
     }
+    for (arguments, message) in [
+        (&["classify", "x.png", "--timeout", "18446744073709551615"][..], "--timeout"),
+        (&["load", "--seconds", "1e300"], "--seconds = 1"),
+        (&["load", "--rate", "1e-300"], "--rate = 0.0"),
+        (&["load", "--connections", "0"], "--connections = 0 is out of range"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        let output = command.arg("client").args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(message), "{arguments:?}: {}", text(&output.stderr));
+    }
     let mut broken = std::fs::File::create(drill.folder.path().join("drill.toml")).unwrap();
     broken.write_all(b"schema = ").unwrap();
     assert_eq!(drill.run(&[]).status.code(), Some(2));

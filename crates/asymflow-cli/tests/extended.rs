@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const EXPERIMENT: &str = r#"
@@ -16,10 +18,14 @@ names = ["linear", "demo-cnn"]
 most = 100000
 "#;
 
-fn own_command(folder: &Path, arguments: &[&str]) -> Output {
+fn program() -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("examples").join("own_command");
     assert!(program.is_file(), "cargo builds examples with tests");
-    Command::new(program).current_dir(folder).args(arguments).output().unwrap()
+    program
+}
+
+fn own_command(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(program()).current_dir(folder).args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -55,5 +61,11 @@ fn a_kind_and_a_network_from_outside_are_run_reported_and_resumed() {
         assert_eq!(output.status.code(), Some(code), "{set}");
         assert!(text(&output.stderr).contains(message), "{set}: {}", text(&output.stderr));
     }
+    // A folder's name need not be text.
+    let odd = OsStr::from_bytes(b"runs\xff");
+    let output =
+        Command::new(program()).current_dir(at).args(["run", "count.toml", "--runs"]).arg(odd).output().unwrap();
+    assert!(output.status.success() && at.join(odd).is_dir(), "{}", text(&output.stderr));
+
     assert!(text(&own_command(at, &["models"]).stdout).lines().any(|name| name == "linear"));
 }

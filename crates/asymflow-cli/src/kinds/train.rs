@@ -9,6 +9,7 @@ use asymflow::job::{
 };
 use asymflow::service::ServedModel;
 use asymflow::weights_file;
+use asymflow_privacy::Relation;
 use asymflow_zoo::Weights;
 use serde::{Deserialize, Serialize};
 
@@ -319,7 +320,15 @@ fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
     }
     let released = runs.iter().find_map(|run| Some((run.privacy.delta?, run.data.train + run.data.test)));
     let released = released.map_or_else(String::new, |(delta, records)| {
-        format!(" ε is that of the record that lost most, at {}.", text::delta(delta, records))
+        let neighbours = match experiment.privacy.relation {
+            Relation::Remove => "with and without it, and in the next column with another in its place",
+            Relation::Replace => "with it or another in its place",
+        };
+        format!(
+            " ε is that of the record that lost most, {neighbours}, at {}; the networks that it went through before it was released \
+             are taken as given, and with them what they learned from it.",
+            text::delta(delta, records)
+        )
     });
     format!(
         "{data}{}, {} epochs, batch {}, {seeds}. Seconds are of training and evaluation together, except training s; \

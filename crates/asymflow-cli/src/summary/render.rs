@@ -1,6 +1,6 @@
 //! Summaries as tables: means and spreads over seeds.
 
-use super::Summary;
+use super::{Privacy, Summary};
 use crate::text::{epsilon, markdown};
 
 fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
@@ -21,20 +21,24 @@ fn cell(values: Vec<f64>, digits: usize) -> String {
     }
 }
 
-fn row(runs: &[&Summary]) -> Option<[String; 11]> {
+fn row(runs: &[&Summary]) -> Option<[String; 12]> {
     let first = runs.first()?;
     let many = |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(runs.iter().filter_map(|r| f(r)).collect(), digits);
-    let shown = match (first.privacy.epsilon, &first.privacy.mechanism) {
-        (_, None) => "0".to_owned(),
-        (Some(e), _) => epsilon(e, 2),
-        (None, _) => "∞".to_owned(),
+    let Privacy { mechanism, epsilon: lost, epsilon_replaced: replaced, .. } = &first.privacy;
+    let (lost, replaced) = match (mechanism, lost) {
+        (None, _) => ("0".to_owned(), "0".to_owned()),
+        (Some(_), None) => ("∞".to_owned(), "∞".to_owned()),
+        (Some(_), Some(lost)) => {
+            (epsilon(*lost, 2), replaced.map_or_else(|| "-".to_owned(), |replaced| epsilon(replaced, 2)))
+        }
     };
     let kib = |bytes: u64| format!("{:.1}", bytes as f64 / 1024.0);
     let millions = |macs: u64| format!("{:.2}", macs as f64 / 1e6);
     Some([
         first.mode.clone(),
         many(1, &|r| r.accuracy.test.map(|a| 100.0 * a)),
-        shown,
+        lost,
+        replaced,
         kib(first.bytes_per_sample.to_worker),
         millions(first.macs_per_sample.trusted),
         many(1, &|r| Some(r.seconds.training)),
@@ -46,10 +50,11 @@ fn row(runs: &[&Summary]) -> Option<[String; 11]> {
     ])
 }
 
-const HEAD: [&str; 11] = [
+const HEAD: [&str; 12] = [
     "mode",
     "accuracy %",
     "ε",
+    "ε replaced",
     "KiB to worker / sample",
     "trusted MMACs / sample",
     "training s",
@@ -62,7 +67,7 @@ const HEAD: [&str; 11] = [
 
 /// The comparison table, in Markdown; means ± standard deviations over seeds.
 pub fn table(runs: &[Summary]) -> String {
-    let mut rows: Vec<[String; 11]> = vec![HEAD.map(str::to_owned)];
+    let mut rows: Vec<[String; 12]> = vec![HEAD.map(str::to_owned)];
     for mode in modes(runs) {
         let of_mode: Vec<&Summary> = runs.iter().filter(|r| r.mode == mode).collect();
         rows.extend(row(&of_mode));
