@@ -148,6 +148,10 @@ fn failed(failure: &Failure) -> CliError {
     let message = failure.detail.clone();
     match failure.code {
         FailureCode::Job | FailureCode::Data => CliError::usage(message, help),
-        _ => CliError::failed(message, help),
+        FailureCode::NonFinite
+        | FailureCode::Worker
+        | FailureCode::Release
+        | FailureCode::Checkpoint
+        | FailureCode::Host => CliError::failed(message, help),
     }
 }

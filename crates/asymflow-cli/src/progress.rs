@@ -74,7 +74,13 @@ impl Progress {
                     epoch + 1
                 )
             }
-            _ => return Ok(()),
+            FromTrusted::Ready
+            | FromTrusted::Step { .. }
+            | FromTrusted::Ledger(_)
+            | FromTrusted::Checkpoint { .. }
+            | FromTrusted::Weights
+            | FromTrusted::Done(_)
+            | FromTrusted::Failed(_) => return Ok(()),
         };
         self.output.say(&text);
         folder.append_text("log.txt", &format!("{text}\n"))

@@ -165,7 +165,7 @@ fn unexpected(header: &FromService) -> CliError {
                 RefusalCode::RolledBack => {
                     "its budgets were put back, or it is another service at this address: if you know that it is, --forget-witness"
                 }
-                _ => "",
+                RefusalCode::Message | RefusalCode::Budget | RefusalCode::Busy | RefusalCode::Failed => "",
             };
             CliError::failed(format!("the service refused: {}", refusal.detail), help)
         }

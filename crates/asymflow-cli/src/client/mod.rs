@@ -85,7 +85,7 @@ fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
     let connection = Connection::open(service, &account(&account_path)?, witness)?;
     let note = match connection.verified.assurance {
         Assurance::Simulated => " (no enclave: whoever owns its machine sees every image)",
-        _ => "",
+        Assurance::Isolated | Assurance::Attested => "",
     };
     say(&format!("assurance: {}{note}", connection.verified.assurance));
     let insecure = &connection.promise.insecure;
