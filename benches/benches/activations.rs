@@ -59,7 +59,7 @@ fn networks() -> Result<(), Failure> {
         let labels: Vec<u32> = (0..SAMPLES as u32).map(|i| i % 10).collect();
         let mut mode = TrustedOnly::new(network, &weights, Par::rayon(THREADS))?;
         let inference = median(|| Ok(mode.infer(&images, &records).map(drop)?))?;
-        let batch = TrainBatch::new(&images, &labels, &records);
+        let batch = TrainBatch::new(&images, &labels, &records)?;
         let training = median(|| Ok(mode.step(batch, SGD).map(drop)?))?;
         println!("| {activation} | {inference:.1} | {training:.1} |");
     }

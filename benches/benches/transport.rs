@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asymflow_privacy::{
-    InsecureNone, Payload, Precision, Private, Relation, ReleaseError, Released, Sensitivity, release,
+    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, ReleaseError, Released,
+    Source,
 };
 use asymflow_residual::{
     Availability, Batch, CollectError, ConvUnit, Notify, OpenError, Pass, Protection, ResidualBackend, ResidualModel,
@@ -144,9 +145,10 @@ fn start(role: &str) -> Result<(Process, WorkerConfig), Failure> {
 
 fn released(values: usize) -> Result<Released<Payload>, ReleaseError> {
     let values = (0..values).map(|i| i as f32).collect();
-    let sensitivity = Sensitivity::unbounded(Relation::Remove);
-    let (x, _receipt) = release(Private::new(values), sensitivity, &InsecureNone, &mut StdRng::seed_from_u64(1))?;
-    Ok(x.encode(Precision::F32))
+    let mut door = Door::new(RecordAccountant::new(1), StdRng::seed_from_u64(1));
+    let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove)?;
+    let source = Source { layer: "echo", flow: Flow::Residual };
+    Ok(door.release(&gate, source, &[0], Private::new(values))?.encode(Precision::F32))
 }
 
 /// Sends a body and takes it back.

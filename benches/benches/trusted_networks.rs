@@ -8,9 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use asymflow::accounting::RecordAccountant;
-use asymflow::clear::Clear;
-use asymflow::modes::{Mode, TrainBatch, TrustedOnly};
+use asymflow::modes::{Clear, Mode, TrainBatch, TrustedOnly};
+use asymflow_privacy::RecordAccountant;
 use asymflow_residual::{BurnBackend, DeviceChoice, SgdStep};
 use asymflow_zoo::{Weights, by_name};
 use faer::{Accum, Mat, Par};
@@ -56,7 +55,7 @@ fn measure(mode: &mut dyn Mode, images: &[f32], samples: usize) -> Result<[Vec<f
     let records: Vec<usize> = (0..samples).collect();
     let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
     let inference = times(|| Ok(mode.infer(images, &records).map(drop)?))?;
-    let batch = TrainBatch::new(images, &labels, &records);
+    let batch = TrainBatch::new(images, &labels, &records)?;
     let training = times(|| Ok(mode.step(batch, SGD).map(drop)?))?;
     Ok([inference, training])
 }
@@ -104,7 +103,7 @@ fn main() -> Result<(), Failure> {
         let torch = torch(name, samples).unwrap_or_default();
         let ours = measure(&mut TrustedOnly::new(network.clone(), &weights, Par::rayon(THREADS))?, &images, samples)?;
         let backend = Arc::new(BurnBackend::new(DeviceChoice::Flex));
-        let mut clear = Clear::new(network, &weights, backend, RecordAccountant::new(samples), false)?;
+        let mut clear = Clear::new(network, &weights, backend, RecordAccountant::new(samples))?;
         let burn = measure(&mut clear, &images, samples)?;
         for (case, (which, passes)) in [("inference", 1.0), ("training step", 3.0)].into_iter().enumerate() {
             let ratio = median(&torch[case]) / median(&ours[case]);

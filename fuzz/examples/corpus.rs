@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 use std::path::Path;
 
-use asymflow::checkpoint::{Checkpoint, Position};
-use asymflow::delta::{DeltaSpec, Feed, Labels, ReleasedCache, Sampling, Variant};
+use asymflow::checkpoint::{Checkpoint, Identity, Position};
 use asymflow::job::{
-    Body, DataSpec, EasingSpec, FromTrusted, JobSpec, ModeKind, Schedule, Task, ToTrusted, TrainSpec, WorkerSpec,
+    Body, DataSpec, EasingSpec, FromTrusted, JobSpec, Schedule, Task, ToTrusted, TrainSpec, WorkerSpec, WorkerTransport,
 };
-use asymflow::modes::TrainState;
+use asymflow::modes::delta::{DeltaSpec, Feed, Labels, ReleasedCache, Variant};
+use asymflow::modes::{
+    AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling, TrainState, TrustedOnlySpec,
+};
 use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
 use asymflow::service::protocol::{FromService, Outcome, Refusal, RefusalCode, ToService};
 use asymflow::service::{ClientId, Ledgers, Promise, ServedModel, Service, ServiceSettings};
 use asymflow_enclave::attest::{Claims, Evidence};
@@ -29,7 +30,7 @@ use asymflow_shares::{Server, WeightShare};
 use asymflow_wire::{PREFIX_BYTES, write_frame};
 use asymflow_zoo::data::Normalization;
 use asymflow_zoo::delta::DeltaShape;
-use asymflow_zoo::{Shape, Weights, by_name};
+use asymflow_zoo::{Layer, Network, Shape, Weights, by_name};
 use faer::Par;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
@@ -78,9 +79,13 @@ fn header(frame: &[u8], body_bytes: usize) -> &[u8] {
 }
 
 fn protocols() {
-    let start = frame(&ToTrusted::Start(Box::new(job(ModeKind::Delta)), Body::Weights), &[0; 32]);
+    let start = frame(&ToTrusted::Start(Box::new(job(&delta())), Body::Weights), &[0; 32]);
     put("job", "start", &start);
     put("job", "start.header", header(&start, 32));
+    for (name, network) in hostile_networks() {
+        let job = JobSpec { network, ..job(&TrustedOnlySpec) };
+        put("job", name, header(&frame(&ToTrusted::Start(Box::new(job), Body::Empty), &[]), 0));
+    }
     put("job", "stop", &frame(&ToTrusted::Stop, &[]));
     put("job", "step", &frame(&FromTrusted::Step { epoch: 1, step: 2, loss: 0.5 }, &[]));
     put("job", "checkpoint", &frame(&FromTrusted::Checkpoint { epoch: 1, step: 0 }, b"bytes"));
@@ -161,20 +166,46 @@ fn worker() {
     put("worker", "model.json", &serde_json::to_vec(&model).unwrap());
 }
 
-fn job(mode: ModeKind) -> JobSpec {
-    let shape = DeltaShape::published(small_network()).unwrap();
-    let delta = DeltaSpec {
-        shape,
+/// Networks whose sizes overflow or that nest too deeply.
+fn hostile_networks() -> [(&'static str, Network); 3] {
+    let [mut shape, mut window, mut deep] = [(); 3].map(|()| small_network().clone());
+    shape.input.height = 1 << 63;
+    if let Some(Layer::Conv(conv)) = window.layers.first_mut() {
+        conv.kernel = usize::MAX - 7;
+    }
+    let block = |main, _| vec![Layer::Residual { main, shortcut: Vec::new() }];
+    deep.layers = (0..1000).fold(vec![Layer::Relu], block);
+    [("shape-overflow.header", shape), ("window-overflow.header", window), ("deep-blocks.header", deep)]
+}
+
+fn delta() -> DeltaSpec {
+    DeltaSpec {
+        shape: DeltaShape::published(small_network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
         epsilon: Some(2.0),
+        own_epsilon: false,
         clip: 1.0,
         labels: Labels::Public,
         feed: Feed::Nothing,
         views: 1,
         stage1_epochs: 1,
         orthogonality: 0.0,
-    };
+    }
+}
+
+fn asymml() -> AsymMlSpec {
+    AsymMlSpec {
+        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false },
+        guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None },
+        precision: Precision::F32,
+    }
+}
+
+/// What every ε is said of.
+const TERMS: PrivacyTerms = PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None };
+
+fn job(mode: &dyn ModeSpec) -> JobSpec {
     let train = TrainSpec {
         epochs: 2,
         batch: 4,
@@ -192,28 +223,16 @@ fn job(mode: ModeKind) -> JobSpec {
         keep_diverged: false,
     };
     JobSpec {
-        mode,
+        mode: ModeRef::of(mode).unwrap(),
         network: small_network().clone(),
         data: DataSpec { path: None, train: Some(8), test: Some(4), seed: 1, augment: false },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false },
-        privacy: PrivacySpec {
-            mechanism: "insecure_none".to_owned(),
-            sigma: None,
-            clip: None,
-            relation: Relation::Remove,
-            delta: 1e-5,
-            budget_epsilon: None,
-        },
-        delta: (mode == ModeKind::Delta).then_some(delta),
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision: Precision::F32,
+        terms: TERMS,
         worker: Some(WorkerSpec {
             address: "127.0.0.1:1".to_owned(),
             fingerprint: Some("ab".repeat(32)),
             token: "0123456789abcdef".to_owned(),
             insecure_plaintext: false,
-            transport: asymflow::job::WorkerTransport::Tcp,
+            transport: WorkerTransport::Tcp,
             timeout_seconds: 1,
             patience_seconds: 1,
         }),
@@ -224,35 +243,42 @@ fn job(mode: ModeKind) -> JobSpec {
     }
 }
 
-fn model(mode: ModeKind) -> (ServedModel, Vec<f32>) {
+fn model(mode: &dyn ModeSpec, others: &[&dyn ModeSpec]) -> (ServedModel, Vec<f32>) {
     let normalization = Normalization { mean: vec![0.5], std: vec![0.25] };
     let names = vec!["cat".to_owned(), "dog".to_owned()];
-    let model = ServedModel::of(&job(mode), Sampling { batch: 4, records: 8 }, normalization, names);
-    let network = model.settings().stored_network().unwrap();
+    let others = others.iter().map(|other| ModeRef::of(*other).unwrap()).collect();
+    let modes = (ModeRef::of(mode).unwrap(), others);
+    let sampling = Sampling { batch: 4, records: 8 };
+    let model = ServedModel::new(modes, small_network().clone(), TERMS, sampling, normalization, names);
+    let network = model.stored_network(&Registry::default()).unwrap();
     // Rounded, so that the file compresses well.
     let weights = Weights::init(&network, 1).flatten(&network).unwrap();
     (model, weights.iter().map(|weight| (weight * 16.0).round() / 16.0).collect())
 }
 
 fn models() {
-    for (mode, name) in
-        [(ModeKind::TrustedOnly, "trusted-only"), (ModeKind::Asymml, "asymml"), (ModeKind::Delta, "delta")]
-    {
-        let (model, weights) = model(mode);
-        let file = model.encode(&weights).unwrap();
-        put("model", name, &file);
-        put("model", &format!("{name}.header"), header(&file, 4 * weights.len()));
+    let (delta, asymml) = (delta(), asymml());
+    // As a run leaves them: modes on the plain network's weights can take each other's place.
+    let modes: [(&dyn ModeSpec, &[&dyn ModeSpec]); 3] =
+        [(&TrustedOnlySpec, &[&asymml]), (&asymml, &[&TrustedOnlySpec]), (&delta, &[])];
+    for (mode, others) in modes {
+        let (model, weights) = model(mode, others);
+        let file = model.encode(&weights, &Registry::default()).unwrap();
+        put("model", mode.name(), &file);
+        put("model", &format!("{}.header", mode.name()), header(&file, 4 * weights.len()));
     }
     // What the encoder would not write.
-    let (mut model, _) = model(ModeKind::Delta);
-    if let Some(delta) = &mut model.delta {
-        delta.shape.blocks = [usize::MAX; 3];
-    }
+    let (mut model, _) = model(&delta, &[]);
+    let many = DeltaSpec { shape: DeltaShape { blocks: [usize::MAX; 3], ..delta.shape }, ..delta };
+    model.mode = ModeRef::of(&many).unwrap();
     put("model", "many-blocks.header", header(&frame(&model, &[]), 0));
-    model.mode = ModeKind::TrustedOnly;
-    model.delta = None;
+    model.mode = ModeRef::of(&TrustedOnlySpec).unwrap();
     model.network = by_name("resnet8-cifar", 2, Some(Shape::new(1, 8, 8))).unwrap();
     put("model", "resnet8.header", header(&frame(&model, &[]), 0));
+    for (name, network) in hostile_networks() {
+        model.network = network;
+        put("model", name, header(&frame(&model, &[]), 0));
+    }
     let network = small_network();
     let weights = Weights::init(network, 1);
     put("weights", "small", &asymflow::weights_file::encode(network, &weights).unwrap());
@@ -261,15 +287,16 @@ fn models() {
     let checkpoint = Checkpoint {
         state: TrainState { weights: vec![1.0, -2.5], momentum: vec![0.0, 3.0], released: vec![7, 0, 255] },
         spent: vec![RecordLedger::default(), spent],
-        position: Position { network: "n".into(), mode: "m".into(), epoch: 3, step: 7, ..Position::default() },
+        position: Position { epoch: 3, step: 7, ..Position::default() },
+        identity: Identity::default(),
     };
     put("checkpoint", "small", &checkpoint.encode().unwrap());
 }
 
 fn kept() {
-    let (model, weights) = model(ModeKind::TrustedOnly);
+    let (model, weights) = model(&TrustedOnlySpec, &[]);
     let settings = ServiceSettings::default();
-    let service = Service::new(model, &weights, None, settings, Par::Seq).unwrap();
+    let service = Service::new(model, &weights, None, settings, (&Registry::default(), Par::Seq)).unwrap();
     let promise = Promise::of(&service, &settings, &"ab".repeat(32), "sim");
     put("promise", "trusted-only", &promise.encode().unwrap());
     let mut ledgers = Ledgers::new(3);

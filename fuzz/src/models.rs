@@ -4,7 +4,8 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 
 use asymflow::checkpoint::Checkpoint;
-use asymflow::delta::ReleasedCache;
+use asymflow::modes::Registry;
+use asymflow::modes::delta::ReleasedCache;
 use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings, sha256_hex};
 use asymflow::weights_file;
 use asymflow_wire::decode_header;
@@ -65,11 +66,12 @@ pub static NETWORK: LazyLock<Network> = LazyLock::new(|| {
 /// A model file, or the header of one, to which weights of the right number are given; made into a service that answers
 /// a question where that is cheap.
 pub fn model(input: &[u8]) {
-    let made = decode_header::<ServedModel>(input).ok().and_then(with_zeros);
+    let registry = Registry::default();
+    let made = decode_header::<ServedModel>(input).ok().and_then(|model| with_zeros(model, &registry));
     let file = made.as_deref().unwrap_or(input);
-    let Ok((model, weights)) = ServedModel::decode(file) else { return };
+    let Ok((model, weights)) = ServedModel::decode(file, &registry) else { return };
     let settings = ServiceSettings { batch: 1, ..ServiceSettings::default() };
-    let Ok(mut service) = Service::new(model, &weights, None, settings, Par::Seq) else { return };
+    let Ok(mut service) = Service::new(model, &weights, None, settings, (&registry, Par::Seq)) else { return };
     let promise = Promise::of(&service, &settings, &sha256_hex(input), "sim").encode().expect("a promise");
     let _ = black_box(Promise::decode(&promise));
     let network = &service.model().network;
@@ -81,13 +83,13 @@ pub fn model(input: &[u8]) {
 }
 
 /// The file of a model whose weights are zero, where they are few.
-fn with_zeros(model: ServedModel) -> Option<Vec<u8>> {
-    let network = model.settings().stored_network().ok()?;
+fn with_zeros(model: ServedModel, registry: &Registry) -> Option<Vec<u8>> {
+    let network = model.stored_network(registry).ok()?;
     let weights = network.parameters().iter().try_fold(0_usize, |sum, parameter| {
         let product = parameter.shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
         sum.checked_add(product?).filter(|&sum| sum < MAX_WEIGHTS)
     });
-    model.encode(&vec![0.0; weights?]).ok()
+    model.encode(&vec![0.0; weights?], registry).ok()
 }
 
 /// A checkpoint.
@@ -118,7 +120,7 @@ pub fn ledgers(input: &[u8]) {
 
 /// What Delta has released.
 pub fn released_cache(input: &[u8]) {
-    if let Some(cache) = ReleasedCache::decode(input) {
+    if let Ok(cache) = ReleasedCache::decode(input) {
         let _ = black_box(cache.encode());
     }
 }

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use asymflow::job::{FromTrusted, ToTrusted};
+use asymflow::modes::Registry;
 use asymflow::serve::open_worker;
 use asymflow::service::protocol::{FromService, ToService};
 use asymflow_privacy::{
-    InsecureNone, PackedBits, Payload, Precision, Private, Relation, Released, Sensitivity, release,
+    Door, Flow, Gate, InsecureNone, PackedBits, Payload, Precision, Private, RecordAccountant, Relation, Released,
+    Source,
 };
 use asymflow_residual::{
     ConvUnit, Pass, Protection, ResidualBackend, ResidualModel, Token, Unit, UnitId, Wanted, WorkerClient, WorkerConfig,
@@ -35,7 +37,10 @@ pub fn job(mut input: &[u8]) {
     let _ = black_box(decode_header::<FromTrusted>(input));
     let header = decode_header(input).or_else(|_| read_frame(&mut input, JOB).map(|frame| frame.header));
     if let Ok(ToTrusted::Start(job, _)) = header {
-        let _ = black_box((job.settings().stored_network(), job.budget(), open_worker(&job)));
+        if let Ok(mode) = Registry::default().decode(&job.mode) {
+            let _ = black_box((mode.stored_network(&job.network), job.terms.budget(&*mode)));
+        }
+        let _ = black_box(open_worker(&job, Precision::F32));
     }
 }
 
@@ -119,7 +124,8 @@ fn talk(address: &str) -> Option<()> {
 }
 
 fn values() -> Option<Released<Payload>> {
-    let (private, unbounded) = (Private::new(vec![1.0; 4]), Sensitivity::unbounded(Relation::Remove));
-    let (released, _spent) = release(private, unbounded, &InsecureNone, &mut StdRng::seed_from_u64(0)).ok()?;
-    Some(released.encode(Precision::F32))
+    let mut door = Door::new(RecordAccountant::new(1), StdRng::seed_from_u64(0));
+    let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove).ok()?;
+    let source = Source { layer: "unit", flow: Flow::Residual };
+    Some(door.release(&gate, source, &[0], Private::new(vec![1.0; 4])).ok()?.encode(Precision::F32))
 }

@@ -14,7 +14,7 @@ use crate::extensions::Extensions;
 use crate::kind::Outcome;
 use crate::output::print;
 use crate::run::Interrupt;
-use crate::{client, entry, explain, host};
+use crate::{client, explain, host};
 
 mod report;
 mod run;
@@ -97,7 +97,7 @@ fn execute(cli: Cli, extensions: &Extensions) -> Result<Outcome, CliError> {
         Command::Samples { folder, count, seed } => client::samples(&folder, count as usize, seed)?,
         Command::Report(args) => report::report(&args, extensions)?,
         Command::Models => print(&extensions.network_names().map(|name| format!("{name}\n")).collect::<String>())?,
-        Command::Modes => print(&entry::Entry::names().map(|name| format!("{name}\n")).collect::<String>())?,
+        Command::Modes => print(&extensions.mode_names().map(|name| format!("{name}\n")).collect::<String>())?,
     }
     Ok(Outcome::Done)
 }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use asymflow::job::{DataSpec, ModeKind, TrainSpec};
-use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
+use asymflow::job::{DataSpec, TrainSpec};
+use asymflow::modes::delta::DeltaSection;
+use asymflow::modes::{Asked, Facts, ModeSpec, PrivacyTerms, Purpose, Registry, Sampling, Sections};
 use asymflow_zoo::{Network, Replacement, by_name, replace_activations};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::delta_section::{DeltaSection, LabelPolicy};
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::shares_section::SharesSection;
@@ -28,6 +28,7 @@ pub use sections::{
     size,
 };
 
+const MODE_HELP: &str = "see [mode] and the mode's own section, or take another model";
 const ACTIVATION_HELP: &str = "write MODEL+ACTIVATION, e.g. resnet8-cifar+shared-relu:1x4x4";
 
 /// A whole experiment file.
@@ -70,6 +71,12 @@ pub struct Experiment {
     /// What decides whether the claim holds.
     #[serde(default)]
     pub report: ReportSection,
+    /// The entries of `mode.run`.
+    #[serde(skip)]
+    pub entries: Vec<Entry>,
+    /// Modes, mechanisms and decompositions by name.
+    #[serde(skip)]
+    pub registry: Arc<Registry>,
     /// The section of its kind.
     #[serde(flatten)]
     sections: BTreeMap<String, serde_json::Value>,
@@ -144,16 +151,71 @@ impl Experiment {
         DataSpec { path, train, test, seed, augment }
     }
 
-    /// How a network is split.
-    pub fn split_spec(&self) -> SplitSpec {
-        let ModeSection { decomposition, rank, split_first, .. } = self.mode.clone();
-        SplitSpec { decomposition, rank, split_first }
+    /// What every ε is said of.
+    pub const fn terms(&self) -> PrivacyTerms {
+        let PrivacySection { relation, delta, budget_epsilon, .. } = self.privacy;
+        PrivacyTerms { relation, delta, budget_epsilon }
     }
 
-    /// What guards releases.
-    pub fn privacy_spec(&self) -> PrivacySpec {
-        let PrivacySection { mechanism, sigma, clip, relation, delta, budget_epsilon } = self.privacy.clone();
-        PrivacySpec { mechanism, sigma, clip, relation, delta, budget_epsilon }
+    /// The sections that modes read their settings from.
+    fn mode_sections(&self) -> Result<Sections, serde_json::Error> {
+        let mut values = self.sections.clone();
+        for (name, section) in [
+            ("mode", serde_json::to_value(&self.mode)?),
+            ("privacy", serde_json::to_value(&self.privacy)?),
+            ("delta", serde_json::to_value(&self.delta)?),
+            ("worker", serde_json::to_value(&self.worker)?),
+            ("shares", serde_json::to_value(self.shares.spec())?),
+        ] {
+            values.insert(name.to_owned(), section);
+        }
+        Ok(Sections { values })
+    }
+
+    /// What an entry asks for, of the network `model` with what the entry replaces.
+    ///
+    /// # Errors
+    /// A network or settings that make no such mode.
+    pub fn mode_spec(&self, entry: Entry, model: &str) -> Result<Arc<dyn ModeSpec>, CliError> {
+        let network = self.network(&entry.model(model))?;
+        let sections = self.mode_sections().map_err(|e| CliError::usage(e.to_string(), ""))?;
+        let Entry { name, epsilon, .. } = entry;
+        let asked = Asked { name, epsilon, network: &network, epochs: self.train.epochs, sections: &sections };
+        self.registry.spec(&asked).map_err(|e| CliError::usage(format!("{model}: {e}"), MODE_HELP))
+    }
+
+    /// Training and test records of a run: as they are told, or counted where they lie.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn records(&self) -> Result<(usize, usize), CliError> {
+        let spec = self.data_spec();
+        if let (None, Some(train), Some(test)) = (&spec.path, spec.train, spec.test) {
+            return Ok((train, test));
+        }
+        let data = asymflow::run::load(&spec).map_err(|e| CliError::usage(e.to_string(), "see [data]"))?;
+        Ok((data.train.len(), data.test.len()))
+    }
+
+    /// The modes of the experiment, for its first network.
+    ///
+    /// # Errors
+    /// As [`Experiment::mode_spec`].
+    pub fn mode_specs(&self) -> Result<Vec<Arc<dyn ModeSpec>>, CliError> {
+        self.entries.iter().map(|&entry| self.mode_spec(entry, &self.model.names[0])).collect()
+    }
+
+    /// What a mode is told of a run on so many training records.
+    pub fn facts<'a>(&'a self, network: &'a Network, terms: &'a PrivacyTerms, records: usize) -> Facts<'a> {
+        let train = self.train_spec(0);
+        Facts {
+            network,
+            terms,
+            sampling: Sampling { batch: train.batch, records },
+            epochs: train.epochs,
+            evaluations: train.evaluations(),
+            registry: &self.registry,
+        }
     }
 
     /// How a network is trained with `seed`.
@@ -177,33 +239,14 @@ impl Experiment {
         }
     }
 
-    /// The insecure settings in force for an entry.
-    pub fn insecure(&self, entry: Entry) -> Vec<&'static str> {
-        let mut insecure = Vec::new();
-        match entry.kind {
-            ModeKind::Clear => insecure.push("insecure_none"),
-            // The noise is sampled in floating point, which the guarantee does not cover, or there is none.
-            ModeKind::Asymml => {
-                let names = ["insecure_none", "insecure_float_noise"];
-                insecure.extend(names.into_iter().find(|name| *name == self.privacy.mechanism));
-            }
-            ModeKind::Delta if entry.needs_worker() => {
-                if entry.epsilon.or(self.delta.epsilon).is_none_or(f64::is_infinite) {
-                    insecure.push("insecure_sign");
-                }
-                insecure.extend(self.delta.variant.insecure_name());
-                if self.delta.labels == LabelPolicy::Public {
-                    insecure.push("public_labels");
-                }
-            }
-            ModeKind::NaiveDp => insecure.push("public_labels"),
-            ModeKind::TrustedOnly | ModeKind::Shares | ModeKind::Delta => {}
-        }
+    /// The insecure settings in force for a mode.
+    pub fn insecure(&self, mode: &dyn ModeSpec) -> Vec<String> {
+        let mut insecure = mode.insecure(Purpose::Training);
         if self.trusted.seal && self.trusted.runtime == "sim" {
-            insecure.push("insecure_host_key");
+            insecure.push("insecure_host_key".to_owned());
         }
-        if entry.needs_worker() && self.worker.insecure_plaintext {
-            insecure.push("insecure_plaintext");
+        if mode.needs_worker() && self.worker.insecure_plaintext {
+            insecure.push("insecure_plaintext".to_owned());
         }
         insecure
     }

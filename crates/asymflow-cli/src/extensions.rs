@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use asymflow::modes::Registry;
 use asymflow_zoo::{Network, Shape};
 
 use crate::error::CliError;
@@ -29,11 +30,12 @@ use crate::kinds;
 pub struct Extensions {
     kinds: Vec<Arc<dyn AnyKind>>,
     networks: Networks,
+    registry: Arc<Registry>,
 }
 
 impl Default for Extensions {
     fn default() -> Self {
-        Self { kinds: kinds::all(), networks: Networks::default() }
+        Self { kinds: kinds::all(), networks: Networks::default(), registry: Arc::default() }
     }
 }
 
@@ -66,10 +68,23 @@ impl Extensions {
         self
     }
 
+    /// Takes modes, mechanisms and decompositions from `registry`. The enclave program has to know them as well
+    /// (`asymflow_enclaved::main_with`).
+    #[must_use]
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = Arc::new(registry);
+        self
+    }
+
+    /// Names of entries of `mode.run`.
+    pub(crate) fn mode_names(&self) -> impl Iterator<Item = &'static str> {
+        self.registry.names()
+    }
+
     /// Lends what reading an experiment needs to know.
     pub(crate) fn with_registered<T>(&self, read: impl FnOnce(Registered<'_>) -> T) -> T {
         let kinds: Vec<&dyn KindFacts> = self.kinds.iter().map(|kind| &**kind as &dyn KindFacts).collect();
-        read(Registered { kinds: &kinds, networks: &self.networks })
+        read(Registered { kinds: &kinds, networks: &self.networks, registry: &self.registry })
     }
 
     /// The kind called `name`.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
 use asymflow::memory::MemoryPlan;
+use asymflow::modes::Registry;
 use asymflow_enclave::{
     Availability, EnclaveSpec, GramineDirect, GramineSgx, LaunchError, Sim, TrustedRuntime, TrustedSession,
 };
@@ -75,9 +76,10 @@ pub fn run_job(
     folder: &Folder,
     progress: &mut Progress,
     stopper: &Stopper,
+    registry: &Registry,
 ) -> Result<JobReport, CliError> {
     let mut spec = EnclaveSpec::new(program);
-    spec.peak_bytes = MemoryPlan::of_job(&job).ok().map(|plan| plan.peak_bytes);
+    spec.peak_bytes = MemoryPlan::of_job(&job, registry).ok().map(|plan| plan.peak_bytes);
     // The environment of an enclave is in its manifest.
     if runtime.name() == Sim.name() {
         // Large activations are freed and taken again every layer: keep their pages.

@@ -101,7 +101,10 @@ pub trait ExperimentKind: Send + Sync + 'static {
     }
 
     /// What is said before a run of who sees what.
-    fn notice(&self, run: &Run) -> Vec<String> {
+    ///
+    /// # Errors
+    /// A mode that its settings do not make.
+    fn notice(&self, run: &Run) -> Result<Vec<String>, CliError> {
         run.assurances()
     }
 
@@ -199,7 +202,7 @@ impl<K: ExperimentKind> AnyKind for K {
         let settings = settings::<K>(self, experiment)?;
         run.say(&format!("{}: {}", run.name(), experiment.title));
         run.say(&format!("claim: {}", experiment.claim));
-        self.notice(run).iter().for_each(|line| run.say(line));
+        self.notice(run)?.iter().for_each(|line| run.say(line));
         let (ended, results) = ExperimentKind::run(self, run, &settings)?;
         let mut verdict = None;
         if let Some(results) = results {

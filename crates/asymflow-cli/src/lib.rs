@@ -2,7 +2,6 @@
 
 mod client;
 mod command;
-mod delta_section;
 mod entry;
 mod error;
 pub mod experiment;

@@ -1,13 +1,12 @@
 //! `asymflow explain memory`: the trusted part's memory as it is planned.
 
-use asymflow::delta::Sampling;
 use asymflow::job::{JobSpec, Task};
 use asymflow::memory::{MemoryPlan, show_bytes};
+use asymflow::modes::{Sampling, Serving};
 use asymflow::service::{REMEMBERED, ServedModel};
 use asymflow_enclave::manifest::ManifestSpec;
 use asymflow_zoo::data::Normalization;
 
-use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::run;
@@ -63,13 +62,18 @@ pub fn explain(experiment: &Experiment) -> Result<String, CliError> {
     let mut text = String::new();
     for model in &experiment.model.names {
         let mut rows = vec![PARTS.map(str::to_owned)];
-        for &entry in &experiment.mode.run {
+        for &entry in &experiment.entries {
             let task = Task::Train(experiment.train_spec(experiment.train.seeds[0]));
             let job = run::job_spec(experiment, entry, model, None, task)?;
-            let plan = MemoryPlan::of_job(&job).map_err(unusable)?;
+            let plan = MemoryPlan::of_job(&job, &experiment.registry).map_err(unusable)?;
             rows.push(parts(format!("{entry}, training"), &plan, job.threads)?);
-            if is_served(entry) {
-                let plan = MemoryPlan::of_service(&served(&job), SERVED_BATCH, job.threads, false, REMEMBERED);
+            let mode = experiment.mode_spec(entry, model)?;
+            let served = served(&job, experiment.train.batch);
+            let serving = mode.serving(&served.facts(&experiment.registry));
+            let serving = serving.map_err(|e| CliError::usage(e.to_string(), "see `asymflow show`"))?;
+            if matches!(serving, Serving::Served { .. }) {
+                let sizes = (SERVED_BATCH, job.threads);
+                let plan = MemoryPlan::of_service(&served, sizes, false, REMEMBERED, &experiment.registry);
                 let plan = plan.map_err(unusable)?;
                 rows.push(parts(format!("{entry}, serving"), &plan, job.threads)?);
             }
@@ -87,15 +91,7 @@ pub fn explain(experiment: &Experiment) -> Result<String, CliError> {
 /// The default of `asymflow-enclaved serve --batch`.
 const SERVED_BATCH: usize = 8;
 
-fn is_served(entry: Entry) -> bool {
-    use asymflow::job::ModeKind;
-    !matches!(entry.kind, ModeKind::Clear | ModeKind::NaiveDp)
-}
-
-fn served(job: &JobSpec) -> ServedModel {
-    let batch = match &job.task {
-        Task::Train(spec) => spec.batch,
-        _ => SERVED_BATCH,
-    };
-    ServedModel::of(job, Sampling { batch, records: batch }, Normalization::default(), Vec::new())
+fn served(job: &JobSpec, batch: usize) -> ServedModel {
+    let (mode, sampling) = ((job.mode.clone(), Vec::new()), Sampling { batch, records: batch });
+    ServedModel::new(mode, job.network.clone(), job.terms, sampling, Normalization::default(), Vec::new())
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use asymflow::job::{Body, JobReport, JobSpec, ModeKind, Task, WorkerSpec};
+use asymflow::job::{Body, JobReport, JobSpec, Task, WorkerSpec};
+use asymflow::modes::ModeRef;
 use asymflow::weights_file;
 use asymflow_enclave::{Assurance, TrustedRuntime};
 use asymflow_zoo::{Network, Weights};
@@ -19,8 +20,6 @@ use crate::host::{Stopper, run_job};
 use crate::machine;
 use crate::progress::{Output, Progress};
 use crate::worker::WorkerProcess;
-
-pub const DELTA_HELP: &str = "see the [delta] section, or take another model";
 
 /// Whether the user asked to stop, and how to tell the running job.
 #[derive(Clone, Default)]
@@ -58,23 +57,12 @@ pub fn job_spec(
 ) -> Result<JobSpec, CliError> {
     let threads = if e.trusted.threads == 0 { machine::cores() } else { e.trusted.threads };
     let network = e.network(&entry.model(model))?;
-    let epochs = e.train.epochs;
-    let delta = (entry.kind == ModeKind::Delta).then(|| e.delta.spec(&network, &e.mode.decomposition, entry, epochs));
-    let delta = delta.transpose().map_err(|e| CliError::usage(format!("{model}: {e}"), DELTA_HELP))?;
-    let mut privacy = e.privacy_spec();
-    if entry.kind == ModeKind::NaiveDp {
-        privacy.clip = Some(e.delta.clip);
-    }
+    let mode = e.mode_spec(entry, model)?;
     Ok(JobSpec {
-        mode: entry.kind,
-        naive_epsilon: entry.epsilon.or(e.delta.epsilon).filter(|_| entry.kind == ModeKind::NaiveDp),
-        delta,
-        shares: e.shares.spec(),
+        mode: ModeRef::of(&*mode).map_err(|e| CliError::failed(e.to_string(), ""))?,
         network,
         data: e.data_spec(),
-        split: e.split_spec(),
-        privacy,
-        precision: e.worker.precision,
+        terms: e.terms(),
         worker: worker.map(|w| WorkerSpec {
             address: w.address.clone(),
             fingerprint: w.fingerprint.clone(),
@@ -152,11 +140,16 @@ impl Run {
     }
 
     /// How far the trusted part can be trusted, and what is insecure about the settings.
-    pub(crate) fn assurances(&self) -> Vec<String> {
+    pub(crate) fn assurances(&self) -> Result<Vec<String>, CliError> {
         let e = &self.experiment;
-        let mut insecure: Vec<_> = e.mode.run.iter().flat_map(|&entry| e.insecure(entry)).collect();
+        let (mut insecure, mut caveats) = (Vec::new(), Vec::new());
+        for mode in e.mode_specs()? {
+            insecure.extend(e.insecure(&*mode));
+            caveats.extend(mode.caveat());
+        }
         insecure.sort_unstable();
         insecure.dedup();
+        caveats.dedup();
         let assurance = self.runtime.assurance();
         let note = if assurance == Assurance::Simulated {
             " (an ordinary process: whoever owns this machine sees everything)"
@@ -168,17 +161,8 @@ impl Run {
             format!("runtime: {}, assurance: {assurance}{note}", self.runtime.name()),
             format!("insecure settings in force: {in_force}"),
         ];
-        let named = e.delta.variant.insecure_name().is_some_and(|name| insecure.contains(&name));
-        lines.extend(e.delta.variant.caveat().filter(|_| named).map(str::to_owned));
-        if insecure.contains(&"insecure_none") {
-            lines.push(
-                "insecure_none: what is released carries no noise. In asymml the worker sees residuals and gradients; \
-                 where an activation is zero the residual is minus the low-rank part, and the gradient shows where that \
-                 is, so the whole activation can be completed. See docs/threat-model.md."
-                    .to_owned(),
-            );
-        }
-        lines
+        lines.extend(caveats.into_iter().map(str::to_owned));
+        Ok(lines)
     }
 
     /// The worker, started where it does not run yet.
@@ -194,7 +178,7 @@ impl Run {
 
     /// The worker, where a mode of the experiment needs one.
     pub(crate) fn worker(&self) -> Result<Option<&WorkerProcess>, CliError> {
-        let is_needed = self.experiment.mode.run.iter().any(Entry::needs_worker);
+        let is_needed = self.experiment.mode_specs()?.iter().any(|mode| mode.needs_worker());
         is_needed.then(|| self.open_worker()).transpose()
     }
 
@@ -229,9 +213,19 @@ impl Run {
         start: (Body, &[u8]),
         folder: &Folder,
     ) -> Result<JobReport, CliError> {
-        job.check_memory().map_err(|e| CliError::usage(e.to_string(), "see `asymflow explain memory`"))?;
-        let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.privacy.delta);
+        job.check_memory(&self.experiment.registry)
+            .map_err(|e| CliError::usage(e.to_string(), "see `asymflow explain memory`"))?;
+        let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.terms.delta);
         let program = self.program();
-        run_job(self.runtime(), &program, job, start, folder, &mut progress, &self.interrupt.stopper)
+        run_job(
+            self.runtime(),
+            &program,
+            job,
+            start,
+            folder,
+            &mut progress,
+            &self.interrupt.stopper,
+            &self.experiment.registry,
+        )
     }
 }

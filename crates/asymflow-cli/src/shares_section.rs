@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use asymflow::job::{RingBits, SharesSpec};
+use asymflow::modes::{RingBits, SharesSpec};
 use asymflow_shares::{Activation, CompileError, Decision, WeightPolicy, activations};
 use asymflow_zoo::Network;
 use serde::{Deserialize, Serialize};

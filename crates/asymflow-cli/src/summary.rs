@@ -1,12 +1,12 @@
 //! What a run leaves behind in numbers: `summary.json`, and the comparison table.
 
-use asymflow::delta::{Labels, Variant};
-use asymflow::job::{JobSpec, ModeKind, Task, TrainReport};
-use asymflow_zoo::delta::delta;
-use asymflow_zoo::{Network, cost};
+use asymflow::job::{JobSpec, Task, TrainReport};
+use asymflow::modes::{Macs, ModeSpec};
+use asymflow_zoo::cost;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
+use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::machine::Machine;
 
@@ -122,15 +122,6 @@ pub struct Bytes {
     pub from_worker: u64,
 }
 
-/// Part of [`Summary`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Macs {
-    /// Of the trusted part, decomposition and folding included.
-    pub trusted: u64,
-    /// Of the worker.
-    pub worker: u64,
-}
-
 /// Part of [`Summary`]; zero in summaries from before they were counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Activations {
@@ -183,6 +174,8 @@ pub struct Sources<'a> {
     pub experiment: &'a Experiment,
     /// Which of its entries ran.
     pub entry: Entry,
+    /// Its mode.
+    pub mode: &'a dyn ModeSpec,
     /// The job.
     pub job: &'a JobSpec,
     /// What it measured.
@@ -193,75 +186,31 @@ pub struct Sources<'a> {
     pub worker_device: Option<String>,
 }
 
-fn macs(job: &JobSpec, report: &TrainReport) -> Macs {
-    let whole = |network: &Network| cost::total_cost(network).map_or(0, |total| total.macs);
-    let network = &job.network;
-    match (&report.plan, job.mode, &job.delta) {
-        (Some(plan), ModeKind::Asymml, _) => {
-            let beside_convs = whole(network).saturating_sub(plan.full_macs());
-            Macs { trusted: plan.trusted_macs() + beside_convs, worker: plan.worker_macs() }
-        }
-        (_, ModeKind::Delta, Some(spec)) => {
-            delta(network, &spec.shape).map_or(Macs { trusted: 0, worker: 0 }, |parts| {
-                let split = spec.shape.cost(parts.features);
-                let trusted = whole(&parts.backbone) + whole(&parts.main) + split.svd + split.dct;
-                Macs { trusted, worker: if spec.needs_worker() { whole(&parts.residual) } else { 0 } }
-            })
-        }
-        (_, ModeKind::Shares, _) => Macs { trusted: 0, worker: whole(network) },
-        (_, ModeKind::Clear | ModeKind::NaiveDp, _) => Macs { trusted: 0, worker: whole(network) },
-        _ => Macs { trusted: whole(network), worker: 0 },
-    }
-}
-
-/// Mechanism of what a job releases; `None` where nothing is.
-fn mechanism(job: &JobSpec) -> Option<String> {
-    Some(match (job.mode, &job.delta) {
-        (ModeKind::Clear, _) => "insecure_none".to_owned(),
-        (ModeKind::Asymml, _) => job.privacy.mechanism.clone(),
-        (ModeKind::NaiveDp, _) => "discrete_gaussian".to_owned(),
-        (ModeKind::Delta, Some(spec)) if spec.needs_worker() => match (spec.epsilon, spec.variant) {
-            (None, _) => "insecure_sign",
-            (_, Variant::ReleasedCode) => "insecure_laplace_sign",
-            _ => "one_bit",
-        }
-        .to_owned(),
-        _ => return None,
-    })
-}
-
-/// What a job does about labels; `None` where the worker could learn nothing of them.
-fn labels(job: &JobSpec) -> Option<String> {
-    match (job.mode, &job.delta) {
-        (ModeKind::Delta, Some(spec)) if spec.needs_worker() => Some(match spec.labels {
-            Labels::Public => "public".to_owned(),
-            Labels::RandomisedResponse { epsilon } => format!("randomised response, ε {epsilon}"),
-            Labels::NoisyGradient { epsilon } => format!("noisy gradients, ε {epsilon}"),
-        }),
-        (ModeKind::NaiveDp, _) => Some("public".to_owned()),
-        (ModeKind::TrustedOnly | ModeKind::Shares | ModeKind::Delta, _) => None,
-        (ModeKind::Clear | ModeKind::Asymml, _) => Some("in the gradients".to_owned()),
-    }
-}
-
 impl Summary {
     /// The summary of one finished job.
-    pub fn new(s: &Sources<'_>) -> Self {
-        let Sources { experiment, job, report, .. } = s;
-        let mode = job.mode;
+    ///
+    /// # Errors
+    /// A mode that its settings do not make.
+    pub fn new(s: &Sources<'_>) -> Result<Self, CliError> {
+        let Sources { experiment, mode, job, report, .. } = s;
+        let unusable = |e: asymflow::modes::ModeError| CliError::failed(e.to_string(), "");
         let per = |total: u64, samples: u64| total / samples.max(1);
         let train = match &job.task {
             Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.clone(),
             Task::Speedup(spec) => experiment.train_spec(spec.seed),
             Task::Memory(spec) => experiment.train_spec(spec.seed),
         };
-        let released = job.settings().needs_worker();
-        let in_trusted = mode != ModeKind::Clear;
+        let released = mode.needs_worker();
+        let in_trusted = mode.computes_here();
+        let facts = experiment.facts(&job.network, &job.terms, report.train_images);
+        let guard = mode.guard(&facts).map_err(unusable)?;
+        let replaced = mode.losses(&facts).map_err(unusable)?.by_replacement(job.terms.relation);
+        let replaced = replaced.epsilon(job.terms.delta).map_err(|e| unusable(e.into()))?;
         let data = match &job.data.path {
             None => "synthetic".to_owned(),
             Some(path) => path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
         };
-        Self {
+        Ok(Self {
             schema: 1,
             experiment: s.name.to_owned(),
             mode: s.entry.to_string(),
@@ -277,15 +226,15 @@ impl Summary {
             assurance: in_trusted.then(|| s.assurance.clone()),
             trusted_device: in_trusted.then(|| format!("cpu, {} threads", job.threads)),
             worker_device: s.worker_device.clone().filter(|_| released),
-            insecure: experiment.insecure(s.entry).into_iter().map(str::to_owned).collect(),
+            insecure: experiment.insecure(*mode),
             accuracy: Accuracy { test: report.test_accuracy, trusted_only: None, clear: None },
             privacy: Privacy {
-                mechanism: mechanism(job),
-                sigma: report.sigma,
-                labels: labels(job),
+                mechanism: guard.as_ref().map(|guard| guard.mechanism.clone()),
+                sigma: guard.as_ref().and_then(|guard| guard.sigma),
+                labels: guard.map(|guard| guard.labels),
                 epsilon: if released { report.epsilon.filter(|e| e.is_finite()) } else { Some(0.0) },
-                epsilon_replaced: None,
-                delta: released.then_some(job.privacy.delta),
+                epsilon_replaced: if released { replaced.filter(|e| e.is_finite()) } else { Some(0.0) },
+                delta: released.then_some(job.terms.delta),
                 per: "record".to_owned(),
             },
             bytes_per_sample: Bytes {
@@ -296,7 +245,7 @@ impl Summary {
                 to_worker: per(report.inference_traffic.to_worker, report.inferred_samples),
                 from_worker: per(report.inference_traffic.from_worker, report.inferred_samples),
             },
-            macs_per_sample: macs(job, report),
+            macs_per_sample: mode.macs(&job.network, train.batch).map_err(unusable)?,
             activations_per_sample: cost::total_cost(&job.network)
                 .map_or(Activations::default(), |total| Activations { decisions: total.relus, squares: total.squares }),
             seconds: PartSeconds {
@@ -317,7 +266,7 @@ impl Summary {
             command: crate::machine::command(),
             commit: crate::machine::commit(),
             machine: crate::machine::machine(s.worker_device.as_deref()),
-        }
+        })
     }
 }
 

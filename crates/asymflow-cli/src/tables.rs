@@ -1,7 +1,6 @@
 //! Tables of the split, layer by layer.
 
 use asymflow::plan::{Placement, Plan};
-use asymflow_engine::Program;
 use asymflow_engine::timing::Seconds;
 use asymflow_zoo::cost;
 
@@ -9,24 +8,27 @@ use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::text::markdown;
 
-/// How `asymml` would split the network called `name` for batches of `batch`, and what that would cost.
+/// How every mode that shares work with a worker would split the network called `name` for batches of `batch`, and at what cost.
 pub fn split(experiment: &Experiment, name: &str, batch: usize) -> Result<String, CliError> {
-    let network = experiment.network(name)?;
     let invalid = |e: String| CliError::usage(format!("{name}: {e}"), "");
-    let program = Program::new(&network).map_err(|e| invalid(e.to_string()))?;
-    let plan = Plan::asymml(&program, &experiment.split_spec(), batch).map_err(|e| invalid(e.to_string()))?;
-    let total = cost::total_cost(&network).map_err(|e| invalid(e.to_string()))?;
-    let bytes = experiment.worker.precision.bytes() as u64;
-    let sent: u64 = plan.convs.iter().map(|c| c.released_values).sum();
-    Ok(format!(
-        "\n# {name}: {} parameters, {:.1} MMACs; asymml: {:.1} % of them trusted, {:.1} KiB to the worker for one \
-         inference\n{}",
-        total.parameters,
-        total.macs as f64 / 1e6,
-        100.0 * plan.trusted_macs() as f64 / plan.full_macs().max(1) as f64,
-        (sent * bytes) as f64 / 1024.0,
-        layers(&plan)
-    ))
+    let mut text = String::new();
+    for &entry in &experiment.entries {
+        let (network, mode) = (experiment.network(&entry.model(name))?, experiment.mode_spec(entry, name)?);
+        let plan = mode.plan(&network, batch).map_err(|e| invalid(e.to_string()))?;
+        let Some(plan) = plan.filter(|_| mode.needs_worker()) else { continue };
+        let total = cost::total_cost(&network).map_err(|e| invalid(e.to_string()))?;
+        let sent: u64 = plan.convs.iter().map(|c| c.released_values).sum();
+        text += &format!(
+            "\n# {name}: {} parameters, {:.1} MMACs; {entry}: {:.1} % of them trusted, {:.1} KiB to the worker for one \
+             inference\n{}",
+            total.parameters,
+            total.macs as f64 / 1e6,
+            100.0 * plan.trusted_macs() as f64 / plan.full_macs().max(1) as f64,
+            (sent * mode.precision().bytes() as u64) as f64 / 1024.0,
+            layers(&plan)
+        );
+    }
+    Ok(text)
 }
 
 /// Where each convolution of a plan is computed, and its costs.

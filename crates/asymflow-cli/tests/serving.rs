@@ -8,15 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use asymflow::delta::{DeltaSpec, Feed, Labels, Sampling, Variant};
-use asymflow::job::{DataSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
+use asymflow::modes::delta::{DeltaSpec, Feed, Labels, Variant};
+use asymflow::modes::{AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling, TrustedOnlySpec};
 use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings, sha256_hex};
 use asymflow_privacy::{Precision, Relation};
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
 use asymflow_zoo::delta::DeltaShape;
-use asymflow_zoo::{Shape, Weights, by_name};
+use asymflow_zoo::{Network, Shape, Weights, by_name};
 use faer::Par;
 
 /// A process that ends with its test.
@@ -61,85 +60,75 @@ struct Deployment {
     _worker: Option<Process>,
 }
 
-/// A model of random weights: what it answers is as good a witness as what a trained one does.
-fn model(mode: ModeKind, epsilon: Option<f64>) -> (ServedModel, Vec<f32>) {
-    let network = by_name("resnet8-cifar", 10, None).unwrap();
-    let delta = DeltaSpec {
-        shape: DeltaShape::published(&network).unwrap(),
+/// The network of every test.
+fn network() -> Network {
+    by_name("resnet8-cifar", 10, None).unwrap()
+}
+
+/// An answer costs ε 9.
+fn delta() -> DeltaSpec {
+    DeltaSpec {
+        shape: DeltaShape::published(&network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
-        epsilon,
+        epsilon: Some(9.0),
+        own_epsilon: false,
         clip: 1.0,
         labels: Labels::Public,
         feed: Feed::Residual,
         views: 1,
         stage1_epochs: 0,
         orthogonality: 0.0,
-    };
-    let train = TrainSpec {
-        epochs: 1,
-        batch: 8,
-        learning_rate: 0.1,
-        momentum: 0.0,
-        weight_decay: 0.0,
-        schedule: Schedule::Constant,
-        seed: 1,
-        evaluate_every: 1,
-        clip_norm: None,
-        coefficient_rate: 1.0,
-        first_layer_rate: 1.0,
-        easing: Default::default(),
-        teacher: None,
-        keep_diverged: false,
-    };
-    let job = JobSpec {
-        mode,
-        network,
-        data: DataSpec { path: None, train: None, test: None, seed: 1, augment: false },
+    }
+}
+
+fn asymml() -> AsymMlSpec {
+    AsymMlSpec {
         split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
-        privacy: PrivacySpec {
-            mechanism: "insecure_none".to_owned(),
-            sigma: None,
-            clip: None,
-            relation: Relation::Remove,
-            delta: 1e-5,
-            budget_epsilon: None,
-        },
-        delta: Some(delta).filter(|_| mode == ModeKind::Delta),
-        naive_epsilon: None,
-        shares: Default::default(),
+        guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None },
         precision: Precision::F32,
-        worker: None,
-        threads: 1,
-        vault: None,
-        memory_limit_bytes: None,
-        task: Task::Train(train),
-    };
+    }
+}
+
+/// A model of random weights: what it answers is as good a witness as what a trained one does.
+fn model(mode: &dyn ModeSpec) -> (ServedModel, Vec<f32>) {
     let data = synthetic(100, 0, 1).train;
-    let sampling = Sampling { batch: 8, records: 100 };
-    let model = ServedModel::of(&job, sampling, Normalization::of(&data), data.class_names().to_vec());
-    let network = model.settings().stored_network().unwrap();
+    let terms = PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None };
+    let model = ServedModel::new(
+        (ModeRef::of(mode).unwrap(), Vec::new()),
+        network(),
+        terms,
+        Sampling { batch: 8, records: 100 },
+        Normalization::of(&data),
+        data.class_names().to_vec(),
+    );
+    let network = model.stored_network(&Registry::default()).unwrap();
     let weights = Weights::init(&network, 7).flatten(&network).unwrap();
     (model, weights)
 }
 
+/// The bytes of its file.
+fn model_file(mode: &dyn ModeSpec) -> Vec<u8> {
+    let (model, weights) = model(mode);
+    model.encode(&weights, &Registry::default()).unwrap()
+}
+
 impl Deployment {
-    fn of(mode: ModeKind, epsilon: Option<f64>, flags: &[&str]) -> Self {
+    fn of(mode: &dyn ModeSpec, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
-        let (model, weights) = model(mode, epsilon);
-        std::fs::write(at.join("model.asymflow"), model.encode(&weights).unwrap()).unwrap();
+        std::fs::write(at.join("model.asymflow"), model_file(mode)).unwrap();
         std::fs::write(at.join("token"), "a shared secret\n").unwrap();
         let mut all = vec!["serve", "--model", "model.asymflow", "--listen", "127.0.0.1:0"];
         all.extend(flags);
         let (worker, address, fingerprint);
-        if mode == ModeKind::TrustedOnly {
-            worker = None;
-        } else {
+        if mode.needs_worker() {
             let started = Process::start("asymflow-worker", at, &["--listen", "127.0.0.1:0", "--token-file", "token"]);
             (address, fingerprint) = (started.says("listening"), started.says("fingerprint"));
             all.extend(["--worker", &address, "--worker-fingerprint", &fingerprint, "--worker-token-file", "token"]);
             worker = Some(started);
+        } else {
+            worker = None;
         }
         let service = Process::start("asymflow-enclaved", at, &all);
         let deployment = Self { folder, service, _worker: worker };
@@ -205,8 +194,9 @@ fn enclaved(folder: &Path, flags: &[&str]) -> Output {
 
 /// The same images asked in this process.
 fn in_process(deployment: &Deployment) -> Vec<Vec<f32>> {
-    let (model, weights) = model(ModeKind::TrustedOnly, None);
-    let mut service = Service::new(model, &weights, None, ServiceSettings::default(), Par::Seq).unwrap();
+    let (model, weights) = model(&TrustedOnlySpec);
+    let around = (&Registry::default(), Par::Seq);
+    let mut service = Service::new(model, &weights, None, ServiceSettings::default(), around).unwrap();
     let query = |path: &PathBuf| Query {
         client: ClientId::of(&[0; 32]),
         image: read_image(path, Shape::new(3, 32, 32)).unwrap(),
@@ -224,13 +214,13 @@ fn assert_near(got: &[Vec<f32>], expected: &[Vec<f32>], bound: f32) {
 
 #[test]
 fn a_client_is_answered_as_the_network_answers_in_process() {
-    let trusted = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let trusted = Deployment::of(&TrustedOnlySpec, &[]);
     let expected = in_process(&trusted);
     assert_near(&trusted.classify(), &expected, 1e-4);
     // The same weights, every convolution split between two more processes.
     let flags = ["--insecure-unlimited-answers", "--insecure-forgetful", "--batch", "4", "--worker-shm"];
     for flags in [&flags[..4], &flags] {
-        let split = Deployment::of(ModeKind::Asymml, None, flags);
+        let split = Deployment::of(&asymml(), flags);
         assert_near(&split.classify(), &expected, 1e-3);
     }
 }
@@ -238,7 +228,7 @@ fn a_client_is_answered_as_the_network_answers_in_process() {
 #[test]
 fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
     let flags = ["--budget-epsilon", "20", "--state", "state"];
-    let mut deployment = Deployment::of(ModeKind::Delta, Some(9.0), &flags);
+    let mut deployment = Deployment::of(&delta(), &flags);
     let images = deployment.images();
     let ask = |deployment: &Deployment, image: usize| {
         deployment.client("classify", &["--insecure-accept-simulated", images[image].to_str().unwrap()])
@@ -286,7 +276,7 @@ fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
 fn a_client_notices_that_everything_was_put_back() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let flags = ["--budget-epsilon", "20", "--state", "state", "--guard", "guard", "--listen", &free];
-    let mut deployment = Deployment::of(ModeKind::Delta, Some(9.0), &flags);
+    let mut deployment = Deployment::of(&delta(), &flags);
     let at = deployment.folder.path().to_owned();
     let images = deployment.images();
     let ask = |deployment: &Deployment, image: usize, flags: &[&str]| {
@@ -327,7 +317,7 @@ fn a_client_notices_that_everything_was_put_back() {
 
 #[test]
 fn a_client_refuses_what_its_policy_does_not_name() {
-    let deployment = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let deployment = Deployment::of(&TrustedOnlySpec, &[]);
     let unproven = deployment.refusal(&[]);
     assert!(unproven.contains("no collateral") && unproven.contains("help: "), "{unproven}");
 
@@ -359,7 +349,7 @@ fn a_client_refuses_what_its_policy_does_not_name() {
 #[test]
 fn a_client_reads_the_promise() {
     let flags = ["--budget-epsilon", "20", "--state", "state"];
-    let deployment = Deployment::of(ModeKind::Delta, Some(9.0), &flags);
+    let deployment = Deployment::of(&delta(), &flags);
     deployment.write("policy.toml", "[promise]\nmax_answer_epsilon = 2.0\n");
     let refused = deployment.refusal(&["--insecure-accept-simulated", "--policy", "policy.toml"]);
     assert!(refused.contains("the policy allows epsilon 2"), "{refused}");
@@ -379,7 +369,7 @@ fn a_client_reads_the_promise() {
 
 #[test]
 fn plain_tls_is_no_enclave() {
-    let deployment = Deployment::of(ModeKind::Delta, Some(9.0), &["--budget-epsilon", "20", "--state", "state"]);
+    let deployment = Deployment::of(&delta(), &["--budget-epsilon", "20", "--state", "state"]);
     let worker = deployment._worker.as_ref().unwrap().says("listening");
     let images = deployment.images();
     let image = images[0].to_str().unwrap();
@@ -399,8 +389,7 @@ fn plain_tls_is_no_enclave() {
 #[test]
 fn an_enclave_program_says_what_it_lacks() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, weights) = model(ModeKind::Delta, Some(9.0));
-    let file = model.encode(&weights).unwrap();
+    let file = model_file(&delta());
     std::fs::write(folder.path().join("model"), &file).unwrap();
     std::fs::write(folder.path().join("cut"), &file[..file.len() / 2]).unwrap();
     let refusal = |flags: &[&str]| {
@@ -418,7 +407,7 @@ fn an_enclave_program_says_what_it_lacks() {
 
 #[test]
 fn a_sealed_model_answers_as_the_plain_one_and_promises_the_same() {
-    let plain = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let plain = Deployment::of(&TrustedOnlySpec, &[]);
     let at = plain.folder.path();
     let sealed = enclaved(at, &["seal-model", "--model", "model.asymflow", "--state", "state"]);
     assert!(sealed.status.success(), "{}", stderr(&sealed));
@@ -450,8 +439,7 @@ fn a_sealed_model_answers_as_the_plain_one_and_promises_the_same() {
 #[test]
 fn a_service_is_started_where_its_plan_fits_and_nowhere_else() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, weights) = model(ModeKind::TrustedOnly, None);
-    std::fs::write(folder.path().join("model.asymflow"), model.encode(&weights).unwrap()).unwrap();
+    std::fs::write(folder.path().join("model.asymflow"), model_file(&TrustedOnlySpec)).unwrap();
     let options = ["--model", "model.asymflow", "--threads", "2", "--remembered", "1000"];
     let planned = enclaved(folder.path(), &[&["plan"], &options[..]].concat());
     assert!(planned.status.success(), "{}", stderr(&planned));
@@ -462,7 +450,7 @@ fn a_service_is_started_where_its_plan_fits_and_nowhere_else() {
     let deployment = |limit: u64| {
         let limit = limit.to_string();
         let flags = ["--threads", "2", "--remembered", "1000", "--memory-limit", &limit];
-        Deployment::of(ModeKind::TrustedOnly, None, &flags).classify().len()
+        Deployment::of(&TrustedOnlySpec, &flags).classify().len()
     };
     assert_eq!(deployment(peak), 6);
     let small = (peak - 1).to_string();
@@ -473,7 +461,7 @@ fn a_service_is_started_where_its_plan_fits_and_nowhere_else() {
 /// Connections that never say a word, say it slowly, or hang up in the middle: others are answered meanwhile.
 #[test]
 fn hostile_connections_do_not_keep_others_waiting() {
-    let deployment = Deployment::of(ModeKind::TrustedOnly, None, &["--sessions", "2000"]);
+    let deployment = Deployment::of(&TrustedOnlySpec, &["--sessions", "2000"]);
     let address = deployment.service.says("listening");
     let expected = deployment.classify();
     let mut silent = Vec::new();
@@ -502,7 +490,7 @@ fn hostile_connections_do_not_keep_others_waiting() {
 
 /// One command prepares the enclave and serves in it; the answer is that of this process.
 fn assert_served_under(runtime: &str) {
-    let deployment = Deployment::of(ModeKind::TrustedOnly, None, &[]);
+    let deployment = Deployment::of(&TrustedOnlySpec, &[]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (folder, model) = (deployment.folder.path().join("enclave"), deployment.folder.path().join("model.asymflow"));
     let mut child = Command::new(env!("CARGO"))

@@ -5,6 +5,7 @@ use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use asymflow::modes::Registry;
 use asymflow::service::ModelFile;
 use asymflow_enclave::SealedReader;
 
@@ -21,7 +22,7 @@ pub type AnyModel = ModelFile<Box<dyn Read>>;
 
 /// Reads a model up to its weights. Which of the two it is, its first bytes say; a sealed one needs the folder of `state`
 /// where the key lies outside an enclave.
-pub fn open(path: &Path, state: Option<&Path>) -> Result<AnyModel> {
+pub fn open(path: &Path, state: Option<&Path>, registry: &Registry) -> Result<AnyModel> {
     let named = || path.display().to_string();
     let mut file = File::open(path).with_context(|| format!("cannot read {}", named()))?;
     let mut beginning = Vec::new();
@@ -35,17 +36,18 @@ pub fn open(path: &Path, state: Option<&Path>) -> Result<AnyModel> {
     } else {
         Box::new(whole)
     };
-    ModelFile::open(reader).with_context(named)
+    ModelFile::open(reader, registry).with_context(named)
 }
 
 /// Seals the model file into the folder, whole or not at all.
-pub fn seal(path: &Path, state: &Path) -> Result<()> {
+pub fn seal(path: &Path, state: &Path, registry: &Registry) -> Result<()> {
     std::fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
     let mut insecure = Vec::new();
     let key = state::key(state, &Evidence::open()?, &mut insecure)?;
     // What is no model is not sealed as one.
     let plain = || File::open(path).with_context(|| format!("cannot read {}", path.display()));
-    let sha256 = ModelFile::open(plain()?).and_then(ModelFile::checked).with_context(|| path.display().to_string())?;
+    let sha256 = ModelFile::open(plain()?, registry).and_then(ModelFile::checked);
+    let sha256 = sha256.with_context(|| path.display().to_string())?;
     let mut file = plain()?;
     let (sealed, unfinished) = (state.join(SEALED_MODEL), state.join("model.sealed.new"));
     let cannot = || format!("cannot write {}", sealed.display());

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use asymflow::job::{ModeKind, WorkerSpec, WorkerTransport};
+use asymflow::job::{WorkerSpec, WorkerTransport};
 use asymflow::memory::{Advice, MemoryPlan};
+use asymflow::modes::{ModeSpec, Registry, Serving};
 use asymflow::serve::worker_client;
 use asymflow::service::{Promise, ReadModel, ServedModel, Service, ServiceSettings};
 use asymflow_residual::ResidualBackend;
@@ -26,13 +27,13 @@ const WORKER_SECONDS: u64 = 30;
 const SEALED_WEIGHTS: &str = "weights.sealed";
 
 /// Serves until it is interrupted.
-pub fn serve(args: &ServeArgs) -> Result<()> {
+pub fn serve(args: &ServeArgs, registry: &Registry) -> Result<()> {
     let cores = threads(args.threads);
-    let ReadModel { model, weights, sha256 } = read(args, cores)?;
-    let worker = worker(&model, args)?;
+    let ReadModel { model, weights, sha256 } = read(args, cores, registry)?;
+    let worker = worker(&*registry.decode(&model.mode)?, args)?;
     let (threads, par) = start_threads(cores)?;
     let settings = settings(args);
-    let service = Service::with_weights(model, weights, worker.as_ref(), settings, par)?;
+    let service = Service::with_weights(model, weights, worker.as_ref(), settings, (registry, par))?;
     check_budget(&service, args)?;
     let evidence = Evidence::open()?;
     let mut promise = Promise::of(&service, &settings, &sha256, evidence.runtime());
@@ -59,40 +60,44 @@ fn settings(args: &ServeArgs) -> ServiceSettings {
 }
 
 /// Prints what serving is planned to take, without reading the weights.
-pub fn plan(args: &ServeArgs) -> Result<()> {
+pub fn plan(args: &ServeArgs, registry: &Registry) -> Result<()> {
     let threads = threads(args.threads);
-    let mut file = open(args)?;
-    let plan = planned(file.model(), args, threads)?;
+    let mut file = open(args, registry)?;
+    let plan = planned(file.model(), args, threads, registry)?;
     writeln!(std::io::stdout(), "{}", serde_json::json!({ "threads": threads, "plan": plan })).context("cannot write")
 }
 
-fn planned(model: &ServedModel, args: &ServeArgs, threads: usize) -> Result<MemoryPlan> {
+fn planned(model: &ServedModel, args: &ServeArgs, threads: usize, registry: &Registry) -> Result<MemoryPlan> {
     let is_streamed = args.stream_weights.is_some();
-    Ok(MemoryPlan::of_service(model, args.batch, threads, is_streamed, args.remembered)?)
+    Ok(MemoryPlan::of_service(model, (args.batch, threads), is_streamed, args.remembered, registry)?)
 }
 
 /// Reads the model up to its weights.
-fn open(args: &ServeArgs) -> Result<AnyModel> {
-    let mut file = model::open(&args.model, args.state.as_deref())?;
-    in_mode(file.model(), args.mode.as_deref())?;
+fn open(args: &ServeArgs, registry: &Registry) -> Result<AnyModel> {
+    let mut file = model::open(&args.model, args.state.as_deref(), registry)?;
+    if let Some(mode) = &args.mode {
+        file.model().serve_as(mode)?;
+    }
     Ok(file)
 }
 
 /// Reads the model, once it is known that its service fits into the memory it may take.
-fn read(args: &ServeArgs, threads: usize) -> Result<ReadModel> {
+fn read(args: &ServeArgs, threads: usize, registry: &Registry) -> Result<ReadModel> {
     let named = || args.model.display().to_string();
-    let mut file = open(args)?;
+    let mut file = open(args, registry)?;
     let (model, is_streamed) = (&*file.model(), args.stream_weights.is_some());
-    if is_streamed && model.mode != ModeKind::TrustedOnly {
-        bail!("--stream-weights serves mode trusted-only, not {}", model.mode.name());
+    let mode = registry.decode(&model.mode)?;
+    let can_stream = matches!(mode.serving(&model.facts(registry))?, Serving::Served { can_stream: true, .. });
+    if is_streamed && !can_stream {
+        bail!("--stream-weights: mode {} needs all its weights at once", mode.name());
     }
     let advice = Advice {
         smaller_batch: args.batch > 1,
-        other_mode: model.mode != ModeKind::Delta,
-        streaming: model.mode == ModeKind::TrustedOnly && !is_streamed,
+        other_mode: mode.computes_here() && mode.is_whole(),
+        streaming: can_stream && !is_streamed,
     };
     if args.memory_limit.is_some() {
-        planned(model, args, threads)?.check(args.memory_limit, advice)?;
+        planned(model, args, threads, registry)?.check(args.memory_limit, advice)?;
     }
     match &args.stream_weights {
         Some(folder) => {
@@ -103,25 +108,12 @@ fn read(args: &ServeArgs, threads: usize) -> Result<ReadModel> {
     }
 }
 
-/// A model that was trained whole can be served in either of the modes that split nothing or every convolution.
-fn in_mode(model: &mut ServedModel, mode: Option<&str>) -> Result<()> {
-    let whole = matches!(model.mode, ModeKind::Clear | ModeKind::TrustedOnly | ModeKind::Asymml);
-    match mode {
-        None => {}
-        Some("trusted-only") if whole => model.mode = ModeKind::TrustedOnly,
-        Some("asymml") if whole => model.mode = ModeKind::Asymml,
-        Some(name) if name == model.mode.name() => {}
-        Some(name) => bail!("a model of mode {} cannot be served as {name:?}", model.mode.name()),
-    }
-    Ok(())
-}
-
-fn worker(model: &ServedModel, args: &ServeArgs) -> Result<Option<Arc<dyn ResidualBackend>>> {
-    if !model.settings().needs_worker() {
+fn worker(mode: &dyn ModeSpec, args: &ServeArgs) -> Result<Option<Arc<dyn ResidualBackend>>> {
+    if !mode.needs_worker() {
         return Ok(None);
     }
-    let mode = model.mode.name();
-    let address = args.worker.clone().with_context(|| format!("mode {mode} needs a worker: --worker is missing"))?;
+    let name = mode.name();
+    let address = args.worker.clone().with_context(|| format!("mode {name} needs a worker: --worker is missing"))?;
     let file = args.worker_token_file.as_deref().context("--worker-token-file is missing")?;
     let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let worker = WorkerSpec {
@@ -133,7 +125,7 @@ fn worker(model: &ServedModel, args: &ServeArgs) -> Result<Option<Arc<dyn Residu
         timeout_seconds: WORKER_SECONDS,
         patience_seconds: WORKER_SECONDS,
     };
-    Ok(Some(worker_client(&worker, model.precision)?))
+    Ok(Some(worker_client(&worker, mode.precision())?))
 }
 
 fn threads(asked: usize) -> usize {

@@ -130,7 +130,7 @@ fn recall(
     promise: &Promise,
 ) -> Result<(SealedLog, Answers), SealError> {
     let segment_bytes = settings.remembered.div_ceil(SEGMENTS) * Answers::encoded_bytes(1, promise.classes);
-    let context = Answers::context(&promise.model_sha256, promise.mode);
+    let context = Answers::context(&promise.model_sha256, &promise.mode);
     let mut answers = Answers::new(settings.remembered);
     // Authentic, of this model and of another version of this program where it cannot be read: it costs again.
     let mut each = |block: &[u8]| drop(answers.recall(block));

@@ -5,7 +5,6 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::boundary::Receipt;
 use crate::loss::Loss;
 
 /// Why no ε can be given.
@@ -48,7 +47,7 @@ pub enum AccountantError {
 /// Adds up the losses of the releases that one record takes part in.
 pub trait Accountant: Send + Debug {
     /// Counts one release.
-    fn absorb(&mut self, receipt: Receipt);
+    fn absorb(&mut self, loss: Loss);
 
     /// The ε of everything absorbed so far at `delta`; infinite when any release had no guarantee.
     ///
@@ -141,8 +140,8 @@ impl ZcdpAccountant {
 }
 
 impl Accountant for ZcdpAccountant {
-    fn absorb(&mut self, receipt: Receipt) {
-        self.rho += receipt.loss().rho();
+    fn absorb(&mut self, loss: Loss) {
+        self.rho += loss.rho();
     }
 
     /// ε = ρ + 2·√(ρ·ln(1/δ)) (Bun and Steinke 2016, proposition 1.3).

@@ -17,6 +17,20 @@ pub struct Budget {
     pub delta: f64,
 }
 
+impl Budget {
+    /// Whether a record that had lost `spent` may have lost `after`.
+    pub(crate) fn admit(self, spent: &RecordLedger, after: &RecordLedger) -> Result<(), BudgetError> {
+        let Self { epsilon: limit, delta } = self;
+        // A budget read from a file was not checked: whatever is no δ, or NaN, fits nothing.
+        let no_budget = |_| BudgetError::Budget { epsilon: limit, delta };
+        let asked = after.epsilon(delta).map_err(no_budget)?;
+        if asked <= limit {
+            return Ok(());
+        }
+        Err(BudgetError::Exhausted { spent: spent.epsilon(delta).map_err(no_budget)?, asked, limit, delta })
+    }
+}
+
 /// Why a loss was not charged. Nothing has changed, and nothing may be released.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum BudgetError {
@@ -31,6 +45,14 @@ pub enum BudgetError {
         limit: f64,
         /// The budget's δ.
         delta: f64,
+    },
+    /// More would be released than was charged beforehand.
+    #[error("the release would bring the loss to rho {rho}, above the {allowed} that was charged beforehand")]
+    Prepaid {
+        /// ρ with the loss.
+        rho: f64,
+        /// ρ charged.
+        allowed: f64,
     },
     /// The budget itself is none.
     #[error("budget of epsilon {epsilon} at delta {delta} is none: both must be positive, delta below 1")]
@@ -108,6 +130,27 @@ impl RecordLedger {
         }
     }
 
+    /// Adds one loss `times` times. No number of releases costs less than a smaller one.
+    pub fn add_times(&mut self, loss: Loss, times: u64) {
+        let mut once = Self::default();
+        once.add(loss);
+        // Nothing, however often, is nothing; an infinite loss stays one.
+        let scaled = |value: f64| if value == 0.0 || times == 0 { 0.0 } else { value * times as f64 };
+        self.mu_squared += scaled(once.mu_squared);
+        self.rho += scaled(once.rho);
+        self.pure_epsilon += scaled(once.pure_epsilon);
+        self.pure_rho += scaled(once.pure_rho);
+    }
+
+    /// Whether every kind of loss is at most `allowed`'s, rounding of sums aside.
+    pub(crate) fn is_within(&self, allowed: &Self) -> bool {
+        let within = |spent: f64, allowed: f64| spent <= allowed * (1.0 + 1e-9);
+        within(self.mu_squared, allowed.mu_squared)
+            && within(self.rho, allowed.rho)
+            && within(self.pure_epsilon, allowed.pure_epsilon)
+            && within(self.pure_rho, allowed.pure_rho)
+    }
+
     /// ρ of everything, as zCDP.
     pub fn rho(&self) -> f64 {
         0.5 * self.mu_squared + self.rho + self.pure_rho
@@ -129,57 +172,5 @@ impl RecordLedger {
         }
         let others = gdp_with_zcdp_epsilon(self.mu_squared, self.rho, delta);
         Ok(zcdp_epsilon(rho, delta).min(others + self.pure_epsilon))
-    }
-}
-
-/// A ledger with a limit: every loss is charged **before** its release, and refused if it does not fit.
-///
-/// The losses must not depend on what was released before; with fixed clip bounds and noise they do not.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BudgetedAccountant {
-    budget: Budget,
-    spent: RecordLedger,
-}
-
-impl BudgetedAccountant {
-    /// Nothing spent of `budget`.
-    ///
-    /// # Errors
-    /// ε not positive and finite, or δ outside (0, 1).
-    pub fn new(budget: Budget) -> Result<Self, BudgetError> {
-        let Budget { epsilon, delta } = budget;
-        if epsilon > 0.0 && epsilon.is_finite() && delta > 0.0 && delta < 1.0 {
-            Ok(Self { budget, spent: RecordLedger::default() })
-        } else {
-            Err(BudgetError::Budget { epsilon, delta })
-        }
-    }
-
-    /// Charges the loss of a release that is about to happen: what [`Mechanism::loss`](crate::Mechanism::loss) says.
-    ///
-    /// # Errors
-    /// The loss does not fit the budget; then nothing has changed, and nothing may be released.
-    pub fn charge(&mut self, loss: Loss) -> Result<(), BudgetError> {
-        let Budget { epsilon: limit, delta } = self.budget;
-        let mut after = self.spent;
-        after.add(loss);
-        // A budget read from a file was not checked: whatever is no δ, or NaN, fits nothing.
-        let no_budget = |_| BudgetError::Budget { epsilon: limit, delta };
-        let asked = after.epsilon(delta).map_err(no_budget)?;
-        if asked <= limit {
-            self.spent = after;
-            return Ok(());
-        }
-        Err(BudgetError::Exhausted { spent: self.spent.epsilon(delta).map_err(no_budget)?, asked, limit, delta })
-    }
-
-    /// The budget.
-    pub const fn budget(&self) -> Budget {
-        self.budget
-    }
-
-    /// What was spent of it.
-    pub const fn spent(&self) -> &RecordLedger {
-        &self.spent
     }
 }

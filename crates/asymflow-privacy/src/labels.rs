@@ -1,11 +1,6 @@
-//! Labels: randomised response over k classes, and its door.
+//! Labels: randomised response over k classes.
 
-use rand::CryptoRng;
-use thiserror::Error;
-
-use crate::boundary::{Private, Receipt, Released};
 use crate::exact::Words;
-use crate::loss::{Loss, Relation, Sensitivity};
 use crate::mechanism::MechanismError;
 
 /// Keeps a label with probability e^ε/(e^ε + k − 1) and otherwise names one of the k − 1 others, each as likely.
@@ -60,7 +55,7 @@ impl RandomisedResponse {
 
     /// One label. The same words are drawn and the same instructions run whatever it is, up to the rejections in
     /// drawing a uniform integer, which do not depend on it.
-    fn respond(&self, label: u32, words: &mut Words<'_>) -> u32 {
+    pub(crate) fn respond(&self, label: u32, words: &mut Words<'_>) -> u32 {
         let changed = u64::from(words.long_word() < self.change);
         // Adding 1 to k − 1 modulo k reaches every other label once.
         let offset = changed * (1 + u64::from(words.below(self.classes - 1)));
@@ -69,42 +64,4 @@ impl RandomisedResponse {
         let wrapped = u64::from(sum >= classes) * classes;
         (sum - wrapped) as u32
     }
-}
-
-/// Why no labels were released.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum LabelError {
-    /// A label names no class. (The label itself is private and not shown.)
-    #[error("label {index} is not below {classes}, the number of classes")]
-    Class {
-        /// Index of the first such label.
-        index: usize,
-        /// Number of classes.
-        classes: u32,
-    },
-}
-
-/// Releases private labels, one per record, through `mechanism`.
-///
-/// # Guarantee
-/// Each record loses the receipt's [`Loss::Pure`]: labels are randomised independently, so releases of different
-/// records compose in parallel. Replacing the label by any other is covered, whatever the relation used for its
-/// record.
-///
-/// # Errors
-/// A label is not below the number of classes; then nothing leaves.
-pub fn release_labels(
-    labels: Private<Vec<u32>>,
-    mechanism: &RandomisedResponse,
-    rng: &mut dyn CryptoRng,
-) -> Result<(Released<Vec<u32>>, Receipt), LabelError> {
-    let classes = mechanism.classes;
-    if let Some(index) = labels.expose().iter().position(|&label| label >= classes) {
-        return Err(LabelError::Class { index, classes });
-    }
-    let mut words = Words::new(rng);
-    let released = labels.expose().iter().map(|&label| mechanism.respond(label, &mut words)).collect();
-    let loss = Loss::Pure { epsilon: mechanism.epsilon };
-    let receipt = Receipt::new("randomised_response", loss, Sensitivity::unbounded(Relation::Replace));
-    Ok((Released::new(released), receipt))
 }

@@ -103,6 +103,17 @@ pub enum Loss {
 }
 
 impl Loss {
+    /// The loss where neighbours may differ by twice as much.
+    #[must_use]
+    pub const fn doubled(self) -> Self {
+        match self {
+            Self::Gaussian { mu } => Self::Gaussian { mu: 2.0 * mu },
+            Self::Zcdp { rho } => Self::Zcdp { rho: 4.0 * rho },
+            Self::Pure { epsilon } => Self::Pure { epsilon: 2.0 * epsilon },
+            Self::Infinite => Self::Infinite,
+        }
+    }
+
     /// The same loss, or [`Loss::Infinite`] when its number is negative, NaN or infinite: a damaged number must not
     /// make the loss smaller.
     #[must_use]

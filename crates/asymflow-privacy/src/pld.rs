@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accountant::{Accountant, AccountantError, Event, checked_delta};
-use crate::boundary::Receipt;
 use crate::calibration::gdp_epsilon;
 use crate::fourier::{Complex, Fourier};
+use crate::loss::Loss;
 use crate::privacy_loss::{Direction, LossDistribution};
 use crate::rdp::RdpAccountant;
 use crate::zcdp::{gdp_with_zcdp_epsilon, zcdp_epsilon};
@@ -130,8 +130,8 @@ impl PldAccountant {
 }
 
 impl Accountant for PldAccountant {
-    fn absorb(&mut self, receipt: Receipt) {
-        let composed = Event::of_loss(receipt.loss()).map(|event| self.compose(event, 1));
+    fn absorb(&mut self, loss: Loss) {
+        let composed = Event::of_loss(loss).map(|event| self.compose(event, 1));
         self.infinite |= !matches!(composed, Some(Ok(())));
     }
 

@@ -1,10 +1,9 @@
-//! What protects nothing and says so: signs without noise, and labels that are public by declaration.
+//! What protects nothing and says so: signs without noise.
 
 use rand::{CryptoRng, RngExt};
 
 use crate::bits::PackedBits;
-use crate::boundary::{Receipt, Released};
-use crate::loss::{Loss, Relation, Sensitivity};
+use crate::loss::{Loss, Sensitivity};
 use crate::mechanism::{Mechanism, MechanismError};
 
 /// Lets the sign of every value out, without noise. It protects nothing and exists as a baseline: the 1-bit quantiser at
@@ -64,12 +63,4 @@ impl Mechanism for InsecureLaplaceSign {
         };
         Ok(PackedBits::from_bools(x.iter().map(|&value| bit(value))))
     }
-}
-
-/// Labels that their owner has declared public. They never were [`Private`](crate::Private), so there is nothing to lose;
-/// the receipt says in the ledger that they left.
-pub fn disclose_labels(labels: Vec<u32>) -> (Released<Vec<u32>>, Receipt) {
-    let nothing = Loss::Pure { epsilon: 0.0 };
-    let receipt = Receipt::new("public_labels", nothing, Sensitivity::unbounded(Relation::Replace));
-    (Released::new(labels), receipt)
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accountant::{Accountant, AccountantError, Event, checked_delta};
-use crate::boundary::Receipt;
+use crate::loss::Loss;
 
 /// Adds up Rényi divergences order by order (Mironov 2017) and converts the sum to (ε, δ).
 ///
@@ -85,8 +85,8 @@ impl RdpAccountant {
 }
 
 impl Accountant for RdpAccountant {
-    fn absorb(&mut self, receipt: Receipt) {
-        let composed = Event::of_loss(receipt.loss()).map(|event| self.compose(event, 1));
+    fn absorb(&mut self, loss: Loss) {
+        let composed = Event::of_loss(loss).map(|event| self.compose(event, 1));
         if !matches!(composed, Some(Ok(()))) {
             self.rdp.fill(f64::INFINITY);
         }

@@ -2,24 +2,20 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Private, Receipt, Relation,
-    Sensitivity, ZcdpAccountant, release,
+    Accountant, AccountantError, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Relation, Sensitivity,
+    ZcdpAccountant,
 };
 use proptest::prelude::*;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 
-fn receipt<M: Mechanism>(mechanism: &M) -> Receipt {
-    let mut rng = ChaCha20Rng::seed_from_u64(1);
-    let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
-    release(Private::new(vec![0.0]), sensitivity, mechanism, &mut rng).unwrap().1
+fn loss(mechanism: &impl Mechanism) -> Loss {
+    mechanism.loss(Sensitivity::of_clipped(1.0, Relation::Remove)).unwrap()
 }
 
 /// The accountant after `steps` releases at `sigma`.
 fn after(steps: u32, sigma: f64) -> ZcdpAccountant {
     let mut accountant = ZcdpAccountant::default();
     for _ in 0..steps {
-        accountant.absorb(receipt(&InsecureFloatNoise::new(sigma).unwrap()));
+        accountant.absorb(loss(&InsecureFloatNoise::new(sigma).unwrap()));
     }
     accountant
 }
@@ -60,8 +56,8 @@ fn every_loss_has_a_rho() {
 #[test]
 fn one_release_without_noise_costs_everything_forever() {
     let mut accountant = after(3, 2.0);
-    accountant.absorb(receipt(&InsecureNone));
-    accountant.absorb(receipt(&InsecureFloatNoise::new(2.0).unwrap()));
+    accountant.absorb(loss(&InsecureNone));
+    accountant.absorb(loss(&InsecureFloatNoise::new(2.0).unwrap()));
     assert_eq!(accountant.rho(), f64::INFINITY);
     assert_eq!(accountant.epsilon(1e-5), Ok(f64::INFINITY));
 }
@@ -71,7 +67,7 @@ fn a_resumed_accountant_keeps_what_was_spent() {
     let whole = after(10, 1.5);
     let mut resumed = ZcdpAccountant::resume(after(4, 1.5).rho());
     for _ in 0..6 {
-        resumed.absorb(receipt(&InsecureFloatNoise::new(1.5).unwrap()));
+        resumed.absorb(loss(&InsecureFloatNoise::new(1.5).unwrap()));
     }
     assert_eq!(resumed.rho(), whole.rho());
 }
@@ -112,7 +108,7 @@ proptest! {
     fn losses_add_up_in_any_order(sigmas in prop::collection::vec(0.1..10.0_f64, 1..20)) {
         let total = |sigmas: &mut dyn Iterator<Item = &f64>| {
             let mut accountant = ZcdpAccountant::default();
-            sigmas.for_each(|&sigma| accountant.absorb(receipt(&InsecureFloatNoise::new(sigma).unwrap())));
+            sigmas.for_each(|&sigma| accountant.absorb(loss(&InsecureFloatNoise::new(sigma).unwrap())));
             accountant.rho()
         };
         let expected: f64 = sigmas.iter().map(|sigma| 0.5 / (sigma * sigma)).sum();

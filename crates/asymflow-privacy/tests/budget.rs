@@ -1,33 +1,58 @@
 //! Budgets: charged before a release, refused without a trace, kept across restarts.
 
-use asymflow_privacy::{Budget, BudgetError, BudgetedAccountant, Loss, RecordLedger, gaussian_epsilon, gaussian_sigma};
+#![expect(clippy::panic, reason = "a helper of tests fails the test by panicking")]
+
+use asymflow_privacy::{
+    Budget, BudgetError, Door, Flow, Loss, RecordAccountant, RecordLedger, ReleaseError, Source, gaussian_epsilon,
+    gaussian_sigma,
+};
 use proptest::prelude::*;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
 
 const BUDGET: Budget = Budget { epsilon: 2.0, delta: 1e-5 };
+
+/// One record that has lost `spent` and may lose `budget`.
+fn one_record(spent: RecordLedger, budget: Budget) -> Door {
+    let accountant = RecordAccountant::resume(vec![spent]).with_budget(Some(budget));
+    Door::new(accountant, ChaCha20Rng::seed_from_u64(1))
+}
+
+fn fresh() -> Door {
+    one_record(RecordLedger::default(), BUDGET)
+}
+
+fn charge(door: &mut Door, loss: Loss) -> Result<(), BudgetError> {
+    match door.charge("test", Source { layer: "", flow: Flow::Weights }, &[0], loss) {
+        Ok(()) => Ok(()),
+        Err(ReleaseError::Budget(error)) => Err(error),
+        Err(other) => panic!("{other}"),
+    }
+}
 
 #[test]
 fn a_budget_calibrated_for_three_releases_allows_three() {
     let sigma = gaussian_sigma(BUDGET.epsilon, BUDGET.delta, 3.0_f64.sqrt()).unwrap() * (1.0 + 1e-9);
     let loss = Loss::Gaussian { mu: 1.0 / sigma };
-    let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+    let mut door = fresh();
     for _ in 0..3 {
-        accountant.charge(loss).unwrap();
+        charge(&mut door, loss).unwrap();
     }
-    let before = accountant;
-    let refused = accountant.charge(loss).unwrap_err();
-    assert_eq!(accountant, before);
+    let before = door.accountant().clone();
+    let refused = charge(&mut door, loss).unwrap_err();
+    assert_eq!(door.accountant(), &before);
     let BudgetError::Exhausted { spent, asked, limit, delta } = refused else { panic!("{refused}") };
     assert!((spent - 2.0).abs() < 1e-6 && asked > 2.2 && asked < 2.5, "{spent} {asked}");
     assert_eq!((limit, delta), (BUDGET.epsilon, BUDGET.delta));
     // What does not fit does not block what does.
-    assert_eq!(accountant.charge(Loss::Pure { epsilon: 0.0 }), Ok(()));
+    assert_eq!(charge(&mut door, Loss::Pure { epsilon: 0.0 }), Ok(()));
 }
 
 #[test]
 fn the_refusal_says_what_was_asked() {
-    let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
-    accountant.charge(Loss::Pure { epsilon: 0.5 }).unwrap();
-    let said = accountant.charge(Loss::Pure { epsilon: 1.75 }).unwrap_err().to_string();
+    let mut door = fresh();
+    charge(&mut door, Loss::Pure { epsilon: 0.5 }).unwrap();
+    let said = charge(&mut door, Loss::Pure { epsilon: 1.75 }).unwrap_err().to_string();
     let expected = "epsilon 0.5 is spent and the release would make it 2.25, above the limit 2 at delta 0.00001";
     assert_eq!(said, expected);
 }
@@ -41,41 +66,41 @@ fn no_guarantee_fits_no_budget() {
         Loss::Zcdp { rho: f64::INFINITY },
         Loss::Pure { epsilon: -0.5 },
     ] {
-        let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
-        let refused = accountant.charge(loss);
+        let mut door = fresh();
+        let refused = charge(&mut door, loss);
         assert!(matches!(refused, Err(BudgetError::Exhausted { asked: f64::INFINITY, .. })), "{refused:?}");
-        assert_eq!(accountant, BudgetedAccountant::new(BUDGET).unwrap());
+        assert_eq!(door.accountant(), fresh().accountant());
     }
 }
 
 #[test]
-fn a_budget_that_is_none_is_refused() {
-    for (epsilon, delta) in
-        [(0.0, 1e-5), (-1.0, 1e-5), (f64::NAN, 1e-5), (f64::INFINITY, 1e-5), (1.0, 0.0), (1.0, 1.0), (1.0, f64::NAN)]
-    {
-        let refused = BudgetedAccountant::new(Budget { epsilon, delta });
-        assert!(matches!(refused, Err(BudgetError::Budget { .. })));
+fn a_budget_that_is_none_admits_nothing() {
+    for epsilon in [0.0, -1.0, f64::NEG_INFINITY, f64::NAN] {
+        let mut door = one_record(RecordLedger::default(), Budget { epsilon, ..BUDGET });
+        assert!(charge(&mut door, Loss::Zcdp { rho: 1e-6 }).is_err(), "{epsilon}");
     }
-    let mut read = serde_json::to_value(BudgetedAccountant::new(BUDGET).unwrap()).unwrap();
-    read["budget"]["delta"] = 7.0.into();
-    let mut accountant: BudgetedAccountant = serde_json::from_value(read).unwrap();
-    assert!(matches!(accountant.charge(Loss::Zcdp { rho: 0.1 }), Err(BudgetError::Budget { .. })));
+    for delta in [0.0, 1.0, 7.0, -1.0, f64::NAN] {
+        let mut door = one_record(RecordLedger::default(), Budget { delta, ..BUDGET });
+        let refused = charge(&mut door, Loss::Zcdp { rho: 1e-6 });
+        assert!(matches!(refused, Err(BudgetError::Budget { .. })), "{refused:?}");
+    }
 }
 
 #[test]
 fn a_restart_keeps_what_was_spent_and_damage_counts_as_infinite() {
-    let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+    let mut door = fresh();
     for loss in [Loss::Gaussian { mu: 0.1 }, Loss::Zcdp { rho: 0.01 }, Loss::Pure { epsilon: 0.2 }] {
-        accountant.charge(loss).unwrap();
+        charge(&mut door, loss).unwrap();
     }
-    let stored = serde_json::to_string(&accountant).unwrap();
-    assert_eq!(serde_json::from_str::<BudgetedAccountant>(&stored).unwrap(), accountant);
+    let [spent] = door.accountant().spent() else { panic!("one record") };
+    let stored = serde_json::to_string(spent).unwrap();
+    assert_eq!(serde_json::from_str::<RecordLedger>(&stored).unwrap(), *spent);
     for (field, value) in [("mu_squared", "-1.0"), ("rho", "null"), ("pure_epsilon", "-1e-300"), ("pure_rho", "null")] {
-        let mut state = serde_json::to_value(accountant).unwrap();
-        state["spent"][field] = serde_json::from_str(value).unwrap();
-        let mut damaged: BudgetedAccountant = serde_json::from_value(state).unwrap();
-        assert_eq!(damaged.spent().epsilon(1e-5), Ok(f64::INFINITY), "{field}");
-        assert!(damaged.charge(Loss::Pure { epsilon: 0.0 }).is_err(), "{field}");
+        let mut state = serde_json::to_value(spent).unwrap();
+        state[field] = serde_json::from_str(value).unwrap();
+        let damaged: RecordLedger = serde_json::from_value(state).unwrap();
+        assert_eq!(damaged.epsilon(1e-5), Ok(f64::INFINITY), "{field}");
+        assert!(charge(&mut one_record(damaged, BUDGET), Loss::Pure { epsilon: 0.0 }).is_err(), "{field}");
     }
     let mut ledger = RecordLedger::default();
     ledger.add(Loss::Infinite);
@@ -116,15 +141,16 @@ fn any_loss() -> impl Strategy<Value = Loss> {
 proptest! {
     #[test]
     fn what_is_charged_never_exceeds_the_budget(losses in prop::collection::vec(any_loss(), 0..60)) {
-        let mut accountant = BudgetedAccountant::new(BUDGET).unwrap();
+        let mut door = fresh();
         for loss in losses {
-            let before = *accountant.spent();
-            let charged = accountant.charge(loss);
-            prop_assert!(accountant.spent().epsilon(BUDGET.delta).unwrap() <= BUDGET.epsilon);
+            let before = door.accountant().spent()[0];
+            let charged = charge(&mut door, loss);
+            let after = door.accountant().spent()[0];
+            prop_assert!(after.epsilon(BUDGET.delta).unwrap() <= BUDGET.epsilon);
             if charged.is_err() {
-                prop_assert_eq!(*accountant.spent(), before);
+                prop_assert_eq!(after, before);
             } else {
-                prop_assert!(accountant.spent().epsilon(1e-5).unwrap() >= before.epsilon(1e-5).unwrap() - 1e-9);
+                prop_assert!(after.epsilon(1e-5).unwrap() >= before.epsilon(1e-5).unwrap() - 1e-9);
             }
         }
     }

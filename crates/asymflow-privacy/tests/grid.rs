@@ -4,10 +4,7 @@
 //! 1e-6.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
-use asymflow_privacy::{
-    DiscreteGaussian, Laplace, Loss, Mechanism, MechanismError, Private, Relation, ReleaseError, Sensitivity, clip_l2,
-    release,
-};
+use asymflow_privacy::{DiscreteGaussian, Laplace, Loss, Mechanism, MechanismError, Relation, Sensitivity, clip_l2};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -158,10 +155,8 @@ fn parameters_out_of_range_are_refused() {
 #[test]
 fn a_value_beyond_the_grid_is_refused_and_only_its_place_told() {
     let mechanism = DiscreteGaussian::new(1.0, 2.0_f64.powi(-20)).unwrap();
-    let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
-    let mut rng = ChaCha20Rng::seed_from_u64(41);
-    let refused = release(Private::new(vec![0.0, 1e30]), sensitivity, &mechanism, &mut rng).unwrap_err();
-    assert_eq!(refused, ReleaseError::Mechanism(MechanismError::Range { index: 1, limit: 2.0_f64.powi(32) }));
+    let refused = mechanism.apply(vec![0.0, 1e30], &mut ChaCha20Rng::seed_from_u64(41)).unwrap_err();
+    assert_eq!(refused, MechanismError::Range { index: 1, limit: 2.0_f64.powi(32) });
 }
 
 /// What a release adds to its noise: the number of random words drawn does not depend on the values, so the same seed

@@ -4,7 +4,7 @@
 //! leaves that range with probability 1e-6, so a failure means a wrong sampler, not bad luck.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
-use asymflow_privacy::{InsecureFloatNoise, Loss, Mechanism, MechanismError, Private, Relation, Sensitivity, release};
+use asymflow_privacy::{InsecureFloatNoise, Loss, Mechanism, MechanismError, Relation, Sensitivity};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -12,13 +12,11 @@ use rand_chacha::rand_core::SeedableRng;
 const SAMPLES: usize = 400_000;
 const STANDARD_ERRORS: f64 = 4.9;
 
-/// Noise that a release adds to zeros, divided by `sigma`.
+/// Noise that is added to zeros, divided by `sigma`.
 fn standardised_noise(sigma: f64, seed: u64) -> Vec<f64> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);
-    let zeros = Private::new(vec![0.0_f32; SAMPLES]);
-    let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
-    let (released, _receipt) = release(zeros, sensitivity, &InsecureFloatNoise::new(sigma).unwrap(), &mut rng).unwrap();
-    released.get().iter().map(|&v| f64::from(v) / sigma).collect()
+    let noise = InsecureFloatNoise::new(sigma).unwrap().apply(vec![0.0; SAMPLES], &mut rng).unwrap();
+    noise.into_iter().map(|v| f64::from(v) / sigma).collect()
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {

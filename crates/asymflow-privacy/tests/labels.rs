@@ -1,11 +1,16 @@
-//! Randomised response: frequencies, the ratio that ε bounds, and its door.
+//! Randomised response: frequencies, and the ratio that ε bounds.
 
-use asymflow_privacy::{LabelError, Loss, MechanismError, Private, RandomisedResponse, release_labels};
+use asymflow_privacy::{Door, MechanismError, Private, RandomisedResponse, RecordAccountant, ReleaseError};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 const LABELS: usize = 300_000;
+
+/// A door in front of so many records, one label each, and the numbers of these.
+fn door(records: usize, seed: u64) -> (Door, Vec<usize>) {
+    (Door::new(RecordAccountant::new(records), ChaCha20Rng::seed_from_u64(seed)), (0..records).collect())
+}
 
 #[test]
 fn answers_come_with_their_probabilities() {
@@ -14,8 +19,9 @@ fn answers_come_with_their_probabilities() {
     {
         let mechanism = RandomisedResponse::new(classes, epsilon).unwrap();
         let labels = Private::new(vec![label; LABELS]);
-        let (released, receipt) = release_labels(labels, &mechanism, &mut ChaCha20Rng::seed_from_u64(seed)).unwrap();
-        assert_eq!((receipt.mechanism(), receipt.loss()), ("randomised_response", Loss::Pure { epsilon }));
+        let (mut door, records) = door(LABELS, seed);
+        let released = door.release_labels(&mechanism, &records, &labels).unwrap();
+        assert_eq!(door.accountant().epsilon(1e-9), Ok(epsilon));
         let mut counts = vec![0.0; classes as usize];
         released.get().iter().for_each(|&answer| counts[answer as usize] += 1.0);
         let others = f64::from(classes - 1);
@@ -31,17 +37,18 @@ fn answers_come_with_their_probabilities() {
 #[test]
 fn a_label_that_names_no_class_is_refused_and_not_shown() {
     let mechanism = RandomisedResponse::new(10, 1.0).unwrap();
-    let refused = release_labels(Private::new(vec![0, 9, 10, 77]), &mechanism, &mut ChaCha20Rng::seed_from_u64(6));
-    let error = refused.unwrap_err();
-    assert_eq!(error, LabelError::Class { index: 2, classes: 10 });
+    let (mut door, records) = door(4, 6);
+    let error = door.release_labels(&mechanism, &records, &Private::new(vec![0, 9, 10, 77])).unwrap_err();
+    assert_eq!(error, ReleaseError::Label { index: 2, classes: 10 });
+    assert_eq!(door.accountant(), &RecordAccountant::new(4));
     assert_eq!(error.to_string(), "label 2 is not below 10, the number of classes");
 }
 
 #[test]
 fn no_labels_can_be_released() {
     let mechanism = RandomisedResponse::new(3, 1.0).unwrap();
-    let (released, _receipt) =
-        release_labels(Private::new(Vec::new()), &mechanism, &mut ChaCha20Rng::seed_from_u64(7)).unwrap();
+    let (mut door, records) = door(0, 7);
+    let released = door.release_labels(&mechanism, &records, &Private::new(Vec::new())).unwrap();
     assert!(released.get().is_empty());
 }
 
@@ -54,18 +61,6 @@ fn parameters_out_of_range_are_refused() {
         assert!(matches!(RandomisedResponse::new(10, epsilon), Err(MechanismError::Epsilon { .. })));
     }
     assert!(RandomisedResponse::new(u32::MAX, 1.0).is_ok());
-}
-
-#[test]
-fn a_receipt_of_labels_is_a_line_of_the_ledger() {
-    let mechanism = RandomisedResponse::new(10, 2.0).unwrap();
-    let (_, receipt) = release_labels(Private::new(vec![1]), &mechanism, &mut ChaCha20Rng::seed_from_u64(8)).unwrap();
-    let expected = serde_json::json!({
-        "mechanism": "randomised_response",
-        "loss": {"pure": {"epsilon": 2.0}},
-        "sensitivity": {"l2": null, "relation": "replace"}, // JSON has no infinity
-    });
-    assert_eq!(serde_json::to_value(&receipt).unwrap(), expected);
 }
 
 proptest! {

@@ -2,12 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, DiscreteGaussian, Event, InsecureNone, Laplace, Mechanism, OneBit, PldAccountant,
-    Private, RdpAccountant, Receipt, Relation, Sensitivity, ZcdpAccountant, gaussian_epsilon, release,
+    Accountant, AccountantError, DiscreteGaussian, Event, InsecureNone, Laplace, Loss, Mechanism, OneBit,
+    PldAccountant, RdpAccountant, Relation, Sensitivity, ZcdpAccountant, gaussian_epsilon,
 };
 use proptest::prelude::*;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 
 const DELTA: f64 = 1e-5;
 
@@ -159,19 +157,18 @@ fn events_out_of_range_change_nothing() {
     }
 }
 
-fn receipt<M: Mechanism>(mechanism: &M) -> Receipt {
-    let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove).with_l1_clip(1.0);
-    release(Private::new(vec![0.0]), sensitivity, mechanism, &mut ChaCha20Rng::seed_from_u64(1)).unwrap().1
+fn loss(mechanism: &impl Mechanism) -> Loss {
+    mechanism.loss(Sensitivity::of_clipped(1.0, Relation::Remove).with_l1_clip(1.0)).unwrap()
 }
 
 fn absorb_all(accountant: &mut dyn Accountant) {
-    accountant.absorb(receipt(&OneBit::new(4.0).unwrap()));
-    accountant.absorb(receipt(&DiscreteGaussian::fine(5.0).unwrap()));
-    accountant.absorb(receipt(&Laplace::fine(10.0).unwrap()));
+    accountant.absorb(loss(&OneBit::new(4.0).unwrap()));
+    accountant.absorb(loss(&DiscreteGaussian::fine(5.0).unwrap()));
+    accountant.absorb(loss(&Laplace::fine(10.0).unwrap()));
 }
 
 #[test]
-fn receipts_are_composed_as_the_events_that_they_are() {
+fn losses_are_composed_as_the_events_that_they_are() {
     let events = [
         (Event::Gaussian { noise_multiplier: 4.0 }, 1),
         (Event::Zcdp { rho: 0.02 }, 1),
@@ -186,8 +183,8 @@ fn receipts_are_composed_as_the_events_that_they_are() {
     assert!((by_pld.epsilon(DELTA).unwrap() / pld(&events, DELTA).unwrap() - 1.0).abs() < 1e-6);
     assert!(by_rdp.epsilon(DELTA).unwrap() < by_zcdp.epsilon(DELTA).unwrap());
     for accountant in [&mut by_rdp as &mut dyn Accountant, &mut by_pld, &mut by_zcdp] {
-        accountant.absorb(receipt(&InsecureNone));
-        accountant.absorb(receipt(&OneBit::new(4.0).unwrap()));
+        accountant.absorb(loss(&InsecureNone));
+        accountant.absorb(loss(&OneBit::new(4.0).unwrap()));
         assert_eq!(accountant.epsilon(DELTA), Ok(f64::INFINITY));
     }
 }

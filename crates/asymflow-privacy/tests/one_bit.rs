@@ -3,7 +3,8 @@
 //! Statistics come from fixed seeds and have thresholds that a correct sampler exceeds with probability 1e-6.
 
 use asymflow_privacy::{
-    Format, Loss, Mechanism, MechanismError, OneBit, Private, Relation, Sensitivity, gaussian_delta, release,
+    Door, Flow, Format, Gate, Loss, Mechanism, MechanismError, OneBit, Private, RecordAccountant, Relation, Source,
+    gaussian_delta,
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
@@ -87,12 +88,11 @@ fn neighbouring_bits_are_independent() {
 
 #[test]
 fn a_release_travels_as_bits_at_the_loss_of_the_gaussian() {
-    let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
-    let mut rng = ChaCha20Rng::seed_from_u64(3);
-    let (released, receipt) =
-        release(Private::new(vec![0.1; 65_536]), sensitivity, &OneBit::new(4.0).unwrap(), &mut rng).unwrap();
-    assert_eq!((receipt.mechanism(), receipt.loss()), ("one_bit", Loss::Gaussian { mu: 0.25 }));
-    let payload = released.into_payload();
+    let gate = Gate::new(Box::new(OneBit::new(4.0).unwrap()), Some(1.0), Relation::Remove).unwrap();
+    assert_eq!((gate.name(), gate.loss()), ("one_bit", Ok(Loss::Gaussian { mu: 0.25 })));
+    let mut door = Door::new(RecordAccountant::new(1), ChaCha20Rng::seed_from_u64(3));
+    let source = Source { layer: "features", flow: Flow::Residual };
+    let payload = door.release(&gate, source, &[0], Private::new(vec![0.1; 65_536])).unwrap().into_payload();
     assert_eq!((payload.get().format(), payload.get().bytes()), (Format::Bit, 8_192));
 }
 

@@ -1,6 +1,8 @@
 //! Payloads: rounding, saturation and size.
 
-use asymflow_privacy::{Format, InsecureNone, Payload, Precision, Private, Relation, Sensitivity, release};
+use asymflow_privacy::{
+    Door, Flow, Format, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Source,
+};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -28,9 +30,10 @@ fn halves_round_to_even() {
 #[test]
 fn released_numbers_are_encoded_without_another_change() {
     let values = vec![1.5_f32, -0.25, 70000.0];
-    let sensitivity = Sensitivity::unbounded(Relation::Remove);
-    let mut rng = ChaCha20Rng::seed_from_u64(1);
-    let mut released = || release(Private::new(values.clone()), sensitivity, &InsecureNone, &mut rng).unwrap().0;
+    let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove).unwrap();
+    let mut door = Door::new(RecordAccountant::new(1), ChaCha20Rng::seed_from_u64(1));
+    let source = Source { layer: "features", flow: Flow::Residual };
+    let mut released = || door.release(&gate, source, &[0], Private::new(values.clone())).unwrap();
     assert_eq!(released().encode(Precision::F32).into_inner(), Payload::F32(values.clone()));
     assert_eq!(released().encode(Precision::F16).into_inner().into_f32(), [1.5, -0.25, F16_MAX]);
 }

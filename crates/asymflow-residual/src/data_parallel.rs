@@ -116,7 +116,12 @@ impl ParallelSession {
             let part = values.get(range).unwrap_or_default().to_vec();
             let part = received(part, precision).map_err(|error| match error {
                 ReleaseError::NonFinite { index } => SubmitError::NonFinite { unit: unit.0, index },
-                ReleaseError::Mechanism(_) => SubmitError::Length { unit: unit.0, got: values.len(), sample },
+                ReleaseError::Mechanism(_)
+                | ReleaseError::Budget(_)
+                | ReleaseError::Batch { .. }
+                | ReleaseError::Record { .. }
+                | ReleaseError::Label { .. }
+                | ReleaseError::NeverReleased { .. } => SubmitError::Length { unit: unit.0, got: values.len(), sample },
             })?;
             if let Some(session) = self.sessions.get_mut(index) {
                 parts.push((index, send(session.as_mut(), part)?));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use asymflow_privacy::{PackedBits, Payload, Precision, disclose_labels};
+use asymflow_privacy::{PackedBits, Payload, Precision};
 use asymflow_wire::{Limits, WireError};
 use half::vec::HalfFloatVecExt;
 
@@ -16,7 +16,7 @@ use crate::protocol::{
     BARE, Mapped, Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_encoded, take_payload,
     take_u32, text, widen, with_body,
 };
-use crate::received::{received, received_bits};
+use crate::received::{received, received_bits, received_labels};
 use crate::ring::{Ring, RingLayout, RingName};
 use crate::serve::ServeLimits;
 use crate::unit::{self, UnitSizes};
@@ -309,8 +309,7 @@ impl Serving {
         let bits = PackedBits::from_bytes(body, 8 * at).map_err(|_| malformed())?;
         let refused = |error: asymflow_privacy::ReleaseError| Refusal::Failed(error.to_string());
         let bits = received_bits(&bits).map_err(refused)?;
-        // The client released them; nothing private exists on this side.
-        let labels = labelled.then(|| disclose_labels(labels).0);
+        let labels = labelled.then(|| received_labels(labels)).transpose().map_err(refused)?;
         Ok(self.session.store(unit, first, bits, labels)?)
     }
 

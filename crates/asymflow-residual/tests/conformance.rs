@@ -3,7 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use asymflow_privacy::{InsecureNone, Payload, Precision, Private, Relation, Released, Sensitivity, release};
+use asymflow_privacy::{
+    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+};
 use asymflow_residual::conformance::{convolutions, network_inference, networks, stored_records};
 use asymflow_residual::{
     Batch, BurnBackend, ConvUnit, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel,
@@ -33,10 +35,10 @@ fn serve(backend: Arc<dyn ResidualBackend>, plaintext: bool, answers: Precision)
 }
 
 fn released(values: Vec<f32>) -> Released<Payload> {
-    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
-    let sensitivity = Sensitivity::unbounded(Relation::Remove);
-    let (x, _receipt) = release(Private::new(values), sensitivity, &InsecureNone, &mut rng).unwrap();
-    x.encode(Precision::F32)
+    let mut door = Door::new(RecordAccountant::new(1), rand::rngs::StdRng::seed_from_u64(1));
+    let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove).unwrap();
+    let source = Source { layer: "unit", flow: Flow::Residual };
+    door.release(&gate, source, &[0], Private::new(values)).unwrap().encode(Precision::F32)
 }
 
 fn conforms(backend: &dyn ResidualBackend) {

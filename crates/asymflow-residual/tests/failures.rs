@@ -6,7 +6,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::{InsecureNone, Payload, Precision, Private, Relation, Released, Sensitivity, release};
+use asymflow_privacy::{
+    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+};
 use asymflow_residual::{
     Availability, Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, Fingerprint, OpenError, PROTOCOL_VERSION,
     Pass, Protection, ResidualBackend, ResidualModel, ResidualTraining, ServeConfig, ServeLimits, SubmitError, Tap,
@@ -41,10 +43,10 @@ fn model() -> ResidualModel {
 }
 
 fn released(values: Vec<f32>) -> Released<Payload> {
-    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
-    let sensitivity = Sensitivity::unbounded(Relation::Remove);
-    let (x, _receipt) = release(Private::new(values), sensitivity, &InsecureNone, &mut rng).unwrap();
-    x.encode(Precision::F32)
+    let mut door = Door::new(RecordAccountant::new(1), rand::rngs::StdRng::seed_from_u64(1));
+    let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove).unwrap();
+    let source = Source { layer: "unit", flow: Flow::Residual };
+    door.release(&gate, source, &[0], Private::new(values)).unwrap().encode(Precision::F32)
 }
 
 /// One forward pass of an identity convolution.

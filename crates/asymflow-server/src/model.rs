@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use asymflow::modes::Registry;
 use asymflow::service::ServedModel;
 use asymflow_shares::net::{LIMITS, ModelInfo, NetError, PROGRAM_LIMITS, read};
 use asymflow_shares::{
@@ -40,7 +41,7 @@ impl Model {
     pub fn public(path: &Path, server: Server) -> Result<Self> {
         let named = || path.display().to_string();
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", named()))?;
-        let (served, weights) = ServedModel::decode(&bytes).with_context(named)?;
+        let (served, weights) = ServedModel::decode(&bytes, &Registry::default()).with_context(named)?;
         let weights = Weights::unflatten(&served.network, &weights).with_context(named)?;
         let options = Options::new::<Ring>(WeightPolicy::Public);
         let model = compile::<Ring>(&served.network, &weights, &options).with_context(named)?.publish()?;

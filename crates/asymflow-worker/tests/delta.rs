@@ -7,25 +7,23 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use asymflow::accounting::LedgerEntry;
 use asymflow::checkpoint::Checkpoint;
-use asymflow::delta::{DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCache, Variant};
 use asymflow::job::{
-    Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Schedule, Task, TrainReport,
-    TrainSpec, WorkerSpec, WorkerTransport,
+    Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, Schedule, Task, TrainReport, TrainSpec,
+    WorkerSpec, WorkerTransport,
 };
-use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
+use asymflow::modes::delta::{DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCache, Variant};
+use asymflow::modes::{ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
 use asymflow_engine::{Engine, LocalConv};
-use asymflow_privacy::{Accountant, Event, Loss, PldAccountant, Precision, Relation, gaussian_epsilon};
+use asymflow_privacy::{Accountant, Event, LedgerEntry, Loss, PldAccountant, Precision, Relation, gaussian_epsilon};
 use asymflow_residual::{
     BurnBackend, DeviceChoice, Identity, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig, ServeLimits,
     Tap, Token, Unit, Worker, WorkerClient, WorkerConfig,
 };
 use asymflow_zoo::delta::{DeltaShape, delta};
-use asymflow_zoo::{BurnNet, Weights, by_name};
+use asymflow_zoo::{BurnNet, Network, Weights, by_name};
 use faer::Par;
 
 use flaky::Flaky;
@@ -33,6 +31,7 @@ use flaky::Flaky;
 const TRAIN: usize = 48;
 const TEST: usize = 16;
 const BATCH: usize = 16;
+const SAMPLING: Sampling = Sampling { batch: BATCH, records: TRAIN };
 
 #[derive(Default)]
 struct Heard {
@@ -70,40 +69,47 @@ impl Heard {
     fn cache(&self) -> ReleasedCache {
         ReleasedCache::decode(&self.last().state.released).unwrap()
     }
+
+    /// σ of the noise on residuals, which are clipped to 1, by what they cost.
+    fn sigma(&self) -> f64 {
+        let mut sigmas = self.ledger.iter().filter(|e| e.mechanism == "one_bit").map(|e| match e.loss {
+            Loss::Gaussian { mu } => mu.recip(),
+            other => panic!("{other:?}"),
+        });
+        let sigma = sigmas.next().unwrap();
+        assert!(sigmas.all(|other| other == sigma));
+        sigma
+    }
 }
 
-/// Two epochs of stage 1 and three of stage 2, on few images.
-fn job(epsilon: Option<f64>, labels: Labels) -> JobSpec {
-    let network = by_name("resnet8-cifar", 10, None).unwrap();
-    let spec = DeltaSpec {
-        shape: DeltaShape::published(&network).unwrap(),
+fn network() -> Network {
+    by_name("resnet8-cifar", 10, None).unwrap()
+}
+
+/// Two epochs of stage 1.
+fn spec(epsilon: Option<f64>, labels: Labels) -> DeltaSpec {
+    DeltaSpec {
+        shape: DeltaShape::published(&network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
         epsilon,
+        own_epsilon: false,
         clip: 1.0,
         labels,
         feed: Feed::Residual,
         views: 2,
         stage1_epochs: 2,
         orthogonality: 8e-4,
-    };
+    }
+}
+
+/// Two epochs of stage 1 and three of stage 2, on few images.
+fn job(spec: &DeltaSpec) -> JobSpec {
     JobSpec {
-        mode: ModeKind::Delta,
-        network,
+        mode: ModeRef::of(spec).unwrap(),
+        network: network(),
         data: DataSpec { path: None, train: Some(TRAIN), test: Some(TEST), seed: 1, augment: true },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
-        privacy: PrivacySpec {
-            mechanism: "insecure_none".to_owned(),
-            sigma: None,
-            clip: None,
-            relation: Relation::Remove,
-            delta: 1e-5,
-            budget_epsilon: None,
-        },
-        delta: Some(spec),
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision: Precision::F32,
+        terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         worker: Some(WorkerSpec {
             address: String::new(),
             fingerprint: None,
@@ -147,8 +153,9 @@ fn go(
 ) -> (Result<TrainReport, RunError>, Heard) {
     let stop = Arc::new(AtomicBool::new(false));
     let mut heard = Heard { stop_after, stop: Arc::clone(&stop), ..Heard::default() };
-    let open = |_: &JobSpec| Ok(Arc::clone(backend));
-    let report = run(job, body.0, body.1.to_vec(), &open, &stop, &mut heard).map(|report| match report {
+    let open = |_: &JobSpec, _: Precision| Ok(Arc::clone(backend));
+    let report = run(job, (body.0, body.1.to_vec()), &Registry::default(), &open, &stop, &mut heard);
+    let report = report.map(|report| match report {
         JobReport::Train(report) => *report,
         other => panic!("{other:?}"),
     });
@@ -156,13 +163,13 @@ fn go(
 }
 
 /// Signs without noise and public labels: two runs of the same seed release the same.
-fn repeatable() -> JobSpec {
-    job(None, Labels::Public)
+fn repeatable() -> DeltaSpec {
+    spec(None, Labels::Public)
 }
 
 #[test]
 fn a_stopped_run_resumes_to_the_same_losses_and_releases_nothing_twice() {
-    let job = repeatable();
+    let job = job(&repeatable());
     let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &flex(), None);
     whole.unwrap();
     assert_eq!(undisturbed.losses.len(), 15);
@@ -181,7 +188,7 @@ fn a_stopped_run_resumes_to_the_same_losses_and_releases_nothing_twice() {
 
 #[test]
 fn a_lost_worker_costs_time_and_no_privacy() {
-    let job = repeatable();
+    let job = job(&repeatable());
     let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &flex(), None);
     whole.unwrap();
     let flaky = Flaky::new(flex(), usize::MAX);
@@ -205,7 +212,7 @@ fn a_lost_worker_costs_time_and_no_privacy() {
 #[test]
 fn a_restart_keeps_what_was_spent_and_cannot_spend_it_again() {
     // No budget is set: what the settings promise is one.
-    let job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
+    let job = job(&spec(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 }));
     let (whole, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
     let epsilon = whole.unwrap().epsilon.unwrap();
     assert!((epsilon - 5.0).abs() < 1e-6, "{epsilon}");
@@ -223,9 +230,11 @@ fn a_restart_keeps_what_was_spent_and_cannot_spend_it_again() {
     let mut forgetful = Checkpoint::decode(checkpoint).unwrap();
     forgetful.state.released = Vec::new();
     let (third, after) = go(&job, (Body::Checkpoint, &forgetful.encode().unwrap()), &flex(), None);
-    let Failure { code, detail } = third.unwrap_err().failure();
+    let error = third.unwrap_err();
+    assert!(error.to_string().contains("above the limit 5"), "{error}");
+    let Failure { code, detail } = error.failure();
     assert_eq!(code, FailureCode::Release);
-    assert!(detail.contains("above the limit 5"), "{detail}");
+    assert_eq!(detail, "layer features: a release was refused; nothing left");
     assert!(after.ledger.is_empty());
     drop(heard);
 }
@@ -233,7 +242,7 @@ fn a_restart_keeps_what_was_spent_and_cannot_spend_it_again() {
 /// A run that is killed goes on from whatever checkpoint it left last: none may make it draw for a record again.
 #[test]
 fn every_checkpoint_holds_what_had_been_released_by_then() {
-    let job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
+    let job = job(&spec(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 }));
     let (whole, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
     let epsilon = whole.unwrap().epsilon.unwrap();
     // Five epochs, one before the first bits of training records are sent, and one before those of test records.
@@ -252,54 +261,63 @@ fn every_checkpoint_holds_what_had_been_released_by_then() {
     }
 }
 
+/// The failure of a job that is refused before the worker hears anything.
+fn refused(job: &JobSpec) -> Failure {
+    let flaky = Flaky::new(flex(), usize::MAX);
+    let (result, heard) = go(job, (Body::Empty, &[]), &(Arc::clone(&flaky) as Arc<dyn ResidualBackend>), None);
+    let failure = result.unwrap_err().failure();
+    assert_eq!((flaky.calls(), flaky.stored()), (0, 0), "{failure:?}");
+    assert!(heard.ledger.is_empty(), "{failure:?}");
+    failure
+}
+
 #[test]
 fn a_spent_budget_refuses_before_anything_leaves() {
-    let mut job = job(Some(3.0), Labels::Public);
-    job.privacy.budget_epsilon = Some(2.0);
-    let flaky = Flaky::new(flex(), usize::MAX);
-    let (result, heard) = go(&job, (Body::Empty, &[]), &(Arc::clone(&flaky) as Arc<dyn ResidualBackend>), None);
-    assert_eq!(result.unwrap_err().failure().code, FailureCode::Release);
-    // One view of two fits the budget, the second does not.
-    assert!(heard.ledger.iter().all(|e| e.loss.rho() > 0.0 || e.mechanism == "public_labels"));
-    let views = flaky.stored();
-    assert!(views <= TRAIN, "{views} records were stored");
+    let mut job = job(&spec(Some(3.0), Labels::Public));
+    // One view of two would fit the budget, the second does not.
+    job.terms.budget_epsilon = Some(2.5);
+    let Failure { code, detail } = refused(&job);
+    assert_eq!(code, FailureCode::Release);
+    assert!(detail.contains("above the budget of 2.5") && detail.contains("2 times residual"), "{detail}");
 }
 
 #[test]
 fn a_label_that_does_not_fit_the_budget_stays() {
-    let mut job = job(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
-    job.privacy.budget_epsilon = Some(3.5);
-    let (result, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
-    assert_eq!(result.unwrap_err().failure().code, FailureCode::Release);
-    assert!(heard.ledger.iter().all(|e| e.mechanism != "randomised_response"));
+    let mut job = job(&spec(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 }));
+    job.terms.budget_epsilon = Some(3.5);
+    let Failure { code, detail } = refused(&job);
+    assert_eq!(code, FailureCode::Release);
+    assert!(detail.contains("above the budget of 3.5") && detail.contains("label by randomised response"), "{detail}");
 }
 
 #[test]
 fn settings_that_cannot_be_are_refused_in_words() {
-    let refuse = |change: &dyn Fn(&mut JobSpec)| {
-        let mut job = repeatable();
-        change(&mut job);
-        let flaky = Flaky::new(flex(), usize::MAX);
-        let (result, _) = go(&job, (Body::Empty, &[]), &(Arc::clone(&flaky) as Arc<dyn ResidualBackend>), None);
-        assert_eq!(flaky.stored(), 0);
-        result.unwrap_err().failure().detail
+    let refuse = |change: fn(&mut DeltaSpec)| {
+        let mut spec = repeatable();
+        change(&mut spec);
+        refused(&job(&spec)).detail
     };
-    let spec = |job: &mut JobSpec, change: fn(&mut DeltaSpec)| change(job.delta.as_mut().unwrap());
-    assert!(refuse(&|job| spec(job, |s| s.shape.rank = 17)).contains("rank 17 is out of range 1..=16"));
-    assert!(refuse(&|job| spec(job, |s| s.shape.block = 5)).contains("blocks of 5"));
-    assert!(refuse(&|job| spec(job, |s| s.clip = 0.0)).contains("clip must be positive"));
-    assert!(refuse(&|job| spec(job, |s| s.epsilon = Some(-1.0))).contains("epsilon"));
-    assert!(
-        refuse(&|job| spec(job, |s| s.decomposition = "shared-basis".to_owned())).contains("each record by itself")
-    );
-    assert!(refuse(&|job| spec(job, |s| s.labels = Labels::RandomisedResponse { epsilon: 0.0 })).contains("epsilon"));
-    assert!(refuse(&|job| job.delta = None).contains("delta section"));
+    let refusals: [(fn(&mut DeltaSpec), &str); 6] = [
+        (|s| s.shape.rank = 17, "rank 17 is out of range 1..=16"),
+        (|s| s.shape.block = 5, "blocks of 5"),
+        (|s| s.clip = 0.0, "l2 sensitivity must be positive"),
+        (|s| s.epsilon = Some(-1.0), "epsilon must be positive"),
+        (|s| s.decomposition = "shared-basis".to_owned(), "each record by itself"),
+        (|s| s.labels = Labels::RandomisedResponse { epsilon: 0.0 }, "epsilon must be positive"),
+    ];
+    for (change, said) in refusals {
+        let detail = refuse(change);
+        assert!(detail.contains(said), "{detail}");
+    }
+    let mut job = job(&repeatable());
+    job.mode.settings = "{}".to_owned();
+    assert!(refused(&job).detail.contains("settings of mode delta: missing field"));
 }
 
 #[test]
 fn weights_that_overflow_release_nothing() {
-    let job = repeatable();
-    let network = job.settings().stored_network().unwrap();
+    let job = job(&repeatable());
+    let network = repeatable().stored_network(&job.network).unwrap();
     let mut weights = Weights::init(&network, 1);
     // Two of these in a row exceed what f32 holds.
     weights.tensors.get_mut("conv1.weight").unwrap().data.fill(3e38);
@@ -314,10 +332,10 @@ fn weights_that_overflow_release_nothing() {
 /// What the worker and the trusted part compute together, from their parts by hand.
 #[test]
 fn logits_are_the_sum_of_two_networks() {
-    let job = repeatable();
-    let networks = delta(&job.network, &job.delta.as_ref().unwrap().shape).unwrap();
-    let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
-    let all = job.settings().stored_network().unwrap();
+    let spec = repeatable();
+    let networks = delta(&network(), &spec.shape).unwrap();
+    let (report, heard) = go(&job(&spec), (Body::Empty, &[]), &flex(), None);
+    let all = spec.stored_network(&network()).unwrap();
     let weights = Weights::unflatten(&all, &heard.last().state.weights).unwrap();
 
     let data = asymflow_zoo::data::synthetic(TRAIN, TEST, 1);
@@ -326,15 +344,14 @@ fn logits_are_the_sum_of_two_networks() {
     let mut batch = asymflow_zoo::data::Batch::default();
     loader.gather(None, &(0..TEST as u32).collect::<Vec<_>>(), &mut batch);
 
-    let engine = |network: &asymflow_zoo::Network, x: &[f32]| {
+    let engine = |network: &Network, x: &[f32]| {
         let mut engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
         let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);
         engine.forward(x, TEST, Pass::Inference, 0, &mut convolver).unwrap()
     };
     let features = engine(&networks.backbone, &batch.images);
-    let shape = &job.delta.as_ref().unwrap().shape;
     let decomposer = asymflow_linalg::by_name("gram").unwrap();
-    let mut split = FeatureSplit::new(&networks, shape, decomposer, Par::Seq).unwrap();
+    let mut split = FeatureSplit::new(&networks, &spec.shape, decomposer, Par::Seq).unwrap();
     let (mut low, mut residual) = (vec![0.0; TEST * networks.low.len()], vec![0.0; features.len()]);
     split.split(&features, &mut low, &mut residual).unwrap();
     let signs: Vec<f32> = residual.iter().map(|&v| if v >= 0.0 { 1.0 } else { 0.0 }).collect();
@@ -361,7 +378,7 @@ fn logits_are_the_sum_of_two_networks() {
 
 #[test]
 fn noisy_gradients_release_every_step_and_reach_their_epsilon() {
-    let job = job(Some(4.0), Labels::NoisyGradient { epsilon: 6.0 });
+    let job = job(&spec(Some(4.0), Labels::NoisyGradient { epsilon: 6.0 }));
     let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
     // A zCDP loss and a Gaussian one compose to less than the sum of their ε.
     let epsilon = report.unwrap().epsilon.unwrap();
@@ -374,11 +391,12 @@ fn noisy_gradients_release_every_step_and_reach_their_epsilon() {
 #[test]
 fn the_reported_epsilon_is_never_below_the_numerical_one() {
     for (target, views) in [(1.4, 1), (9.0, 1), (9.0, 4), (17.0, 2)] {
-        let mut job = job(Some(target), Labels::Public);
-        job.delta.as_mut().unwrap().views = views;
+        let spec = DeltaSpec { views, ..spec(Some(target), Labels::Public) };
+        let job = job(&spec);
         let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
-        let report = report.unwrap();
-        let sigma = report.sigma.unwrap();
+        let (report, sigma) = (report.unwrap(), heard.sigma());
+        let said = spec.sigma(&job.terms, SAMPLING).unwrap().unwrap();
+        assert!((sigma - said).abs() < 1e-12 * said, "{sigma}, said to be {said}");
         let mut pld = PldAccountant::default();
         pld.compose(Event::Gaussian { noise_multiplier: sigma }, views as u64).unwrap();
         let (numerical, reported) = (pld.epsilon(1e-5).unwrap(), report.epsilon.unwrap());
@@ -387,34 +405,30 @@ fn the_reported_epsilon_is_never_below_the_numerical_one() {
         assert!((reported - target).abs() < 1e-6, "{reported}, asked for {target}");
         let exact = gaussian_epsilon(sigma, (views as f64).sqrt(), 1e-5).unwrap();
         assert!((reported - exact).abs() < 1e-9 * exact);
-        let released = heard.ledger.iter().filter(|e| e.mechanism == "one_bit");
-        assert!(released.clone().all(|e| matches!(e.loss, Loss::Gaussian { .. })));
     }
 }
 
 #[test]
 fn the_papers_noise_is_reported_at_its_true_epsilon() {
-    let mut job = job(Some(1.4), Labels::Public);
-    let spec = job.delta.as_mut().unwrap();
-    (spec.variant, spec.views) = (Variant::Paper, 1);
-    let report = go(&job, (Body::Empty, &[]), &flex(), None).0.unwrap();
+    let spec = DeltaSpec { variant: Variant::Paper, views: 1, ..spec(Some(1.4), Labels::Public) };
+    let job = job(&spec);
+    let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
     // p = 16/48: ε′ = ln(1 + (e^1.4 − 1)·3) = 2.3164, δ′ = 3e-5, σ² = 2·ln(2/δ′)/ε′.
     let local = (1.4f64.exp_m1() * 3.0).ln_1p();
     let sigma = (2.0 * (2.0f64 / 3e-5).ln() / local).sqrt();
-    assert!((report.sigma.unwrap() - sigma).abs() < 1e-9);
+    assert!((heard.sigma() - sigma).abs() < 1e-9);
+    assert!((spec.sigma(&job.terms, SAMPLING).unwrap().unwrap() - sigma).abs() < 1e-9);
     let true_epsilon = gaussian_epsilon(sigma, 1.0, 1e-5).unwrap();
-    assert!((report.epsilon.unwrap() - true_epsilon).abs() < 1e-9);
+    assert!((report.unwrap().epsilon.unwrap() - true_epsilon).abs() < 1e-9);
 }
 
 #[test]
 fn the_released_codes_variant_says_that_it_guarantees_nothing() {
-    let mut job = job(Some(1.4), Labels::Public);
-    let spec = job.delta.as_mut().unwrap();
-    (spec.variant, spec.views) = (Variant::ReleasedCode, 1);
-    let detail = go(&job, (Body::Empty, &[]), &flex(), None).0.unwrap_err().failure().detail;
+    let mut spec = DeltaSpec { variant: Variant::ReleasedCode, views: 1, ..spec(Some(1.4), Labels::Public) };
+    let detail = refused(&job(&spec)).detail;
     assert!(detail.contains("channel mean"), "{detail}");
-    job.delta.as_mut().unwrap().shape.mean_residual = true;
-    let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
+    spec.shape.mean_residual = true;
+    let (report, heard) = go(&job(&spec), (Body::Empty, &[]), &flex(), None);
     assert_eq!(report.unwrap().epsilon, Some(f64::INFINITY));
     // Bits anew in nine steps and in two evaluations, and nine gradients as they are.
     let of = |name: &str| heard.ledger.iter().filter(|e| e.mechanism == name).count();
@@ -425,7 +439,7 @@ fn the_released_codes_variant_says_that_it_guarantees_nothing() {
 /// Every byte that reaches the worker is one that was released, a public weight, or a number of a record.
 #[test]
 fn every_byte_sent_is_a_released_bit_or_public() {
-    let job = job(Some(9.0), Labels::RandomisedResponse { epsilon: 4.0 });
+    let spec = spec(Some(9.0), Labels::RandomisedResponse { epsilon: 4.0 });
     let token = || Token::new("a secret of the test");
     let identity = Identity::generate().unwrap();
     let protection = Protection::Pinned(identity.fingerprint());
@@ -440,16 +454,16 @@ fn every_byte_sent_is_a_released_bit_or_public() {
     let tap = Tap::new(move |bytes| taken.lock().unwrap().extend_from_slice(bytes));
     let client = WorkerConfig { tap: Some(tap), ..WorkerConfig::new(address, token(), protection) };
     let backend: Arc<dyn ResidualBackend> = Arc::new(WorkerClient::new(client));
-    let (report, heard) = go(&job, (Body::Empty, &[]), &backend, None);
+    let (report, heard) = go(&job(&spec), (Body::Empty, &[]), &backend, None);
     report.unwrap();
 
-    let networks = delta(&job.network, &job.delta.as_ref().unwrap().shape).unwrap();
+    let networks = delta(&network(), &spec.shape).unwrap();
     let record_bytes = networks.features.len() / 8;
     let cache = heard.cache();
     let mut allowed: HashSet<Vec<u8>> = HashSet::new();
     allowed.insert(Vec::new());
     // The public weights that M_res starts from.
-    let weights = Weights::init(&job.settings().stored_network().unwrap(), 4).flatten(&networks.residual).unwrap();
+    let weights = Weights::init(&spec.stored_network(&network()).unwrap(), 4).flatten(&networks.residual).unwrap();
     allowed.insert(weights.iter().flat_map(|w| w.to_le_bytes()).collect());
     // Released bits of the training records with the released labels; they all fit into one message a view.
     for view in &cache.views {

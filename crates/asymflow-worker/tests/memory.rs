@@ -6,16 +6,16 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 
-use asymflow::delta::{DeltaSpec, Feed, Labels, Variant};
-use asymflow::job::{DataSpec, JobSpec, ModeKind, Task};
+use asymflow::job::{DataSpec, JobSpec, Task};
 use asymflow::memory::heap::{self, CountingAllocator};
 use asymflow::memory_study::{MemorySpec, memory_study};
+use asymflow::modes::delta::{DeltaSpec, Feed, Labels, Variant};
+use asymflow::modes::{AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry};
 use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
 use asymflow_privacy::{Precision, Relation};
 use asymflow_residual::{Protection, ResidualBackend, Token, WorkerClient, WorkerConfig};
-use asymflow_zoo::by_name;
 use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::{Network, by_name};
 use faer::Par;
 
 #[global_allocator]
@@ -57,36 +57,33 @@ impl Drop for Worker {
     }
 }
 
-fn job(model: &str, mode: ModeKind, precision: Precision, task: Task) -> JobSpec {
-    let network = by_name(model, 10, None).unwrap();
-    let delta = DeltaSpec {
-        shape: DeltaShape::published(&network).unwrap(),
+fn asymml(precision: Precision) -> AsymMlSpec {
+    let split = SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:8".to_owned(), split_first: false };
+    let guard = GuardSpec { mechanism: "discrete_gaussian".to_owned(), sigma: Some(0.1), clip: Some(1.0) };
+    AsymMlSpec { split, guard, precision }
+}
+
+fn delta(network: &Network) -> DeltaSpec {
+    DeltaSpec {
+        shape: DeltaShape::published(network).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
         epsilon: Some(9.0),
+        own_epsilon: false,
         clip: 1.0,
         labels: Labels::Public,
         feed: Feed::Residual,
         views: 1,
         stage1_epochs: 1,
         orthogonality: 8e-4,
-    };
+    }
+}
+
+fn job(network: Network, mode: &dyn ModeSpec, task: Task) -> JobSpec {
     JobSpec {
-        mode,
+        mode: ModeRef::of(mode).unwrap(),
         data: DataSpec { path: None, train: Some(64), test: Some(32), seed: 1, augment: true },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:8".to_owned(), split_first: false },
-        privacy: PrivacySpec {
-            mechanism: "discrete_gaussian".to_owned(),
-            sigma: Some(0.1),
-            clip: Some(1.0),
-            relation: Relation::Remove,
-            delta: 1e-5,
-            budget_epsilon: None,
-        },
-        delta: (mode == ModeKind::Delta).then_some(delta),
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision,
+        terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         worker: None,
         threads: THREADS,
         vault: None,
@@ -101,31 +98,37 @@ fn the_plan_is_above_the_count_and_near_it_with_a_worker() {
     let worker = Worker::start();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap();
     pool.install(|| {
-        use ModeKind::{Asymml, Delta};
-        for (model, mode, precision, batch, is_training) in [
-            ("resnet8-cifar", Asymml, Precision::F32, 32, false),
-            ("resnet8-cifar", Asymml, Precision::F32, 32, true),
-            ("resnet8-cifar", Asymml, Precision::F16, 32, true),
-            ("resnet8-cifar", Delta, Precision::F32, 64, false),
-            ("resnet8-cifar", Delta, Precision::F32, 64, true),
-            ("resnet18-cifar", Asymml, Precision::F32, 4, false),
-            ("resnet18-cifar", Asymml, Precision::F32, 4, true),
-            ("resnet18-cifar", Delta, Precision::F32, 8, false),
-            ("resnet18-cifar", Delta, Precision::F32, 8, true),
+        // Split at the precision given, or Delta without one.
+        for (model, split, batch, is_training) in [
+            ("resnet8-cifar", Some(Precision::F32), 32, false),
+            ("resnet8-cifar", Some(Precision::F32), 32, true),
+            ("resnet8-cifar", Some(Precision::F16), 32, true),
+            ("resnet8-cifar", None, 64, false),
+            ("resnet8-cifar", None, 64, true),
+            ("resnet18-cifar", Some(Precision::F32), 4, false),
+            ("resnet18-cifar", Some(Precision::F32), 4, true),
+            ("resnet18-cifar", None, 8, false),
+            ("resnet18-cifar", None, 8, true),
         ] {
+            let network = by_name(model, 10, None).unwrap();
+            let mode: Box<dyn ModeSpec> = match split {
+                Some(precision) => Box::new(asymml(precision)),
+                None => Box::new(delta(&network)),
+            };
             let mut config = worker.config.clone();
-            config.answers = precision;
+            config.answers = mode.precision();
             let backend: Arc<dyn ResidualBackend> = Arc::new(WorkerClient::new(config));
             let spec = MemorySpec { batch, is_training, repeats: 3, streamed: None, seed: 1 };
-            let job = job(model, mode, precision, Task::Memory(spec.clone()));
+            let job = job(network, &*mode, Task::Memory(spec.clone()));
             let before = heap::heap_live_bytes().unwrap();
             heap::mark_heap();
-            let report = memory_study(&job, &spec, &|_| Ok(Arc::clone(&backend)), Par::rayon(THREADS)).unwrap();
+            let with = (&Registry::default(), Par::rayon(THREADS));
+            let report = memory_study(&job, &spec, &|_, _| Ok(Arc::clone(&backend)), with).unwrap();
             let peak = report.startup_heap_bytes.max(report.running_heap_bytes).unwrap();
             let counted = peak - before - report.reserved_bytes.unwrap();
             let planned = report.plan.touched_bytes();
             let ratio = planned as f64 / counted as f64;
-            let what = format!("{model} {mode:?} {precision:?}, batch {batch}, training {is_training}");
+            let what = format!("{model} {} {:?}, batch {batch}, training {is_training}", mode.name(), mode.precision());
             assert!((1.0..FACTOR).contains(&ratio), "{what}: planned {planned}, counted {counted}; {report:?}");
         }
     });

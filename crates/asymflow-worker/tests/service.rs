@@ -6,86 +6,66 @@ mod flaky;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use asymflow::accounting::RecordAccountant;
-use asymflow::delta::{DeltaSpec, Feed, Labels, Sampling, Variant};
-use asymflow::job::{DataSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
+use asymflow::modes::delta::{DeltaSpec, Feed, Labels, Variant};
+use asymflow::modes::{
+    AsymMlSpec, ClearSpec, GuardSpec, ModeRef, ModeSpec, Parts, PrivacyTerms, Records, Registry, Sampling,
+    TrustedOnlySpec,
+};
 use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
-use asymflow::run::{Parts, build};
 use asymflow::service::{
     Answer, ClientId, Keeper, ModelFile, Promise, Query, QueryError, ServedModel, Service, ServiceError,
     ServiceSettings, sha256_hex,
 };
 use asymflow_engine::streamed::ModelWeights;
-use asymflow_privacy::{BudgetError, Precision, Relation, gaussian_epsilon};
+use asymflow_privacy::{BudgetError, Precision, RecordAccountant, Relation, gaussian_epsilon};
 use asymflow_residual::{
     BurnBackend, DeviceChoice, Identity, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker,
     WorkerClient, WorkerConfig,
 };
 use asymflow_zoo::data::{Augment, Batch, Dataset, Loader, Normalization};
 use asymflow_zoo::delta::DeltaShape;
-use asymflow_zoo::{Weights, by_name};
+use asymflow_zoo::{Network, Weights, by_name};
 use faer::Par;
 use flaky::Flaky;
 
 const IMAGES: usize = 12;
 const BATCH: usize = 4;
 
-fn model(mode: ModeKind, epsilon: Option<f64>, feed: Feed) -> ServedModel {
-    let network = by_name("resnet8-cifar", 10, None).unwrap();
-    let spec = DeltaSpec {
-        shape: DeltaShape::published(&network).unwrap(),
+fn network() -> Network {
+    by_name("resnet8-cifar", 10, None).unwrap()
+}
+
+fn delta(epsilon: Option<f64>, feed: Feed) -> DeltaSpec {
+    DeltaSpec {
+        shape: DeltaShape::published(&network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
         epsilon,
+        own_epsilon: false,
         clip: 1.0,
         labels: Labels::RandomisedResponse { epsilon: 4.0 },
         feed,
         views: 1,
         stage1_epochs: 0,
         orthogonality: 0.0,
-    };
-    let job = JobSpec {
-        mode,
-        network,
-        data: DataSpec { path: None, train: None, test: None, seed: 1, augment: false },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
-        privacy: PrivacySpec {
-            mechanism: "insecure_none".to_owned(),
-            sigma: None,
-            clip: None,
-            relation: Relation::Remove,
-            delta: 1e-5,
-            budget_epsilon: None,
-        },
-        delta: Some(spec).filter(|_| mode == ModeKind::Delta),
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision: Precision::F32,
-        worker: None,
-        threads: 1,
-        vault: None,
-        memory_limit_bytes: None,
-        task: Task::Train(TrainSpec {
-            epochs: 1,
-            batch: 1,
-            learning_rate: 0.0,
-            momentum: 0.0,
-            weight_decay: 0.0,
-            schedule: Schedule::Constant,
-            seed: 1,
-            evaluate_every: 1,
-            clip_norm: None,
-            coefficient_rate: 1.0,
-            first_layer_rate: 1.0,
-            easing: Default::default(),
-            teacher: None,
-            keep_diverged: false,
-        }),
-    };
-    let normalization = Normalization::of(&images());
-    let names = images().class_names().to_vec();
-    ServedModel::of(&job, Sampling { batch: 8, records: 100 }, normalization, names)
+    }
+}
+
+fn asymml(decomposition: &str) -> AsymMlSpec {
+    let split = SplitSpec { decomposition: decomposition.to_owned(), rank: "fixed:4".to_owned(), split_first: false };
+    AsymMlSpec { split, guard: GuardSpec::default(), precision: Precision::F32 }
+}
+
+fn model(mode: &dyn ModeSpec) -> ServedModel {
+    let terms = PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None };
+    let sampling = Sampling { batch: 8, records: 100 };
+    let (normalization, names) = (Normalization::of(&images()), images().class_names().to_vec());
+    ServedModel::new((ModeRef::of(mode).unwrap(), Vec::new()), network(), terms, sampling, normalization, names)
+}
+
+/// A model of Delta as it is meant, at an ε of 2 an answer.
+fn noised() -> ServedModel {
+    model(&delta(Some(2.0), Feed::Residual))
 }
 
 fn images() -> Dataset {
@@ -93,7 +73,7 @@ fn images() -> Dataset {
 }
 
 fn weights(model: &ServedModel) -> Vec<f32> {
-    let network = model.settings().stored_network().unwrap();
+    let network = model.stored_network(&Registry::default()).unwrap();
     Weights::init(&network, 5).flatten(&network).unwrap()
 }
 
@@ -106,7 +86,12 @@ fn settings(budget_epsilon: Option<f64>) -> ServiceSettings {
 }
 
 fn service(model: &ServedModel, budget: Option<f64>, worker: &Arc<dyn ResidualBackend>) -> Service {
-    Service::new(model.clone(), &weights(model), Some(worker), settings(budget), Par::Seq).unwrap()
+    let with = (&Registry::default(), Par::Seq);
+    Service::new(model.clone(), &weights(model), Some(worker), settings(budget), with).unwrap()
+}
+
+fn sigma(service: &Service) -> f64 {
+    service.guard().unwrap().sigma.unwrap()
 }
 
 fn queries(client: u8) -> Vec<Query> {
@@ -120,23 +105,24 @@ fn logits(answers: Vec<Result<Answer, QueryError>>) -> Vec<f32> {
 
 /// The same network asked in process, as an evaluation does it.
 fn in_process(model: &ServedModel) -> Vec<f32> {
-    let network = model.settings().stored_network().unwrap();
-    let weights = Weights::unflatten(&network, &weights(model)).unwrap();
+    let registry = Registry::default();
+    let weights = Weights::unflatten(&model.stored_network(&registry).unwrap(), &weights(model)).unwrap();
     let parts = Parts {
-        split: model.split.clone(),
-        epochs: 1,
+        network: model.network.clone(),
+        weights: weights.into(),
+        terms: model.terms,
         sampling: model.sampling,
+        epochs: 1,
         accountant: RecordAccountant::new(IMAGES),
-        shares: Default::default(),
+        backend: Some(flex()),
+        registry: &registry,
+        par: Par::Seq,
     };
-    let (mut mode, _) = build(model.settings(), weights.into(), parts, Some(&flex()), Par::Seq).unwrap();
+    let mut mode = registry.decode(&model.mode).unwrap().build(parts).unwrap();
     let data = images();
     let loader = Loader::new(&data, &model.normalization, Augment::NONE, 0);
-    if model.mode == ModeKind::Delta {
-        // An evaluation asks the worker only once stage 2 has begun.
-        let records = asymflow::modes::Records { loader: &loader, count: 0, batch: 1 };
-        mode.draw(0, &records).unwrap();
-    }
+    // An evaluation asks the worker only once stage 2 of Delta has begun.
+    mode.draw(0, &Records { loader: &loader, count: 0, batch: 1 }).unwrap();
     let mut batch = Batch::default();
     loader.gather(None, &(0..IMAGES as u32).collect::<Vec<_>>(), &mut batch);
     mode.infer(&batch.images, &(0..IMAGES).collect::<Vec<_>>()).unwrap()
@@ -151,14 +137,11 @@ fn assert_near(got: &[f32], expected: &[f32], bound: f32) {
 
 #[test]
 fn an_answer_is_what_the_mode_gives_in_process() {
-    for (mode, feed) in [
-        (ModeKind::Delta, Feed::Residual),
-        (ModeKind::Delta, Feed::Nothing),
-        (ModeKind::TrustedOnly, Feed::Residual),
-        (ModeKind::Asymml, Feed::Residual),
-    ] {
-        // Without noise, so that both sides draw the same.
-        let model = model(mode, None, feed);
+    // Without noise, so that both sides draw the same.
+    let (both, main_only) = (delta(None, Feed::Residual), delta(None, Feed::Nothing));
+    let modes: [&dyn ModeSpec; 4] = [&both, &main_only, &TrustedOnlySpec, &asymml("gram")];
+    for mode in modes {
+        let model = model(mode);
         let mut service = service(&model, None, &flex());
         let answers = logits(service.answer(&queries(1)));
         assert_near(&answers, &in_process(&model), 1e-4);
@@ -172,11 +155,11 @@ fn an_answer_is_what_the_mode_gives_in_process() {
 
 #[test]
 fn a_client_pays_once_for_an_image_and_is_refused_when_its_budget_is_spent() {
-    let model = model(ModeKind::Delta, Some(2.0), Feed::Residual);
+    let model = noised();
     let three = {
         let service = service(&model, None, &flex());
         assert!((service.answer_epsilon().unwrap() - 2.0).abs() < 1e-6);
-        gaussian_epsilon(service.sigma().unwrap(), 3_f64.sqrt(), 1e-5).unwrap()
+        gaussian_epsilon(sigma(&service), 3_f64.sqrt(), 1e-5).unwrap()
     };
     let mut service = service(&model, Some(three * 1.000_001), &flex());
     let some = &queries(1)[..3];
@@ -196,7 +179,7 @@ fn a_client_pays_once_for_an_image_and_is_refused_when_its_budget_is_spent() {
 
 #[test]
 fn an_image_of_another_size_costs_nothing() {
-    let mut service = service(&model(ModeKind::Delta, Some(2.0), Feed::Residual), Some(2.0), &flex());
+    let mut service = service(&noised(), Some(2.0), &flex());
     let mut query = queries(1)[0].clone();
     query.image.pop();
     assert_eq!(service.answer(&[query.clone()]), [Err(QueryError::Image { expected: 3072, got: 3071 })]);
@@ -221,7 +204,7 @@ impl Keeper for Kept {
 
 #[test]
 fn a_restart_keeps_what_clients_have_spent_and_nothing_leaves_that_was_not_kept() {
-    let model = model(ModeKind::Delta, Some(2.0), Feed::Residual);
+    let model = noised();
     let (kept, flaky) = (Kept::default(), Flaky::new(flex(), usize::MAX));
     let backend = Arc::clone(&flaky) as Arc<dyn ResidualBackend>;
     let open = |kept: &Kept| {
@@ -245,7 +228,7 @@ fn a_restart_keeps_what_clients_have_spent_and_nothing_leaves_that_was_not_kept(
 
 #[test]
 fn a_lost_worker_is_sent_the_same_bits_again_and_costs_once() {
-    let model = model(ModeKind::Delta, None, Feed::Residual);
+    let model = model(&delta(None, Feed::Residual));
     let expected = in_process(&model);
     for dies_after in 1..7 {
         let flaky = Flaky::new(flex(), dies_after);
@@ -253,12 +236,11 @@ fn a_lost_worker_is_sent_the_same_bits_again_and_costs_once() {
         assert_near(&logits(service.answer(&queries(1))), &expected, 1e-4);
         assert!(flaky.calls() > dies_after, "it died at call {dies_after}");
         // With noise, what is charged does not grow by the loss of a worker.
-        let noised = self::model(ModeKind::Delta, Some(2.0), Feed::Residual);
         let flaky = Flaky::new(flex(), dies_after) as Arc<dyn ResidualBackend>;
-        let mut service = self::service(&noised, None, &flaky);
+        let mut service = self::service(&noised(), None, &flaky);
         let some = &queries(1)[..6];
         assert_eq!(service.answer(some).iter().filter(|a| a.is_ok()).count(), 6);
-        let six = gaussian_epsilon(service.sigma().unwrap(), 6_f64.sqrt(), 1e-5).unwrap();
+        let six = gaussian_epsilon(sigma(&service), 6_f64.sqrt(), 1e-5).unwrap();
         assert!((service.spent_epsilon(&some[0].client) - six).abs() < 1e-6);
     }
 }
@@ -281,7 +263,7 @@ fn sizes(answers: &[usize]) -> Vec<usize> {
     config.tap = Some(Tap::new(move |bytes| heard.lock().unwrap().extend_from_slice(bytes)));
     std::thread::spawn(move || worker.run());
     let client: Arc<dyn ResidualBackend> = Arc::new(WorkerClient::new(config));
-    let mut service = service(&model(ModeKind::Delta, Some(9.0), Feed::Residual), Some(1e3), &client);
+    let mut service = service(&model(&delta(Some(9.0), Feed::Residual)), Some(1e3), &client);
     let queries = queries(1);
     let mut seen = sent.lock().unwrap().len();
     let mut sizes = Vec::new();
@@ -304,30 +286,27 @@ fn every_message_to_the_worker_has_one_size() {
 
 #[test]
 fn what_cannot_be_promised_is_not_served() {
-    let refuse = |model: ServedModel| match Service::new(
-        model.clone(),
-        &weights(&model),
-        Some(&flex()),
-        settings(None),
-        Par::Seq,
-    ) {
-        Err(error) => error.to_string(),
-        Ok(_) => panic!("served"),
+    let refuse = |mode: &dyn ModeSpec| {
+        let (model, with) = (model(mode), (&Registry::default(), Par::Seq));
+        match Service::new(model.clone(), &weights(&model), Some(&flex()), settings(None), with) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("served"),
+        }
     };
-    assert!(refuse(model(ModeKind::Clear, None, Feed::Residual)).contains("mode clear is not served"));
-    let mut shared = model(ModeKind::Asymml, None, Feed::Residual);
-    shared.split.decomposition = "shared-basis".to_owned();
-    assert!(refuse(shared).contains("shared-basis is not served"));
-    let mut code = model(ModeKind::Delta, Some(9.0), Feed::Residual);
-    code.delta.as_mut().unwrap().variant = Variant::ReleasedCode;
-    assert!(refuse(code).contains("released-code is not served"));
+    assert!(refuse(&ClearSpec).contains("mode clear is not served"));
+    assert!(refuse(&asymml("shared-basis")).contains("shared-basis is not served"));
+    // As it can be trained: with the channel mean, and labels that everybody knows.
+    let mut code = delta(Some(9.0), Feed::Residual);
+    (code.variant, code.shape.mean_residual, code.labels) = (Variant::ReleasedCode, true, Labels::Public);
+    assert!(refuse(&code).contains("released-code is not served"));
 }
 
 #[test]
 fn a_promise_says_what_guards_a_release_and_a_model_file_holds_what_is_served() {
-    let model = model(ModeKind::Delta, Some(9.0), Feed::Residual);
-    let file = model.encode(&weights(&model)).unwrap();
-    let (read, read_weights) = ServedModel::decode(&file).unwrap();
+    let registry = Registry::default();
+    let model = model(&delta(Some(9.0), Feed::Residual));
+    let file = model.encode(&weights(&model), &registry).unwrap();
+    let (read, read_weights) = ServedModel::decode(&file, &registry).unwrap();
     assert_eq!((&read, &read_weights), (&model, &weights(&model)));
     let service = service(&read, Some(20.0), &flex());
     let promise = Promise::of(&service, &settings(Some(20.0)), &sha256_hex(&file), "sim");
@@ -341,19 +320,19 @@ fn a_promise_says_what_guards_a_release_and_a_model_file_holds_what_is_served() 
     assert_eq!(unlimited.insecure, ["insecure_unlimited_answers"]);
 
     for end in (0..file.len()).step_by(file.len() / 50) {
-        assert!(ServedModel::decode(&file[..end]).is_err(), "cut at {end}");
-        assert!(ModelFile::open(&file[..end]).and_then(ModelFile::held).is_err(), "cut at {end}");
+        assert!(ServedModel::decode(&file[..end], &registry).is_err(), "cut at {end}");
+        assert!(ModelFile::open(&file[..end], &registry).and_then(ModelFile::held).is_err(), "cut at {end}");
     }
     let longer = [&file[..], &[0]].concat();
-    assert!(ServedModel::decode(&longer).is_err());
-    assert!(ModelFile::open(&longer[..]).and_then(ModelFile::held).is_err());
-    let piecewise = ModelFile::open(&file[..]).and_then(ModelFile::held).unwrap();
+    assert!(ServedModel::decode(&longer, &registry).is_err());
+    assert!(ModelFile::open(&longer[..], &registry).and_then(ModelFile::held).is_err());
+    let piecewise = ModelFile::open(&file[..], &registry).and_then(ModelFile::held).unwrap();
     assert_eq!((piecewise.model, piecewise.sha256), (model.clone(), sha256_hex(&file)));
-    let network = model.settings().stored_network().unwrap();
+    let network = model.stored_network(&registry).unwrap();
     assert!(
         matches!(piecewise.weights, ModelWeights::Held(held) if held.flatten(&network).unwrap() == weights(&model))
     );
     let mut other = model.clone();
-    other.delta = None;
-    assert!(other.encode(&weights(&model)).is_err());
+    other.mode.settings = "{}".to_owned();
+    assert!(other.encode(&weights(&model), &registry).is_err());
 }

@@ -9,12 +9,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use asymflow::accounting::RecordAccountant;
-use asymflow::clear::Clear;
-use asymflow::modes::{Mode, TrustedOnly};
+use asymflow::modes::{Clear, Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
 use asymflow_engine::Program;
-use asymflow_privacy::Precision;
+use asymflow_privacy::{Precision, RecordAccountant};
 use asymflow_residual::{Protection, ResidualBackend, RingLayout, Tap, Token, Transport, WorkerClient, WorkerConfig};
 use asymflow_zoo::{Layer, Network, Weights, by_name};
 use faer::Par;
@@ -91,7 +89,7 @@ fn clear_and_trusted_only_compute_the_same_logits_and_the_same_step() {
     let images = images(&network, 16);
     let records: Vec<usize> = (0..16).collect();
     let accountant = RecordAccountant::new(16);
-    let mut clear = Clear::new(network.clone(), &weights, worker.client(None), accountant, false).unwrap();
+    let mut clear = Clear::new(network.clone(), &weights, worker.client(None), accountant).unwrap();
     let mut trusted = TrustedOnly::new(network, &weights, Par::rayon(2)).unwrap();
     let logits = trusted.infer(&images, &records).unwrap();
     assert!(relative(&clear.infer(&images, &records).unwrap(), &logits) < 1e-4);

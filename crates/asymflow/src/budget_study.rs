@@ -15,8 +15,7 @@ use faer::Par;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ExecError;
-use crate::modes::{Mode, TrainBatch, TrustedOnly};
+use crate::modes::{ExecError, Mode, TrainBatch, TrustedOnly};
 
 /// Window of an exact comparison over 64 bits, 20 of 32 fraction bits dropped, as after a convolution.
 const BACKEND: Backend = Backend { ring_bits: 64, window_bits: 44 };
@@ -176,7 +175,8 @@ pub fn train(network: &Network, weights: &Weights, split: &Split, training: &Tra
             let Training { learning_rate, momentum, weight_decay, .. } = *training;
             let sgd = SgdStep::plain(learning_rate * cosine, momentum, weight_decay);
             let sgd = SgdStep { clip_norm: 5.0, coefficient_rate: 0.1, ..sgd };
-            let batch = TrainBatch { dropout_seed: step, ..TrainBatch::new(&batch.images, &batch.labels, &records) };
+            let mut batch = TrainBatch::new(&batch.images, &batch.labels, &records)?;
+            batch.dropout_seed = step;
             mode.step(batch, sgd)?;
             step += 1;
         }

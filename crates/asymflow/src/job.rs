@@ -3,57 +3,18 @@
 use std::path::PathBuf;
 
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::{Budget, Precision};
+use asymflow_privacy::LedgerEntry;
 use asymflow_zoo::Network;
 use asymflow_zoo::data::Normalization;
 use serde::{Deserialize, Serialize};
 
-use crate::accounting::LedgerEntry;
-use crate::delta::{DeltaSpec, SplitStudyReport, SplitStudySpec};
 use crate::memory::{MemoryPlan, MemoryUse};
 use crate::memory_study::{MemoryReport, MemorySpec};
-use crate::plan::{Plan, SplitSpec};
-use crate::release::PrivacySpec;
-use crate::run::Settings;
+use crate::modes::{ModeRef, PrivacyTerms};
+use crate::plan::Plan;
 use crate::speedup::{SpeedupReport, SpeedupSpec};
+use crate::split_study::{SplitStudyReport, SplitStudySpec};
 use crate::study::{RankStudyReport, RankStudySpec};
-
-/// How a network is executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ModeKind {
-    /// Everything on the accelerator.
-    Clear,
-    /// Everything in the trusted part.
-    TrustedOnly,
-    /// Every convolution split.
-    Asymml,
-    /// Features split once; a small network trusted, a large one on released bits.
-    Delta,
-    /// Trained in the trusted part, answered by two servers on secret shares.
-    Shares,
-    /// A control: noise on the images themselves, then everything on the accelerator.
-    NaiveDp,
-}
-
-impl ModeKind {
-    /// Name in configuration and reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Clear => "clear",
-            Self::TrustedOnly => "trusted-only",
-            Self::Asymml => "asymml",
-            Self::Delta => "delta",
-            Self::Shares => "shares",
-            Self::NaiveDp => "naive-dp",
-        }
-    }
-
-    /// Whether a worker takes part.
-    pub const fn needs_worker(self) -> bool {
-        !matches!(self, Self::TrustedOnly | Self::Shares)
-    }
-}
 
 /// Where the data comes from. The trusted part reads it itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,6 +79,18 @@ pub struct TrainSpec {
     /// Whether a value that stops being finite ends the run with a report instead of an error.
     #[serde(default)]
     pub keep_diverged: bool,
+}
+
+impl TrainSpec {
+    /// Whether the test images are classified after `epoch`, counted from 0.
+    pub fn is_evaluated(&self, epoch: usize) -> bool {
+        epoch + 1 == self.epochs || (epoch + 1).is_multiple_of(self.evaluate_every.max(1))
+    }
+
+    /// How often the test images are classified.
+    pub fn evaluations(&self) -> usize {
+        self.epochs.div_ceil(self.evaluate_every.max(1))
+    }
 }
 
 const fn one() -> f32 {
@@ -195,46 +168,17 @@ pub enum Task {
     Memory(MemorySpec),
 }
 
-/// Integers that shares are of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RingBits {
-    /// Modulo 2⁴⁸.
-    #[default]
-    Bits48,
-    /// Modulo 2⁶⁴.
-    Bits64,
-}
-
-/// How two servers answer on secret shares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SharesSpec {
-    /// Whether the servers hold shares of the weights instead of the weights.
-    pub shared_weights: bool,
-    /// The ring.
-    pub ring: RingBits,
-}
-
 /// One job of the trusted part.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
     /// How the network is executed.
-    pub mode: ModeKind,
+    pub mode: ModeRef,
     /// The network.
     pub network: Network,
     /// The data.
     pub data: DataSpec,
-    /// How it is split.
-    pub split: SplitSpec,
-    /// What guards releases.
-    pub privacy: PrivacySpec,
-    /// How it is run as Delta; for that mode.
-    pub delta: Option<DeltaSpec>,
-    /// ε of the noise on images; for the mode that has it.
-    pub naive_epsilon: Option<f64>,
-    /// How two servers answer; for the mode that has them.
-    pub shares: SharesSpec,
-    /// Precision of what is sent to the worker.
-    pub precision: Precision,
+    /// What every ε is said of.
+    pub terms: PrivacyTerms,
     /// The worker, for the modes that have one.
     pub worker: Option<WorkerSpec>,
     /// Where checkpoints are sealed; the host gets them without one.
@@ -245,26 +189,6 @@ pub struct JobSpec {
     pub memory_limit_bytes: Option<u64>,
     /// What is to be done.
     pub task: Task,
-}
-
-impl JobSpec {
-    /// The budget of every record: the one set, or what Delta's settings promise.
-    pub fn budget(&self) -> Option<Budget> {
-        let promised = || self.delta.as_ref().filter(|_| self.mode == ModeKind::Delta)?.promised_epsilon();
-        let epsilon = self.privacy.budget_epsilon.or_else(promised)?;
-        Some(Budget { epsilon, delta: self.privacy.delta })
-    }
-
-    /// What is executed and under which guard.
-    pub const fn settings(&self) -> Settings<'_> {
-        Settings {
-            mode: self.mode,
-            network: &self.network,
-            privacy: &self.privacy,
-            delta: self.delta.as_ref(),
-            precision: self.precision,
-        }
-    }
 }
 
 /// Where a job's checkpoints are sealed instead of being given to the host.
@@ -380,8 +304,6 @@ pub struct TrainReport {
     pub reopened: usize,
     /// Where each convolution was computed; absent in `clear` and `delta`.
     pub plan: Option<Plan>,
-    /// Standard deviation of the noise on released residuals or images, where there was any.
-    pub sigma: Option<f64>,
     /// How images were normalised: statistics of the training images.
     pub normalization: Normalization,
     /// Names of the classes.

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use asymflow_engine::EngineError;
 use asymflow_engine::streamed::ModelWeights;
+use asymflow_privacy::RecordAccountant;
 use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::Weights;
 use faer::{Mat, Par};
@@ -11,13 +13,10 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::ExecError;
-use crate::accounting::RecordAccountant;
-use crate::delta::Sampling;
 use crate::job::JobSpec;
 use crate::memory::{MemoryPlan, MemoryUse, heap};
-use crate::modes::{Mode, TrainBatch};
-use crate::run::{OpenBackend, Parts, RunError, build};
+use crate::modes::{ExecError, Mode, Parts, Registry, Sampling, TrainBatch};
+use crate::run::{OpenBackend, RunError, opened};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,11 +67,11 @@ pub fn memory_study(
     job: &JobSpec,
     spec: &MemorySpec,
     open: OpenBackend<'_>,
-    par: Par,
+    (registry, par): (&Registry, Par),
 ) -> Result<MemoryReport, RunError> {
-    let plan = MemoryPlan::of_job(job)?;
+    let plan = MemoryPlan::of_job(job, registry)?;
     let reserved_bytes = reserve_for_products();
-    let mut mode = set_up(job, spec, open, par)?;
+    let mut mode = set_up(job, spec, open, (registry, par))?;
     let mut rng = ChaCha8Rng::seed_from_u64(spec.seed);
     let values = spec.batch * job.network.input.len();
     let images: Vec<f32> = (0..values).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect();
@@ -113,29 +112,43 @@ impl MemoryReport {
     }
 }
 
-fn set_up(job: &JobSpec, spec: &MemorySpec, open: OpenBackend<'_>, par: Par) -> Result<Box<dyn Mode>, RunError> {
-    let weights = Weights::init(&job.settings().stored_network()?, spec.seed);
+fn set_up(
+    job: &JobSpec,
+    spec: &MemorySpec,
+    open: OpenBackend<'_>,
+    (registry, par): (&Registry, Par),
+) -> Result<Box<dyn Mode>, RunError> {
+    let mode = registry.decode(&job.mode)?;
+    let weights = Weights::init(&mode.stored_network(&job.network)?, spec.seed);
     let weights = match &spec.streamed {
-        Some(path) => ModelWeights::sealed(&job.network, weights, path).map_err(ExecError::from)?,
+        Some(path) => ModelWeights::sealed(&job.network, weights, path).map_err(EngineError::from)?,
         None => weights.into(),
     };
-    let backend = job.settings().needs_worker().then(|| open(job)).transpose().map_err(ExecError::from)?;
     let parts = Parts {
-        split: job.split.clone(),
-        epochs: 2,
+        network: job.network.clone(),
+        weights,
+        terms: job.terms,
         sampling: Sampling { batch: spec.batch, records: spec.batch },
+        epochs: 2,
         accountant: RecordAccountant::new(spec.batch),
-        shares: job.shares,
+        backend: opened(&*mode, job, open)?,
+        registry,
+        par,
     };
-    Ok(build(job.settings(), weights, parts, backend.as_ref(), par)?.0)
+    Ok(mode.build(parts)?)
 }
 
 fn once(mode: &mut dyn Mode, job: &JobSpec, spec: &MemorySpec, images: &[f32]) -> Result<(), ExecError> {
     if !spec.is_training {
-        return mode.answer(images, spec.batch, spec.batch, Duration::ZERO).map(drop);
+        let records: Vec<usize> = (0..spec.batch).collect();
+        return match mode.answering() {
+            Some(answering) => answering.answer(images, spec.batch, spec.batch, Duration::ZERO).map(drop),
+            None => mode.infer(images, &records).map(drop),
+        };
     }
     let labels: Vec<u32> = (0..spec.batch).map(|i| (i % job.network.classes) as u32).collect();
     let records: Vec<usize> = (0..spec.batch).collect();
-    let batch = TrainBatch { dropout_seed: spec.seed, ..TrainBatch::new(images, &labels, &records) };
+    let mut batch = TrainBatch::new(images, &labels, &records)?;
+    batch.dropout_seed = spec.seed;
     mode.step(batch, SgdStep::plain(1e-4, 0.9, 5e-4)).map(drop)
 }

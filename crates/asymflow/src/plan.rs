@@ -1,9 +1,10 @@
 //! Where each convolution is computed, and what that costs in multiplications and bytes.
 
-use asymflow_engine::{ConvNode, Program};
 use asymflow_linalg::rank::{LayerCost, RankError, RankPolicy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use asymflow_engine::{ConvNode, Program};
 
 /// Where a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +56,7 @@ pub struct Plan {
 
 /// How a network is to be split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SplitSpec {
     /// Name of the decomposition.
     pub decomposition: String,
@@ -62,6 +64,16 @@ pub struct SplitSpec {
     pub rank: String,
     /// Whether the first convolution is split too (`true`) or computed trusted. Either way no raw input leaves.
     pub split_first: bool,
+}
+
+impl Default for SplitSpec {
+    fn default() -> Self {
+        Self {
+            decomposition: asymflow_linalg::decompose::DEFAULT.to_owned(),
+            rank: "fixed:8".to_owned(),
+            split_first: false,
+        }
+    }
 }
 
 /// Why no plan could be made.

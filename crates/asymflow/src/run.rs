@@ -5,33 +5,39 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use asymflow_privacy::{Precision, RecordAccountant};
 use asymflow_residual::{OpenError, ResidualBackend};
 use asymflow_zoo::Weights;
 use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization, Split};
 use asymflow_zoo::delta::delta;
 use faer::Par;
 
-use crate::ExecError;
-use crate::accounting::RecordAccountant;
-use crate::checkpoint::{Checkpoint, from_f32_bytes};
-use crate::delta::{Sampling, SplitStudyReport, SplitStudySpec, split_study};
-use crate::job::{Body, DataSpec, EasingSpec, FromTrusted, JobReport, JobSpec, ModeKind, Task, TrainReport, TrainSpec};
+use crate::checkpoint::{Checkpoint, Identity, from_f32_bytes};
+use crate::job::{Body, DataSpec, EasingSpec, FromTrusted, JobReport, JobSpec, Task, TrainReport, TrainSpec};
 use crate::memory::{MemoryPlan, MemoryUse};
 use crate::memory_study::memory_study;
-use crate::naive::{NaiveSpec, noised};
+use crate::modes::{Facts, ModeError, ModeSpec, Parts, Registry, Sampling};
 use crate::speedup::speedup;
+use crate::split_study::{SplitStudyReport, SplitStudySpec, split_study};
 use crate::study::{RankStudyReport, RankStudySpec, rank_study};
 use crate::teaching::Teacher;
 use crate::train::{Observer, Training};
 
-mod build;
 mod error;
 
-pub use build::{Parts, Settings, build};
 pub use error::RunError;
 
-/// Opens the backend that a job's worker section names.
-pub type OpenBackend<'a> = &'a dyn Fn(&JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError>;
+/// Opens the backend that a job's worker section names, which answers in the precision given.
+pub type OpenBackend<'a> = &'a dyn Fn(&JobSpec, Precision) -> Result<Arc<dyn ResidualBackend>, OpenError>;
+
+/// The worker of a mode, where it needs one.
+pub(crate) fn opened(
+    mode: &dyn ModeSpec,
+    job: &JobSpec,
+    open: OpenBackend<'_>,
+) -> Result<Option<Arc<dyn ResidualBackend>>, ModeError> {
+    Ok(mode.needs_worker().then(|| open(job, mode.precision())).transpose()?)
+}
 
 /// Runs one job.
 ///
@@ -39,25 +45,25 @@ pub type OpenBackend<'a> = &'a dyn Fn(&JobSpec) -> Result<Arc<dyn ResidualBacken
 /// Whatever stops it; [`RunError::failure`] says what of it the host may know.
 pub fn run(
     job: &JobSpec,
-    body: Body,
-    bytes: Vec<u8>,
+    (body, bytes): (Body, Vec<u8>),
+    registry: &Registry,
     open: OpenBackend<'_>,
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<JobReport, RunError> {
-    job.check_memory()?;
+    job.check_memory(registry)?;
     let threads = NonZeroUsize::new(job.threads).ok_or(RunError::Zero { what: "trusted.threads" })?;
     let par = if threads.get() == 1 { Par::Seq } else { Par::rayon(threads.get()) };
-    job.network.validate().map_err(ExecError::from)?;
-    let runner = Runner { job, open, stop, par };
+    job.network.validate().map_err(ModeError::from)?;
+    let mode = registry.decode(&job.mode)?;
+    let runner = Runner { job, mode, registry, open, stop, par };
     match &job.task {
         Task::Train(spec) => runner.train(spec, body, bytes, observer),
         Task::Speedup(spec) => {
             let weights = Weights::init(&job.network, spec.seed);
-            let backend = open(job).map_err(ExecError::from)?;
-            Ok(JobReport::Speedup(speedup(job, spec, &weights, &backend, par)?))
+            Ok(JobReport::Speedup(speedup(job, spec, &weights, open, (registry, par))?))
         }
-        Task::Memory(spec) => Ok(JobReport::Memory(memory_study(job, spec, open, par)?)),
+        Task::Memory(spec) => Ok(JobReport::Memory(memory_study(job, spec, open, (registry, par))?)),
         Task::RankStudy(study, spec) => runner.study(study, spec, body, bytes, observer),
         Task::SplitStudy(study, spec) => runner.split_study(study, spec, body, bytes, observer),
     }
@@ -65,6 +71,8 @@ pub fn run(
 
 struct Runner<'a> {
     job: &'a JobSpec,
+    mode: Arc<dyn ModeSpec>,
+    registry: &'a Registry,
     open: OpenBackend<'a>,
     stop: &'a AtomicBool,
     par: Par,
@@ -78,48 +86,101 @@ impl Runner<'_> {
         bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
-        check_train(self.job.mode, spec)?;
-        let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
+        check_train(&*self.mode, spec)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
-        Ok(JobReport::Train(Box::new(self.train_on(&data, spec, weights, checkpoint, observer)?.0)))
+        Ok(JobReport::Train(Box::new(self.train_on(&data, spec, (body, bytes), observer)?.0)))
+    }
+
+    /// What a run of `spec` on `data` is, so that a checkpoint of another one is not gone on from.
+    fn identity(&self, data: &Split, spec: &TrainSpec) -> Result<Identity, RunError> {
+        Ok(Identity::of(data, self.job, spec)?)
+    }
+
+    /// Weights to start from, and the checkpoint to go on from.
+    fn start_from(
+        &self,
+        seed: u64,
+        (body, bytes): (Body, Vec<u8>),
+        identity: &Identity,
+    ) -> Result<(Weights, Option<Checkpoint>), RunError> {
+        let network = self.mode.stored_network(&self.job.network)?;
+        Ok(match body {
+            Body::Empty => (Weights::init(&network, seed), None),
+            Body::Weights => (Weights::unflatten(&network, &from_f32_bytes(&bytes))?, None),
+            Body::Checkpoint => {
+                let checkpoint = Checkpoint::decode(&bytes)?;
+                checkpoint.belongs_to(identity)?;
+                (Weights::init(&network, seed), Some(checkpoint))
+            }
+        })
+    }
+
+    /// Who has lost how much before. An accountant never begins anew because something did not fit.
+    fn accountant(
+        &self,
+        facts: &Facts<'_>,
+        records: usize,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<RecordAccountant, RunError> {
+        let losses = self.mode.losses(facts)?;
+        let is_silent = losses.train.is_empty() && losses.test.is_empty();
+        let accountant = match checkpoint {
+            None => RecordAccountant::new(records),
+            Some(kept) if kept.spent.is_empty() && is_silent => RecordAccountant::new(records),
+            Some(kept) => RecordAccountant::resume(kept.losses_of(records)?.to_vec()),
+        };
+        let budget = self.job.terms.budget(&*self.mode);
+        if let Some(budget) = budget {
+            losses.fit(budget)?;
+        }
+        Ok(accountant.with_budget(budget))
     }
 
     fn train_on(
         &self,
         data: &Split,
         spec: &TrainSpec,
-        weights: Weights,
-        checkpoint: Option<Checkpoint>,
+        start: (Body, Vec<u8>),
         observer: &mut dyn Observer,
     ) -> Result<(TrainReport, Vec<f32>), RunError> {
-        let job = self.job;
-        let backend = job.settings().needs_worker().then(|| (self.open)(job)).transpose().map_err(ExecError::from)?;
-        let records = data.train.len() + data.test.len();
-        let spent = checkpoint.as_ref().map(|c| c.spent.clone()).filter(|spent| spent.len() == records);
-        let accountant = spent.map_or_else(|| RecordAccountant::new(records), RecordAccountant::resume);
-        let mut accountant = accountant.with_budget(job.budget());
-        let noised = self.noised(data, &mut accountant)?;
-        let (data, naive_sigma) = noised.as_ref().map_or((data, None), |(data, sigma)| (data, Some(*sigma)));
+        let (job, mode) = (self.job, &*self.mode);
+        let identity = self.identity(data, spec)?;
+        let (weights, checkpoint) = self.start_from(spec.seed, start, &identity)?;
         let sampling = Sampling { batch: spec.batch, records: data.train.len() };
-        let (epochs, split) = (spec.epochs, job.split.clone());
-        let parts = Parts { split, epochs, sampling, accountant, shares: job.shares };
-        let (mut mode, plan) = build(job.settings(), weights.into(), parts, backend.as_ref(), self.par)?;
+        let evaluations = spec.evaluations();
+        let (network, terms, registry) = (&job.network, &job.terms, self.registry);
+        let facts = Facts { network, terms, sampling, epochs: spec.epochs, evaluations, registry };
+        mode.check(&facts)?;
+        let accountant = self.accountant(&facts, data.train.len() + data.test.len(), checkpoint.as_ref())?;
+        let parts = Parts {
+            network: network.clone(),
+            weights: weights.into(),
+            terms: *terms,
+            sampling,
+            epochs: spec.epochs,
+            accountant,
+            backend: opened(mode, job, self.open)?,
+            registry,
+            par: self.par,
+        };
+        let mut built = mode.build(parts)?;
+        let plan = mode.plan(network, spec.batch)?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
         observer.tell(FromTrusted::Planned { train_images, test_images, plan: plan.clone() }, &[])?;
         let training = Training {
             spec,
             augment: job.data.augment,
-            delta: job.privacy.delta,
+            delta: terms.delta,
             patience: Duration::from_secs(job.worker.as_ref().map_or(0, |w| w.patience_seconds)),
-            network: &job.network.name,
-            mode_name: job.mode.name(),
+            identity: &identity,
             data,
             stop: self.stop,
         };
-        let (input, classes) = (job.network.input.len(), job.network.classes);
-        let teacher = spec.teacher.as_ref().map(|spec| Teacher::read(spec, input, classes, self.par)).transpose()?;
-        let mut report = training.run(&mut *mode, checkpoint, teacher, observer)?;
+        let (input, classes) = (network.input.len(), network.classes);
+        let read = |spec| Teacher::read(spec, (input, classes), registry, self.par);
+        let teacher = spec.teacher.as_ref().map(read).transpose()?;
+        let mut report = training.run(&mut *built, checkpoint, teacher, observer)?;
         if let Some(plan) = &plan {
             for (layer, conv) in report.layers.iter_mut().zip(&plan.convs) {
                 layer.0.clone_from(&conv.layer);
@@ -128,27 +189,10 @@ impl Runner<'_> {
         report.plan = plan;
         report.normalization = Normalization::of(&data.train);
         report.class_names = data.train.class_names().to_vec();
-        report.sigma = naive_sigma.or(mode.sigma());
-        let weights = mode.state()?.weights;
-        report.memory_plan = MemoryPlan::of_job(job).ok();
+        let weights = built.state()?.weights;
+        report.memory_plan = MemoryPlan::of_job(job, registry).ok();
         report.memory = MemoryUse::now();
         Ok((report, weights))
-    }
-
-    /// The data with noise on every image, for the mode that has it.
-    fn noised(&self, data: &Split, accountant: &mut RecordAccountant) -> Result<Option<(Split, f64)>, RunError> {
-        let job = self.job;
-        if job.mode != ModeKind::NaiveDp {
-            return Ok(None);
-        }
-        let missing = |what| RunError::Settings { mode: job.mode.name(), what };
-        let spec = NaiveSpec {
-            epsilon: job.naive_epsilon.ok_or(missing("an epsilon"))?,
-            delta: job.privacy.delta,
-            clip: job.privacy.clip.ok_or(missing("privacy.clip"))?,
-            relation: job.privacy.relation,
-        };
-        Ok(Some(noised(data, spec, accountant)?))
     }
 
     fn study(
@@ -178,11 +222,10 @@ impl Runner<'_> {
         bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
-        let missing = RunError::Settings { mode: self.job.mode.name(), what: "a delta section" };
-        let shape = &self.job.delta.as_ref().ok_or(missing)?.shape;
+        let shape = &study.shape;
         let trained = self.trained(spec, study.samples, body, bytes, observer)?;
         let network = &self.job.network;
-        let energies = split_study(network, &trained.weights, shape, &trained.images, study, self.par)?;
+        let energies = split_study(network, &trained.weights, &trained.images, study, self.par)?;
         Ok(JobReport::SplitStudy(SplitStudyReport {
             network: network.name.clone(),
             samples: trained.samples,
@@ -202,12 +245,11 @@ impl Runner<'_> {
         bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<Trained, RunError> {
-        check_train(self.job.mode, spec)?;
-        let (weights, checkpoint) = start_from(self.job, spec.seed, body, bytes)?;
+        check_train(&*self.mode, spec)?;
         let data = load(&self.job.data)?;
         fits(self.job, &data)?;
-        let (report, trained) = self.train_on(&data, spec, weights, checkpoint, observer)?;
-        let weights = Weights::unflatten(&self.job.settings().stored_network()?, &trained)?;
+        let (report, trained) = self.train_on(&data, spec, (body, bytes), observer)?;
+        let weights = Weights::unflatten(&self.mode.stored_network(&self.job.network)?, &trained)?;
         let samples = samples.min(data.test.len());
         let loader = Loader::new(&data.test, &Normalization::of(&data.train), Augment::NONE, spec.seed);
         let mut batch = Batch::default();
@@ -225,7 +267,7 @@ struct Trained {
     test_accuracy: f64,
 }
 
-fn check_train(mode: ModeKind, spec: &TrainSpec) -> Result<(), RunError> {
+fn check_train(mode: &dyn ModeSpec, spec: &TrainSpec) -> Result<(), RunError> {
     for (what, value) in [("train.epochs", spec.epochs), ("train.batch", spec.batch)] {
         if value == 0 {
             return Err(RunError::Zero { what });
@@ -249,22 +291,18 @@ fn check_train(mode: ModeKind, spec: &TrainSpec) -> Result<(), RunError> {
     {
         return Err(RunError::OutOfRange { what: "train.easing.range_limit", got: limit, range: "above 0" });
     }
-    if mode == ModeKind::Delta && (spec.easing != EasingSpec::default() || spec.teacher.is_some()) {
-        return Err(RunError::Settings { mode: mode.name(), what: "labels alone and activations as they are" });
+    if !mode.takes_lessons() && (spec.easing != EasingSpec::default() || spec.teacher.is_some()) {
+        let what = "labels alone and activations as they are";
+        return Err(ModeError::Settings { mode: mode.name(), what }.into());
     }
     Ok(())
 }
 
-fn start_from(job: &JobSpec, seed: u64, body: Body, bytes: Vec<u8>) -> Result<(Weights, Option<Checkpoint>), RunError> {
-    let network = job.settings().stored_network()?;
-    Ok(match body {
-        Body::Empty => (Weights::init(&network, seed), None),
-        Body::Weights => (Weights::unflatten(&network, &from_f32_bytes(&bytes))?, None),
-        Body::Checkpoint => (Weights::init(&network, seed), Some(Checkpoint::decode(&bytes)?)),
-    })
-}
-
-fn load(spec: &DataSpec) -> Result<Split, RunError> {
+/// The data that a job names, or as many of the built-in images as it asks for.
+///
+/// # Errors
+/// They cannot be read.
+pub fn load(spec: &DataSpec) -> Result<Split, RunError> {
     let source = match &spec.path {
         Some(path) => DataSource::Files { path: path.clone(), resize: None },
         None => DataSource::Synthetic {

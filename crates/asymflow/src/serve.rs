@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::checkpoint::Checkpoint;
 use crate::job::{Body, Failure, FailureCode, FromTrusted, JobSpec, ToTrusted, VaultSpec, WorkerSpec, WorkerTransport};
+use crate::modes::Registry;
 use crate::run::run;
 use crate::train::{HostGone, Observer};
 
@@ -83,6 +84,7 @@ impl<W: Write> Observer for Host<W> {
 pub fn serve(
     mut reader: impl Read + Send + 'static,
     writer: impl Write + Send,
+    registry: &Registry,
     open_vault: OpenVault<'_>,
 ) -> Result<(), ServeError> {
     let mut host = Host { writer, vault: None };
@@ -104,7 +106,7 @@ pub fn serve(
         .num_threads(job.threads.max(1))
         .build()
         .map_err(|e| ServeError::Threads { threads: job.threads, reason: e.to_string() })?;
-    threads.install(|| run_one(&job, kind, body, &stop, &mut host))
+    threads.install(|| run_one(&job, (kind, body), registry, &stop, &mut host))
 }
 
 /// What the job starts with, its vault opened where it names one. A vault that holds a checkpoint is gone on from and never
@@ -138,12 +140,12 @@ fn tell_weights<W: Write>(host: &mut Host<W>) -> Result<(), ServeError> {
 
 fn run_one<W: Write>(
     job: &JobSpec,
-    kind: Body,
-    body: Vec<u8>,
+    start: (Body, Vec<u8>),
+    registry: &Registry,
     stop: &AtomicBool,
     host: &mut Host<W>,
 ) -> Result<(), ServeError> {
-    let message = match run(job, kind, body, &open_worker, stop, host) {
+    let message = match run(job, start, registry, &open_worker, stop, host) {
         Ok(report) => {
             tell_weights(host)?;
             FromTrusted::Done(Box::new(report))
@@ -166,14 +168,14 @@ pub fn report_failure(writer: &mut impl Write, code: FailureCode, detail: String
 ///
 /// # Errors
 /// No worker section, or a fingerprint that is none.
-pub fn open_worker(job: &JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError> {
+pub fn open_worker(job: &JobSpec, precision: Precision) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     let Some(worker) = &job.worker else {
         return Err(OpenError::Missing {
-            what: format!("the worker that mode {} needs", job.mode.name()),
+            what: format!("the worker that mode {} needs", job.mode.name),
             fix: "name one in the worker section".to_owned(),
         });
     };
-    worker_client(worker, job.precision)
+    worker_client(worker, precision)
 }
 
 /// A client for a worker, which answers in `precision`.

@@ -1,10 +1,10 @@
-//! The speedup experiment: every mode timed on one network, layer by layer, in one process.
+//! The speedup experiment: modes timed on one network, layer by layer, in one process.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use asymflow_engine::timing::Seconds;
-use asymflow_residual::{ResidualBackend, SgdStep};
+use asymflow_privacy::RecordAccountant;
+use asymflow_residual::SgdStep;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use rand::RngExt;
@@ -12,13 +12,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::ExecError;
-use crate::accounting::RecordAccountant;
-use crate::delta::Sampling;
-use crate::job::{JobSpec, ModeKind, Traffic};
-use crate::modes::{Mode, ModeError, TrainBatch};
-use crate::plan::{Plan, SplitSpec};
-use crate::run::{Parts, RunError, Settings, build};
+use crate::job::{JobSpec, Traffic};
+use crate::modes::{ExecError, Mode, ModeError, ModeRef, Parts, Registry, Sampling, TrainBatch};
+use crate::plan::Plan;
+use crate::run::{OpenBackend, RunError, opened};
 
 /// What is timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,12 +24,21 @@ pub struct SpeedupSpec {
     pub batch: usize,
     /// Timed repetitions after one that is not counted.
     pub repeats: usize,
-    /// Decompositions that AsymML is timed with.
-    pub decompositions: Vec<String>,
+    /// What is timed, in this order.
+    pub variants: Vec<NamedMode>,
     /// Whether training steps are timed too.
     pub train: bool,
     /// Seed of weights and data.
     pub seed: u64,
+}
+
+/// A mode under the name by which a table lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedMode {
+    /// The name.
+    pub name: String,
+    /// The mode.
+    pub mode: ModeRef,
 }
 
 /// Times of one variant.
@@ -67,7 +73,7 @@ pub struct SpeedupReport {
     pub variants: Vec<Variant>,
 }
 
-/// Times `trusted-only`, `asymml` with each decomposition, and `clear`.
+/// Times every variant.
 ///
 /// # Errors
 /// A variant that cannot be built or executed.
@@ -75,29 +81,27 @@ pub fn speedup(
     job: &JobSpec,
     spec: &SpeedupSpec,
     weights: &Weights,
-    backend: &Arc<dyn ResidualBackend>,
-    par: Par,
+    open: OpenBackend<'_>,
+    (registry, par): (&Registry, Par),
 ) -> Result<SpeedupReport, RunError> {
     let batch = RandomBatch::new(&job.network, spec);
-    let mut kinds = vec![(ModeKind::TrustedOnly, None)];
-    kinds.extend(spec.decompositions.iter().map(|d| (ModeKind::Asymml, Some(d.clone()))));
-    kinds.push((ModeKind::Clear, None));
     let mut variants = Vec::new();
-    for (kind, decomposition) in kinds {
-        let name = match &decomposition {
-            Some(decomposition) => format!("{} {decomposition}", kind.name()),
-            None => kind.name().to_owned(),
+    for NamedMode { name, mode } in &spec.variants {
+        let mode = registry.decode(mode)?;
+        let plan = mode.plan(&job.network, spec.batch)?;
+        let parts = Parts {
+            network: job.network.clone(),
+            weights: weights.clone().into(),
+            terms: job.terms,
+            sampling: Sampling { batch: spec.batch, records: spec.batch },
+            epochs: 1,
+            accountant: RecordAccountant::new(spec.batch),
+            backend: opened(&*mode, job, open)?,
+            registry,
+            par,
         };
-        let split = SplitSpec {
-            decomposition: decomposition.unwrap_or_else(|| job.split.decomposition.clone()),
-            ..job.split.clone()
-        };
-        let sampling = Sampling { batch: spec.batch, records: spec.batch };
-        let accountant = RecordAccountant::new(spec.batch);
-        let parts = Parts { split, epochs: 1, sampling, accountant, shares: job.shares };
-        let (mut mode, plan) =
-            build(Settings { mode: kind, ..job.settings() }, weights.clone().into(), parts, Some(backend), par)?;
-        variants.push(time_variant(name, &mut *mode, plan, &batch, spec).map_err(ModeError::from)?);
+        let mut built = mode.build(parts)?;
+        variants.push(time_variant(name.clone(), &mut *built, plan, &batch, spec).map_err(ModeError::from)?);
     }
     Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, variants })
 }
@@ -131,8 +135,9 @@ fn time_variant(
     let sgd = SgdStep::plain(1e-4, 0.9, 5e-4);
     let (training, training_layers, training_traffic) = if spec.train {
         repeat(mode, spec.repeats, |mode| {
-            let step = TrainBatch::new(&batch.images, &batch.labels, &batch.records);
-            mode.step(TrainBatch { dropout_seed: spec.seed, ..step }, sgd).map(drop)
+            let mut step = TrainBatch::new(&batch.images, &batch.labels, &batch.records)?;
+            step.dropout_seed = spec.seed;
+            mode.step(step, sgd).map(drop)
         })?
     } else {
         Timed::default()

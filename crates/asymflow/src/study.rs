@@ -10,7 +10,7 @@ use faer::Par;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::ExecError;
+use crate::modes::{ExecError, ModeError};
 use crate::run::RunError;
 
 /// What is measured.
@@ -115,7 +115,7 @@ fn study_layer(layer: &str, x: &Activation, spec: &RankStudySpec, par: Par) -> R
     let mut residuals = Vec::new();
     let mut scratch = Scratch::default();
     for method in &spec.methods {
-        let decomposer = by_name(method).ok_or_else(|| RunError::Decomposition(method.clone()))?;
+        let decomposer = by_name(method).ok_or_else(|| ModeError::Decomposition(method.clone()))?;
         let ranks = spec.ranks.iter().copied().filter(|&r| r <= shape.channels.min(shape.pixels));
         for rank in ranks {
             let mut low_rank = LowRank::default();

@@ -5,16 +5,15 @@ use std::time::{Duration, Instant};
 
 use asymflow_engine::ops;
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::{Accountant, AccountantError, Loss, RecordLedger};
+use asymflow_privacy::{AccountantError, Door, Loss, RecordLedger};
 use asymflow_residual::{SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, Split, epoch_order};
 use thiserror::Error;
 
-use crate::ExecError;
-use crate::checkpoint::{Checkpoint, CheckpointError, Position};
+use crate::checkpoint::{Checkpoint, CheckpointError, Identity, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
 use crate::memory::MemoryUse;
-use crate::modes::{Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
+use crate::modes::{ExecError, Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
 use crate::teaching::Teacher;
 
 /// Hears what a job has to say. An error ends the job: the host is gone.
@@ -59,10 +58,8 @@ pub struct Training<'a> {
     pub delta: f64,
     /// How long a lost worker is waited for.
     pub patience: Duration,
-    /// Name of the network, for checkpoints.
-    pub network: &'a str,
-    /// Name of the mode, for checkpoints.
-    pub mode_name: &'a str,
+    /// What its checkpoints belong to.
+    pub identity: &'a Identity,
     /// The data.
     pub data: &'a Split,
     /// Set when the run is to end after the current step.
@@ -135,8 +132,8 @@ impl Training<'_> {
                     let Some(state) = self.state(mode, &mut progress, observer)? else { continue };
                     progress.report.interrupted = true;
                     // Nothing is released after this one.
-                    let spent = mode.accountant().map(|a| a.spent().to_vec()).unwrap_or_default();
-                    checkpoint(spent, state, &progress.position, observer)?;
+                    let spent = mode.door().map(|door| door.accountant().spent().to_vec()).unwrap_or_default();
+                    self.keep(spent, state, &progress.position, observer)?;
                     break;
                 }
             }
@@ -160,10 +157,9 @@ impl Training<'_> {
         from: Option<Checkpoint>,
         teacher: Option<Teacher>,
     ) -> Result<Progress, TrainError> {
-        let mut position =
-            Position { network: self.network.to_owned(), mode: self.mode_name.to_owned(), ..Position::default() };
+        let mut position = Position::default();
         if let Some(checkpoint) = from {
-            checkpoint.belongs_to(self.network, self.mode_name)?;
+            checkpoint.belongs_to(self.identity)?;
             mode.restore(&checkpoint.state)?;
             position = checkpoint.position;
         }
@@ -185,7 +181,6 @@ impl Training<'_> {
             layers: Vec::new(),
             reopened: 0,
             plan: None,
-            sigma: None,
             normalization: Normalization::default(),
             class_names: Vec::new(),
             memory: MemoryUse::default(),
@@ -202,8 +197,9 @@ impl Training<'_> {
         position: &Position,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let is_finite = mode.unkept_losses()?.train.iter().any(|&loss| loss != Loss::Infinite);
-        if !is_finite || position.epoch >= self.spec.epochs {
+        let Unkept { train, test } = mode.unkept_losses()?;
+        let can_tell = |losses: &[Loss]| !losses.is_empty() && losses.iter().all(|&loss| loss != Loss::Infinite);
+        if !(can_tell(&train) || can_tell(&test)) || position.epoch >= self.spec.epochs {
             return Ok(());
         }
         let mut state = mode.state()?;
@@ -221,8 +217,26 @@ impl Training<'_> {
     ) -> Result<(), TrainError> {
         let unkept = if position.epoch < self.spec.epochs { mode.unkept_losses()? } else { Unkept::default() };
         let train = self.data.train.len();
-        let spent = mode.accountant().map(|a| a.spent_with(train, &unkept.train, &unkept.test)).unwrap_or_default();
-        checkpoint(spent, state, position, observer)
+        let spent = |door: &mut Door| door.accountant().spent_with(train, &unkept.train, &unkept.test);
+        let spent = mode.door().map(spent).unwrap_or_default();
+        self.keep(spent, state, position, observer)
+    }
+
+    /// Leaves a checkpoint; one that is not finite never takes the place of one that is.
+    fn keep(
+        &self,
+        spent: Vec<RecordLedger>,
+        state: TrainState,
+        position: &Position,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let checkpoint = Checkpoint { state, spent, position: position.clone(), identity: self.identity.clone() };
+        let bytes = match checkpoint.encode() {
+            Err(CheckpointError::NonFinite) if self.spec.keep_diverged => return Ok(()),
+            encoded => encoded?,
+        };
+        let (epoch, step) = (position.epoch, position.step);
+        Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)
     }
 
     /// Runs the rest of the current epoch.
@@ -282,16 +296,12 @@ impl Training<'_> {
                 None => None,
             };
             let lesson = progress.teacher.as_ref().zip(taught.as_deref());
-            let train = TrainBatch {
-                images: &batch.images,
-                labels: &batch.labels,
-                records: &records,
-                dropout_seed: self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209,
-                view: phase.view,
-                next: next.as_ref().map(|(records, sgd)| (records.as_slice(), *sgd)),
-                easing: self.spec.easing.at(epoch, step, steps),
-                lesson: lesson.map(|(teacher, logits)| teacher.lesson(logits)),
-            };
+            let mut train = TrainBatch::new(&batch.images, &batch.labels, &records)?;
+            train.dropout_seed = self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209;
+            train.view = phase.view;
+            train.next = next.as_ref().map(|(records, sgd)| (records.as_slice(), *sgd));
+            train.easing = self.spec.easing.at(epoch, step, steps);
+            train.lesson = lesson.map(|(teacher, logits)| teacher.lesson(logits));
             let Some(loss) = self.step(mode, train, sgd(step), progress, observer)? else {
                 ended = Ended::Lost;
                 break;
@@ -317,7 +327,7 @@ impl Training<'_> {
     ) -> Result<Option<f64>, TrainError> {
         let done = mode.step(train, sgd);
         let Some(report) = self.unless_lost(done, mode, progress, observer)? else { return Ok(None) };
-        let samples = train.labels.len();
+        let samples = train.samples();
         progress.position.step += 1;
         progress.position.loss_sum += report.loss * samples as f64;
         progress.position.correct += report.correct;
@@ -376,8 +386,7 @@ impl Training<'_> {
     ) -> Result<(), TrainError> {
         // Before the evaluation, which a worker may be lost in: the steps of this epoch are safe from here on.
         let Some(mut state) = self.state(mode, progress, observer)? else { return Ok(()) };
-        let is_evaluated = progress.position.epoch + 1 == self.spec.epochs
-            || (progress.position.epoch + 1).is_multiple_of(self.spec.evaluate_every.max(1));
+        let is_evaluated = self.spec.is_evaluated(progress.position.epoch);
         if is_evaluated && self.draw_queries(mode, test)? {
             // Before any of it is sent; a run that is killed in the evaluation comes back to its beginning.
             state.released = mode.released()?;
@@ -475,7 +484,7 @@ impl Training<'_> {
     }
 
     fn epsilon(&self, mode: &mut dyn Mode) -> Result<Option<f64>, AccountantError> {
-        mode.accountant().map(|accountant| accountant.epsilon(self.delta)).transpose()
+        mode.door().map(|door| door.accountant().epsilon(self.delta)).transpose()
     }
 }
 
@@ -483,19 +492,8 @@ fn record_numbers(indices: &[u32]) -> Vec<usize> {
     indices.iter().map(|&index| index as usize).collect()
 }
 
-fn checkpoint(
-    spent: Vec<RecordLedger>,
-    state: TrainState,
-    position: &Position,
-    observer: &mut dyn Observer,
-) -> Result<(), TrainError> {
-    let bytes = Checkpoint { state, spent, position: position.clone() }.encode()?;
-    let (epoch, step) = (position.epoch, position.step);
-    Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)
-}
-
 fn tell_ledger(mode: &mut dyn Mode, observer: &mut dyn Observer) -> Result<(), HostGone> {
-    match mode.accountant().map(crate::accounting::RecordAccountant::take_ledger) {
+    match mode.door().map(Door::take_ledger) {
         Some(entries) if !entries.is_empty() => observer.tell(FromTrusted::Ledger(entries), &[]),
         _ => Ok(()),
     }

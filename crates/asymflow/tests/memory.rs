@@ -4,18 +4,15 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use asymflow::delta::{DeltaSpec, Feed, Labels, Variant};
-use asymflow::job::{Body, DataSpec, FromTrusted, JobReport, JobSpec, ModeKind, Task};
+use asymflow::job::{Body, DataSpec, FromTrusted, JobReport, JobSpec, Task};
 use asymflow::memory::MemoryPlan;
 use asymflow::memory::heap::{self, CountingAllocator};
 use asymflow::memory_study::{MemorySpec, memory_study};
-use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
+use asymflow::modes::{Asked, ModeRef, PrivacyTerms, Registry, Sections};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
 use asymflow_privacy::{Precision, Relation};
 use asymflow_residual::{OpenError, ResidualBackend};
-use asymflow_zoo::delta::DeltaShape;
 use asymflow_zoo::{by_name, replace_activations};
 use faer::Par;
 
@@ -24,41 +21,20 @@ static HEAP: CountingAllocator = CountingAllocator;
 
 const THREADS: usize = 2;
 
-fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
+fn job(model: &str, mode: &str, task: Task) -> JobSpec {
     // The activation in place of ReLU behind a space.
     let (model, activation) = model.split_once(' ').unwrap_or((model, "relu"));
     let mut network = by_name(model, 10, None).unwrap();
     if activation != "relu" {
         network = replace_activations(&network, &activation.parse().unwrap()).unwrap();
     }
-    let delta = || DeltaSpec {
-        shape: DeltaShape::published(&network).unwrap(),
-        decomposition: "gram".to_owned(),
-        variant: Variant::Strict,
-        epsilon: None,
-        clip: 1.0,
-        labels: Labels::Public,
-        feed: Feed::Nothing,
-        views: 1,
-        stage1_epochs: 1,
-        orthogonality: 8e-4,
-    };
+    let sections = Sections::default();
+    let asked = Asked { name: mode, epsilon: None, network: &network, epochs: 2, sections: &sections };
+    let mode = ModeRef::of(&*Registry::default().spec(&asked).unwrap()).unwrap();
     JobSpec {
         mode,
         data: DataSpec { path: None, train: Some(64), test: Some(32), seed: 1, augment: true },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:8".to_owned(), split_first: false },
-        privacy: PrivacySpec {
-            mechanism: "insecure_none".to_owned(),
-            sigma: None,
-            clip: None,
-            relation: Relation::Remove,
-            delta: 1e-5,
-            budget_epsilon: None,
-        },
-        delta: (mode == ModeKind::Delta).then(delta),
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision: Precision::F32,
+        terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         worker: None,
         threads: THREADS,
         vault: None,
@@ -68,7 +44,7 @@ fn job(model: &str, mode: ModeKind, task: Task) -> JobSpec {
     }
 }
 
-fn no_worker(_: &JobSpec) -> Result<Arc<dyn ResidualBackend>, OpenError> {
+fn no_worker(_: &JobSpec, _: Precision) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     Err(OpenError::Missing { what: "a worker".to_owned(), fix: String::new() })
 }
 
@@ -84,7 +60,7 @@ impl Observer for Nobody {
 fn measured(job: &JobSpec, spec: &MemorySpec) -> (u64, u64) {
     let before = heap::heap_live_bytes().unwrap();
     heap::mark_heap();
-    let report = memory_study(job, spec, &no_worker, Par::rayon(THREADS)).unwrap();
+    let report = memory_study(job, spec, &no_worker, (&Registry::default(), Par::rayon(THREADS))).unwrap();
     let counted = report.startup_heap_bytes.max(report.running_heap_bytes).unwrap() - before;
     (report.plan.peak_bytes - report.plan.matmul_bytes, counted)
 }
@@ -98,27 +74,34 @@ fn the_plan_is_above_the_count_and_near_it() {
     pool.install(|| {
         // The first study reserves for matrix products, the others find it done.
         let first = MemorySpec { batch: 1, is_training: false, repeats: 1, streamed: None, seed: 1 };
-        let first = job("demo-cnn", ModeKind::TrustedOnly, Task::Memory(first));
-        let reserved = match run(&first, Body::Empty, Vec::new(), &no_worker, &AtomicBool::new(false), &mut Nobody) {
+        let first = job("demo-cnn", "trusted-only", Task::Memory(first));
+        let reserved = match run(
+            &first,
+            (Body::Empty, Vec::new()),
+            &Registry::default(),
+            &no_worker,
+            &AtomicBool::new(false),
+            &mut Nobody,
+        ) {
             Ok(JobReport::Memory(report)) => report.reserved_bytes.unwrap(),
             other => panic!("{other:?}"),
         };
         for (model, mode, batch, is_training) in [
-            ("demo-cnn", ModeKind::TrustedOnly, 32, true),
-            ("resnet8-cifar", ModeKind::TrustedOnly, 64, false),
-            ("resnet8-cifar", ModeKind::TrustedOnly, 64, true),
-            ("resnet8-cifar", ModeKind::Delta, 64, true),
-            ("resnet18-cifar", ModeKind::TrustedOnly, 8, false),
-            ("resnet18-cifar", ModeKind::TrustedOnly, 8, true),
-            ("resnet18-cifar", ModeKind::Delta, 8, false),
-            ("resnet18-cifar", ModeKind::Delta, 8, true),
-            ("vgg16-cifar", ModeKind::TrustedOnly, 1, false),
-            ("vgg16-cifar", ModeKind::TrustedOnly, 8, true),
-            ("pkn-resnet10", ModeKind::TrustedOnly, 8, true),
-            ("resnet18-cifar hermite", ModeKind::TrustedOnly, 8, true),
-            ("resnet18-cifar shared-relu:2x2x2:learned", ModeKind::TrustedOnly, 8, false),
-            ("resnet18-cifar shared-relu:2x2x2:learned", ModeKind::TrustedOnly, 8, true),
-            ("resnet18-cifar shared-relu:1x1x1", ModeKind::TrustedOnly, 8, true),
+            ("demo-cnn", "trusted-only", 32, true),
+            ("resnet8-cifar", "trusted-only", 64, false),
+            ("resnet8-cifar", "trusted-only", 64, true),
+            ("resnet8-cifar", "main-only", 64, true),
+            ("resnet18-cifar", "trusted-only", 8, false),
+            ("resnet18-cifar", "trusted-only", 8, true),
+            ("resnet18-cifar", "main-only", 8, false),
+            ("resnet18-cifar", "main-only", 8, true),
+            ("vgg16-cifar", "trusted-only", 1, false),
+            ("vgg16-cifar", "trusted-only", 8, true),
+            ("pkn-resnet10", "trusted-only", 8, true),
+            ("resnet18-cifar hermite", "trusted-only", 8, true),
+            ("resnet18-cifar shared-relu:2x2x2:learned", "trusted-only", 8, false),
+            ("resnet18-cifar shared-relu:2x2x2:learned", "trusted-only", 8, true),
+            ("resnet18-cifar shared-relu:1x1x1", "trusted-only", 8, true),
         ] {
             let spec = MemorySpec { batch, is_training, repeats: 3, streamed: None, seed: 1 };
             let job = job(model, mode, Task::Memory(spec.clone()));
@@ -126,8 +109,8 @@ fn the_plan_is_above_the_count_and_near_it() {
             let ratio = planned as f64 / counted as f64;
             let what = format!("{model} {mode:?}, batch {batch}, training {is_training}");
             assert!((1.0..FACTOR).contains(&ratio), "{what}: planned {planned}, counted {counted}");
-            let products = MemoryPlan::of_job(&job).unwrap().matmul_bytes;
-            let threads = if mode == ModeKind::TrustedOnly { 1 } else { THREADS as u64 };
+            let products = MemoryPlan::of_job(&job, &Registry::default()).unwrap().matmul_bytes;
+            let threads = if mode == "trusted-only" { 1 } else { THREADS as u64 };
             let expected = reserved / THREADS as u64 * threads;
             assert!(
                 products.abs_diff(expected) < 1 << 16,
@@ -144,8 +127,8 @@ fn streamed_weights_are_held_two_at_a_time() {
     let spec = |streamed| MemorySpec { batch: 1, is_training: false, repeats: 2, streamed, seed: 1 };
     let running = |spec: MemorySpec| {
         let before = heap::heap_live_bytes().unwrap();
-        let job = job("vgg16-cifar", ModeKind::TrustedOnly, Task::Memory(spec.clone()));
-        let report = memory_study(&job, &spec, &no_worker, Par::rayon(THREADS)).unwrap();
+        let job = job("vgg16-cifar", "trusted-only", Task::Memory(spec.clone()));
+        let report = memory_study(&job, &spec, &no_worker, (&Registry::default(), Par::rayon(THREADS))).unwrap();
         let MemoryPlan { matmul_bytes, weights_bytes, .. } = report.plan;
         let planned = report.plan.running_bytes() - matmul_bytes;
         (planned, report.running_heap_bytes.unwrap() - before, weights_bytes)
@@ -158,11 +141,13 @@ fn streamed_weights_are_held_two_at_a_time() {
 
 fn what_does_not_fit_is_refused_before_it_is_allocated() {
     let spec = MemorySpec { batch: 32, is_training: true, repeats: 1, streamed: None, seed: 1 };
-    let job = job("vgg16-imagenet", ModeKind::TrustedOnly, Task::Memory(spec));
+    let job = job("vgg16-imagenet", "trusted-only", Task::Memory(spec));
     let job = JobSpec { memory_limit_bytes: Some(2 << 30), ..job };
     let before = heap::heap_live_bytes().unwrap();
     heap::mark_heap();
-    let error = run(&job, Body::Empty, Vec::new(), &no_worker, &AtomicBool::new(false), &mut Nobody).unwrap_err();
+    let error =
+        run(&job, (Body::Empty, Vec::new()), &Registry::default(), &no_worker, &AtomicBool::new(false), &mut Nobody)
+            .unwrap_err();
     let used = heap::heap_peak_since_mark_bytes().unwrap() - before;
     assert!(matches!(error, RunError::Memory(_)), "{error}");
     let said = error.to_string();

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use asymflow::modes::Registry;
 use asymflow::service::ServedModel;
 use asymflow_residual::Fingerprint;
 use asymflow_shares::net::{Client, ModelInfo, NetError, ServerAt, write};
@@ -123,7 +124,7 @@ pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
     let named = args.model.display();
     let unusable = |e: String| CliError::usage(format!("{named}: {e}"), "name the model.asymflow of a run");
     let bytes = std::fs::read(&args.model).map_err(|e| unusable(e.to_string()))?;
-    let (model, weights) = ServedModel::decode(&bytes).map_err(|e| unusable(e.to_string()))?;
+    let (model, weights) = ServedModel::decode(&bytes, &Registry::default()).map_err(|e| unusable(e.to_string()))?;
     let weights = Weights::unflatten(&model.network, &weights).map_err(|e| unusable(e.to_string()))?;
     let policy = if args.weights == Policy::Public { WeightPolicy::Public } else { WeightPolicy::Shared };
     let compiled = compile::<Ring>(&model.network, &weights, &Options::new::<Ring>(policy))

@@ -3,8 +3,6 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use asymflow::job::ModeKind;
-use asymflow_zoo::delta::delta;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -16,7 +14,7 @@ use crate::kind::Outcome;
 use crate::machine;
 use crate::output::print;
 use crate::progress::Output;
-use crate::run::{DELTA_HELP, Interrupt, Run};
+use crate::run::{Interrupt, Run};
 
 /// The most seeds of one run.
 const MOST_SEEDS: u64 = 1000;
@@ -126,12 +124,12 @@ fn start(runs: &Path, name: &str, experiment: &mut Experiment) -> Result<Folder,
 fn check_networks(experiment: &Experiment) -> Result<(), CliError> {
     for name in &experiment.model.names {
         experiment.network(name)?;
-        for &entry in &experiment.mode.run {
+        for &entry in &experiment.entries {
             let network = experiment.network(&entry.model(name))?;
-            if entry.kind == ModeKind::Delta {
-                let parts = experiment.delta.shape(&network).and_then(|shape| delta(&network, &shape));
-                parts.map_err(|e| CliError::usage(format!("{name}: {e}"), DELTA_HELP))?;
-            }
+            let mode = experiment.mode_spec(entry, name)?;
+            let refused = |e: asymflow::modes::ModeError| CliError::usage(format!("{name}: {e}"), "");
+            let (terms, records) = (experiment.terms(), experiment.data.train.unwrap_or(usize::MAX));
+            mode.check(&experiment.facts(&network, &terms, records)).map_err(refused)?;
         }
     }
     Ok(())

@@ -1,12 +1,15 @@
 //! Reading experiment files: what they extend, their `[smoke]` table, overrides; and what a run folder keeps of them.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use asymflow::modes::Registry;
 use asymflow_zoo::Network;
 use toml::{Table, Value};
 
 use super::limits::{self, COMMON};
 use super::{Experiment, Limit, Networks};
+use crate::entry::Entry;
 use crate::error::CliError;
 
 /// What reading an experiment has to know of its kind.
@@ -26,6 +29,8 @@ pub struct Registered<'a> {
     pub kinds: &'a [&'a dyn KindFacts],
     /// Networks beside those of the zoo.
     pub networks: &'a Networks,
+    /// Modes, mechanisms and decompositions.
+    pub registry: &'a Arc<Registry>,
 }
 
 /// Keys that may change while a run is resumed: none of them can change a result.
@@ -110,6 +115,11 @@ fn resolve(table: Table, path: &Path, registered: Registered<'_>) -> Result<Expe
     let mut experiment: Experiment =
         Value::Table(table.clone()).try_into().map_err(|e: toml::de::Error| unknown_key(path, e.message()))?;
     experiment.registered = registered.networks.clone();
+    experiment.registry = Arc::clone(registered.registry);
+    let parsed = experiment.mode.run.iter().map(|entry| Entry::parse(entry, registered.registry));
+    experiment.entries = parsed.collect::<Result<_, _>>().map_err(|e| {
+        CliError::usage(format!("{}: mode.run: {e}", path.display()), "`asymflow modes` lists what there is")
+    })?;
     if experiment.schema != 1 {
         return Err(usage(format!("schema {} is not known", experiment.schema), "this version reads schema = 1"));
     }

@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use asymflow::job::{EasingSpec, ModeKind, Schedule, WorkerTransport};
+use asymflow::job::{EasingSpec, Schedule, WorkerTransport};
 use asymflow::memory::parse_bytes;
 use asymflow_privacy::{Precision, Relation};
 use asymflow_zoo::Shape;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::Entry;
 use crate::error::CliError;
 
 /// `[data]`
@@ -64,7 +63,7 @@ const fn ten() -> usize {
 #[serde(deny_unknown_fields, default)]
 pub struct ModeSection {
     /// Modes to run, in order.
-    pub run: Vec<Entry>,
+    pub run: Vec<String>,
     /// Name of the decomposition.
     pub decomposition: String,
     /// Rank policy.
@@ -76,7 +75,7 @@ pub struct ModeSection {
 impl Default for ModeSection {
     fn default() -> Self {
         Self {
-            run: [ModeKind::Clear, ModeKind::TrustedOnly, ModeKind::Asymml].map(Entry::of).to_vec(),
+            run: ["clear", "trusted-only", "asymml"].map(str::to_owned).to_vec(),
             decomposition: "gram".to_owned(),
             rank: "fixed:8".to_owned(),
             split_first: false,

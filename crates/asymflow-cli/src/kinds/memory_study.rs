@@ -1,6 +1,6 @@
 //! `kind = "memory-study"`: how much memory the trusted part takes, beside what was planned.
 
-use asymflow::job::{JobReport, ModeKind, Task};
+use asymflow::job::{JobReport, Task};
 use asymflow::memory::{MemoryPlan, show_bytes};
 use asymflow::memory_study::{MemoryReport, MemorySpec};
 use serde::{Deserialize, Serialize};
@@ -124,18 +124,15 @@ fn passes<'a>(
 ) -> impl Iterator<Item = (&'a str, Entry, bool, bool)> {
     let (train, streamed) = (settings.train, settings.streamed);
     let wanted = move |entry: Entry| {
-        let passes = [
-            (false, false, true),
-            (false, true, streamed && entry.kind == ModeKind::TrustedOnly),
-            (true, false, train),
-        ];
+        let passes =
+            [(false, false, true), (false, true, streamed && entry == Entry::of("trusted-only")), (true, false, train)];
         passes
             .into_iter()
             .filter(|pass| pass.2)
             .map(move |(is_training, is_streamed, _)| (entry, is_training, is_streamed))
     };
     experiment.model.names.iter().flat_map(move |model| {
-        let of_entries = experiment.mode.run.iter().flat_map(move |&entry| wanted(entry));
+        let of_entries = experiment.entries.iter().flat_map(move |&entry| wanted(entry));
         of_entries.map(move |(entry, is_training, is_streamed)| (model.as_str(), entry, is_training, is_streamed))
     })
 }
@@ -149,8 +146,10 @@ fn measure(
     spec: MemorySpec,
     below: u64,
 ) -> Result<Cell, CliError> {
-    let job = run.job(entry, model, worker.filter(|_| entry.needs_worker()), Task::Memory(spec.clone()))?;
-    let plan = MemoryPlan::of_job(&job).map_err(|e| CliError::usage(format!("{model}: {e}"), ""))?;
+    let needs_worker = run.experiment().mode_spec(entry, model)?.needs_worker();
+    let job = run.job(entry, model, worker.filter(|_| needs_worker), Task::Memory(spec.clone()))?;
+    let plan = MemoryPlan::of_job(&job, &run.experiment().registry)
+        .map_err(|e| CliError::usage(format!("{model}: {e}"), ""))?;
     let mode = if spec.streamed.is_some() { STREAMED.to_owned() } else { entry.to_string() };
     let measured = if plan.peak_bytes > below {
         None

@@ -1,7 +1,7 @@
 //! `kind = "rank-dct-study"`: what Delta's split leaves to the residual.
 
-use asymflow::delta::{Feed, SplitStudyReport, SplitStudySpec};
-use asymflow::job::{JobReport, ModeKind, Task};
+use asymflow::job::{JobReport, Task};
+use asymflow::split_study::{SplitStudyReport, SplitStudySpec};
 
 use super::study::{self, LIMITS, StudySection};
 use crate::entry::Entry;
@@ -33,9 +33,11 @@ impl ExperimentKind for RankDctStudy {
     fn run(&self, run: &Run, settings: &StudySection) -> Result<(Ended, Option<SplitStudyReport>), CliError> {
         let StudySection { samples, ranks, kept, .. } = settings.clone();
         let e = run.experiment();
-        let task = Task::SplitStudy(SplitStudySpec { samples, ranks, kept }, e.train_spec(e.train.seeds[0]));
-        let entry = Entry { feed: Feed::Nothing, ..Entry::of(ModeKind::Delta) };
-        let job = run.job(entry, &e.model.names[0], None, task)?;
+        let network = e.network(&e.model.names[0])?;
+        let shape = e.delta.shape(&network).map_err(|e| CliError::usage(e.to_string(), "take another model"))?;
+        let spec = SplitStudySpec { shape, samples, ranks, kept };
+        let task = Task::SplitStudy(spec, e.train_spec(e.train.seeds[0]));
+        let job = run.job(Entry::of("main-only"), &e.model.names[0], None, task)?;
         let JobReport::SplitStudy(report) = run.execute("main-only", job)? else { return Err(wrong_answer()) };
         Ok((Ended::Whole, Some(report)))
     }

@@ -1,6 +1,6 @@
 //! `kind = "rank-study"`: how low the rank of activations is.
 
-use asymflow::job::{JobReport, ModeKind, Task};
+use asymflow::job::{JobReport, Task};
 use asymflow::study::{RankStudyReport, RankStudySpec};
 
 use super::study::{self, LIMITS, StudySection};
@@ -34,7 +34,7 @@ impl ExperimentKind for RankStudy {
         let StudySection { samples, ranks, methods, .. } = settings.clone();
         let e = run.experiment();
         let task = Task::RankStudy(RankStudySpec { samples, ranks, methods }, e.train_spec(e.train.seeds[0]));
-        let job = run.job(Entry::of(ModeKind::TrustedOnly), &e.model.names[0], None, task)?;
+        let job = run.job(Entry::of("trusted-only"), &e.model.names[0], None, task)?;
         let JobReport::RankStudy(report) = run.execute("trusted-only", job)? else { return Err(wrong_answer()) };
         Ok((Ended::Whole, Some(report)))
     }

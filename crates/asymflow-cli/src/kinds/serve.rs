@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use asymflow::delta::Sampling;
 use asymflow::job::{JobSpec, Task};
+use asymflow::modes::{ModeSpec, Registry, Sampling};
 use asymflow::service::{ServedModel, ServiceReport};
 use asymflow_enclave::{EnclaveSpec, TrustedRuntime, TrustedSession};
 use asymflow_zoo::Weights;
@@ -71,17 +71,20 @@ impl ExperimentKind for Serve {
     fn run(&self, run: &Run, settings: &ServeSection) -> Result<(Ended, Option<Self::Results>), CliError> {
         let worker = run.worker()?;
         let e = run.experiment();
-        let server = Server {
-            runtime: run.runtime(),
-            program: run.program(),
-            worker,
-            section: settings,
-            threads: e.trusted.threads,
-            folder: run.folder(),
-        };
         let mut runs = Vec::new();
-        for &entry in &e.mode.run {
+        for &entry in &e.entries {
             let job = run.job(entry, &e.model.names[0], worker, Task::Train(e.train_spec(1)))?;
+            let mode = e.mode_spec(entry, &e.model.names[0])?;
+            let server = Server {
+                runtime: run.runtime(),
+                program: run.program(),
+                worker,
+                mode: &*mode,
+                registry: &e.registry,
+                section: settings,
+                threads: e.trusted.threads,
+                folder: run.folder(),
+            };
             for &load in &settings.loads {
                 if run.is_interrupted() {
                     return Ok((Ended::Interrupted, None));
@@ -145,6 +148,10 @@ pub struct Server<'a> {
     pub program: PathBuf,
     /// The worker, for modes that have one.
     pub worker: Option<&'a WorkerProcess>,
+    /// The mode.
+    pub mode: &'a dyn ModeSpec,
+    /// Modes by name.
+    pub registry: &'a Registry,
     /// How it is loaded.
     pub section: &'a ServeSection,
     /// Threads of the trusted part.
@@ -157,7 +164,7 @@ impl Server<'_> {
     /// Serves the network of `job`, with weights made by seed, under one load.
     pub fn run(&self, entry: Entry, job: &JobSpec, load_spec: LoadSpec) -> Result<ServeRun, CliError> {
         let model = self.model(entry, job)?;
-        let service = self.start(&model, job)?;
+        let service = self.start(&model)?;
         let args = ServiceArgs::trial(&service.address);
         let load = load(&args, &load_spec);
         let reports = service.stop();
@@ -174,17 +181,19 @@ impl Server<'_> {
     /// Writes the model: latency does not depend on what its weights are.
     fn model(&self, entry: Entry, job: &JobSpec) -> Result<PathBuf, CliError> {
         let failed = |e: String| CliError::failed(format!("cannot make a model: {e}"), "");
-        let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
+        let network = self.mode.stored_network(&job.network).map_err(|e| failed(e.to_string()))?;
         let weights = Weights::init(&network, 1).flatten(&network).map_err(|e| failed(e.to_string()))?;
         let channels = job.network.input.channels;
         let normalization = Normalization { mean: vec![0.5; channels], std: vec![0.25; channels] };
-        let model = ServedModel::of(job, Sampling { batch: 128, records: 50_000 }, normalization, Vec::new());
+        let sampling = Sampling { batch: 128, records: 50_000 };
+        let mode = (job.mode.clone(), Vec::new());
+        let model = ServedModel::new(mode, job.network.clone(), job.terms, sampling, normalization, Vec::new());
         let name = format!("{entry}.asymflow");
-        self.folder.replace(&name, &model.encode(&weights).map_err(|e| failed(e.to_string()))?)?;
+        self.folder.replace(&name, &model.encode(&weights, self.registry).map_err(|e| failed(e.to_string()))?)?;
         Ok(self.folder.path().join(name))
     }
 
-    fn start(&self, model: &Path, job: &JobSpec) -> Result<Running, CliError> {
+    fn start(&self, model: &Path) -> Result<Running, CliError> {
         let token = self.folder.path().join("token");
         let mut spec = EnclaveSpec::new(&self.program);
         let mut flag = |name: &str, value: &str| spec.arguments.extend([name.into(), value.into()]);
@@ -195,7 +204,7 @@ impl Server<'_> {
         flag("--linger-ms", &self.section.linger_ms.to_string());
         flag("--threads", &self.threads.to_string());
         flag("--report-seconds", "1");
-        if let Some(worker) = self.worker.filter(|_| job.settings().needs_worker()) {
+        if let Some(worker) = self.worker.filter(|_| self.mode.needs_worker()) {
             crate::client::write_private(&token, &worker.token)
                 .map_err(|e| CliError::failed(format!("cannot write {}: {e}", token.display()), ""))?;
             flag("--worker", &worker.address);

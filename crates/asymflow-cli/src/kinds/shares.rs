@@ -31,10 +31,9 @@ impl ExperimentKind for Shares {
         Ok(format!("\n# {name}\n{}", table::costs(experiment, &experiment.network(name)?)?))
     }
 
-    fn notice(&self, _: &Run) -> Vec<String> {
-        vec![
-            "dealer and both servers are threads of this process: whoever owns this machine sees everything".to_owned(),
-        ]
+    fn notice(&self, _: &Run) -> Result<Vec<String>, CliError> {
+        let text = "dealer and both servers are threads of this process: whoever owns this machine sees everything";
+        Ok(vec![text.to_owned()])
     }
 
     fn run(&self, run: &Run, (): &()) -> Result<(Ended, Option<Self::Results>), CliError> {

@@ -1,7 +1,8 @@
 //! `kind = "speedup"`: every mode timed, layer by layer.
 
-use asymflow::job::{JobReport, ModeKind, Task};
-use asymflow::speedup::{SpeedupReport, SpeedupSpec, Variant};
+use asymflow::job::{JobReport, Task};
+use asymflow::modes::ModeRef;
+use asymflow::speedup::{NamedMode, SpeedupReport, SpeedupSpec, Variant};
 use asymflow_engine::timing::Seconds;
 use serde::{Deserialize, Serialize};
 
@@ -72,12 +73,12 @@ impl ExperimentKind for Speedup {
             let spec = SpeedupSpec {
                 batch: settings.batch,
                 repeats: settings.repeats,
-                decompositions: settings.decompositions.clone(),
+                variants: variants(e, settings, model)?,
                 train: settings.train,
                 seed: e.train.seeds[0],
             };
             run.say(&format!("timing {model}, batch {}", settings.batch));
-            let job = run.job(Entry::of(ModeKind::Asymml), model, Some(worker), Task::Speedup(spec))?;
+            let job = run.job(Entry::of("asymml"), model, Some(worker), Task::Speedup(spec))?;
             let JobReport::Speedup(report) = run.execute(model, job)? else { return Err(wrong_answer()) };
             run.say(&line(&report));
             reports.push(report);
@@ -88,6 +89,22 @@ impl ExperimentKind for Speedup {
     fn table(&self, experiment: &Experiment, settings: &SpeedupSection, reports: &Self::Results) -> String {
         table(experiment, settings, reports)
     }
+}
+
+/// Everything in the trusted part, then split by each decomposition, then everything on the worker.
+fn variants(e: &Experiment, settings: &SpeedupSection, model: &str) -> Result<Vec<NamedMode>, CliError> {
+    let named = |name: String, e: &Experiment, entry| {
+        let mode = ModeRef::of(&*e.mode_spec(entry, model)?).map_err(|e| CliError::failed(e.to_string(), ""))?;
+        Ok::<_, CliError>(NamedMode { name, mode })
+    };
+    let mut variants = vec![named("trusted-only".to_owned(), e, Entry::of("trusted-only"))?];
+    for decomposition in &settings.decompositions {
+        let mut split = e.clone();
+        split.mode.decomposition.clone_from(decomposition);
+        variants.push(named(format!("asymml {decomposition}"), &split, Entry::of("asymml"))?);
+    }
+    variants.push(named("clear".to_owned(), e, Entry::of("clear"))?);
+    Ok(variants)
 }
 
 fn spread(values: &[f64]) -> String {

@@ -3,10 +3,8 @@
 use std::path::Path;
 
 use asymflow::checkpoint::{Checkpoint, from_f32_bytes};
-use asymflow::delta::Sampling;
-use asymflow::job::{
-    Body, FromTrusted, JobReport, JobSpec, ModeKind, Task, TeacherSpec, TrainReport, TrainSpec, VaultSpec,
-};
+use asymflow::job::{Body, FromTrusted, JobReport, JobSpec, Task, TeacherSpec, TrainReport, TrainSpec, VaultSpec};
+use asymflow::modes::{ModeRef, ModeSpec, Sampling};
 use asymflow::service::ServedModel;
 use asymflow::weights_file;
 use asymflow_privacy::Relation;
@@ -67,7 +65,7 @@ impl ExperimentKind for Train {
         let e = run.experiment();
         let mut runs = Vec::new();
         for &seed in &e.train.seeds {
-            let wanted = e.model.names.iter().flat_map(|model| e.mode.run.iter().map(move |&entry| (model, entry)));
+            let wanted = e.model.names.iter().flat_map(|model| e.entries.iter().map(move |&entry| (model, entry)));
             for (model, entry) in wanted {
                 if run.is_interrupted() {
                     return Ok((Ended::Interrupted, Some(jobs.compare(runs)?)));
@@ -176,31 +174,74 @@ impl Jobs<'_> {
         };
         let teacher = self.teacher(model, entry, seed)?;
         let mut spec = TrainSpec { teacher, ..self.0.experiment().train_spec(seed) };
-        if entry.kind == ModeKind::Shares {
-            // One answer an image: the weights of the epochs before are trained as in trusted-only.
+        let mode = self.0.experiment().mode_spec(entry, model)?;
+        if mode.evaluates_once() {
             spec.evaluate_every = spec.epochs;
         }
         let task = Task::Train(spec);
-        let worker = worker.filter(|_| entry.needs_worker());
+        let worker = worker.filter(|_| mode.needs_worker());
         let mut job = self.0.job(entry, model, worker, task)?;
         job.vault = self.vault(&folder);
         let JobReport::Train(report) = self.0.execute_in(&label, job.clone(), start, &folder)? else {
             return Err(wrong_answer());
         };
-        leave_weights(&folder, &job, &report)?;
+        self.leave_weights(&folder, &job, &report, &*mode)?;
         let sources = Sources {
             name: self.0.name(),
             experiment: self.0.experiment(),
             entry,
+            mode: &*mode,
             job: &job,
             report: &report,
             assurance: self.0.runtime().assurance().to_string(),
             worker_device: worker.map(|w| w.device.clone()),
         };
-        let summary = Summary::new(&sources);
+        let summary = Summary::new(&sources)?;
         folder.write_json("summary.json", &summary)?;
         folder.replace("summary.md", table(&summary, &report).as_bytes())?;
         Ok(summary)
+    }
+
+    /// Leaves the trained weights of the latest checkpoint under their names, and the model as it can be served.
+    fn leave_weights(
+        &self,
+        folder: &Folder,
+        job: &JobSpec,
+        report: &TrainReport,
+        mode: &dyn ModeSpec,
+    ) -> Result<(), CliError> {
+        let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
+        let flat = match (folder.read(WEIGHTS)?, folder.read("checkpoints/latest.safetensors")?) {
+            (Some(bytes), _) => from_f32_bytes(&bytes),
+            (None, Some(bytes)) => Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?.state.weights,
+            (None, None) => return Ok(()),
+        };
+        let network = mode.stored_network(&job.network).map_err(|e| failed(e.to_string()))?;
+        let weights = Weights::unflatten(&network, &flat).map_err(|e| failed(e.to_string()))?;
+        let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
+        folder.replace("weights.safetensors", &file)?;
+        let Task::Train(train) = &job.task else { return Ok(()) };
+        let sampling = Sampling { batch: train.batch, records: report.train_images };
+        let modes = (job.mode.clone(), self.others(mode, &job.network.name)?);
+        let (normalization, names) = (report.normalization.clone(), report.class_names.clone());
+        let model = ServedModel::new(modes, job.network.clone(), job.terms, sampling, normalization, names);
+        let model = model.encode(&flat, &self.0.experiment().registry);
+        folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
+    }
+
+    /// Other modes, with the experiment's settings, that could go on with the weights of this one.
+    fn others(&self, mode: &dyn ModeSpec, model: &str) -> Result<Vec<ModeRef>, CliError> {
+        let e = self.0.experiment();
+        let mut others = Vec::new();
+        for name in e.registry.names().filter(|name| mode.is_whole() && *name != mode.name()) {
+            // One that does not fit this network is none.
+            if let Ok(other) = e.mode_spec(Entry::of(name), model)
+                && other.is_whole()
+            {
+                others.push(ModeRef::of(&*other).map_err(|e| CliError::failed(e.to_string(), ""))?);
+            }
+        }
+        Ok(others)
     }
 
     /// Where a run in `folder` seals its checkpoints, where it is to.
@@ -248,25 +289,6 @@ fn curve(folder: &Folder, mode: &str, seed: u64) -> Result<Curve, CliError> {
         }
     }
     Ok(curve)
-}
-
-/// Leaves the trained weights of the latest checkpoint under their names, and the model as it can be served.
-fn leave_weights(folder: &Folder, job: &JobSpec, report: &TrainReport) -> Result<(), CliError> {
-    let failed = |e: String| CliError::failed(format!("cannot write weights.safetensors: {e}"), "");
-    let flat = match (folder.read(WEIGHTS)?, folder.read("checkpoints/latest.safetensors")?) {
-        (Some(bytes), _) => from_f32_bytes(&bytes),
-        (None, Some(bytes)) => Checkpoint::decode(&bytes).map_err(|e| failed(e.to_string()))?.state.weights,
-        (None, None) => return Ok(()),
-    };
-    let network = job.settings().stored_network().map_err(|e| failed(e.to_string()))?;
-    let weights = Weights::unflatten(&network, &flat).map_err(|e| failed(e.to_string()))?;
-    let file = weights_file::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
-    folder.replace("weights.safetensors", &file)?;
-    let Task::Train(train) = &job.task else { return Ok(()) };
-    let sampling = Sampling { batch: train.batch, records: report.train_images };
-    let model = ServedModel::of(job, sampling, report.normalization.clone(), report.class_names.clone());
-    let model = model.encode(&flat);
-    folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
 }
 
 fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {

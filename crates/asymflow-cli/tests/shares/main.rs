@@ -11,12 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use asymflow::delta::Sampling;
-use asymflow::job::{DataSpec, EasingSpec, JobSpec, ModeKind, Schedule, Task, TrainSpec};
-use asymflow::plan::SplitSpec;
-use asymflow::release::PrivacySpec;
+use asymflow::modes::{ModeRef, PrivacyTerms, Registry, Sampling, TrustedOnlySpec};
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
-use asymflow_privacy::{Precision, Relation};
+use asymflow_privacy::Relation;
 use asymflow_residual::client_config;
 use asymflow_shares::net::{
     FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, ToServer, VERSION, connect, read, write,
@@ -31,53 +28,25 @@ use faer::Par;
 const TOLERANCE: f32 = 0.0002;
 
 fn model(seed: u64) -> (ServedModel, Vec<f32>) {
-    let network = by_name("resnet8-cifar", 10, None).unwrap();
-    let train = TrainSpec {
-        epochs: 1,
-        batch: 8,
-        learning_rate: 0.1,
-        momentum: 0.0,
-        weight_decay: 0.0,
-        schedule: Schedule::Constant,
-        seed: 1,
-        evaluate_every: 1,
-        clip_norm: None,
-        coefficient_rate: 1.0,
-        first_layer_rate: 1.0,
-        easing: EasingSpec::default(),
-        teacher: None,
-        keep_diverged: false,
-    };
-    let privacy = PrivacySpec {
-        mechanism: "insecure_none".to_owned(),
-        sigma: None,
-        clip: None,
-        relation: Relation::Remove,
-        delta: 1e-5,
-        budget_epsilon: None,
-    };
-    let job = JobSpec {
-        mode: ModeKind::TrustedOnly,
-        network,
-        data: DataSpec { path: None, train: None, test: None, seed: 1, augment: false },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
-        privacy,
-        delta: None,
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision: Precision::F32,
-        worker: None,
-        threads: 1,
-        vault: None,
-        memory_limit_bytes: None,
-        task: Task::Train(train),
-    };
     let data = synthetic(100, 0, 1).train;
-    let sampling = Sampling { batch: 8, records: 100 };
-    let model = ServedModel::of(&job, sampling, Normalization::of(&data), data.class_names().to_vec());
-    let network = model.settings().stored_network().unwrap();
+    let terms = PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None };
+    let model = ServedModel::new(
+        (ModeRef::of(&TrustedOnlySpec).unwrap(), Vec::new()),
+        by_name("resnet8-cifar", 10, None).unwrap(),
+        terms,
+        Sampling { batch: 8, records: 100 },
+        Normalization::of(&data),
+        data.class_names().to_vec(),
+    );
+    let network = model.stored_network(&Registry::default()).unwrap();
     let weights = Weights::init(&network, seed).flatten(&network).unwrap();
     (model, weights)
+}
+
+/// The bytes of its file.
+fn model_file(seed: u64) -> Vec<u8> {
+    let (model, weights) = model(seed);
+    model.encode(&weights, &Registry::default()).unwrap()
 }
 
 fn beside(program: &str) -> PathBuf {
@@ -113,8 +82,7 @@ struct Pair {
 impl Pair {
     fn start(shared: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (model, weights) = model(7);
-        std::fs::write(folder.path().join("model.asymflow"), model.encode(&weights).unwrap()).unwrap();
+        std::fs::write(folder.path().join("model.asymflow"), model_file(7)).unwrap();
         let free = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = free.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
         drop(free);
@@ -242,7 +210,8 @@ impl Pair {
 /// The same images asked in this process, in floating point.
 fn in_process(images: &[PathBuf]) -> Vec<Vec<f32>> {
     let (model, weights) = model(7);
-    let mut service = Service::new(model, &weights, None, ServiceSettings::default(), Par::Seq).unwrap();
+    let around = (&Registry::default(), Par::Seq);
+    let mut service = Service::new(model, &weights, None, ServiceSettings::default(), around).unwrap();
     let query = |path: &PathBuf| Query {
         client: ClientId::of(&[0; 32]),
         image: read_image(path, Shape::new(3, 32, 32)).unwrap(),
@@ -306,8 +275,7 @@ fn strangers_and_other_models_are_refused_by_name() {
     pair.assert_answers(&pair.images()[..1]);
 
     // A second server with other weights is found before anything is shared, by dealer and client.
-    let (other, weights) = model(8);
-    std::fs::write(pair.folder.path().join("other.asymflow"), other.encode(&weights).unwrap()).unwrap();
+    std::fs::write(pair.folder.path().join("other.asymflow"), model_file(8)).unwrap();
     pair.servers[1] = None;
     pair.serve(1, &["--model", "other.asymflow"]);
     let refused = pair.refusal();

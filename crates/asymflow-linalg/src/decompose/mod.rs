@@ -120,6 +120,11 @@ pub trait Decomposer: Send + Sync + Debug {
     /// Name in configuration and reports.
     fn name(&self) -> &'static str;
 
+    /// Whether one basis serves the whole batch, so that the residual of a sample depends on the others.
+    fn shares_basis(&self) -> bool {
+        false
+    }
+
     /// Scratch that [`Decomposer::decompose`] needs.
     fn scratch(&self, shape: BatchShape, rank: usize, par: Par) -> StackReq;
 

@@ -65,6 +65,10 @@ impl Decomposer for SharedBasis {
         "shared-basis"
     }
 
+    fn shares_basis(&self) -> bool {
+        true
+    }
+
     fn scratch(&self, shape: BatchShape, rank: usize, par: Par) -> StackReq {
         let shares = batch::shares(shape.samples, par);
         let sums = batch::zeros_scratch(shape.channels * shape.channels * shares);

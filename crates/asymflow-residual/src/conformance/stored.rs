@@ -1,11 +1,11 @@
 //! Records that a network unit keeps and trains from.
 
-use asymflow_privacy::{PackedBits, Precision, Released, disclose_labels};
+use asymflow_privacy::{PackedBits, Precision, Released};
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights};
 
 use super::{Nonconformance, close, numbers, ok, outputs, refused, released, wrong};
 use crate::backend::{ConvUnit, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, Unit, UnitId, Wanted};
-use crate::received::received_bits;
+use crate::received::{received_bits, received_labels};
 
 const ID: UnitId = UnitId(0);
 const SAMPLES: usize = 5;
@@ -61,8 +61,8 @@ pub fn stored_records(backend: &dyn ResidualBackend) -> Result<(), Nonconformanc
 
     // In two parts, the second in place of what was stored there before.
     ok("store", session.store(ID, FIRST, bits(0..SAMPLES)?, None))?;
-    ok("store", session.store(ID, FIRST, bits(0..2)?, Some(disclose_labels(LABELS[..2].to_vec()).0)))?;
-    ok("store", session.store(ID, FIRST + 2, bits(2..SAMPLES)?, Some(disclose_labels(LABELS[2..].to_vec()).0)))?;
+    ok("store", session.store(ID, FIRST, bits(0..2)?, Some(labels(&LABELS[..2])?)))?;
+    ok("store", session.store(ID, FIRST + 2, bits(2..SAMPLES)?, Some(labels(&LABELS[2..])?)))?;
     let order = [4u32, 0, 3, 1, 2];
     let records: Vec<u32> = order.iter().map(|i| FIRST + i).collect();
     let ticket = ok("submit_stored", session.submit_stored(ID, &records, Pass::Inference))?;
@@ -105,6 +105,10 @@ fn step(session: &mut dyn ResidualTraining, x: &[f32], labels: &[u32]) -> Result
     Ok(logits)
 }
 
+fn labels(labels: &[u32]) -> Result<Released<Vec<u32>>, Nonconformance> {
+    ok("release", received_labels(labels.to_vec()))
+}
+
 type Bits<'a> = dyn Fn(std::ops::Range<usize>) -> Result<Released<PackedBits>, Nonconformance> + 'a;
 
 fn refusals(
@@ -112,10 +116,9 @@ fn refusals(
     session: &mut dyn ResidualTraining,
     bits: &Bits<'_>,
 ) -> Result<(), Nonconformance> {
-    let labels = |labels: &[u32]| Some(disclose_labels(labels.to_vec()).0);
     refused("no records", session.submit_stored(ID, &[], Pass::Inference), "Length")?;
-    refused("too few labels", session.store(ID, 0, bits(0..2)?, labels(&[1])), "Length")?;
-    refused("a label beyond the logits", session.store(ID, 0, bits(0..1)?, labels(&[3])), "Unsupported")?;
+    refused("too few labels", session.store(ID, 0, bits(0..2)?, Some(labels(&[1])?)), "Length")?;
+    refused("a label beyond the logits", session.store(ID, 0, bits(0..1)?, Some(labels(&[3])?)), "Unsupported")?;
     refused("numbers beyond 32 bits", session.store(ID, u32::MAX, bits(0..2)?, None), "Length")?;
     refused("another unit", session.store(UnitId(1), 0, bits(0..1)?, None), "Unit")?;
     let unknown = ok("submit_stored", session.submit_stored(ID, &[99], Pass::Inference))?;

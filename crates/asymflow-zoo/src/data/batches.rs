@@ -111,6 +111,16 @@ impl<'a> Loader<'a> {
         Self { data, values: normalization.values(data.shape().channels), augment, seed }
     }
 
+    /// How images are augmented.
+    pub const fn augment(&self) -> Augment {
+        self.augment
+    }
+
+    /// Seed of shuffles and augmentation.
+    pub const fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Batches of `batch` samples (the last may be smaller) in the shuffled order of `epoch`, augmented.
     pub fn epoch(&self, epoch: u64, batch: usize) -> Batches<'_, 'a> {
         let order = epoch_order(self.seed, epoch, self.data.len());

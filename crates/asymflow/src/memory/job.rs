@@ -2,9 +2,10 @@
 
 use asymflow_residual::Pass;
 
-use super::modes::weight_bytes;
+use super::work::weight_bytes;
 use super::{Advice, MemoryError, MemoryPlan, Work};
-use crate::job::{DataSpec, JobSpec, ModeKind, Task, TrainSpec};
+use crate::job::{DataSpec, JobSpec, Task, TrainSpec};
+use crate::modes::{ModeError, ModeSpec, Registry};
 use crate::service::{Answers, ServedModel};
 
 /// Images of the built-in set where a job names no number, and of a data set on disk, which is read whole.
@@ -17,11 +18,22 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// A job that cannot be done.
-    pub fn of_job(job: &JobSpec) -> Result<Self, MemoryError> {
+    pub fn of_job(job: &JobSpec, registry: &Registry) -> Result<Self, MemoryError> {
+        let mode = registry.decode(&job.mode).map_err(no_mode)?;
+        let of = |batch, passes| Work {
+            network: &job.network,
+            batch,
+            passes,
+            records: None,
+            threads: job.threads,
+            is_streamed: false,
+            registry,
+        };
         match &job.task {
             Task::Memory(spec) => {
                 let is_streamed = spec.streamed.is_some();
-                let mut plan = Work { is_streamed, ..work(job, spec.batch, &spec.passes()) }.plan()?;
+                let passes = spec.passes();
+                let mut plan = Work { is_streamed, ..of(spec.batch, &passes) }.plan(&*mode)?;
                 // The batch, and a copy of it that is filled up.
                 plan.data_bytes = 8 * (spec.batch * job.network.input.len()) as u64;
                 if is_streamed {
@@ -34,23 +46,28 @@ impl MemoryPlan {
                 let passes =
                     [(spec.batch, Pass::Inference), (spec.batch, Pass::Training), (spec.batch, Pass::Training)];
                 let passes = if spec.train { &passes[..] } else { &passes[..1] };
-                let modes = [ModeKind::TrustedOnly, ModeKind::Asymml, ModeKind::Clear];
                 let mut largest = Self::default();
-                for mode in modes {
-                    let mut work = work(job, spec.batch, passes);
-                    work.settings.mode = mode;
-                    let plan = work.plan()?;
+                for timed in &spec.variants {
+                    let mode = registry.decode(&timed.mode).map_err(no_mode)?;
+                    let plan = of(spec.batch, passes).plan(&*mode)?;
                     largest = if plan.peak_bytes > largest.peak_bytes { plan } else { largest };
                 }
                 // The weights that every mode is made of stay.
                 largest.state_bytes += weight_bytes(&job.network);
                 Ok(largest.peaked())
             }
-            Task::Train(spec) | Task::RankStudy(_, spec) | Task::SplitStudy(_, spec) => Self::of_training(job, spec),
+            Task::Train(spec) | Task::RankStudy(_, spec) | Task::SplitStudy(_, spec) => {
+                Self::of_training(job, spec, &*mode, registry)
+            }
         }
     }
 
-    fn of_training(job: &JobSpec, spec: &TrainSpec) -> Result<Self, MemoryError> {
+    fn of_training(
+        job: &JobSpec,
+        spec: &TrainSpec,
+        mode: &dyn ModeSpec,
+        registry: &Registry,
+    ) -> Result<Self, MemoryError> {
         let (train, test) = counts(&job.data);
         let rest = |images: usize| Some(images % spec.batch.max(1)).filter(|&rest| rest > 0);
         let (batch, tested) = (spec.batch.min(train), spec.batch.min(test));
@@ -60,27 +77,23 @@ impl MemoryPlan {
         passes.push((tested, Pass::Inference));
         passes.extend(rest(test).map(|rest| (rest, Pass::Inference)));
         passes.push(step);
-        let mut plan = work(job, spec.batch, &passes).plan()?;
-        let stored = job.settings().stored_network()?;
-        let weights = weight_bytes(&stored);
+        let work = Work {
+            network: &job.network,
+            batch: spec.batch,
+            passes: &passes,
+            records: Some((train, test)),
+            threads: job.threads,
+            is_streamed: false,
+            registry,
+        };
+        let mut plan = work.plan(mode)?;
+        let weights = weight_bytes(&mode.stored_network(&job.network).map_err(no_mode)?);
         let record = job.network.input.len() as u64 + 4;
         let images = (train + test) as u64 * record;
-        let copies = if job.mode == ModeKind::NaiveDp { 2 } else { 1 };
-        plan.data_bytes =
-            copies * images.max(disk_bytes(&job.data)) + (batch * (4 * job.network.input.len() + 8)) as u64;
+        plan.data_bytes = images.max(disk_bytes(&job.data)) + (batch * (4 * job.network.input.len() + 8)) as u64;
         plan.startup_bytes += plan.data_bytes + weights;
         // Weights and momentum: flattened, as bytes, and as the file.
-        plan.checkpoint_bytes = 6 * weights;
-        if let Some(spec) = job.delta.as_ref().filter(|spec| job.mode == ModeKind::Delta && spec.needs_worker()) {
-            let residual = asymflow_zoo::delta::delta(&job.network, &spec.shape)?.residual;
-            let bits = residual.input.len().div_ceil(8) as u64;
-            // The first checkpoint fetches the momentum of M_res, which is kept from then on to be sent again.
-            plan.state_bytes += weight_bytes(&residual);
-            // Of every view of every record, and of test images; again in a checkpoint, as bytes and in the file.
-            let released = bits * (train * spec.views + test) as u64;
-            plan.state_bytes += released;
-            plan.checkpoint_bytes += 3 * released;
-        }
+        plan.checkpoint_bytes += 6 * weights;
         Ok(plan.peaked())
     }
 
@@ -91,23 +104,19 @@ impl MemoryPlan {
     /// A model that cannot be served.
     pub fn of_service(
         model: &ServedModel,
-        batch: usize,
-        threads: usize,
+        (batch, threads): (usize, usize),
         is_streamed: bool,
         remembered: usize,
+        registry: &Registry,
     ) -> Result<Self, MemoryError> {
         // Fewer images than a batch come as well.
         let mut passes: Vec<_> = (1..=batch).map(|samples| (samples, Pass::Inference)).collect();
         passes.push((batch, Pass::Inference));
-        let work = Work {
-            settings: model.settings(),
-            split: &model.split,
-            batch: model.sampling.batch,
-            passes: &passes,
-            threads,
-            is_streamed,
-        };
-        let mut plan = work.plan()?;
+        let mode = registry.decode(&model.mode).map_err(no_mode)?;
+        let (network, passes) = (&model.network, &passes[..]);
+        let batches = model.sampling.batch;
+        let work = Work { network, batch: batches, passes, records: None, threads, is_streamed, registry };
+        let mut plan = work.plan(&*mode)?;
         // Waiting images of four batches, and the batch as numbers, twice.
         plan.data_bytes = (12 * batch * model.network.input.len()) as u64;
         plan.answers_bytes = Answers::held_bytes(remembered, model.network.classes) as u64;
@@ -125,21 +134,19 @@ impl JobSpec {
     ///
     /// # Errors
     /// It does not fit, or cannot be planned.
-    pub fn check_memory(&self) -> Result<(), MemoryError> {
+    pub fn check_memory(&self, registry: &Registry) -> Result<(), MemoryError> {
         if self.memory_limit_bytes.is_none() {
             return Ok(());
         }
-        let advice = Advice {
-            smaller_batch: true,
-            other_mode: matches!(self.mode, ModeKind::TrustedOnly | ModeKind::Asymml),
-            streaming: false,
-        };
-        MemoryPlan::of_job(self)?.check(self.memory_limit_bytes, advice)
+        let mode = registry.decode(&self.mode).map_err(no_mode)?;
+        let advice =
+            Advice { smaller_batch: true, other_mode: mode.computes_here() && mode.is_whole(), streaming: false };
+        MemoryPlan::of_job(self, registry)?.check(self.memory_limit_bytes, advice)
     }
 }
 
-fn work<'a>(job: &'a JobSpec, batch: usize, passes: &'a [(usize, Pass)]) -> Work<'a> {
-    Work { settings: job.settings(), split: &job.split, batch, passes, threads: job.threads, is_streamed: false }
+fn no_mode(error: ModeError) -> MemoryError {
+    MemoryError::Mode(error.to_string())
 }
 
 fn counts(data: &DataSpec) -> (usize, usize) {

@@ -6,10 +6,10 @@
 
 pub mod heap;
 mod job;
-mod modes;
 mod size;
 mod walk;
 mod wire;
+mod work;
 
 use std::fmt::Write;
 
@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use heap::MemoryUse;
-pub use modes::Work;
+
 pub use size::{SizeError, parse_bytes, show_bytes};
+pub use work::Work;
 
 /// Bytes of heap that the trusted part is planned to hold, by what they are for.
 ///
@@ -195,7 +196,7 @@ pub enum MemoryError {
     /// No decomposition of that name.
     #[error("unknown decomposition {0:?}")]
     Decomposition(String),
-    /// Delta without its settings.
-    #[error("mode delta needs a delta section")]
-    Settings,
+    /// No mode can be made of what the job says.
+    #[error("{0}")]
+    Mode(String),
 }

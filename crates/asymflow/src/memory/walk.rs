@@ -473,10 +473,11 @@ impl<'a> Walk<'a> {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_engine::{Engine, LocalConv, ops};
     use asymflow_zoo::{Weights, by_name, replace_activations};
 
     use super::*;
+    use asymflow_engine::LocalConv;
+    use asymflow_engine::{Engine, ops};
 
     /// The engine's pool and its shadow hold the same after every pass, whatever came before.
     #[test]

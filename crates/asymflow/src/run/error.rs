@@ -1,19 +1,16 @@
 //! Why a job failed, and what of it the host may know.
 
 use asymflow_engine::EngineError;
+use asymflow_privacy::ReleaseError;
 use asymflow_zoo::WeightsError;
 use asymflow_zoo::data::DataError;
 use asymflow_zoo::delta::DeltaError;
 use thiserror::Error;
 
-use crate::ExecError;
 use crate::checkpoint::CheckpointError;
-use crate::delta::DoorError;
 use crate::job::{Failure, FailureCode};
 use crate::memory::MemoryError;
-use crate::modes::ModeError;
-use crate::naive::NaiveError;
-use crate::plan::PlanError;
+use crate::modes::{ExecError, ModeError};
 use crate::teaching::TeacherError;
 use crate::train::{HostGone, TrainError};
 
@@ -33,12 +30,6 @@ pub enum RunError {
         /// The network.
         network: String,
     },
-    /// The split cannot be planned.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// No decomposition of that name.
-    #[error("unknown decomposition {0:?}")]
-    Decomposition(String),
     /// The spectrum of an activation could not be computed.
     #[error("layer {layer}: {error}")]
     Spectrum {
@@ -46,20 +37,6 @@ pub enum RunError {
         layer: String,
         /// Why.
         error: asymflow_linalg::spectrum::SpectrumError,
-    },
-    /// Delta's networks cannot be made.
-    #[error(transparent)]
-    Delta(#[from] DeltaError),
-    /// Images could not be noised.
-    #[error(transparent)]
-    Naive(#[from] NaiveError),
-    /// A mode lacks the settings it needs.
-    #[error("mode {mode} needs {what}")]
-    Settings {
-        /// The mode.
-        mode: &'static str,
-        /// What it needs.
-        what: &'static str,
     },
     /// A setting of no use.
     #[error("{what} of {got} is out of range {range}")]
@@ -74,17 +51,6 @@ pub enum RunError {
     /// There is no teacher.
     #[error(transparent)]
     Teacher(#[from] TeacherError),
-    /// A mode that this program was built without.
-    #[error("mode {mode} is not built in: it needs the feature {feature}")]
-    NotBuilt {
-        /// The mode.
-        mode: &'static str,
-        /// The feature that has it.
-        feature: &'static str,
-    },
-    /// A mode that needs a worker has none.
-    #[error("mode {0} needs a worker")]
-    NoWorker(&'static str),
     /// The given weights do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -119,7 +85,13 @@ impl From<ExecError> for RunError {
 
 impl From<EngineError> for RunError {
     fn from(error: EngineError) -> Self {
-        Self::Mode(ExecError::from(error).into())
+        Self::Mode(error.into())
+    }
+}
+
+impl From<DeltaError> for RunError {
+    fn from(error: DeltaError) -> Self {
+        Self::Mode(error.into())
     }
 }
 
@@ -136,19 +108,24 @@ impl RunError {
             return Failure { code: FailureCode::NonFinite, detail };
         }
         let code = match (self, exec) {
-            (_, Some(ExecError::Release { layer, .. })) => {
-                let detail = format!("layer {layer}: a release was refused; nothing left");
+            (_, Some(ExecError::Release { layer, error })) => {
+                // What a record has lost is no secret; other reasons may name values of data.
+                let why = match error {
+                    ReleaseError::Budget(error) => error.to_string(),
+                    _ => "a release was refused".to_owned(),
+                };
+                let detail = format!("layer {layer}: {why}; nothing left");
                 return Failure { code: FailureCode::Release, detail };
             }
             (_, Some(ExecError::Decompose { layer, .. })) => {
                 let detail = format!("layer {layer}: a batch could not be decomposed");
                 return Failure { code: FailureCode::NonFinite, detail };
             }
-            (_, Some(ExecError::Split(_) | ExecError::Door(DoorError::Clip(_)))) => {
+            (_, Some(ExecError::Split(_))) => {
                 let detail = "features: a value is not finite".to_owned();
                 return Failure { code: FailureCode::NonFinite, detail };
             }
-            (_, Some(ExecError::Budget(_) | ExecError::Door(DoorError::Release(_)))) => FailureCode::Release,
+            (Self::Mode(ModeError::OverBudget { .. }), _) => FailureCode::Release,
             (_, Some(ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. })) => FailureCode::Worker,
             (Self::Data(_) | Self::Fit { .. }, _) => FailureCode::Data,
             (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,

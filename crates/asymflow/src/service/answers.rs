@@ -7,7 +7,6 @@ use sha2::{Digest, Sha256};
 
 use super::Query;
 use super::ledgers::{ClientId, LedgersError};
-use crate::job::ModeKind;
 
 /// A client and the digest of its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -66,8 +65,8 @@ impl Answers {
     }
 
     /// What answers are of: the model file of that SHA-256, in one of the modes that it can be served in.
-    pub fn context(model_sha256: &str, mode: ModeKind) -> [u8; 32] {
-        let hash = Sha256::new().chain_update(b"asymflow answers\0").chain_update(mode.name()).chain_update(b"\0");
+    pub fn context(model_sha256: &str, mode: &str) -> [u8; 32] {
+        let hash = Sha256::new().chain_update(b"asymflow answers\0").chain_update(mode).chain_update(b"\0");
         hash.chain_update(model_sha256).finalize().into()
     }
 

@@ -16,19 +16,16 @@ use std::time::{Duration, Instant};
 
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::{Budget, BudgetError, Loss, RecordLedger};
+use asymflow_privacy::{Budget, BudgetError, Loss, RecordAccountant, RecordLedger};
 use asymflow_residual::{OpenError, ResidualBackend};
 use faer::Par;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ExecError;
-use crate::accounting::RecordAccountant;
-use crate::delta::{Labels, Variant};
-use crate::job::{ModeKind, SharesSpec, Traffic};
+use crate::job::Traffic;
 use crate::memory::MemoryUse;
-use crate::modes::Mode;
-use crate::run::{Parts, RunError, build};
+use crate::modes::{ExecError, Guard, Mode, ModeError, ModeSpec, Parts, Registry, Serving};
+use crate::run::RunError;
 
 pub use answers::{Answers, Asked};
 pub use ledgers::{ClientId, Ledgers, LedgersError};
@@ -41,7 +38,10 @@ pub use promise::{Promise, PromiseError, hex, sha256_hex};
 pub enum ServiceError {
     /// The mode cannot be set up.
     #[error(transparent)]
-    Run(#[from] RunError),
+    Mode(#[from] ModeError),
+    /// The weights do not fit.
+    #[error(transparent)]
+    Weights(#[from] asymflow_zoo::WeightsError),
     /// The worker cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -198,6 +198,8 @@ pub trait Keeper: Send {
 /// A network that answers clients.
 pub struct Service {
     mode: Box<dyn Mode>,
+    spec: Arc<dyn ModeSpec>,
+    guard: Option<Guard>,
     model: ServedModel,
     settings: ServiceSettings,
     budget: Option<Budget>,
@@ -232,11 +234,11 @@ impl Service {
         weights: &[f32],
         worker: Option<&Arc<dyn ResidualBackend>>,
         settings: ServiceSettings,
-        par: Par,
+        (registry, par): (&Registry, Par),
     ) -> Result<Self, ServiceError> {
-        let network = model.settings().stored_network().map_err(RunError::from)?;
-        let weights = asymflow_zoo::Weights::unflatten(&network, weights).map_err(RunError::from)?;
-        Self::with_weights(model, weights.into(), worker, settings, par)
+        let network = registry.decode(&model.mode)?.stored_network(&model.network)?;
+        let weights = asymflow_zoo::Weights::unflatten(&network, weights)?;
+        Self::with_weights(model, weights.into(), worker, settings, (registry, par))
     }
 
     /// As [`Service::new`], with weights that are moved in or streamed.
@@ -248,19 +250,31 @@ impl Service {
         weights: ModelWeights,
         worker: Option<&Arc<dyn ResidualBackend>>,
         settings: ServiceSettings,
-        par: Par,
+        (registry, par): (&Registry, Par),
     ) -> Result<Self, ServiceError> {
-        check(&model)?;
-        let parts = Parts {
-            split: model.split.clone(),
-            epochs: 1,
-            sampling: model.sampling,
-            accountant: RecordAccountant::new(1),
-            shares: SharesSpec::default(),
+        let spec = registry.decode(&model.mode)?;
+        spec.check(&model.facts(registry))?;
+        let (losses, guard) = match spec.serving(&model.facts(registry))? {
+            Serving::Served { losses, guard, .. } => (losses, guard),
+            Serving::Refused { what, why } => return Err(ServiceError::Refused { what, why }),
         };
-        let (mode, _) = build(model.settings(), weights, parts, worker, par)?;
-        let losses = mode.answer_losses()?;
-        let budget = settings.budget_epsilon.map(|epsilon| Budget { epsilon, delta: model.privacy.delta });
+        let parts = Parts {
+            network: model.network.clone(),
+            weights,
+            terms: model.terms,
+            sampling: model.sampling,
+            epochs: 1,
+            accountant: RecordAccountant::prepaid(0, &losses),
+            backend: worker.map(Arc::clone),
+            registry,
+            par,
+        };
+        let mut mode = spec.build(parts)?;
+        if mode.answering().is_none() {
+            let (what, why) = (format!("mode {}", spec.name()), "it answers no clients");
+            return Err(ServiceError::Refused { what, why });
+        }
+        let budget = settings.budget_epsilon.map(|epsilon| Budget { epsilon, delta: model.terms.delta });
         Ok(Self {
             pixel_values: model.normalization.values(model.network.input.channels),
             ledgers: Ledgers::new(settings.clients),
@@ -268,6 +282,8 @@ impl Service {
             keeper: None,
             stats: ServiceStats::default(),
             mode,
+            spec,
+            guard,
             model,
             settings,
             budget,
@@ -299,22 +315,27 @@ impl Service {
         &self.model
     }
 
-    /// σ of the noise on what is released.
-    pub fn sigma(&self) -> Option<f64> {
-        self.mode.sigma().or(self.model.privacy.sigma.filter(|_| self.model.mode == ModeKind::Asymml))
+    /// What the mode says of itself.
+    pub fn mode(&self) -> &dyn ModeSpec {
+        &*self.spec
+    }
+
+    /// What guards the releases; absent where there are none.
+    pub const fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
     }
 
     /// ε that one answer costs; absent where nothing is released.
     pub fn answer_epsilon(&self) -> Option<f64> {
         let mut ledger = RecordLedger::default();
         self.losses.iter().for_each(|&loss| ledger.add(loss));
-        let epsilon = || ledger.epsilon(self.model.privacy.delta).unwrap_or(f64::INFINITY);
+        let epsilon = || ledger.epsilon(self.model.terms.delta).unwrap_or(f64::INFINITY);
         (!self.losses.is_empty()).then(epsilon)
     }
 
     /// ε that a client has lost so far.
     pub fn spent_epsilon(&self, client: &ClientId) -> f64 {
-        self.ledgers.spent(client).epsilon(self.model.privacy.delta).unwrap_or(f64::INFINITY)
+        self.ledgers.spent(client).epsilon(self.model.terms.delta).unwrap_or(f64::INFINITY)
     }
 
     /// What a client can show at its next visit: a witness of what it was charged to.
@@ -432,11 +453,14 @@ impl Service {
             .collect();
         images.resize(samples * shape.len(), 0.0);
         self.stats.batches += 1;
-        let answer = self.mode.answer(&images, samples, self.settings.batch, self.settings.patience);
-        if let Some(accountant) = self.mode.accountant() {
-            // Charged to the clients already.
-            drop(accountant.take_ledger());
+        let padded = self.settings.batch.max(samples);
+        if let Some(door) = self.mode.door() {
+            // Charged to the clients already: the door lets out as much, and no more.
+            door.count_with(RecordAccountant::prepaid(padded, &self.losses));
         }
+        let patience = self.settings.patience;
+        let no_answers = || QueryError::Failed("the mode answers no clients".to_owned());
+        let answer = self.mode.answering().ok_or_else(no_answers)?.answer(&images, samples, padded, patience);
         // The error may name values of the image: the client hears the kind alone.
         answer.map_err(|error| QueryError::Failed(RunError::from(error).failure().detail))
     }
@@ -444,28 +468,5 @@ impl Service {
     fn keep(&mut self) -> bool {
         let Some(keeper) = &mut self.keeper else { return true };
         self.ledgers.encode().is_ok_and(|bytes| keeper.keep(&bytes).is_ok())
-    }
-}
-
-/// What may be answered to clients at all.
-fn check(model: &ServedModel) -> Result<(), ServiceError> {
-    let refused = |what: String, why| Err(ServiceError::Refused { what, why });
-    match (model.mode, &model.delta) {
-        (ModeKind::Clear | ModeKind::NaiveDp, _) => {
-            refused(format!("mode {}", model.mode.name()), "clients would send their images to the worker")
-        }
-        (ModeKind::Shares, _) => refused("mode shares".to_owned(), "two servers of their own answer it"),
-        (ModeKind::Delta, Some(spec)) if spec.variant == Variant::ReleasedCode => refused(
-            "variant released-code".to_owned(),
-            "the scale of its noise comes from the other clients of the batch, and it holds no epsilon",
-        ),
-        (ModeKind::Delta, Some(spec)) if spec.labels != Labels::Public => {
-            refused("a policy for labels".to_owned(), "there are none; a model file leaves it out")
-        }
-        (ModeKind::Asymml, _) if model.split.decomposition == "shared-basis" => refused(
-            "decomposition shared-basis".to_owned(),
-            "a client's answer would depend on the images of the other clients in its batch",
-        ),
-        _ => Ok(()),
     }
 }

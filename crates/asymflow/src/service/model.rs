@@ -1,24 +1,18 @@
 //! A model as it is served: network, split, guard and weights in one file.
 
-use asymflow_privacy::Precision;
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use asymflow_zoo::data::Normalization;
-use asymflow_zoo::delta::DeltaError;
 use asymflow_zoo::{Network, ParamSpec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::checkpoint::from_f32_bytes;
-use crate::delta::{DeltaSpec, Feed, Labels, Sampling};
-use crate::job::{JobSpec, ModeKind};
-use crate::plan::SplitSpec;
-use crate::release::PrivacySpec;
-use crate::run::Settings;
+use crate::modes::{Facts, ModeError, ModeRef, PrivacyTerms, Registry, Sampling};
 
 /// Largest header and body of a model file: the largest network of the zoo has a few kB of layers and 0.6 GB of weights.
 pub(super) const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 2 << 30 };
 /// Version of the file.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// Why a model file cannot be read or written.
 #[derive(Debug, Error)]
@@ -65,9 +59,9 @@ pub enum ModelFileError {
         /// Why.
         reason: String,
     },
-    /// The network cannot be executed, or made into Delta's three.
+    /// No mode can be made of it.
     #[error(transparent)]
-    Delta(#[from] DeltaError),
+    Mode(#[from] Box<ModeError>),
 }
 
 /// A model as it is served, without its weights.
@@ -75,17 +69,13 @@ pub enum ModelFileError {
 pub struct ServedModel {
     schema: u32,
     /// How the network is executed.
-    pub mode: ModeKind,
+    pub mode: ModeRef,
+    /// Other modes that can go on with the same weights.
+    pub others: Vec<ModeRef>,
     /// The network.
     pub network: Network,
-    /// How it is split.
-    pub split: SplitSpec,
-    /// What guards releases.
-    pub privacy: PrivacySpec,
-    /// How it is run as Delta; for that mode.
-    pub delta: Option<DeltaSpec>,
-    /// Precision of what is sent to the worker.
-    pub precision: Precision,
+    /// What every ε is said of.
+    pub terms: PrivacyTerms,
     /// Batch and records of the training, which the thesis' formula takes.
     pub sampling: Sampling,
     /// How images are normalised.
@@ -95,61 +85,44 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// The model that a job trained.
-    pub fn of(job: &JobSpec, sampling: Sampling, normalization: Normalization, class_names: Vec<String>) -> Self {
-        // Clients have no labels.
-        let delta = job.delta.clone().map(|spec| DeltaSpec { labels: Labels::Public, ..spec });
-        Self {
-            schema: SCHEMA,
-            mode: job.mode,
-            network: job.network.clone(),
-            split: job.split.clone(),
-            privacy: job.privacy.clone(),
-            delta,
-            precision: job.precision,
-            sampling,
-            normalization,
-            class_names,
-        }
+    /// A model of `network` in `mode`, which some `others` could take over.
+    pub fn new(
+        (mode, others): (ModeRef, Vec<ModeRef>),
+        network: Network,
+        terms: PrivacyTerms,
+        sampling: Sampling,
+        normalization: Normalization,
+        class_names: Vec<String>,
+    ) -> Self {
+        Self { schema: SCHEMA, mode, others, network, terms, sampling, normalization, class_names }
     }
 
-    /// What is executed and under which guard.
-    pub const fn settings(&self) -> Settings<'_> {
-        Settings {
-            mode: self.mode,
-            network: &self.network,
-            privacy: &self.privacy,
-            delta: self.delta.as_ref(),
-            precision: self.precision,
-        }
+    /// What a mode is told of its service.
+    pub const fn facts<'a>(&'a self, registry: &'a Registry) -> Facts<'a> {
+        let Self { network, terms, sampling, .. } = self;
+        Facts { network, terms, sampling: *sampling, epochs: 1, evaluations: 1, registry }
     }
 
-    /// Names of the settings that are no guarantee.
-    pub fn insecure(&self) -> Vec<&'static str> {
-        let mut names = Vec::new();
-        match (self.mode, &self.delta) {
-            (ModeKind::Asymml, _) => match self.privacy.mechanism.as_str() {
-                "insecure_none" => names.push("insecure_none"),
-                "insecure_float_noise" => names.push("insecure_float_noise"),
-                _ => {}
-            },
-            (ModeKind::Delta, Some(spec)) if spec.feed == Feed::Residual => {
-                names.extend(spec.variant.insecure_name());
-                if spec.epsilon.is_none() {
-                    names.push("insecure_sign");
-                }
-            }
-            _ => {}
+    /// Changes to another mode that can go on with the same weights.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn serve_as(&mut self, name: &str) -> Result<(), ModelFileError> {
+        if self.mode.name == name {
+            return Ok(());
         }
-        names
+        let other = self.others.iter().find(|other| other.name == name).cloned();
+        let reason = || format!("a model of mode {} cannot be served as {name:?}", self.mode.name);
+        self.mode = other.ok_or_else(|| ModelFileError::Settings { what: "mode", reason: reason() })?;
+        Ok(())
     }
 
     /// The bytes of a file.
     ///
     /// # Errors
     /// Weights that do not fit.
-    pub fn encode(&self, weights: &[f32]) -> Result<Vec<u8>, ModelFileError> {
-        self.check(weights)?;
+    pub fn encode(&self, weights: &[f32], registry: &Registry) -> Result<Vec<u8>, ModelFileError> {
+        self.check(weights, registry)?;
         let body: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
         let mut file = Vec::with_capacity(body.len() + 4096);
         write_frame(&mut file, self, &body)?;
@@ -160,26 +133,23 @@ impl ServedModel {
     ///
     /// # Errors
     /// A truncated or foreign file, or contents that contradict each other.
-    pub fn decode(bytes: &[u8]) -> Result<(Self, Vec<f32>), ModelFileError> {
+    pub fn decode(bytes: &[u8], registry: &Registry) -> Result<(Self, Vec<f32>), ModelFileError> {
         let mut rest = bytes;
         let Frame { header, body } = read_frame::<Self>(&mut rest, LIMITS)?;
         if !rest.is_empty() {
             return Err(ModelFileError::Trailing { bytes: rest.len() });
         }
         let weights = from_f32_bytes(&body);
-        header.check(&weights)?;
+        header.check(&weights, registry)?;
         Ok((header, weights))
     }
 
     /// Checks the model without its weights; returns how many there must be.
-    pub(super) fn check_settings(&self) -> Result<usize, ModelFileError> {
+    pub(super) fn check_settings(&self, registry: &Registry) -> Result<usize, ModelFileError> {
         if self.schema != SCHEMA {
             return Err(ModelFileError::Schema { got: self.schema });
         }
         let settings = |what, reason: String| Err(ModelFileError::Settings { what, reason });
-        if (self.mode == ModeKind::Delta) != self.delta.is_some() {
-            return settings("delta", format!("mode {} and a delta section do not go together", self.mode.name()));
-        }
         if !self.class_names.is_empty() && self.class_names.len() > self.network.classes {
             let (names, classes) = (self.class_names.len(), self.network.classes);
             return settings("class_names", format!("{names} names for {classes} classes"));
@@ -190,8 +160,16 @@ impl ServedModel {
         if !usable || mean.len() != channels || std.len() != channels {
             return settings("normalization", format!("expected {channels} finite means and positive deviations"));
         }
-        let network = self.settings().stored_network()?;
-        Ok(network.parameters().iter().map(ParamSpec::len).sum())
+        Ok(self.stored_network(registry)?.parameters().iter().map(ParamSpec::len).sum())
+    }
+
+    /// The network with the parameters that the file holds.
+    ///
+    /// # Errors
+    /// No mode can be made of it.
+    pub fn stored_network(&self, registry: &Registry) -> Result<Network, ModelFileError> {
+        let mode = registry.decode(&self.mode).map_err(Box::new)?;
+        Ok(mode.stored_network(&self.network).map_err(Box::new)?)
     }
 
     pub(super) fn check_length(&self, got: usize, expected: usize) -> Result<(), ModelFileError> {
@@ -199,8 +177,8 @@ impl ServedModel {
         if got == expected { Ok(()) } else { Err(ModelFileError::Weights { got, expected, network: network() }) }
     }
 
-    fn check(&self, weights: &[f32]) -> Result<(), ModelFileError> {
-        self.check_length(weights.len(), self.check_settings()?)?;
+    fn check(&self, weights: &[f32], registry: &Registry) -> Result<(), ModelFileError> {
+        self.check_length(weights.len(), self.check_settings(registry)?)?;
         match weights.iter().position(|weight| !weight.is_finite()) {
             Some(index) => Err(ModelFileError::NonFinite { index }),
             None => Ok(()),

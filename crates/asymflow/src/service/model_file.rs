@@ -5,11 +5,12 @@ use std::path::Path;
 
 use asymflow_engine::streamed::{ModelWeights, WeightWriter, is_streamed};
 use asymflow_wire::{PREFIX_BYTES, Prefix, WireError, decode_header};
-use asymflow_zoo::{WeightTensor, Weights};
+use asymflow_zoo::{Network, WeightTensor, Weights};
 use sha2::{Digest, Sha256};
 
 use super::model::{LIMITS, ModelFileError, ServedModel};
 use super::promise::hex;
+use crate::modes::Registry;
 
 /// Bytes read at a time.
 const PIECE_BYTES: usize = 1 << 20;
@@ -21,6 +22,8 @@ pub struct ModelFile<R> {
     hash: Sha256,
     model: ServedModel,
     weight_bytes: u64,
+    /// The network with the parameters that follow.
+    stored: Network,
 }
 
 /// A model file that has been read to its end.
@@ -39,7 +42,7 @@ impl<R: Read> ModelFile<R> {
     ///
     /// # Errors
     /// A truncated or foreign file, or contents that contradict each other.
-    pub fn open(reader: R) -> Result<Self, ModelFileError> {
+    pub fn open(reader: R, registry: &Registry) -> Result<Self, ModelFileError> {
         let mut file = Hashing { reader, hash: Sha256::new() };
         let mut prefix = [0; PREFIX_BYTES];
         file.fill(&mut prefix)?;
@@ -47,12 +50,13 @@ impl<R: Read> ModelFile<R> {
         let mut header = vec![0; header_bytes as usize];
         file.fill(&mut header)?;
         let model: ServedModel = decode_header(&header)?;
-        let expected = model.check_settings()?;
+        let expected = model.check_settings(registry)?;
+        let stored = model.stored_network(registry)?;
         model.check_length((body_bytes / 4) as usize, expected)?;
         if body_bytes % 4 != 0 {
             return Err(ModelFileError::Trailing { bytes: (body_bytes % 4) as usize });
         }
-        Ok(Self { reader: file.reader, hash: file.hash, model, weight_bytes: body_bytes })
+        Ok(Self { reader: file.reader, hash: file.hash, model, weight_bytes: body_bytes, stored })
     }
 
     /// The model, its mode still open to a change.
@@ -87,9 +91,9 @@ impl<R: Read> ModelFile<R> {
     /// # Errors
     /// As [`ModelFile::held`].
     pub fn checked(self) -> Result<String, ModelFileError> {
-        let Self { reader, hash, model, .. } = self;
+        let Self { reader, hash, stored, .. } = self;
         let (mut file, mut before) = (Hashing { reader, hash }, 0);
-        for spec in model.settings().stored_network()?.parameters() {
+        for spec in stored.parameters() {
             file.values(spec.len(), before)?;
             before += spec.len();
         }
@@ -97,10 +101,10 @@ impl<R: Read> ModelFile<R> {
     }
 
     fn read(self, mut writer: Option<WeightWriter>) -> Result<ReadModel, ModelFileError> {
-        let Self { reader, hash, model, .. } = self;
+        let Self { reader, hash, model, stored, .. } = self;
         let mut file = Hashing { reader, hash };
         let (mut held, mut before) = (Weights::default(), 0);
-        for (index, spec) in model.settings().stored_network()?.parameters().into_iter().enumerate() {
+        for (index, spec) in stored.parameters().into_iter().enumerate() {
             let data = file.values(spec.len(), before)?;
             before += spec.len();
             match &mut writer {

@@ -8,8 +8,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{Service, ServiceSettings};
-use crate::delta::{Feed, Variant};
-use crate::job::ModeKind;
+use crate::modes::{Guard, Purpose, SplitPromise};
 
 /// Largest encoded promise.
 pub const MAX_PROMISE_BYTES: usize = 1 << 16;
@@ -27,7 +26,7 @@ pub struct Promise {
     /// The runtime that the program was told it runs in; the quote, not this, proves it.
     pub runtime: String,
     /// How the network is executed.
-    pub mode: ModeKind,
+    pub mode: String,
     /// Name of the network.
     pub network: String,
     /// SHA-256 of the model file, in hex.
@@ -68,18 +67,6 @@ pub struct ReleasePromise {
     pub client_epsilon: Option<f64>,
 }
 
-/// r, t, t' of Delta's split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SplitPromise {
-    /// Principal channels kept, r.
-    pub rank: usize,
-    /// Side of a DCT block, t.
-    pub block: usize,
-    /// Side of the low frequencies kept of a block, t'.
-    pub kept: usize,
-}
-
 /// Bytes that are no promise.
 #[derive(Debug, Error)]
 pub enum PromiseError {
@@ -104,7 +91,7 @@ impl Promise {
     /// What `service` promises under `settings`, of the model file with that hash, in `runtime`.
     pub fn of(service: &Service, settings: &ServiceSettings, model_sha256: &str, runtime: &str) -> Self {
         let model = service.model();
-        let mut insecure: Vec<String> = model.insecure().into_iter().map(str::to_owned).collect();
+        let mut insecure = service.mode().insecure(Purpose::Serving);
         if service.answer_epsilon().is_some() && settings.budget_epsilon.is_none() {
             insecure.push("insecure_unlimited_answers".to_owned());
         }
@@ -112,7 +99,7 @@ impl Promise {
             schema: 1,
             program: concat!("asymflow ", env!("CARGO_PKG_VERSION")).to_owned(),
             runtime: runtime.to_owned(),
-            mode: model.mode,
+            mode: model.mode.name.clone(),
             network: model.network.name.clone(),
             model_sha256: model_sha256.to_owned(),
             input: model.network.input,
@@ -149,22 +136,15 @@ impl Promise {
 }
 
 fn release(service: &Service, settings: &ServiceSettings, epsilon: f64) -> ReleasePromise {
-    let model = service.model();
-    let delta = model.delta.as_ref();
-    let mechanism = match delta {
-        Some(spec) if spec.feed == Feed::Null => "fair coins".to_owned(),
-        Some(spec) if spec.epsilon.is_none() => "insecure_sign".to_owned(),
-        Some(spec) if spec.variant == Variant::Paper => "one_bit, sigma as printed in the thesis".to_owned(),
-        Some(_) => "one_bit".to_owned(),
-        None => model.privacy.mechanism.clone(),
-    };
+    let terms = &service.model().terms;
+    let Guard { mechanism, sigma, clip, split, .. } = service.guard().cloned().unwrap_or_default();
     ReleasePromise {
         mechanism,
-        sigma: service.sigma(),
-        clip: delta.map_or(model.privacy.clip, |spec| Some(spec.clip)),
-        split: delta.map(|spec| SplitPromise { rank: spec.shape.rank, block: spec.shape.block, kept: spec.shape.kept }),
-        relation: model.privacy.relation,
-        delta: model.privacy.delta,
+        sigma,
+        clip,
+        split,
+        relation: terms.relation,
+        delta: terms.delta,
         answer_epsilon: Some(epsilon).filter(|e| e.is_finite()),
         client_epsilon: settings.budget_epsilon,
     }
@@ -193,7 +173,7 @@ mod tests {
             schema: 1,
             program: String::new(),
             runtime: String::new(),
-            mode: ModeKind::TrustedOnly,
+            mode: "trusted-only".to_owned(),
             network: String::new(),
             model_sha256: String::new(),
             input,

@@ -2,30 +2,21 @@
 
 use std::sync::Arc;
 
-use asymflow::ExecError;
-use asymflow::accounting::RecordAccountant;
-use asymflow::modes::{AsymMl, AsymMlParts, Mode, TrainBatch, TrustedOnly};
+use asymflow::modes::{
+    AsymMl, AsymMlParts, ExecError, GuardSpec, Mode, Registry, SplitConv, TrainBatch, TrustedOnly, open_link,
+};
 use asymflow::plan::Plan;
-use asymflow::release::{Door, PrivacySpec};
-use asymflow::split::{SplitConv, open_link};
 use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, Engine, LocalConv, Pool};
 use asymflow_linalg::by_name;
-use asymflow_privacy::{Precision, Relation};
+use asymflow_privacy::{Door, Gate, Precision, RecordAccountant, Relation};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{ChaCha8Rng, ChaCha20Rng};
 
-pub fn no_noise() -> PrivacySpec {
-    PrivacySpec {
-        mechanism: "insecure_none".to_owned(),
-        sigma: None,
-        clip: None,
-        relation: Relation::Remove,
-        delta: 1e-5,
-        budget_epsilon: None,
-    }
+fn no_noise() -> Gate<Vec<f32>> {
+    GuardSpec::default().gate(&Registry::default(), Relation::Remove).unwrap()
 }
 
 pub fn images(network: &Network, samples: usize) -> Vec<f32> {
@@ -44,12 +35,12 @@ pub fn asymml(
     let parts = AsymMlParts {
         plan,
         decomposer: by_name(decomposition).unwrap(),
-        privacy: no_noise(),
+        gate: no_noise(),
         precision,
         backend,
         accountant: RecordAccountant::new(64),
     };
-    AsymMl::new(network.clone(), weights, parts, Par::rayon(2)).unwrap()
+    AsymMl::new(network.clone(), weights.clone(), parts, Par::rayon(2)).unwrap()
 }
 
 /// ‖a − reference‖ / ‖reference‖.
@@ -66,7 +57,8 @@ pub const SGD: SgdStep = SgdStep::plain(0.01, 0.9, 5e-4);
 pub fn step(mode: &mut dyn Mode, images: &[f32], samples: usize) -> (f64, Vec<f32>) {
     let labels: Vec<u32> = (0..samples as u32).map(|i| i % 10).collect();
     let records: Vec<usize> = (0..samples).collect();
-    let batch = TrainBatch { dropout_seed: 3, ..TrainBatch::new(images, &labels, &records) };
+    let mut batch = TrainBatch::new(images, &labels, &records).unwrap();
+    batch.dropout_seed = 3;
     let report = mode.step(batch, SGD).unwrap();
     (report.loss, mode.state().unwrap().momentum)
 }
@@ -134,12 +126,13 @@ pub fn parity(name: &str, samples: usize, backend: &dyn Fn() -> Arc<dyn Residual
             let mut split = SplitConv::new(
                 plan.placements(),
                 by_name(decomposition).unwrap(),
-                Door::new(&no_noise(), Precision::F32).unwrap(),
+                (Door::new(RecordAccountant::new(samples), ChaCha20Rng::seed_from_u64(1)), no_noise()),
+                Precision::F32,
                 link,
-                RecordAccountant::new(samples),
                 Pool::default(),
                 par,
             );
+            split.begin(&records);
             split.send_weights(&nodes, &engine.params).unwrap();
             let unsplit = LocalConv::new(engine.program.convs, Pool::default(), par);
             let mut both = Both { unsplit, split, worst: 0.0 };

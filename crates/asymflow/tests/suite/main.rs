@@ -10,6 +10,7 @@
 mod activations;
 mod both;
 mod parity;
+mod promises;
 mod toy_backend;
 mod toy_units;
 mod training;

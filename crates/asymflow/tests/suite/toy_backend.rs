@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use asymflow_privacy::{Payload, Released};
+use asymflow_privacy::{PackedBits, Payload, Released};
 use asymflow_residual::{
     Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
     ResidualTraining, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
@@ -20,6 +20,7 @@ pub enum Seen {
     Residual(UnitId, Vec<f32>),
     Gradient(UnitId, Vec<f32>),
     Weights(UnitId),
+    Stored(UnitId),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -28,6 +29,13 @@ pub struct ToyBackend {
     pub seen: Arc<Mutex<Vec<Seen>>>,
     /// Submissions left until a session dies; zero means never.
     pub dies_after: Arc<AtomicUsize>,
+}
+
+impl ToyBackend {
+    /// Whether anything but weights has reached it.
+    pub fn has_seen_data(&self) -> bool {
+        self.seen.lock().unwrap().iter().any(|seen| !matches!(seen, Seen::Weights(_)))
+    }
 }
 
 impl ResidualBackend for ToyBackend {
@@ -123,6 +131,17 @@ impl ResidualTraining for ToySession {
         let gradients = self.unit(id)?.gradient(dy, wanted);
         let (dx, dw) = gradients.ok_or(SubmitError::NoForward { unit: id.0, samples: 0 })?;
         Ok(self.ticket(Batch::Gradients { input: dx, weights: dw }))
+    }
+
+    fn store(
+        &mut self,
+        id: UnitId,
+        _first: u32,
+        _bits: Released<PackedBits>,
+        _labels: Option<Released<Vec<u32>>>,
+    ) -> Result<(), SubmitError> {
+        self.saw(Seen::Stored(id));
+        Err(SubmitError::Unsupported { unit: id.0, what: "it remembers that it was asked to" })
     }
 
     fn set_weights(&mut self, id: UnitId, weights: &[f32]) -> Result<(), SubmitError> {

@@ -3,30 +3,36 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use asymflow::accounting::LedgerEntry;
 use asymflow::checkpoint::Checkpoint;
 use asymflow::job::{
-    Body, DataSpec, EasingSpec, FailureCode, FromTrusted, JobReport, JobSpec, ModeKind, Notice, Schedule, Task,
-    TrainSpec, WorkerSpec, WorkerTransport,
+    Body, DataSpec, EasingSpec, FailureCode, FromTrusted, JobReport, JobSpec, Notice, Schedule, Task, TrainSpec,
+    WorkerSpec, WorkerTransport,
 };
-use asymflow::plan::SplitSpec;
+use asymflow::modes::{Asked, ModeRef, PrivacyTerms, Registry, Sections};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
-use asymflow_privacy::{Loss, Precision, RecordLedger};
+use asymflow_privacy::{Flow, LedgerEntry, Loss, Precision, RecordLedger, Relation};
 use asymflow_residual::ResidualBackend;
 use asymflow_zoo::by_name;
+use serde_json::json;
 
-use crate::both::no_noise;
 use crate::toy_backend::ToyBackend;
 
 #[derive(Default)]
-struct Heard {
+pub struct Heard {
     losses: Vec<(usize, usize, f64)>,
-    checkpoints: Vec<Vec<u8>>,
+    pub checkpoints: Vec<Vec<u8>>,
     ledger: Vec<LedgerEntry>,
     notices: Vec<Notice>,
     stop_after: Option<usize>,
     stop: Arc<AtomicBool>,
+}
+
+impl Heard {
+    /// What was released.
+    pub fn ledger(&self) -> &[LedgerEntry] {
+        &self.ledger
+    }
 }
 
 impl Observer for Heard {
@@ -47,17 +53,29 @@ impl Observer for Heard {
     }
 }
 
-fn job(mode: ModeKind) -> JobSpec {
+fn job(mode: &str) -> JobSpec {
+    guarded_job(mode, json!({ "mechanism": "insecure_none" }))
+}
+
+/// A job in a mode whose section `[privacy]` is `privacy`.
+pub fn guarded_job(mode: &str, privacy: serde_json::Value) -> JobSpec {
+    job_of(mode, &[("privacy", privacy)])
+}
+
+pub fn job_of(mode: &str, others: &[(&str, serde_json::Value)]) -> JobSpec {
+    let network = by_name("demo-cnn", 10, None).unwrap();
+    let mut sections = Sections::default();
+    sections.values.insert("mode".to_owned(), json!({ "rank": "fixed:4" }));
+    for (name, section) in others {
+        sections.values.insert((*name).to_owned(), section.clone());
+    }
+    let asked = Asked { name: mode, epsilon: None, network: &network, epochs: 3, sections: &sections };
+    let spec = Registry::default().spec(&asked).unwrap();
     JobSpec {
-        mode,
-        network: by_name("demo-cnn", 10, None).unwrap(),
+        mode: ModeRef::of(&*spec).unwrap(),
+        terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         data: DataSpec { path: None, train: Some(48), test: Some(16), seed: 1, augment: true },
-        split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
-        privacy: no_noise(),
-        delta: None,
-        naive_epsilon: None,
-        shares: Default::default(),
-        precision: Precision::F32,
+        network,
         worker: Some(WorkerSpec {
             address: String::new(),
             fingerprint: None,
@@ -89,7 +107,7 @@ fn job(mode: ModeKind) -> JobSpec {
     }
 }
 
-fn go(
+pub fn go(
     job: &JobSpec,
     body: (Body, &[u8]),
     backend: &ToyBackend,
@@ -98,13 +116,13 @@ fn go(
     let stop = Arc::new(AtomicBool::new(false));
     let mut heard = Heard { stop_after, stop: Arc::clone(&stop), ..Heard::default() };
     let backend = backend.clone();
-    let open = move |_: &JobSpec| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
-    (run(job, body.0, body.1.to_vec(), &open, &stop, &mut heard), heard)
+    let open = move |_: &JobSpec, _: Precision| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
+    (run(job, (body.0, body.1.to_vec()), &Registry::default(), &open, &stop, &mut heard), heard)
 }
 
 #[test]
 fn a_stopped_run_resumes_to_the_same_losses() {
-    for mode in [ModeKind::TrustedOnly, ModeKind::Asymml, ModeKind::Clear] {
+    for mode in ["trusted-only", "asymml", "clear"] {
         let job = job(mode);
         let (whole, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
         whole.unwrap();
@@ -127,7 +145,7 @@ fn a_stopped_run_resumes_to_the_same_losses() {
 
 #[test]
 fn a_run_survives_the_loss_of_its_worker_and_says_so() {
-    let job = job(ModeKind::Asymml);
+    let job = job("asymml");
     let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
     whole.unwrap();
     for dies_after in [9, 14, 23, 40] {
@@ -144,7 +162,7 @@ fn a_run_survives_the_loss_of_its_worker_and_says_so() {
 /// In `clear` the worker holds what was trained since the last checkpoint, and takes it with it.
 #[test]
 fn a_clear_run_does_lost_steps_again_wherever_its_worker_dies() {
-    let job = job(ModeKind::Clear);
+    let job = job("clear");
     let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
     whole.unwrap();
     // The first message sends the weights; a step takes three, an epoch's state two, an evaluation one.
@@ -168,34 +186,38 @@ fn a_clear_run_does_lost_steps_again_wherever_its_worker_dies() {
 
 #[test]
 fn every_release_is_in_the_ledger_and_composes_by_record() {
-    let mut job = job(ModeKind::Asymml);
+    let mut job = job("asymml");
     let (report, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
     let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
     assert_eq!(report.epsilon, Some(f64::INFINITY));
     let split = report.plan.unwrap().convs.iter().filter(|c| c.placement.is_split()).count();
-    // 9 training steps release a residual and a gradient a layer; two evaluations release a residual.
-    assert_eq!(heard.ledger.len(), split * (9 * 2 + 2));
-    assert!(heard.ledger.iter().all(|e| e.mechanism == "insecure_none" && e.loss == Loss::Infinite));
+    // 9 training steps release a residual and a gradient a layer, and the weights; two evaluations release a residual.
+    assert_eq!(heard.ledger.len(), split * (9 * 2 + 2) + 9);
+    let weights = |e: &&LedgerEntry| e.flow == Flow::Weights;
+    assert_eq!(heard.ledger.iter().filter(weights).count(), 9);
+    assert!(heard.ledger.iter().all(|e| e.loss == Loss::Infinite));
 
-    job.privacy.mechanism = "discrete_gaussian".to_owned();
-    job.privacy.sigma = Some(2.0);
-    job.privacy.clip = Some(1.0);
+    job = guarded_job("asymml", json!({ "mechanism": "discrete_gaussian", "sigma": 2.0, "clip": 1.0 }));
     // The noise is large and random; at this rate it cannot make the weights diverge.
     let Task::Train(train) = &mut job.task else { panic!("not a training") };
     train.learning_rate = 1e-6;
     let (report, heard) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
     let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
-    // A training record is in one batch an epoch: 3 epochs, a residual and a gradient a layer, each 1/(2·2²).
-    let rho = 3.0 * 2.0 * split as f64 / 8.0;
+    // The worker is sent the exact weights: no ε holds for what they were trained on.
+    assert_eq!(report.epsilon, Some(f64::INFINITY));
+    let others: Vec<_> = heard.ledger.iter().filter(|e| e.flow != Flow::Weights).collect();
+    assert!(others.iter().all(|e| e.loss == Loss::Zcdp { rho: 0.125 }));
+    // A test record is in two evaluations, a residual a layer, each 1/(2·2²).
+    let checkpoint = Checkpoint::decode(heard.checkpoints.last().unwrap()).unwrap();
+    assert_eq!(checkpoint.spent.len(), 64);
+    let rho = 2.0 * split as f64 / 8.0;
     let bound = rho + 2.0 * (rho * (1e5f64).ln()).sqrt();
     let mut ledger = RecordLedger::default();
     ledger.add(Loss::Zcdp { rho });
     let expected = ledger.epsilon(1e-5).unwrap();
     assert!(expected <= bound && expected > 0.8 * bound, "{expected}, by the textbook {bound}");
-    assert!((report.epsilon.unwrap() - expected).abs() < 1e-9 * expected);
-    assert!(heard.ledger.iter().all(|e| e.loss == Loss::Zcdp { rho: 0.125 }));
-    let checkpoint = Checkpoint::decode(heard.checkpoints.last().unwrap()).unwrap();
-    assert_eq!(checkpoint.spent.len(), 64);
+    let spent = checkpoint.spent[63].epsilon(1e-5).unwrap();
+    assert!((spent - expected).abs() < 1e-9 * expected, "{spent} {expected}");
     // A resumed run keeps its ε: nothing is left to train, so it is exactly what was spent.
     let (resumed, _) = go(&job, (Body::Checkpoint, heard.checkpoints.last().unwrap()), &ToyBackend::default(), None);
     let JobReport::Train(resumed) = resumed.unwrap() else { panic!("not a training") };
@@ -204,37 +226,36 @@ fn every_release_is_in_the_ledger_and_composes_by_record() {
 
 #[test]
 fn bad_jobs_are_refused_in_words_and_nothing_is_released() {
-    let refuse = |change: fn(&mut JobSpec), body: (Body, &[u8])| {
-        let mut job = job(ModeKind::Asymml);
-        change(&mut job);
+    let refuse = |job: JobSpec, body: (Body, &[u8])| {
         let backend = ToyBackend::default();
         let (result, _) = go(&job, body, &backend, None);
         let failure = result.unwrap_err().failure();
-        let released = backend.seen.lock().unwrap().iter().any(|s| !matches!(s, crate::toy_backend::Seen::Weights(_)));
-        assert!(!released, "{failure:?}");
+        assert!(!backend.has_seen_data(), "{failure:?}");
         (failure.code, failure.detail)
     };
     let none = (Body::Empty, &[][..]);
-    let (code, text) = refuse(|job| job.split.decomposition = "svd".to_owned(), none);
+    let (code, text) = refuse(job_of("asymml", &[("mode", json!({ "decomposition": "svd" }))]), none);
     assert_eq!((code, text.as_str()), (FailureCode::Job, "unknown decomposition \"svd\""));
-    let (code, text) = refuse(|job| job.privacy.mechanism = "laplace".to_owned(), none);
+    let (code, text) = refuse(guarded_job("asymml", json!({ "mechanism": "laplace" })), none);
     assert_eq!(code, FailureCode::Job);
     assert!(text.starts_with("unknown mechanism \"laplace\""), "{text}");
-    let (code, _) = refuse(|job| job.data.path = Some("no/such/folder".into()), none);
-    assert_eq!(code, FailureCode::Data);
-    let (code, _) = refuse(|job| job.split.rank = "fixed:0".to_owned(), none);
+    let mut nowhere = job("asymml");
+    nowhere.data.path = Some("no/such/folder".into());
+    assert_eq!(refuse(nowhere, none).0, FailureCode::Data);
+    let (code, _) = refuse(job_of("asymml", &[("mode", json!({ "rank": "fixed:0" }))]), none);
     assert_eq!(code, FailureCode::Job);
-    let (code, text) = refuse(|_| (), (Body::Checkpoint, b"not a checkpoint"));
+    let (code, text) = refuse(job("asymml"), (Body::Checkpoint, b"not a checkpoint"));
     assert_eq!(code, FailureCode::Checkpoint, "{text}");
-    let (_, heard) = go(&job(ModeKind::TrustedOnly), none, &ToyBackend::default(), Some(1));
-    let (code, text) = refuse(|_| (), (Body::Checkpoint, heard.checkpoints.last().unwrap()));
+    let (_, heard) = go(&job("trusted-only"), none, &ToyBackend::default(), Some(1));
+    let (code, text) = refuse(job("asymml"), (Body::Checkpoint, heard.checkpoints.last().unwrap()));
     assert_eq!(code, FailureCode::Checkpoint);
-    assert_eq!(text, "checkpoint of demo-cnn in mode trusted-only, expected demo-cnn in mode asymml");
+    let expected = r#"the checkpoint is of another run: mode.name was "trusted-only" there, and is "asymml" here"#;
+    assert_eq!(text, expected);
 }
 
 #[test]
 fn a_nan_names_the_layer_and_never_the_value() {
-    let mut job = job(ModeKind::Asymml);
+    let mut job = job("asymml");
     let Task::Train(train) = &mut job.task else { panic!("not a training") };
     train.learning_rate = f32::MAX;
     let (result, _) = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None);
@@ -286,27 +307,14 @@ impl Observer for Killed {
 
 #[test]
 fn a_killed_run_has_kept_all_that_it_may_have_lost() {
-    let mut job = job(ModeKind::Asymml);
-    job.privacy.mechanism = "discrete_gaussian".to_owned();
-    (job.privacy.sigma, job.privacy.clip) = (Some(1.0), Some(1.0));
+    let job = guarded_job("asymml", json!({ "mechanism": "discrete_gaussian", "sigma": 1.0, "clip": 1.0 }));
     let backend = ToyBackend::default();
-    let open = move |_: &JobSpec| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
+    let open = move |_: &JobSpec, _: Precision| Ok(Arc::new(backend.clone()) as Arc<dyn ResidualBackend>);
     let mut killed = Killed::default();
-    run(&job, Body::Empty, Vec::new(), &open, &AtomicBool::new(false), &mut killed).unwrap();
+    run(&job, (Body::Empty, Vec::new()), &Registry::default(), &open, &AtomicBool::new(false), &mut killed).unwrap();
     // Nine steps, and evaluations of 16 records after the second epoch and the last.
     assert_eq!(killed.compared, 9 + 2);
     // When all is done the checkpoint holds what was lost and no more.
-    let train = killed.kept.unwrap().spent[0].rho();
-    let mut again = Killed::default();
-    let one = JobSpec { task: Task::Train(TrainSpec { epochs: 1, ..train_spec(&job) }), ..job.clone() };
-    run(&one, Body::Empty, Vec::new(), &open, &AtomicBool::new(false), &mut again).unwrap();
-    let once = again.kept.unwrap().spent[0].rho();
-    assert!((train - 3.0 * once).abs() < 1e-9 * train, "{train} after three epochs, {once} after one");
-}
-
-fn train_spec(job: &JobSpec) -> TrainSpec {
-    match &job.task {
-        Task::Train(spec) => spec.clone(),
-        _ => unreachable!("the job is a training"),
-    }
+    let test = killed.kept.unwrap().spent[63].rho();
+    assert!((test - killed.evaluated).abs() < 1e-9 * test, "{test} kept, {} lost", killed.evaluated);
 }

@@ -1,0 +1,57 @@
+#![doc = include_str!("../README.md")]
+
+mod args;
+mod dealing;
+mod door;
+mod evidence;
+mod executor;
+mod listen;
+mod model;
+mod serving;
+mod state;
+
+use std::io::{BufWriter, Write, stderr, stdin, stdout};
+use std::process::ExitCode;
+
+use args::Command;
+use asymflow::modes::Registry;
+
+/// Exit code of bad usage.
+const USAGE: u8 = 2;
+
+/// The whole program, with everything that `registry` knows by a name. A program of one's own that adds modes, mechanisms or
+/// decompositions calls it from its `main`:
+///
+/// ```no_run
+/// use asymflow::modes::Registry;
+///
+/// # fn main() -> std::process::ExitCode {
+/// let registry = Registry::default().with_decomposer("mine", || asymflow_linalg::by_name("gram").unwrap());
+/// asymflow_enclaved::main_with(&registry)
+/// # }
+/// ```
+pub fn main_with(registry: &Registry) -> ExitCode {
+    let command = match args::parse(lexopt::Parser::from_env()) {
+        Ok(command) => command,
+        Err(error) => return report(&error, USAGE),
+    };
+    let done = match command {
+        Command::Help => {
+            let _ = stdout().write_all(args::HELP.as_bytes());
+            Ok(())
+        }
+        Command::Job => {
+            asymflow::serve::serve(stdin(), BufWriter::new(stdout()), registry, &state::open_vault).map_err(Into::into)
+        }
+        Command::Serve(args) => serving::serve(&args, registry),
+        Command::Plan(args) => serving::plan(&args, registry),
+        Command::SealModel { model, state } => model::seal(&model, &state, registry),
+        Command::Deal(args) => dealing::deal(args),
+    };
+    done.map_or_else(|error| report(&error, 1), |()| ExitCode::SUCCESS)
+}
+
+fn report(error: &anyhow::Error, code: u8) -> ExitCode {
+    let _ = writeln!(stderr(), "error: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,8 @@
+//! What a record has lost cannot be written past the accountant.
+use asymflow_privacy::{RecordAccountant, RecordLedger};
+
+fn forget(accountant: &mut RecordAccountant) {
+    accountant.spent()[0] = RecordLedger::default();
+}
+
+fn main() {}

@@ -1,0 +1,349 @@
+//! AsymML: every split convolution is computed as Y = conv(X_main) + conv(M(X_res)), the low-rank part
+//! here and the residual on the worker (thesis eq 2.6 and 2.7).
+
+use std::collections::HashMap;
+
+use asymflow_engine::local::{Scratch, conv_shape};
+use asymflow_engine::timing::{Seconds, timed, timed_folding};
+use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, LocalConv, Params, Pool, ops};
+use asymflow_linalg::conv;
+use asymflow_linalg::{BatchShape, Decomposer, LowRank};
+use asymflow_privacy::{
+    Door, Flow, Gate, Loss, MechanismError, Payload, Precision, Private, ReleaseError, Released, Source,
+};
+use asymflow_residual::{Batch, OpenError, Pass, Ticket, UnitId, Wanted};
+use faer::Par;
+
+use crate::link::Link;
+use crate::modes::ExecError;
+use crate::plan::Placement;
+
+/// Gradients of a mean loss are far below the smallest f16; they are scaled by this times the batch size
+/// before they are encoded. A constant, so that the scale says nothing about the data.
+const GRADIENT_GAIN_F16: f32 = 256.0;
+/// Name of what the weights leave by: they are functions of exact gradients.
+pub(super) const EXACT_WEIGHTS: &str = "insecure_exact_weights";
+
+/// AsymML's convolver: splits each convolution as its placement says, and keeps only the low-rank factors
+/// between the passes.
+#[derive(Debug)]
+pub struct SplitConv {
+    local: LocalConv,
+    placements: Vec<Placement>,
+    decomposer: Box<dyn Decomposer>,
+    /// How everything leaves.
+    pub door: Door,
+    gate: Gate<Vec<f32>>,
+    precision: Precision,
+    /// The worker.
+    pub link: Link,
+    /// Whose data is being convolved.
+    records: Vec<usize>,
+    kept: HashMap<usize, (LowRank, usize)>,
+    spare: Vec<LowRank>,
+    pool: Pool,
+    par: Par,
+    scratch: Scratch,
+}
+
+impl SplitConv {
+    /// A convolver that splits as `placements` say. The link's model must have one unit for every split
+    /// convolution, in order.
+    pub fn new(
+        placements: Vec<Placement>,
+        decomposer: Box<dyn Decomposer>,
+        (door, gate): (Door, Gate<Vec<f32>>),
+        precision: Precision,
+        link: Link,
+        pool: Pool,
+        par: Par,
+    ) -> Self {
+        let local = LocalConv::new(placements.len(), pool.clone(), par);
+        Self {
+            local,
+            placements,
+            decomposer,
+            door,
+            gate,
+            precision,
+            link,
+            records: Vec::new(),
+            kept: HashMap::new(),
+            spare: Vec::new(),
+            pool,
+            par,
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Seconds by convolution.
+    pub fn seconds(&self) -> &[Seconds] {
+        &self.local.seconds
+    }
+
+    /// Declares the records whose data the following passes carry.
+    pub fn begin(&mut self, records: &[usize]) {
+        self.records.clear();
+        self.records.extend_from_slice(records);
+    }
+
+    /// What a record loses in one forward pass: a release for every split convolution.
+    ///
+    /// # Errors
+    /// A mechanism that is not defined for its sensitivity.
+    pub fn forward_losses(&self) -> Result<Vec<Loss>, MechanismError> {
+        let split = self.placements.iter().filter(|placement| placement.is_split()).count();
+        Ok(vec![self.gate.loss()?; split])
+    }
+
+    /// Charges the records of a step for the exact weights that follow from it.
+    ///
+    /// # Errors
+    /// A budget that they would exceed.
+    pub fn charge_weights(&mut self) -> Result<(), ExecError> {
+        let source = Source { layer: "weights", flow: Flow::Weights };
+        let charged = self.door.charge(EXACT_WEIGHTS, source, &self.records, Loss::Infinite);
+        charged.map_err(ExecError::release("weights"))
+    }
+
+    /// The worker's unit of a split convolution.
+    fn unit(&self, index: usize) -> UnitId {
+        UnitId(self.placements[..index].iter().filter(|p| p.is_split()).count() as u32)
+    }
+
+    fn layers<'a>(&self, nodes: &[&'a ConvNode]) -> Vec<(UnitId, &'a ConvNode)> {
+        nodes.iter().filter(|n| self.placements[n.index].is_split()).map(|n| (self.unit(n.index), *n)).collect()
+    }
+
+    /// Sends all weights, as a new session needs, one after the other: no more than one copy waits to be sent.
+    ///
+    /// # Errors
+    /// The worker refused or is lost.
+    pub fn send_weights(&mut self, nodes: &[&ConvNode], params: &Params) -> Result<(), ExecError> {
+        for (unit, node) in self.layers(nodes) {
+            self.queue_weight(unit, node, params)?;
+            self.link.session().settle().map_err(ExecError::submit(&node.conv.name))?;
+        }
+        Ok(())
+    }
+
+    fn queue_weight(&mut self, unit: UnitId, node: &ConvNode, params: &Params) -> Result<(), ExecError> {
+        let weight = &params.values[node.weight];
+        self.link.session().set_weights(unit, weight).map_err(ExecError::submit(&node.conv.name))
+    }
+
+    /// Brings the worker's weights from `before` to the values in `params`.
+    ///
+    /// In f16 only the rounded difference travels, and the trusted weights take exactly the step that the
+    /// worker takes, so both sides hold the same numbers.
+    ///
+    /// # Errors
+    /// The worker refused or is lost.
+    pub fn sync_weights(
+        &mut self,
+        nodes: &[&ConvNode],
+        before: &HashMap<usize, Vec<f32>>,
+        params: &mut Params,
+    ) -> Result<(), ExecError> {
+        if self.precision == Precision::F32 {
+            // Without waiting: they travel while the next step begins.
+            return self.layers(nodes).into_iter().try_for_each(|(unit, node)| self.queue_weight(unit, node, params));
+        }
+        for (unit, node) in self.layers(nodes) {
+            let Some(before) = before.get(&node.weight) else { continue };
+            let after = &mut params.values[node.weight];
+            let delta: Vec<f32> = after.iter().zip(before).map(|(a, b)| a - b).collect();
+            let delta = Payload::encode(delta, Precision::F16);
+            for ((after, &before), delta) in after.iter_mut().zip(before).zip(delta.clone().into_f32()) {
+                *after = before + delta;
+            }
+            self.link.session().add_weights(unit, delta).map_err(ExecError::submit(&node.conv.name))?;
+        }
+        Ok(())
+    }
+
+    /// The weights of the split convolutions, before a step, where [`SplitConv::sync_weights`] needs them.
+    pub fn weights_before(&self, nodes: &[&ConvNode], params: &Params) -> HashMap<usize, Vec<f32>> {
+        if self.precision == Precision::F32 {
+            return HashMap::new();
+        }
+        self.layers(nodes).into_iter().map(|(_, n)| (n.weight, params.values[n.weight].clone())).collect()
+    }
+
+    /// Drops everything kept of a step that failed.
+    pub fn forget(&mut self) {
+        self.kept.clear();
+        self.local.forget();
+    }
+
+    fn release(
+        &mut self,
+        node: &ConvNode,
+        batch: Vec<f32>,
+        samples: usize,
+        flow: Flow,
+    ) -> Result<Released<Payload>, ExecError> {
+        let layer = &node.conv.name;
+        let (door, gate, records) = (&mut self.door, &self.gate, &self.records);
+        if samples != records.len() {
+            let error = ReleaseError::Batch { values: batch.len(), records: records.len() };
+            return Err(ExecError::Release { layer: layer.clone(), error });
+        }
+        let released = timed(&mut self.local.seconds[node.index].release, || {
+            let source = Source { layer, flow };
+            door.release(gate, source, records, Private::new(batch)).map(|released| released.encode(self.precision))
+        });
+        released.map_err(ExecError::release(layer))
+    }
+
+    /// Waits for a result, and books the worker's busy and transfer time of this round trip to the layer.
+    fn collect(&mut self, node: &ConvNode, ticket: Ticket) -> Result<Batch, ExecError> {
+        let before = self.link.stats();
+        let link = &mut self.link;
+        let batch = timed(&mut self.local.seconds[node.index].wait, || link.session().collect(ticket))
+            .map_err(ExecError::collect(&node.conv.name))?;
+        let after = self.link.stats();
+        let seconds = &mut self.local.seconds[node.index];
+        seconds.worker += after.busy_seconds - before.busy_seconds;
+        seconds.transfer += after.transfer_seconds - before.transfer_seconds;
+        Ok(batch)
+    }
+
+    fn decompose(&mut self, node: &ConvNode, x: &Activation, rank: usize) -> Result<(LowRank, Vec<f32>), ExecError> {
+        let shape = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
+        let mut low_rank = self.spare.pop().unwrap_or_default();
+        let mut residual = self.pool.take(x.data.len());
+        let stack = self.scratch.stack(self.decomposer.scratch(shape, rank, self.par));
+        timed(&mut self.local.seconds[node.index].decompose, || {
+            self.decomposer.decompose(&x.data, shape, rank, &mut low_rank, &mut residual, self.par, stack)
+        })
+        .map_err(|error| ExecError::Decompose { layer: node.conv.name.clone(), error })?;
+        Ok((low_rank, residual.into_vec()))
+    }
+}
+
+fn unexpected(node: &ConvNode, what: &str) -> ExecError {
+    ExecError::malformed(&node.conv.name, &format!("expected {what}"))
+}
+
+impl Convolver for SplitConv {
+    type Error = ExecError;
+
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
+        let Placement::Split { rank } = self.placements[node.index] else {
+            return Ok(self.local.forward(node, x, weight, pass)?);
+        };
+        let (low_rank, residual) = self.decompose(node, x, rank)?;
+        let released = self.release(node, residual, x.samples, Flow::Residual)?;
+        let unit = self.unit(node.index);
+        let ticket = self.link.session().submit(unit, released, pass).map_err(ExecError::submit(&node.conv.name))?;
+
+        let shape = conv_shape(node, x.samples);
+        let mut y = self.pool.zeros(shape.output_len());
+        let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
+        timed_folding(&mut self.local.seconds[node.index], |mark| {
+            conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack, mark)
+        })
+        .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
+
+        let Batch::Outputs(from_worker) = self.collect(node, ticket)? else {
+            return Err(unexpected(node, "outputs"));
+        };
+        if from_worker.len() != y.len() {
+            return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
+        }
+        ops::add_assign(&mut y, &from_worker);
+        match pass {
+            Pass::Training => drop(self.kept.insert(node.index, (low_rank, x.samples))),
+            Pass::Inference => self.spare.push(low_rank),
+        }
+        Ok(y)
+    }
+
+    fn backward(
+        &mut self,
+        node: &ConvNode,
+        dy: Buffer,
+        samples: usize,
+        weight: &[f32],
+        d_weight: &mut [f32],
+    ) -> Result<Option<Buffer>, ExecError> {
+        if !self.placements[node.index].is_split() {
+            return Ok(self.local.backward(node, dy, samples, weight, d_weight)?);
+        }
+        let (low_rank, kept) = self
+            .kept
+            .remove(&node.index)
+            .filter(|(_, kept)| *kept == samples)
+            .ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
+        debug_assert_eq!(kept, samples);
+        let gain = match self.precision {
+            Precision::F32 => 1.0,
+            Precision::F16 => GRADIENT_GAIN_F16 * samples as f32,
+        };
+        let released = self.release(node, scaled(&dy, gain), samples, Flow::Gradient)?;
+        let unit = self.unit(node.index);
+        let wanted = Wanted { input: node.input_gradient, weights: true };
+        let ticket =
+            self.link.session().submit_gradient(unit, released, wanted).map_err(ExecError::submit(&node.conv.name))?;
+
+        let shape = conv_shape(node, samples);
+        let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
+        d_weight.fill(0.0);
+        timed_folding(&mut self.local.seconds[node.index], |mark| {
+            conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack, mark)
+        })
+        .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
+        self.spare.push(low_rank);
+
+        let Batch::Gradients { mut input, weights } = self.collect(node, ticket)? else {
+            return Err(unexpected(node, "gradients"));
+        };
+        let input_len = if wanted.input { shape.input_len() } else { 0 };
+        if weights.len() != d_weight.len() || input.len() != input_len {
+            return Err(unexpected(node, "gradients of the shape of the layer"));
+        }
+        for (total, &from_worker) in d_weight.iter_mut().zip(&weights) {
+            *total += from_worker / gain;
+        }
+        if gain != 1.0 {
+            input.iter_mut().for_each(|v| *v /= gain);
+        }
+        Ok(wanted.input.then(|| self.pool.adopt(input)))
+    }
+}
+
+fn scaled(values: &[f32], gain: f32) -> Vec<f32> {
+    if gain == 1.0 { values.to_vec() } else { values.iter().map(|v| v * gain).collect() }
+}
+
+/// The model that a worker needs for these placements.
+pub fn residual_model(nodes: &[&ConvNode], placements: &[Placement]) -> asymflow_residual::ResidualModel {
+    let units = nodes
+        .iter()
+        .zip(placements)
+        .filter(|(_, placement)| placement.is_split())
+        .map(|(node, _)| {
+            asymflow_residual::Unit::Conv(asymflow_residual::ConvUnit {
+                input: node.input,
+                out_channels: node.output.channels,
+                kernel: node.conv.kernel,
+                stride: node.conv.stride,
+                padding: node.conv.padding,
+            })
+        })
+        .collect();
+    asymflow_residual::ResidualModel { units }
+}
+
+/// Opens the link a split needs, and a fresh session after a loss.
+///
+/// # Errors
+/// As [`Link::open`].
+pub fn open_link(
+    backend: std::sync::Arc<dyn asymflow_residual::ResidualBackend>,
+    nodes: &[&ConvNode],
+    placements: &[Placement],
+) -> Result<Link, OpenError> {
+    Link::open(backend, residual_model(nodes, placements))
+}

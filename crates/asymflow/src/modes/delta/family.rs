@@ -1,0 +1,291 @@
+//! What Delta says of itself.
+
+use std::sync::Arc;
+
+use asymflow_privacy::{Flow, Loss, RandomisedResponse};
+use asymflow_zoo::Network;
+use asymflow_zoo::cost;
+use asymflow_zoo::delta::{DeltaNetworks, delta};
+
+use super::gates::GradientNoise;
+use super::mode::{Delta, DeltaParts};
+use super::section::DeltaSection;
+use super::spec::{DeltaSpec, Feed, Labels, Variant};
+use crate::memory::{MemoryError, MemoryPlan, Work};
+use crate::modes::mode::held;
+use crate::modes::{
+    Asked, Charge, Explained, Facts, Guard, Losses, Macs, Mode, ModeError, ModeFamily, ModeSpec, Parts, Purpose,
+    Serving, SplitPromise,
+};
+use crate::plan::SplitSpec;
+
+#[derive(Debug)]
+pub(in crate::modes) struct Family;
+
+impl ModeFamily for Family {
+    fn names(&self) -> &'static [&'static str] {
+        const NAMES: &[&str] = &[Feed::Residual.entry(), Feed::Null.entry(), Feed::Nothing.entry()];
+        NAMES
+    }
+
+    fn takes_epsilon(&self, name: &str) -> Option<bool> {
+        (Feed::of_entry(name) != Feed::Nothing).then_some(true)
+    }
+
+    fn spec(&self, asked: &Asked<'_>) -> Result<Arc<dyn ModeSpec>, ModeError> {
+        let SplitSpec { decomposition, .. } = asked.sections.get("mode")?;
+        Ok(Arc::new(asked.sections.get::<DeltaSection>("delta")?.spec(asked, decomposition)?))
+    }
+
+    fn decode(&self, settings: &str) -> Result<Arc<dyn ModeSpec>, serde_json::Error> {
+        serde_json::from_str::<DeltaSpec>(settings).map(|spec| Arc::new(spec) as Arc<dyn ModeSpec>)
+    }
+}
+
+impl DeltaSpec {
+    /// Epochs in which anything is released.
+    const fn stage2_epochs(&self, epochs: usize) -> usize {
+        epochs.saturating_sub(self.stage1_epochs)
+    }
+
+    /// What a label, or the gradients that tell it, cost its record.
+    fn label_charges(&self, facts: &Facts<'_>, stage2: usize) -> Result<Vec<Charge>, ModeError> {
+        let charge = |what: &str, flow, loss, times: usize| {
+            vec![Charge { what: what.to_owned(), flow, loss, times: times as u64 }]
+        };
+        Ok(match self.labels {
+            Labels::Public => charge("label, public", Flow::Label, Loss::Pure { epsilon: 0.0 }, 1),
+            Labels::RandomisedResponse { epsilon } => {
+                charge("label by randomised response", Flow::Label, Loss::Pure { epsilon }, 1)
+            }
+            Labels::NoisyGradient { epsilon } => {
+                let loss = GradientNoise::new(epsilon, facts.terms, stage2)?.gate(1)?.loss()?;
+                charge("gradient of logits", Flow::Gradient, loss, stage2)
+            }
+        })
+    }
+
+    /// Name of what guards residuals.
+    const fn mechanism(&self) -> &'static str {
+        match (self.epsilon, self.variant) {
+            (None, Variant::Strict | Variant::Paper | Variant::ReleasedCode) => "insecure_sign",
+            (Some(_), Variant::ReleasedCode) => "insecure_laplace_sign",
+            (Some(_), Variant::Strict | Variant::Paper) => "one_bit",
+        }
+    }
+}
+
+impl ModeSpec for DeltaSpec {
+    fn name(&self) -> &'static str {
+        Feed::Residual.entry()
+    }
+
+    fn label(&self) -> String {
+        let name = self.feed.entry();
+        match self.own_epsilon {
+            true => format!("{name}@{}", self.epsilon.unwrap_or(f64::INFINITY)),
+            false => name.to_owned(),
+        }
+    }
+
+    fn encode(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self)
+    }
+
+    fn needs_worker(&self) -> bool {
+        self.feed != Feed::Nothing
+    }
+
+    /// The layers of all three networks; it cannot be executed.
+    fn stored_network(&self, network: &Network) -> Result<Network, ModeError> {
+        network.validate()?;
+        Ok(delta(network, &self.shape)?.all_layers(self.needs_worker()))
+    }
+
+    fn check(&self, facts: &Facts<'_>) -> Result<(), ModeError> {
+        let needs = |what| Err(ModeError::Settings { mode: "delta", what });
+        if facts.registry.decomposer(&self.decomposition)?.shares_basis() {
+            // One basis for a batch would let a record's residual depend on the others, which no bound on one covers.
+            return needs("a decomposition of each record by itself");
+        }
+        if (self.variant == Variant::ReleasedCode) != self.shape.mean_residual {
+            return needs("the channel mean of residuals for variant released-code, and for no other");
+        }
+        if self.variant == Variant::ReleasedCode && self.labels != Labels::Public {
+            return needs("public labels for variant released-code, whose gradients tell them");
+        }
+        if self.needs_worker() {
+            self.bit_gate(facts.terms, facts.sampling)?.loss()?;
+            if let Labels::RandomisedResponse { epsilon } = self.labels {
+                RandomisedResponse::new(facts.network.classes as u32, epsilon)?;
+            }
+        }
+        self.stored_network(facts.network).map(drop)
+    }
+
+    fn takes_lessons(&self) -> bool {
+        false
+    }
+
+    fn losses(&self, facts: &Facts<'_>) -> Result<Losses, ModeError> {
+        let stage2 = self.stage2_epochs(facts.epochs);
+        if !self.needs_worker() || stage2 == 0 {
+            return Ok(Losses::default());
+        }
+        let residual = |loss, times: usize| Charge {
+            what: "residual".to_owned(),
+            flow: Flow::Residual,
+            loss,
+            times: times as u64,
+        };
+        if self.variant == Variant::ReleasedCode {
+            let gradient = Charge {
+                what: "gradient of logits".to_owned(),
+                flow: Flow::Gradient,
+                loss: Loss::Infinite,
+                times: stage2 as u64,
+            };
+            let train = vec![residual(Loss::Infinite, stage2), gradient];
+            return Ok(Losses { train, test: vec![residual(Loss::Infinite, facts.evaluations)] });
+        }
+        let loss = self.bit_gate(facts.terms, facts.sampling)?.loss()?;
+        let mut train = vec![residual(loss, self.views)];
+        train.extend(self.label_charges(facts, stage2)?);
+        let test = vec![residual(loss, facts.evaluations.min(1))];
+        Ok(Losses { train, test })
+    }
+
+    fn guard(&self, facts: &Facts<'_>) -> Result<Option<Guard>, ModeError> {
+        if !self.needs_worker() {
+            return Ok(None);
+        }
+        let labels = match self.labels {
+            Labels::Public => "public".to_owned(),
+            Labels::RandomisedResponse { epsilon } => format!("randomised response, ε {epsilon}"),
+            Labels::NoisyGradient { epsilon } => format!("noisy gradients, ε {epsilon}"),
+        };
+        Ok(Some(Guard {
+            mechanism: self.mechanism().to_owned(),
+            sigma: self.sigma(facts.terms, facts.sampling)?,
+            clip: Some(self.clip),
+            labels,
+            split: Some(SplitPromise { rank: self.shape.rank, block: self.shape.block, kept: self.shape.kept }),
+        }))
+    }
+
+    fn promised_epsilon(&self) -> Option<f64> {
+        let labels = match self.labels {
+            Labels::Public => 0.0,
+            Labels::RandomisedResponse { epsilon } | Labels::NoisyGradient { epsilon } => epsilon,
+        };
+        // Room for the rounding of sums.
+        let promised = |epsilon: f64| (epsilon + labels) * (1.0 + 1e-9);
+        self.epsilon.filter(|_| self.variant == Variant::Strict).map(promised)
+    }
+
+    fn insecure(&self, purpose: Purpose) -> Vec<String> {
+        let mut names = Vec::new();
+        let (releases, is_training) = (self.needs_worker(), purpose == Purpose::Training);
+        if releases && (is_training || self.feed == Feed::Residual) {
+            names.extend(self.epsilon.is_none().then_some("insecure_sign"));
+            names.extend(self.variant.insecure_name());
+        }
+        names.extend((releases && is_training && self.labels == Labels::Public).then_some("public_labels"));
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    fn caveat(&self) -> Option<&'static str> {
+        self.variant.caveat().filter(|_| self.needs_worker())
+    }
+
+    fn serving(&self, facts: &Facts<'_>) -> Result<Serving, ModeError> {
+        if self.variant == Variant::ReleasedCode {
+            let why = "the scale of its noise comes from the other clients of the batch, and it holds no epsilon";
+            return Ok(Serving::Refused { what: "variant released-code".to_owned(), why });
+        }
+        if !self.needs_worker() {
+            return Ok(Serving::Served { losses: Vec::new(), guard: None, can_stream: false });
+        }
+        let mechanism = match (self.feed, self.variant) {
+            (Feed::Null, Variant::Strict | Variant::Paper | Variant::ReleasedCode) => "fair coins",
+            (Feed::Residual | Feed::Nothing, Variant::Paper) => "one_bit, sigma as printed in the thesis",
+            (Feed::Residual | Feed::Nothing, Variant::Strict | Variant::ReleasedCode) => self.mechanism(),
+        };
+        let guard = self.guard(facts)?.map(|guard| Guard { mechanism: mechanism.to_owned(), ..guard });
+        let losses = vec![self.bit_gate(facts.terms, facts.sampling)?.loss()?];
+        Ok(Serving::Served { losses, guard, can_stream: false })
+    }
+
+    fn macs(&self, network: &Network, _batch: usize) -> Result<Macs, ModeError> {
+        let parts = delta(network, &self.shape)?;
+        let split = self.shape.cost(parts.features);
+        let trusted = Macs::of(&parts.backbone) + Macs::of(&parts.main) + split.svd + split.dct;
+        Ok(Macs { trusted, worker: if self.needs_worker() { Macs::of(&parts.residual) } else { 0 } })
+    }
+
+    fn explain(&self, network: &Network) -> Result<Option<Explained>, ModeError> {
+        let shape = &self.shape;
+        let networks = delta(network, shape)?;
+        let split = shape.cost(networks.features);
+        let DeltaNetworks { features, low, .. } = &networks;
+        let millions = |macs: u64| format!("{:.2}", macs as f64 / 1e6);
+        let mut table = vec![["part", "layer", "output", "MMACs", "parameters"].map(str::to_owned)];
+        let mut totals = Vec::new();
+        for (part, network) in [("M_bb", &networks.backbone), ("M_main", &networks.main), ("M_res", &networks.residual)]
+        {
+            for layer in cost::layer_costs(network)?.into_iter().filter(|layer| layer.parameters > 0) {
+                let out = layer.output;
+                let output = format!("{}x{}x{}", out.channels, out.height, out.width);
+                table.push([part.to_owned(), layer.name, output, millions(layer.macs), layer.parameters.to_string()]);
+            }
+            totals.push(Macs::of(network));
+        }
+        let trusted = totals[0] + totals[1] + split.svd + split.dct;
+        let text = format!(
+            "Features {}x{}x{}, rank {}, DCT {}/{}; M_main's input {}x{}x{}. Trusted: M_bb {}, decomposition {} (one pass), \
+             DCT {}, M_main {} MMACs, {} in all; worker: M_res {} MMACs. To the worker: {} bytes a sample.",
+            features.channels,
+            features.height,
+            features.width,
+            shape.rank,
+            shape.block,
+            shape.kept,
+            low.channels,
+            low.height,
+            low.width,
+            millions(totals[0]),
+            millions(split.svd),
+            millions(split.dct),
+            millions(totals[1]),
+            millions(trusted),
+            millions(totals[2]),
+            features.len().div_ceil(8),
+        );
+        Ok(Some(Explained { text, table }))
+    }
+
+    fn memory(&self, work: &Work<'_>) -> Result<MemoryPlan, MemoryError> {
+        let networks = delta(work.network, &self.shape)?;
+        let mut plan = work.two_networks(&networks, &self.decomposition, &self.shape)?;
+        if self.needs_worker() {
+            work.add_crossing(&mut plan, &networks.residual, self.views);
+        }
+        Ok(plan)
+    }
+
+    fn build(&self, parts: Parts<'_>) -> Result<Box<dyn Mode>, ModeError> {
+        self.check(&parts.facts())?;
+        let backend = if self.needs_worker() { Some(parts.worker(self.name())?) } else { None };
+        let networks = delta(&parts.network, &self.shape)?;
+        let own = DeltaParts {
+            decomposer: parts.registry.decomposer(&self.decomposition)?,
+            terms: parts.terms,
+            sampling: parts.sampling,
+            epochs: parts.epochs,
+            backend,
+            accountant: parts.accountant,
+            spec: self.clone(),
+        };
+        Ok(Box::new(Delta::new(networks, held(parts.weights)?, own, parts.par)?))
+    }
+}

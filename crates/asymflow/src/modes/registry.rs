@@ -1,0 +1,119 @@
+//! Everything that is found by a name: modes, mechanisms and decompositions. A program of one's own adds to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use asymflow_linalg::{Decomposer, by_name};
+use asymflow_privacy::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, Mechanism, MechanismError};
+
+use super::{Asked, ModeError, ModeFamily, ModeRef, ModeSpec};
+
+/// A mechanism that releases numbers.
+pub type NumberMechanism = Box<dyn Mechanism<Output = Vec<f32>>>;
+/// Makes one for a σ, where it takes any.
+pub type MakeMechanism = fn(Option<f64>) -> Result<NumberMechanism, MechanismError>;
+/// Makes a decomposition.
+pub type MakeDecomposer = fn() -> Box<dyn Decomposer>;
+
+/// What is known by a name.
+///
+/// ```
+/// use asymflow::modes::Registry;
+///
+/// let registry = Registry::default().with_decomposer("plain", || asymflow_linalg::by_name("exact-svd").unwrap());
+/// assert!(registry.decomposer("plain").is_ok());
+/// assert!(registry.names().any(|name| name == "delta"));
+/// ```
+#[derive(Debug)]
+pub struct Registry {
+    families: Vec<Box<dyn ModeFamily>>,
+    mechanisms: BTreeMap<String, MakeMechanism>,
+    decomposers: BTreeMap<String, MakeDecomposer>,
+}
+
+impl Default for Registry {
+    /// What this crate knows.
+    fn default() -> Self {
+        Self { families: super::builtin(), mechanisms: BTreeMap::new(), decomposers: BTreeMap::new() }
+            .with_mechanism("discrete_gaussian", |sigma| Ok(Box::new(DiscreteGaussian::fine(given(sigma)?)?)))
+            .with_mechanism("insecure_float_noise", |sigma| Ok(Box::new(InsecureFloatNoise::new(given(sigma)?)?)))
+            .with_mechanism("insecure_none", |_| Ok(Box::new(InsecureNone)))
+    }
+}
+
+fn given(sigma: Option<f64>) -> Result<f64, MechanismError> {
+    sigma.ok_or(MechanismError::Sigma { sigma: f64::NAN })
+}
+
+impl Registry {
+    /// Adds a family of modes; one of the same name is replaced.
+    #[must_use]
+    pub fn with_mode(mut self, family: Box<dyn ModeFamily>) -> Self {
+        self.families.retain(|known| known.names().first() != family.names().first());
+        self.families.push(family);
+        self
+    }
+
+    /// Adds a mechanism for residuals and gradients, by its name in `privacy.mechanism`.
+    #[must_use]
+    pub fn with_mechanism(mut self, name: &str, make: MakeMechanism) -> Self {
+        self.mechanisms.insert(name.to_owned(), make);
+        self
+    }
+
+    /// Adds a decomposition, by its name in `mode.decomposition`.
+    #[must_use]
+    pub fn with_decomposer(mut self, name: &str, make: MakeDecomposer) -> Self {
+        self.decomposers.insert(name.to_owned(), make);
+        self
+    }
+
+    /// Names of entries, in order.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.families.iter().flat_map(|family| family.names()).copied()
+    }
+
+    /// The family that knows the entry `name`.
+    pub fn family(&self, name: &str) -> Option<&dyn ModeFamily> {
+        self.families.iter().find(|family| family.names().contains(&name)).map(|family| &**family)
+    }
+
+    /// The specification of an entry.
+    ///
+    /// # Errors
+    /// No such mode, or settings that make none.
+    pub fn spec(&self, asked: &Asked<'_>) -> Result<Arc<dyn ModeSpec>, ModeError> {
+        let unknown = || ModeError::Unknown { name: asked.name.to_owned(), known: self.names().collect() };
+        self.family(asked.name).ok_or_else(unknown)?.spec(asked)
+    }
+
+    /// The specification that travelled as `mode`.
+    ///
+    /// # Errors
+    /// No such mode, or settings that are not its own.
+    pub fn decode(&self, mode: &ModeRef) -> Result<Arc<dyn ModeSpec>, ModeError> {
+        let unknown = || ModeError::Unknown { name: mode.name.clone(), known: self.names().collect() };
+        let family = self.family(&mode.name).ok_or_else(unknown)?;
+        family.decode(&mode.settings).map_err(|error| ModeError::Malformed { mode: mode.name.clone(), error })
+    }
+
+    /// The mechanism `name` with `sigma`, where it takes one.
+    ///
+    /// # Errors
+    /// No such mechanism, or a σ that is none.
+    pub fn mechanism(&self, name: &str, sigma: Option<f64>) -> Result<NumberMechanism, ModeError> {
+        let known = || self.mechanisms.keys().cloned().collect();
+        let make =
+            self.mechanisms.get(name).ok_or_else(|| ModeError::Mechanism { name: name.to_owned(), known: known() })?;
+        Ok(make(sigma)?)
+    }
+
+    /// The decomposition `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn decomposer(&self, name: &str) -> Result<Box<dyn Decomposer>, ModeError> {
+        let own = self.decomposers.get(name).map(|make| make());
+        own.or_else(|| by_name(name)).ok_or_else(|| ModeError::Decomposition(name.to_owned()))
+    }
+}
