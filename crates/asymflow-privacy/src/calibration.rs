@@ -3,6 +3,9 @@
 use thiserror::Error;
 
 use crate::accountant::AccountantError;
+use crate::budget::RecordLedger;
+use crate::loss::Loss;
+use crate::mechanism::MechanismError;
 use crate::normal::{cdf, density, mills};
 
 /// Why there is no answer.
@@ -35,6 +38,9 @@ pub enum CalibrationError {
     /// The accountant refused.
     #[error(transparent)]
     Accountant(#[from] AccountantError),
+    /// A mechanism has no loss at a σ that was tried.
+    #[error(transparent)]
+    Mechanism(#[from] MechanismError),
 }
 
 fn positive(what: &'static str, value: f64) -> Result<f64, CalibrationError> {
@@ -139,6 +145,46 @@ pub fn calibrate_sigma(
     let target = positive("target epsilon", target_epsilon)?;
     let found = least(1e-6, |sigma| Ok::<_, CalibrationError>(epsilon_at(sigma)? <= target))?;
     found.ok_or(unreachable_target(target))
+}
+
+/// The least σ, rounded up, at which one record loses at most `epsilon` at `delta` by everything in `losses_at(σ)`
+/// together, by the [`RecordLedger`] that holds a run to its budget. No loss may grow with σ; those that do not depend on
+/// it are part of the promise.
+///
+/// What several mechanisms release of a record has to be calibrated together: ε of different kinds do not simply add up,
+/// and a run whose parts were each calibrated alone may be refused once a part has left. Here bits at ε = 9 and three
+/// noised gradients at ε = 0.5, each with its own noise, are scaled by one factor so that they cost 9.5 together:
+///
+/// ```
+/// # use asymflow_privacy::{Loss, calibrate_losses, gaussian_sigma};
+/// let delta = 1e-5;
+/// let bits = gaussian_sigma(9.0, delta, 1.0)?;
+/// let gradient = |sigma: f64| Loss::Zcdp { rho: 0.5 * (1.0 / sigma).powi(2) };
+/// let gradients = calibrate_losses(0.5, delta, |sigma| Ok(vec![gradient(sigma); 3]))?;
+/// let factor = calibrate_losses(9.0 + 0.5, delta, |factor| {
+///     let mut losses = vec![gradient(factor * gradients); 3];
+///     losses.push(Loss::Gaussian { mu: 1.0 / (factor * bits) });
+///     Ok(losses)
+/// })?;
+/// assert!(factor > 1.0 && factor < 1.03);
+/// # Ok::<(), asymflow_privacy::CalibrationError>(())
+/// ```
+///
+/// # Errors
+/// `epsilon` not positive and finite, `delta` outside (0, 1), an error of `losses_at`, or losses that no σ brings down to
+/// `epsilon` ([`CalibrationError::Unreachable`]).
+pub fn calibrate_losses(
+    epsilon: f64,
+    delta: f64,
+    mut losses_at: impl FnMut(f64) -> Result<Vec<Loss>, MechanismError>,
+) -> Result<f64, CalibrationError> {
+    let (target, delta) = (positive("epsilon", epsilon)?, probability("delta", delta)?);
+    let enough = |sigma| {
+        let mut ledger = RecordLedger::default();
+        losses_at(sigma)?.into_iter().for_each(|loss| ledger.add(loss));
+        Ok::<_, CalibrationError>(ledger.epsilon(delta)? <= target)
+    };
+    least(1e-9, enough)?.ok_or(unreachable_target(target))
 }
 
 fn unreachable_target(target: f64) -> CalibrationError {

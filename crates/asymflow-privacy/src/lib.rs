@@ -28,8 +28,8 @@ pub use bits::{PackedBits, PackedBitsError};
 pub use boundary::{Private, Released};
 pub use budget::{Budget, BudgetError, RecordLedger};
 pub use calibration::{
-    CalibrationError, calibrate_sigma, gaussian_delta, gaussian_epsilon, gaussian_sigma, thesis_amplified_epsilon,
-    thesis_local_epsilon, thesis_sigma,
+    CalibrationError, calibrate_losses, calibrate_sigma, gaussian_delta, gaussian_epsilon, gaussian_sigma,
+    thesis_amplified_epsilon, thesis_local_epsilon, thesis_sigma,
 };
 pub use clip::{ClipError, clip_coordinates, clip_l2};
 pub use door::{Door, Gate, ReleaseError, Source};

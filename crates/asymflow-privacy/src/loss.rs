@@ -49,6 +49,24 @@ impl Sensitivity {
         Self::of_clipped(values.sqrt() * limit, relation).with_l1_clip(values * limit)
     }
 
+    /// Sensitivity of the gradient of the mean cross-entropy over `samples` records, (softmax(z) − y)/`samples` a record, to
+    /// the label y of one of them: √2/`samples` for either relation, and 2⁻¹⁰ of it more for the rounding of f32, up to
+    /// 4096 classes.
+    ///
+    /// It holds where the logits z are known to whoever gets the gradient, as those that a worker computed from what was
+    /// released to it: given all that was released before, z is the same for neighbours, and releases compose adaptively.
+    /// Then the records of `Replace` differ by y′ − y, whose norm is √2 or 0, and not by 2√2, which two different softmax
+    /// vectors could reach. For `Remove`, zeros stand in place of the row, whose norm is at most √2: with p = softmax(z),
+    /// ‖p − y‖² ≤ (1 − p_y)² + (Σ_{c ≠ y} p_c)² = 2·(1 − p_y)².
+    ///
+    /// Mechanisms that round towards zero on a grid move no neighbours apart here: the two entries of p − y and p − y′ that
+    /// differ lie on opposite sides of zero. Clipping a row must not scale it, as the scale would depend on the label:
+    /// [`Self::l2`] is above the norm of every row, so that clipping to it leaves all as they are.
+    pub fn of_label_gradient(samples: usize, relation: Relation) -> Self {
+        let l2 = std::f64::consts::SQRT_2 * (1.0 + 1.0 / 1024.0) / samples.max(1) as f64;
+        Self { l2, l1: None, relation }
+    }
+
     /// The same with a bound `clip` on the l1 norm of one record as well.
     #[must_use]
     pub fn with_l1_clip(self, clip: f64) -> Self {

@@ -1,8 +1,9 @@
 //! Calibration: the table that shows the printed formula to be too small, inverses, monotony, and refusals.
 
 use asymflow_privacy::{
-    Accountant, AccountantError, CalibrationError, Event, PldAccountant, RdpAccountant, calibrate_sigma,
-    gaussian_delta, gaussian_epsilon, gaussian_sigma, thesis_amplified_epsilon, thesis_local_epsilon, thesis_sigma,
+    Accountant, AccountantError, CalibrationError, Event, Loss, Mechanism, MechanismError, OneBit, PldAccountant,
+    RdpAccountant, RecordLedger, Relation, Sensitivity, calibrate_losses, calibrate_sigma, gaussian_delta,
+    gaussian_epsilon, gaussian_sigma, thesis_amplified_epsilon, thesis_local_epsilon, thesis_sigma,
 };
 use proptest::prelude::*;
 
@@ -151,5 +152,77 @@ proptest! {
     fn more_noise_costs_less(sigma in 0.05..50.0_f64, factor in 1.001..3.0_f64, log_delta in -20.0..-1.0_f64) {
         let epsilon = |sigma| gaussian_epsilon(sigma, 1.0, log_delta.exp()).unwrap();
         prop_assert!(epsilon(sigma * factor) <= epsilon(sigma));
+    }
+}
+
+/// Losses of one record of Delta: bits and noised gradients, each with `factor` times the noise that its own ε takes.
+fn bits_and_gradients(bits: f64, labels: f64, epochs: usize) -> impl Fn(f64) -> Result<Vec<Loss>, MechanismError> {
+    let bits_sigma = gaussian_sigma(bits, DELTA, 1.0).unwrap();
+    let gradient = |sigma: f64| Loss::Zcdp { rho: 0.5 / (sigma * sigma) };
+    let labels_sigma = calibrate_losses(labels, DELTA, |sigma| Ok(vec![gradient(sigma); epochs])).unwrap();
+    move |factor| {
+        let mut losses = vec![gradient(factor * labels_sigma); epochs];
+        losses.push(Loss::Gaussian { mu: 1.0 / (factor * bits_sigma) });
+        Ok(losses)
+    }
+}
+
+fn spent(losses: Vec<Loss>) -> f64 {
+    let mut ledger = RecordLedger::default();
+    losses.into_iter().for_each(|loss| ledger.add(loss));
+    ledger.epsilon(DELTA).unwrap()
+}
+
+#[test]
+fn bits_and_gradients_calibrated_together_spend_what_they_promise_together() {
+    for (bits, labels) in [(9.0, 0.5), (17.0, 1.0), (9.0, 4.0), (1.4, 0.1), (9.0, 0.01)] {
+        for epochs in [1, 30] {
+            let losses = bits_and_gradients(bits, labels, epochs);
+            let factor = calibrate_losses(bits + labels, DELTA, &losses).unwrap();
+            let together = spent(losses(factor).unwrap());
+            assert!(together <= bits + labels, "{bits} + {labels}: {together}");
+            assert!(together > (bits + labels) * (1.0 - 1e-6), "{bits} + {labels}: only {together}");
+        }
+    }
+}
+
+/// What calibrating each alone comes to: refused after the bits have left, or less spent than was promised.
+#[test]
+fn calibrated_alone_they_exceed_or_waste_the_promise() {
+    for (bits, labels) in [(9.0, 0.5), (17.0, 1.0)] {
+        let alone = spent(bits_and_gradients(bits, labels, 30)(1.0).unwrap());
+        assert!(alone > bits + labels, "{bits} + {labels}: {alone}");
+    }
+    let alone = spent(bits_and_gradients(9.0, 4.0, 30)(1.0).unwrap());
+    assert!((10.0..12.0).contains(&alone), "{alone}");
+}
+
+#[test]
+fn a_promise_that_no_noise_keeps_is_refused_before_anything_is_released() {
+    let labels = Loss::Pure { epsilon: 2.0 };
+    let losses = |sigma: f64| Ok(vec![labels, Loss::Gaussian { mu: 1.0 / sigma }]);
+    let refused = calibrate_losses(1.9, DELTA, losses);
+    assert!(matches!(refused, Err(CalibrationError::Unreachable { target: 1.9, .. })), "{refused:?}");
+    let sigma = calibrate_losses(3.0, DELTA, losses).unwrap();
+    assert!(spent(losses(sigma).unwrap()) <= 3.0);
+    let infinite = calibrate_losses(1.0, DELTA, |_| Ok(vec![Loss::Infinite]));
+    assert!(matches!(infinite, Err(CalibrationError::Unreachable { .. })));
+    let mechanism = calibrate_losses(1.0, DELTA, |_| Err(MechanismError::Sigma { sigma: 0.0 }));
+    assert_eq!(mechanism, Err(CalibrationError::Mechanism(MechanismError::Sigma { sigma: 0.0 })));
+}
+
+/// What the page on privacy says of neighbours and of clipped bits is computed here.
+#[test]
+fn the_figures_of_the_privacy_page_are_these() {
+    let page = include_str!("../../../docs/privacy.md");
+    for epsilon in [1.4, 9.0, 17.0] {
+        let sigma = gaussian_sigma(epsilon, DELTA, 1.0).unwrap();
+        let replace = gaussian_epsilon(sigma, 2.0, DELTA).unwrap();
+        let clipped = calibrate_losses(epsilon, DELTA, |sigma| {
+            Ok(vec![OneBit::clipped(sigma)?.loss(Sensitivity::of_clipped(1.0, Relation::Remove))?])
+        });
+        let clipped = clipped.unwrap();
+        let row = format!("| {epsilon} | {replace:.2} | {sigma:.3} | {clipped:.3} |");
+        assert!(page.lines().any(|line| line == row), "docs/privacy.md has no row {row}");
     }
 }

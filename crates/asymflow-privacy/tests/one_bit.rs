@@ -3,8 +3,8 @@
 //! Statistics come from fixed seeds and have thresholds that a correct sampler exceeds with probability 1e-6.
 
 use asymflow_privacy::{
-    Door, Flow, Format, Gate, Loss, Mechanism, MechanismError, OneBit, Private, RecordAccountant, Relation, Source,
-    gaussian_delta,
+    Door, Flow, Format, Gate, Loss, Mechanism, MechanismError, OneBit, Private, RecordAccountant, Relation, Sensitivity,
+    Source, calibrate_losses, gaussian_delta, gaussian_sigma,
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
@@ -114,7 +114,95 @@ fn sigma_must_be_positive_and_finite() {
     }
 }
 
+/// D_α of Bernoulli(`p`) against Bernoulli(`q`), each given with its complement; α infinite gives the largest log ratio.
+fn renyi(alpha: f64, (p, not_p): (f64, f64), (q, not_q): (f64, f64)) -> f64 {
+    let (one, zero) = ((p / q).ln(), (not_p / not_q).ln());
+    if alpha == f64::INFINITY {
+        return one.max(zero);
+    }
+    let (x, y) = ((alpha - 1.0) * one + p.ln(), (alpha - 1.0) * zero + not_p.ln());
+    (x.max(y) + (-(x - y).abs()).exp().ln_1p()) / (alpha - 1.0)
+}
+
+/// Φ(z) and 1 − Φ(z).
+fn bit(z: f64) -> (f64, f64) {
+    (0.5 + half_phi(z), 0.5 - half_phi(z))
+}
+
+/// The stated ρ over the square of the distance.
+fn rho_of_clipped(relation: Relation) -> f64 {
+    let sensitivity = Sensitivity::of_clipped(1.0, relation);
+    OneBit::clipped(1.0).unwrap().loss(sensitivity).unwrap().rho() / sensitivity.l2().powi(2)
+}
+
+/// A proof by enclosure: D_α does not fall with α nor with |z|, so over a cell [α, α′] × [z, z′] its quotient by α·z² is at
+/// most D_α′(z′)/(α·z²).
+#[test]
+fn clipped_bits_against_fair_coins_lose_what_is_stated_for_every_value_and_order() {
+    const STEP: f64 = 1.001;
+    let (rho, coin) = (rho_of_clipped(Relation::Remove), (0.5, 0.5));
+    // Up to 0.3 by the natural parameter, whose slope from 0 rises with z.
+    let slope = (bit(0.3).0 / bit(0.3).1).ln() / 0.3;
+    assert!(slope * slope / 8.0 <= rho, "{slope}");
+    let mut z = 0.3;
+    while z < 1.0 {
+        let (next_z, mut alpha) = ((z * STEP).min(1.0), 1.0);
+        let directions = [(bit(next_z), coin), (coin, bit(next_z))];
+        while alpha < 12.0 {
+            let most = directions.map(|(p, q)| renyi(alpha * STEP, p, q));
+            assert!(most[0].max(most[1]) * (1.0 + 1e-9) <= rho * alpha * z * z, "z {z}, alpha {alpha}: {most:?}");
+            alpha *= STEP;
+        }
+        let most = directions.map(|(p, q)| renyi(f64::INFINITY, p, q));
+        assert!(most[0].max(most[1]) <= rho * alpha * z * z, "z {z}: {most:?}");
+        z = next_z;
+    }
+}
+
+#[test]
+fn neither_the_local_limit_nor_the_clipped_constant_holds_further_out() {
+    let beyond = |z: f64, alpha: f64| renyi(alpha, (0.5, 0.5), bit(z)) / (alpha * z * z);
+    assert!(beyond(1.0, 1.42) > 1.01 * std::f64::consts::FRAC_1_PI);
+    assert!(beyond(2.0, 1.42) > rho_of_clipped(Relation::Remove));
+    let mechanism = OneBit::clipped(0.5).unwrap();
+    assert_eq!(mechanism.probability(3.0), mechanism.probability(0.5), "values beyond sigma are moved to it");
+    assert_eq!(mechanism.probability(0.3), OneBit::new(0.5).unwrap().probability(0.3));
+    assert_eq!((mechanism.name(), OneBit::new(0.5).unwrap().name()), ("one_bit_clipped", "one_bit"));
+}
+
+#[test]
+fn the_clip_saves_a_seventh_of_the_noise() {
+    let sigmas = [1.4, 9.0, 17.0].map(|epsilon| {
+        let losses = |sigma| Ok(vec![OneBit::clipped(sigma)?.loss(Sensitivity::of_clipped(1.0, Relation::Remove))?]);
+        (calibrate_losses(epsilon, 1e-5, losses).unwrap(), gaussian_sigma(epsilon, 1e-5, 1.0).unwrap())
+    });
+    let shown = sigmas.map(|(clipped, gaussian)| format!("{clipped:.3} {gaussian:.3}"));
+    assert_eq!(shown, ["2.389 2.749", "0.465 0.545", "0.278 0.328"]);
+}
+
 proptest! {
+    /// Exact divergences of vectors of bits, from the probabilities that are drawn with, against the stated loss. Values
+    /// are in units of σ, and some lie beyond the clip.
+    #[test]
+    fn clipped_bits_lose_no_more_than_stated(
+        pairs in proptest::collection::vec((-1.5_f32..1.5, -1.5_f32..1.5), 1..6),
+        sigma in 0.2..3.0_f64,
+        excess in -4.0..6.0_f64,
+    ) {
+        let (mechanism, alpha) = (OneBit::clipped(sigma).unwrap(), 1.0 + excess.exp());
+        let p = |x: f32| (mechanism.probability(x * sigma as f32), 1.0 - mechanism.probability(x * sigma as f32));
+        let square = |x: f32, y: f32| (f64::from(x) - f64::from(y)).powi(2);
+        let total = |of: &dyn Fn(f32, f32) -> f64, against_zero: bool| -> f64 {
+            pairs.iter().map(|&(x, y)| of(x, if against_zero { 0.0 } else { y })).sum()
+        };
+        for (relation, against_zero) in [(Relation::Remove, true), (Relation::Replace, false)] {
+            let allowed = alpha * rho_of_clipped(relation) * total(&square, against_zero);
+            let there = total(&|x, y| renyi(alpha, p(x), p(y)), against_zero);
+            let back = total(&|x, y| renyi(alpha, p(y), p(x)), against_zero);
+            prop_assert!(there.max(back) <= allowed + 1e-9, "{relation:?}: {there} {back} {allowed}");
+        }
+    }
+
     #[test]
     fn the_probability_never_falls_with_the_value(bits in 0_u32..0x4200_0000, gap in 1_u32..1000) {
         let unit = OneBit::new(1.0).unwrap();
