@@ -281,7 +281,7 @@ fn models() {
     }
     let network = small_network();
     let weights = Weights::init(network, 1);
-    put("weights", "small", &asymflow::weights_file::encode(network, &weights).unwrap());
+    put("weights", "small", &asymflow_zoo::weight_files::encode(network, &weights).unwrap());
     let mut spent = RecordLedger::default();
     spent.add(Loss::Pure { epsilon: 0.5 });
     let checkpoint = Checkpoint {

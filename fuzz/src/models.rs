@@ -7,10 +7,11 @@ use asymflow::checkpoint::Checkpoint;
 use asymflow::modes::Registry;
 use asymflow::modes::delta::ReleasedCache;
 use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings, sha256_hex};
-use asymflow::weights_file;
 use asymflow_wire::decode_header;
 use asymflow_zoo::cost::total_cost;
-use asymflow_zoo::{Choice, Conv, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Shape, SharedRelu};
+use asymflow_zoo::{
+    Choice, Conv, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Shape, SharedRelu, weight_files,
+};
 use faer::Par;
 
 /// Networks that cost more are made ready and not executed.
@@ -127,7 +128,7 @@ pub fn released_cache(input: &[u8]) {
 
 /// Weights as safetensors.
 pub fn weights(input: &[u8]) {
-    if let Ok(weights) = weights_file::decode(&NETWORK, input) {
+    if let Ok(weights) = weight_files::decode(&NETWORK, input) {
         assert!(weights.validate(&NETWORK).is_ok());
     }
 }

@@ -106,7 +106,7 @@ fn test_remote(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Res
         }
         return Ok(());
     }
-    let features = format!("backend,conformance,{feature}");
+    let features = format!("conformance,serve,{feature}");
     let cargo = |command: &str| {
         let mut cargo = process::cargo();
         cargo.current_dir(workspace.root()).args([command, "--release", "--package", package, "--features", &features]);

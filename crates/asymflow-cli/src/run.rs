@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::job::{Body, JobReport, JobSpec, Task, WorkerSpec};
 use asymflow::modes::ModeRef;
-use asymflow::weights_file;
 use asymflow_enclave::{Assurance, TrustedRuntime};
-use asymflow_zoo::{Network, Weights};
+use asymflow_zoo::{Network, Weights, weight_files};
 
 use crate::entry::Entry;
 use crate::error::CliError;
@@ -122,12 +121,9 @@ impl Run {
     /// A file that holds no weights of that network.
     pub fn given_weights(&self, name: &str) -> Result<Option<(Network, Weights)>, CliError> {
         let Some(path) = &self.experiment.model.weights else { return Ok(None) };
-        let unusable = |e: String| {
-            CliError::usage(format!("{}: {e}", path.display()), "weights are safetensors under torchvision's names")
-        };
         let network = self.experiment.network(name)?;
-        let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
-        let weights = weights_file::decode(&network, &bytes).map_err(|e| unusable(e.to_string()))?;
+        let help = "weights are safetensors or a state dict of PyTorch, under torchvision's names";
+        let weights = weight_files::read(path, &network).map_err(|e| CliError::usage(e.to_string(), help))?;
         Ok(Some((network, weights)))
     }
 

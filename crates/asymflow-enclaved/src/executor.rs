@@ -15,7 +15,6 @@ pub struct Item {
 
 /// What the executor is asked.
 pub enum Asked {
-    /// An image.
     Image(Item),
     /// Whether the service's state is at least as new as a client's witness.
     Witness(Vec<u8>, oneshot::Sender<Result<(), String>>),
@@ -65,12 +64,13 @@ fn run(mut service: Service, mut items: Receiver<Asked>, batch: usize, linger: D
         let answers = service.answer(&queries);
         let is_accounted = service.answer_epsilon().is_some();
         let witness = service.witness();
+        // Before anybody hears: a client may be the last one, and its answer is then in the final counters.
+        *stats.lock().unwrap_or_else(PoisonError::into_inner) = service.stats();
         for ((answer, reply), query) in answers.into_iter().zip(replies).zip(&queries) {
             let spent_epsilon = is_accounted.then(|| service.spent_epsilon(&query.client));
             // A client that has gone hears nothing.
             let _ = reply.send(Told { answer, spent_epsilon, witness: witness.clone() });
         }
-        *stats.lock().unwrap_or_else(PoisonError::into_inner) = service.stats();
     }
 }
 

@@ -161,12 +161,13 @@ impl Engine {
             return Err(EngineError::Batch { got: images.len(), samples, expected }.into());
         }
         check_finite("input", images)?;
+        // An inference between a training pass and its gradient leaves what was kept.
         if pass == Pass::Training {
             self.needs_all_weights()?;
             self.params.train();
+            self.tape.clear();
+            self.moments.clear();
         }
-        self.tape.clear();
-        self.moments.clear();
         self.dropout_seed = dropout_seed;
         let mut buffer = self.pool.take(images.len());
         buffer.copy_from_slice(images);

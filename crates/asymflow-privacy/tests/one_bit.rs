@@ -3,8 +3,8 @@
 //! Statistics come from fixed seeds and have thresholds that a correct sampler exceeds with probability 1e-6.
 
 use asymflow_privacy::{
-    Door, Flow, Format, Gate, Loss, Mechanism, MechanismError, OneBit, Private, RecordAccountant, Relation, Sensitivity,
-    Source, calibrate_losses, gaussian_delta, gaussian_sigma,
+    Door, Flow, Format, Gate, Loss, Mechanism, MechanismError, OneBit, Private, RecordAccountant, Relation,
+    Sensitivity, Source, calibrate_losses, gaussian_delta, gaussian_sigma,
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;

@@ -32,6 +32,23 @@ pub struct ConvUnit {
     pub padding: usize,
 }
 
+impl ConvUnit {
+    /// Shape of one output sample; without pixels where the kernel does not fit.
+    pub fn output(&self) -> Shape {
+        let side = |side: usize| {
+            let room = side.saturating_add(self.padding.saturating_mul(2)).checked_sub(self.kernel);
+            room.and_then(|room| room.checked_div(self.stride)).map_or(0, |steps| steps + 1)
+        };
+        Shape::new(self.out_channels, side(self.input.height), side(self.input.width))
+    }
+
+    /// Number of weights, of a unit within the limits of [`session::sizes`](crate::session::sizes).
+    pub const fn weights(&self) -> usize {
+        let square = self.kernel.saturating_mul(self.kernel);
+        square.saturating_mul(self.out_channels).saturating_mul(self.input.channels)
+    }
+}
+
 /// What the worker computes in one go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Unit {
@@ -225,6 +242,26 @@ pub enum CollectError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl CollectError {
+    /// Why, in words.
+    pub fn reason(self) -> String {
+        match self {
+            Self::Ticket(_) => self.to_string(),
+            Self::Lost { reason }
+            | Self::Failed { reason }
+            | Self::NonFinite { reason }
+            | Self::Malformed { reason } => reason,
+        }
+    }
+}
+
+impl From<String> for CollectError {
+    /// A computation that failed for this reason, on a device that lives on.
+    fn from(reason: String) -> Self {
+        Self::Failed { reason }
+    }
 }
 
 /// What is wrong with setting the momentum of a unit that is not stepped.

@@ -1,24 +1,18 @@
 //! Units on a burn device.
 
-use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
-use std::time::Instant;
 
+use asymflow_wire::tls::Fingerprint;
 use burn::tensor::Device;
 use thiserror::Error;
 
-use crate::backend::{
-    Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, Unit, WorkerStats,
-};
+use crate::backend::{Availability, OpenError, ResidualBackend, ResidualModel, ResidualTraining, Unit};
 use crate::burn_network::BurnNetwork;
-use crate::burn_unit::{BurnConv, BurnUnit};
-use crate::pin::Fingerprint;
-use crate::protocol::widen;
-use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
-use crate::unit;
+use crate::burn_unit::BurnConv;
+use crate::units::{self, message};
 
 /// Which device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,103 +120,13 @@ impl ResidualBackend for BurnBackend {
     }
 
     fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
-        let sizes = unit::sizes(model)?;
         let (device, _) = self.device().map_err(|(what, fix)| OpenError::Missing { what, fix })?;
-        let units = model.units.iter().enumerate().map(|(index, unit)| {
-            let made = match unit {
-                Unit::Conv(conv) => guard(|| BurnConv::new(conv, &device, self.choice == DeviceChoice::Flex))
-                    .map(|conv| BurnUnit::Conv(Box::new(conv))),
-                Unit::Network(network) => {
-                    guard(|| BurnNetwork::new(network, &device)).map(|network| BurnUnit::Network(Box::new(network)))
-                }
-            };
-            made.map_err(|reason| OpenError::Model { unit: index as u32, reason })
-        });
-        let executor = Local { units: units.collect::<Result<_, _>>()? };
-        let session = QueuedSession::start(sizes, executor, None).map_err(|e| OpenError::Missing {
-            what: format!("a thread for the session ({e})"),
-            fix: "raise the limit on threads".to_owned(),
-        })?;
-        Ok(Box::new(session))
-    }
-}
-
-/// Text of a panic.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("panicked without a message").to_owned()
-}
-
-/// Runs device work; burn reports most failures by panicking.
-fn guard<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(message(panic.as_ref())))
-}
-
-/// Executes requests on the units of this process.
-struct Local {
-    units: Vec<BurnUnit>,
-}
-
-impl Executor for Local {
-    fn execute(&mut self, request: Request, _expected: Expected) -> Result<Answer, CollectError> {
-        let start = Instant::now();
-        let (values, weight_values) =
-            guard(|| self.compute(request)).map_err(|reason| CollectError::Failed { reason })?;
-        let cost = WorkerStats { busy_seconds: start.elapsed().as_secs_f64(), ..WorkerStats::default() };
-        Ok(Answer { values, weight_values, cost })
-    }
-}
-
-impl Local {
-    fn unit(&mut self, unit: usize) -> Result<&mut BurnUnit, String> {
-        self.units.get_mut(unit).ok_or_else(|| format!("no unit {unit}"))
-    }
-
-    fn compute(&mut self, request: Request) -> Result<(Vec<f32>, Vec<f32>), String> {
-        let none = Vec::new;
-        match request {
-            Request::Forward { unit, x, pass } => Ok((self.unit(unit)?.forward(x, pass)?, none())),
-            Request::Gradient { unit, dy, wanted } => self.unit(unit)?.gradient(widen(dy), wanted),
-            Request::SetWeights { unit, weights } => {
-                self.unit(unit)?.set_weights(weights.concat())?;
-                Ok((none(), none()))
-            }
-            Request::AddWeights { unit, delta } => {
-                self.unit(unit)?.add_weights(&widen(delta))?;
-                Ok((none(), none()))
-            }
-            Request::Step { unit, sgd } => {
-                self.unit(unit)?.step(sgd)?;
-                Ok((none(), none()))
-            }
-            Request::Ease { unit, easing } => {
-                self.unit(unit)?.network()?.net.set_easing(easing);
-                Ok((none(), none()))
-            }
-            Request::SetMomentum { unit, momentum } => {
-                self.unit(unit)?.network()?.net.set_momentum(&momentum.concat()).map_err(|e| e.to_string())?;
-                Ok((none(), none()))
-            }
-            Request::Weights { unit } => Ok((self.unit(unit)?.weights()?, none())),
-            Request::Momentum { unit } => {
-                let momentum = self.unit(unit)?.network()?.net.flat_momentum().map_err(|e| e.to_string())?;
-                Ok((momentum, none()))
-            }
-            Request::Reset => {
-                self.units.iter_mut().for_each(BurnUnit::reset);
-                Ok((none(), none()))
-            }
-            Request::Store { unit, first, samples, bits, labels } => {
-                self.unit(unit)?.network()?.store(first, samples, &bits, &labels);
-                Ok((none(), none()))
-            }
-            Request::ForwardStored { unit, records, pass } => {
-                Ok((self.unit(unit)?.network()?.forward_stored(&records, pass)?, none()))
-            }
-            Request::TrainStored { unit, records, sgd } => {
-                Ok((self.unit(unit)?.network()?.train_stored(&records, sgd)?, none()))
-            }
-        }
+        units::open(model, |unit| {
+            Ok(match unit {
+                Unit::Conv(conv) => Box::new(BurnConv::new(conv, &device, self.choice == DeviceChoice::Flex)?),
+                Unit::Network(network) => Box::new(BurnNetwork::new(network, &device)?),
+            })
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! One unit on a burn device.
+//! One convolution on a burn device.
 
 use burn::tensor::module::{conv_transpose2d, conv2d, conv2d_weight_backward};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
@@ -7,81 +7,10 @@ use burn::tensor::{Device, Tensor, TensorData, s};
 use asymflow_privacy::Payload;
 use asymflow_zoo::Shape;
 
-use crate::backend::{ConvUnit, Pass, SgdStep, Wanted};
-use crate::burn_network::BurnNetwork;
+use crate::backend::{CollectError, ConvUnit, Pass, Wanted};
 use crate::protocol::widen;
 use crate::unit::conv_output;
-
-/// Whatever a unit is. Lengths have been checked by the session.
-pub(crate) enum BurnUnit {
-    Conv(Box<BurnConv>),
-    Network(Box<BurnNetwork>),
-}
-
-impl BurnUnit {
-    pub fn forward(&mut self, x: Payload, pass: Pass) -> Result<Vec<f32>, String> {
-        match self {
-            Self::Conv(conv) => conv.forward(widen(x), pass),
-            Self::Network(network) => network.forward(x, pass),
-        }
-    }
-
-    pub fn network(&mut self) -> Result<&mut BurnNetwork, String> {
-        match self {
-            Self::Conv(_) => Err("a convolution has no momentum and stores no records".to_owned()),
-            Self::Network(network) => Ok(network),
-        }
-    }
-
-    pub fn gradient(&mut self, dy: Vec<f32>, wanted: Wanted) -> Result<(Vec<f32>, Vec<f32>), String> {
-        match self {
-            Self::Conv(conv) => conv.gradient(dy, wanted),
-            Self::Network(network) => network.gradient(dy, wanted.input).map(|input| (input, Vec::new())),
-        }
-    }
-
-    pub fn set_weights(&mut self, weights: Vec<f32>) -> Result<(), String> {
-        match self {
-            Self::Conv(conv) => {
-                conv.set(weights);
-                Ok(())
-            }
-            Self::Network(network) => network.net.set_weights(&weights).map_err(|e| e.to_string()),
-        }
-    }
-
-    pub fn add_weights(&mut self, delta: &[f32]) -> Result<(), String> {
-        match self {
-            Self::Conv(conv) => {
-                let sum = conv.weights.iter().zip(delta).map(|(w, d)| w + d).collect();
-                conv.set(sum);
-                Ok(())
-            }
-            Self::Network(_) => Err("weights of a network cannot be added to".to_owned()),
-        }
-    }
-
-    pub fn step(&mut self, sgd: SgdStep) -> Result<(), String> {
-        match self {
-            Self::Conv(_) => Err("a convolution is stepped by add_weights".to_owned()),
-            Self::Network(network) => network.step(sgd),
-        }
-    }
-
-    pub fn weights(&self) -> Result<Vec<f32>, String> {
-        match self {
-            Self::Conv(conv) => Ok(conv.weights.clone()),
-            Self::Network(network) => network.net.flat_weights().map_err(|e| e.to_string()),
-        }
-    }
-
-    pub fn reset(&mut self) {
-        match self {
-            Self::Conv(conv) => conv.kept = None,
-            Self::Network(network) => network.net.reset(),
-        }
-    }
-}
+use crate::units::{ComputeUnit, Gradients, TrainUnit};
 
 /// A convolution. The weights live on the host, where f32 addition is exact on every device's behalf,
 /// and are uploaded when they are next needed.
@@ -106,11 +35,6 @@ impl BurnConv {
         Ok(Self { unit, output, device, weights: vec![0.0; values], uploaded: None, kept: None, by_taps })
     }
 
-    fn set(&mut self, weights: Vec<f32>) {
-        self.weights = weights;
-        self.uploaded = None;
-    }
-
     fn weight(&mut self) -> Tensor<4> {
         let ConvUnit { input, out_channels, kernel, .. } = self.unit;
         let upload = || {
@@ -123,38 +47,6 @@ impl BurnConv {
     fn options(&self) -> ConvOptions<2> {
         let ConvUnit { stride, padding, .. } = self.unit;
         ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1)
-    }
-
-    fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Result<Vec<f32>, String> {
-        if pass == Pass::Training {
-            // Should this pass fail, an earlier one must not be differentiated in its place.
-            self.kept = None;
-        }
-        let x = batch(x, self.unit.input, &self.device);
-        let y = conv2d(x.clone(), self.weight(), None, self.options());
-        if pass == Pass::Training {
-            self.kept = Some(x);
-        }
-        download(y)
-    }
-
-    fn gradient(&mut self, dy: Vec<f32>, wanted: Wanted) -> Result<(Vec<f32>, Vec<f32>), String> {
-        let x = self.kept.take().ok_or("no kept forward pass")?;
-        let dy = batch(dy, self.output, &self.device);
-        if dy.dims()[0] != x.dims()[0] {
-            return Err(format!("gradient of {} samples for {}", dy.dims()[0], x.dims()[0]));
-        }
-        let weight = self.weight();
-        // Both results are asked of the device before either is waited for.
-        let input = wanted.input.then(|| self.input_gradient(dy.clone(), weight.clone()));
-        let weights = wanted.weights.then(|| {
-            if self.by_taps {
-                self.weight_gradient(x, dy)
-            } else {
-                conv2d_weight_backward(x, weight, dy, self.options())
-            }
-        });
-        Ok((input.map_or(Ok(Vec::new()), download)?, weights.map_or(Ok(Vec::new()), download)?))
     }
 
     /// For each position of the kernel, the output gradients times the inputs that this position met.
@@ -190,6 +82,58 @@ impl BurnConv {
             1,
         );
         conv_transpose2d(dy, weight, None, options)
+    }
+}
+
+impl ComputeUnit for BurnConv {
+    fn forward(&mut self, x: Payload, pass: Pass) -> Result<Vec<f32>, CollectError> {
+        if pass == Pass::Training {
+            // Should this pass fail, an earlier one must not be differentiated in its place.
+            self.kept = None;
+        }
+        let x = batch(widen(x), self.unit.input, &self.device);
+        let y = conv2d(x.clone(), self.weight(), None, self.options());
+        if pass == Pass::Training {
+            self.kept = Some(x);
+        }
+        Ok(download(y)?)
+    }
+
+    fn gradient(&mut self, dy: Vec<f32>, wanted: Wanted) -> Result<Gradients, CollectError> {
+        let x = self.kept.take().ok_or_else(|| "no kept forward pass".to_owned())?;
+        let dy = batch(dy, self.output, &self.device);
+        if dy.dims()[0] != x.dims()[0] {
+            return Err(format!("gradient of {} samples for {}", dy.dims()[0], x.dims()[0]).into());
+        }
+        let weight = self.weight();
+        // Both results are asked of the device before either is waited for.
+        let input = wanted.input.then(|| self.input_gradient(dy.clone(), weight.clone()));
+        let weights = wanted.weights.then(|| {
+            if self.by_taps {
+                self.weight_gradient(x, dy)
+            } else {
+                conv2d_weight_backward(x, weight, dy, self.options())
+            }
+        });
+        Ok((input.map_or(Ok(Vec::new()), download)?, weights.map_or(Ok(Vec::new()), download)?))
+    }
+
+    fn weights(&mut self) -> Result<Vec<f32>, CollectError> {
+        Ok(self.weights.clone())
+    }
+
+    fn set_weights(&mut self, weights: Vec<f32>) -> Result<(), CollectError> {
+        self.weights = weights;
+        self.uploaded = None;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.kept = None;
+    }
+
+    fn training(&mut self) -> Option<&mut dyn TrainUnit> {
+        None
     }
 }
 

@@ -2,25 +2,24 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asymflow_privacy::{Payload, Precision};
+use asymflow_wire::tls::{Fingerprint, Stream, client_config, dial};
 use asymflow_wire::{Frame, WireError};
-use rustls::pki_types::ServerName;
 
 use crate::backend::{
     Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, SharedValues, WorkerStats,
 };
-use crate::connection::{Connection, ExchangeError, Security};
-use crate::pin::{Fingerprint, client_config};
+use crate::connection::{Connection, ExchangeError};
 use crate::protocol::{
     BARE, Encoding, Hello, Mapped, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome,
     put_payload, put_u32, take_payload, text, widen, with_body,
 };
-use crate::queue::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::ring::{Ring, RingLayout};
+use crate::session::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
 
 type Watch = dyn Fn(&[u8]) + Send + Sync;
@@ -141,33 +140,16 @@ impl WorkerClient {
         OpenError::Unreachable { address: self.config.address.clone(), reason: text(&reason.to_string()) }
     }
 
-    fn dial(&self) -> io::Result<TcpStream> {
-        let mut last = io::Error::other("the name resolves to no address");
-        for address in self.config.address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, self.config.connect_timeout) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
     /// A connection that has passed the handshake and shown the token, and the worker's device.
     fn connect(&self) -> Result<(Connection, TcpStream, String), OpenError> {
-        let stream = self.dial().map_err(|e| self.unreachable(e))?;
-        let handle = stream.try_clone().map_err(|e| self.unreachable(e))?;
-        let security = match self.config.protection {
-            Protection::InsecurePlaintext => Security::Plain,
-            Protection::Pinned(pin) => {
-                let config = client_config(pin).map_err(|e| self.unreachable(e))?;
-                let name = ServerName::try_from("asymflow-worker").map_err(|e| self.unreachable(e))?;
-                let tls = rustls::ClientConnection::new(config, name).map_err(|e| self.unreachable(e))?;
-                Security::Client(Box::new(tls))
-            }
+        let tcp = dial(&self.config.address, self.config.connect_timeout).map_err(|e| self.unreachable(e))?;
+        let handle = tcp.try_clone().map_err(|e| self.unreachable(e))?;
+        let stream = match self.config.protection {
+            Protection::InsecurePlaintext => Stream::insecure_plaintext(tcp),
+            Protection::Pinned(pin) => Stream::client(tcp, client_config(pin).map_err(|e| self.unreachable(e))?),
         };
-        let mut connection =
-            Connection::new(stream, security, self.config.tap.clone()).map_err(|e| self.unreachable(e))?;
-        connection.set_deadline(Some(Instant::now() + self.config.connect_timeout));
+        let mut connection = Connection::new(stream.map_err(|e| self.unreachable(e))?, self.config.tap.clone());
+        connection.set_timeout(self.config.connect_timeout);
         let hello = Hello { version: PROTOCOL_VERSION, token: self.config.token.clone() };
         connection.send(&hello, &[]).map_err(|e| self.opening(&e))?;
         let welcome: Frame<Welcome> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
@@ -183,13 +165,12 @@ impl WorkerClient {
     }
 
     fn opening(&self, error: &ExchangeError) -> OpenError {
-        if let ExchangeError::Wire(WireError::Io(io)) = error {
-            let tls = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            if let Some(rustls::Error::InvalidCertificate(_)) = tls {
-                return OpenError::Certificate { address: self.config.address.clone() };
+        match error {
+            ExchangeError::Wire(WireError::Io(io)) if Stream::refused_certificate(io) => {
+                OpenError::Certificate { address: self.config.address.clone() }
             }
+            ExchangeError::Wire(_) | ExchangeError::Ring(_) => self.unreachable(error),
         }
-        self.unreachable(error)
     }
 
     fn notice(&self, reason: &str) {
@@ -252,7 +233,7 @@ impl ResidualBackend for WorkerClient {
         let sizes = unit::sizes(model)?;
         let body = serde_json::to_vec(model).map_err(|e| self.unreachable(e))?;
         let (mut connection, handle, _) = self.connect()?;
-        connection.set_deadline(Some(Instant::now() + self.config.answer_timeout));
+        connection.set_timeout(self.config.answer_timeout);
         self.open_session(&mut connection, &body)?;
         let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None };
         let hang_up = Box::new(move || {
@@ -279,7 +260,7 @@ impl Executor for Remote {
         let (header, body) = encode(request)?;
         let start = Instant::now();
         let (sent, received) = (self.connection.sent_bytes, self.connection.received_bytes);
-        self.connection.set_deadline(Some(start + self.answer_timeout));
+        self.connection.set_timeout(self.answer_timeout);
         let sent_all = match &body {
             Body::Bytes(bytes) => self.connection.send(&header, bytes),
             Body::Values(values) => self.connection.send_values(&header, values),

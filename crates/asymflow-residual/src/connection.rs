@@ -1,42 +1,20 @@
-//! A counted stream with deadlines, in TLS or in the clear.
+//! A counted stream of frames, whose bodies may travel through a ring.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::time::Instant;
+use std::time::Duration;
 
-#[cfg(feature = "backend")]
-use rustls::ServerConnection;
-use rustls::{ClientConnection, StreamOwned};
+use asymflow_wire::tls::Stream;
+use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame_in_pieces};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame_in_pieces};
-
 use crate::client::Tap;
 use crate::protocol::put_f32;
 use crate::ring::{Place, Ring, RingError};
-use crate::timed::Timed;
 
 /// Numbers that are encoded at a time where a copy of all of them is not wanted.
 const PIECE_VALUES: usize = 1 << 14;
-
-/// How bytes are protected.
-#[derive(Debug)]
-pub(crate) enum Security {
-    Plain,
-    Client(Box<ClientConnection>),
-    #[cfg(feature = "backend")]
-    Server(Box<ServerConnection>),
-}
-
-#[derive(Debug)]
-enum Stream {
-    Plain(Timed),
-    Client(Box<StreamOwned<ClientConnection, Timed>>),
-    #[cfg(feature = "backend")]
-    Server(Box<StreamOwned<ServerConnection, Timed>>),
-}
 
 /// Why a frame could not be sent or received.
 #[derive(Debug, Error)]
@@ -59,26 +37,13 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub fn new(stream: TcpStream, security: Security, tap: Option<Tap>) -> io::Result<Self> {
-        let timed = Timed::new(stream)?;
-        let stream = match security {
-            Security::Plain => Stream::Plain(timed),
-            Security::Client(tls) => Stream::Client(Box::new(StreamOwned::new(*tls, timed))),
-            #[cfg(feature = "backend")]
-            Security::Server(tls) => Stream::Server(Box::new(StreamOwned::new(*tls, timed))),
-        };
-        Ok(Self { stream, tap, ring: None, sent_bytes: 0, received_bytes: 0 })
+    pub const fn new(stream: Stream, tap: Option<Tap>) -> Self {
+        Self { stream, tap, ring: None, sent_bytes: 0, received_bytes: 0 }
     }
 
-    /// Everything until the next call must be over by `deadline`.
-    pub fn set_deadline(&mut self, deadline: Option<Instant>) {
-        let timed = match &mut self.stream {
-            Stream::Plain(timed) => timed,
-            Stream::Client(tls) => &mut tls.sock,
-            #[cfg(feature = "backend")]
-            Stream::Server(tls) => &mut tls.sock,
-        };
-        timed.set_deadline(deadline);
+    /// Everything until the next call must be over within `timeout`.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.stream.set_timeout(timeout);
     }
 
     /// From the next frame on, long bodies travel through `ring`.
@@ -157,12 +122,7 @@ impl Connection {
 
 impl Read for Connection {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = match &mut self.stream {
-            Stream::Plain(stream) => stream.read(buf),
-            Stream::Client(stream) => stream.read(buf),
-            #[cfg(feature = "backend")]
-            Stream::Server(stream) => stream.read(buf),
-        }?;
+        let n = self.stream.read(buf)?;
         self.received_bytes += n as u64;
         Ok(n)
     }
@@ -170,12 +130,7 @@ impl Read for Connection {
 
 impl Write for Connection {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = match &mut self.stream {
-            Stream::Plain(stream) => stream.write(buf),
-            Stream::Client(stream) => stream.write(buf),
-            #[cfg(feature = "backend")]
-            Stream::Server(stream) => stream.write(buf),
-        }?;
+        let n = self.stream.write(buf)?;
         self.sent_bytes += n as u64;
         if let (Some(tap), Some(sent)) = (&self.tap, buf.get(..n)) {
             tap.call(sent);
@@ -184,11 +139,6 @@ impl Write for Connection {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Plain(stream) => stream.flush(),
-            Stream::Client(stream) => stream.flush(),
-            #[cfg(feature = "backend")]
-            Stream::Server(stream) => stream.flush(),
-        }
+        self.stream.flush()
     }
 }

@@ -156,7 +156,9 @@ fn merge(whole: Option<Batch>, part: Batch) -> Result<Batch, CollectError> {
             weights.iter_mut().zip(add).for_each(|(sum, add)| *sum += add);
             Ok(Batch::Gradients { input, weights })
         }
-        _ => Err(CollectError::Malformed { reason: "the devices' answers differ in kind or size".to_owned() }),
+        (Some(Batch::Outputs(_) | Batch::Gradients { .. }), Batch::Outputs(_) | Batch::Gradients { .. }) => {
+            Err(CollectError::Malformed { reason: "the devices' answers differ in kind or size".to_owned() })
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! or JSON for a model, whose parser bounds the nesting. Lengths are checked before memory is
 //! allocated, values on the receiver's own copy.
 
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 use asymflow_privacy::PackedBits;
 use asymflow_privacy::{Payload, Precision};
 use asymflow_wire::Limits;
@@ -12,7 +12,7 @@ use asymflow_zoo::Easing;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 use subtle::ConstantTimeEq;
 
 use crate::backend::{Pass, SgdStep, Wanted};
@@ -40,7 +40,7 @@ impl Token {
     }
 
     /// Whether a client's token is the worker's, in constant time.
-    #[cfg(feature = "backend")]
+    #[cfg(feature = "serve")]
     pub(crate) fn matches(&self, other: &Self) -> bool {
         !self.is_empty() && bool::from(self.0.ct_eq(&other.0))
     }
@@ -217,7 +217,7 @@ pub(crate) fn put_u32(values: &[u32], out: &mut Vec<u8>) {
 }
 
 /// Whole numbers out of their little-endian bytes; `None` when the length does not fit.
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 pub(crate) fn take_u32(bytes: &[u8]) -> Option<Vec<u32>> {
     let (numbers, rest) = bytes.as_chunks::<4>();
     rest.is_empty().then(|| numbers.iter().map(|b| u32::from_le_bytes(*b)).collect())
@@ -250,7 +250,7 @@ pub(crate) fn widen(payload: Payload) -> Vec<f32> {
 }
 
 /// A payload out of the bytes of a body; `None` when the length does not fit.
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 pub(crate) fn take_encoded(bytes: Vec<u8>, encoding: Encoding) -> Option<Payload> {
     match encoding {
         Encoding::Float(precision) => take_payload(&bytes, precision),

@@ -4,7 +4,7 @@ use asymflow_privacy::{
     Door, Flow, Gate, InsecureNone, Mechanism, Payload, Precision, Private, RecordAccountant, Relation, ReleaseError,
     Released, Source,
 };
-#[cfg(any(feature = "backend", feature = "conformance"))]
+#[cfg(any(feature = "serve", feature = "conformance"))]
 use asymflow_privacy::{InsecureSign, PackedBits};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -31,7 +31,7 @@ pub(crate) fn received(values: Vec<f32>, precision: Precision) -> Result<Release
 }
 
 /// As [`received`], for bits.
-#[cfg(any(feature = "backend", feature = "conformance"))]
+#[cfg(any(feature = "serve", feature = "conformance"))]
 pub(crate) fn received_bits(bits: &PackedBits) -> Result<Released<PackedBits>, ReleaseError> {
     let mut signs = vec![0.0; bits.len()];
     bits.unpack_into(&mut signs, -1.0, 1.0);
@@ -39,7 +39,7 @@ pub(crate) fn received_bits(bits: &PackedBits) -> Result<Released<PackedBits>, R
 }
 
 /// As [`received`], for labels.
-#[cfg(any(feature = "backend", feature = "conformance"))]
+#[cfg(any(feature = "serve", feature = "conformance"))]
 pub(crate) fn received_labels(labels: Vec<u32>) -> Result<Released<Vec<u32>>, ReleaseError> {
     door().disclose_labels(&vec![0; labels.len()], labels)
 }

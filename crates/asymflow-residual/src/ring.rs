@@ -13,7 +13,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 pub(crate) use file::Named;
 pub use file::RingName;
 use memory::Memory;
@@ -83,12 +83,12 @@ pub struct RingNameError(String);
 pub(crate) enum RingError {
     #[error(transparent)]
     Layout(#[from] RingLayoutError),
-    #[cfg(feature = "backend")]
+    #[cfg(feature = "serve")]
     #[error("a ring of {bytes} bytes exceeds the limit of {limit}")]
     Limit { bytes: u64, limit: u64 },
     #[error("the ring's file: {0}")]
     File(io::Error),
-    #[cfg(feature = "backend")]
+    #[cfg(feature = "serve")]
     #[error("no {bytes} bytes in /dev/shm: {error}")]
     Memory { bytes: u64, error: io::Error },
     #[error("the ring's file is no plain file")]
@@ -147,7 +147,7 @@ pub(crate) struct Ring {
 
 impl Ring {
     /// Makes a ring under this name, or under one that nobody can guess. The name is gone with the second value.
-    #[cfg(feature = "backend")]
+    #[cfg(feature = "serve")]
     pub fn create(name: Option<&RingName>, layout: RingLayout, limit: u64) -> Result<(Self, Named, Offer), RingError> {
         let bytes = layout.bytes()?;
         if bytes > limit {
@@ -221,7 +221,7 @@ impl Ring {
     }
 }
 
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 fn fill(random: &mut [u8]) -> Result<(), RingError> {
     getrandom::fill(random).map_err(|e| RingError::File(io::Error::other(e.to_string())))
 }

@@ -6,15 +6,14 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::identity::{Identity, IdentityError};
 use asymflow_wire::WireError;
+use asymflow_wire::tls::{Fingerprint, Identity, IdentityError, Stream};
 use thiserror::Error;
 
 use crate::backend::{Availability, ResidualBackend};
-use crate::connection::{Connection, ExchangeError, Security};
-use crate::pin::Fingerprint;
+use crate::connection::{Connection, ExchangeError};
 use crate::protocol::{BARE, Hello, PROTOCOL_VERSION, Token, Welcome, text};
 use crate::ring::RingName;
 use crate::serve_session::serve_session;
@@ -89,7 +88,6 @@ struct Shared {
     tls: Option<Arc<rustls::ServerConfig>>,
     stopping: AtomicBool,
     next: AtomicU64,
-    /// Sessions open.
     sessions: AtomicU32,
     ring_name: Option<Mutex<RingName>>,
     /// Open connections, so that stopping can end them.
@@ -251,17 +249,13 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), ExchangeError> {
-    let security = match &shared.tls {
-        None => Security::Plain,
-        Some(config) => {
-            let tls =
-                rustls::ServerConnection::new(Arc::clone(config)).map_err(|e| WireError::Io(io::Error::other(e)))?;
-            Security::Server(Box::new(tls))
-        }
+    let stream = match &shared.tls {
+        None => Stream::insecure_plaintext(stream),
+        Some(config) => Stream::server(stream, Arc::clone(config)),
     };
     let limits = shared.config.limits;
-    let mut connection = Connection::new(stream, security, None).map_err(WireError::Io)?;
-    connection.set_deadline(Some(Instant::now() + limits.hello_timeout));
+    let mut connection = Connection::new(stream.map_err(WireError::Io)?, None);
+    connection.set_timeout(limits.hello_timeout);
     let hello = connection.receive::<Hello>(BARE)?.header;
     let welcome = if !shared.config.token.matches(&hello.token) {
         Welcome::Token
@@ -279,6 +273,6 @@ fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), ExchangeEr
             let (sessions, ring_name) = (&shared.sessions, shared.ring_name.as_ref());
             serve_session(&mut connection, shared.backend.as_ref(), &limits, sessions, ring_name)
         }
-        _ => Ok(()),
+        Welcome::Missing { .. } | Welcome::Token | Welcome::Version { .. } => Ok(()),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use asymflow_privacy::{PackedBits, Payload, Precision};
 use asymflow_wire::{Limits, WireError};
@@ -21,7 +20,6 @@ use crate::ring::{Ring, RingLayout, RingName};
 use crate::serve::ServeLimits;
 use crate::unit::{self, UnitSizes};
 
-/// Largest model description.
 const MODEL_BYTES: u64 = 1 << 20;
 
 /// Why a request has no result.
@@ -61,7 +59,7 @@ pub(crate) fn serve_session(
 ) -> Result<(), ExchangeError> {
     let open = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
     // Opening may start a device, which takes longer than shaking hands.
-    connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
+    connection.set_timeout(limits.idle_timeout);
     let Some(_slot) = Slot::take(sessions, limits.sessions) else {
         return connection.send(&Opened::Busy { sessions: limits.sessions }, &[]);
     };
@@ -74,7 +72,7 @@ pub(crate) fn serve_session(
         Some(layout) => offer_ring(connection, layout, limits, ring_name)?,
     }
     loop {
-        connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
+        connection.set_timeout(limits.idle_timeout);
         let request = match connection.receive::<RequestHeader>(with_body(limits.body_bytes)) {
             Ok(request) => request,
             Err(ExchangeError::Wire(WireError::Closed)) => return Ok(()),
@@ -90,7 +88,7 @@ pub(crate) fn serve_session(
             Err(Refusal::NonFinite(reason)) => (ResponseHeader::NonFinite { reason: text(&reason) }, Vec::new()),
             Err(Refusal::Lost(reason)) => (ResponseHeader::Lost { reason: text(&reason) }, Vec::new()),
         };
-        connection.set_deadline(Some(Instant::now() + limits.idle_timeout));
+        connection.set_timeout(limits.idle_timeout);
         connection.send(&header, &body)?;
         if matches!(header, ResponseHeader::Lost { .. }) {
             return Ok(());
@@ -111,7 +109,7 @@ fn offer_ring(
         Ok(made) => made,
         Err(error) => return connection.send(&Opened::NoRing { reason: text(&error.to_string()) }, &[]),
     };
-    connection.set_deadline(Some(Instant::now() + limits.hello_timeout));
+    connection.set_timeout(limits.hello_timeout);
     connection.send(&Opened::Ring(offer), &[])?;
     let Mapped(mapped) = connection.receive(BARE)?.header;
     drop(named);

@@ -13,7 +13,7 @@ const MAX_UNITS: usize = 1 << 12;
 
 /// Sizes of one unit, in values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UnitSizes {
+pub struct UnitSizes {
     /// One input sample.
     pub input: usize,
     /// One output sample.
@@ -30,7 +30,7 @@ pub(crate) struct UnitSizes {
 ///
 /// # Errors
 /// The first unit that is not executable.
-pub(crate) fn sizes(model: &ResidualModel) -> Result<Vec<UnitSizes>, OpenError> {
+pub fn sizes(model: &ResidualModel) -> Result<Vec<UnitSizes>, OpenError> {
     if model.units.len() > MAX_UNITS {
         let reason = format!("{} units exceed the limit of {MAX_UNITS}", model.units.len());
         return Err(OpenError::Model { unit: MAX_UNITS as u32, reason });

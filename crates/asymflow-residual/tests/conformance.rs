@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use asymflow_privacy::{
     Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
 };
-use asymflow_residual::conformance::{convolutions, network_inference, networks, stored_records};
+use asymflow_residual::conformance::{Part, check};
 use asymflow_residual::{
     Batch, BurnBackend, ConvUnit, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel,
     ServeConfig, ServeLimits, SgdStep, SubmitError, Tap, Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig,
@@ -42,9 +42,7 @@ fn released(values: Vec<f32>) -> Released<Payload> {
 }
 
 fn conforms(backend: &dyn ResidualBackend) {
-    convolutions(backend).unwrap();
-    networks(backend).unwrap();
-    stored_records(backend).unwrap();
+    check(backend, &Part::ALL).unwrap();
 }
 
 #[test]
@@ -64,27 +62,27 @@ fn a_worker_in_plaintext_conforms() {
     conforms(&client);
 }
 
-/// The positive control: rounding every answer to binary16 must be noticed.
+/// The positive control: rounding every answer to binary16 is noticed wherever it shows, at once.
 #[test]
 fn answers_in_f16_do_not_conform() {
     let (_worker, client) = serve(flex(), true, Precision::F16);
-    let error = convolutions(&client).unwrap_err();
-    assert!(error.check.starts_with("inference of"), "{error}");
+    let broken = check(&client, &[Part::Convolutions, Part::Inference]).unwrap_err();
+    let rules: Vec<&str> = broken.0.iter().map(|(rule, _)| *rule).collect();
+    assert_eq!(rules, ["products", "added weights", "order", "network inference"], "{broken}");
+    assert!(broken.to_string().contains("\nproducts: inference of ConvUnit"), "{broken}");
 }
 
 #[test]
 fn two_devices_in_parallel_conform() {
     let (_worker, client) = serve(flex(), false, Precision::F32);
     let parallel = DataParallel::new(vec![flex(), Arc::new(client)]);
-    convolutions(&parallel).unwrap();
-    network_inference(&parallel).unwrap();
+    check(&parallel, &[Part::Convolutions, Part::Inference]).unwrap();
 }
 
 #[test]
 fn a_worker_with_parallel_devices_conforms() {
     let (_worker, client) = serve(Arc::new(DataParallel::new(vec![flex(), flex(), flex()])), true, Precision::F32);
-    convolutions(&client).unwrap();
-    network_inference(&client).unwrap();
+    check(&client, &[Part::Convolutions, Part::Inference]).unwrap();
 }
 
 /// Each worker is sent its own samples and no others.

@@ -10,10 +10,11 @@ use asymflow_privacy::{
     Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
 };
 use asymflow_residual::{
-    Availability, Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, Fingerprint, OpenError, PROTOCOL_VERSION,
-    Pass, Protection, ResidualBackend, ResidualModel, ResidualTraining, ServeConfig, ServeLimits, SubmitError, Tap,
-    Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
+    Availability, Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, OpenError, PROTOCOL_VERSION, Pass,
+    Protection, ResidualBackend, ResidualModel, ResidualTraining, ServeConfig, ServeLimits, SubmitError, Tap, Token,
+    Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
 };
+use asymflow_wire::tls::Fingerprint;
 use asymflow_wire::{Frame, Limits, read_frame, write_frame};
 use asymflow_zoo::{Layer, Network, Shape};
 use rand::SeedableRng;

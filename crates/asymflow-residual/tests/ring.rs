@@ -12,7 +12,7 @@ use std::time::Duration;
 use asymflow_privacy::{
     Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
 };
-use asymflow_residual::conformance::{convolutions, networks, stored_records};
+use asymflow_residual::conformance::{Part, check};
 use asymflow_residual::{
     Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, Notify, PROTOCOL_VERSION, Pass, Protection,
     ResidualBackend, ResidualModel, ResidualTraining, RingLayout, RingName, ServeConfig, ServeLimits, Tap, Token,
@@ -119,9 +119,7 @@ fn a_worker_behind_a_ring_conforms() {
         let worker = start(plaintext, None, ServeLimits::default());
         let seen = Seen::default();
         let client = WorkerClient::new(seen.on(config(&worker)));
-        convolutions(&client).unwrap();
-        networks(&client).unwrap();
-        stored_records(&client).unwrap();
+        check(&client, &Part::ALL).unwrap();
         assert!(seen.notices().is_empty());
     }
 }
@@ -247,8 +245,12 @@ fn the_tap_sees_every_body_in_the_ring() {
 fn with_a_ring_the_tap_sees_what_it_sees_without() {
     let worker = start(false, None, ServeLimits::default());
     let [ring, tcp] = [Seen::default(), Seen::default()];
-    convolutions(&WorkerClient::new(ring.on(config(&worker)))).unwrap();
-    convolutions(&WorkerClient::new(WorkerConfig { transport: Transport::Tcp, ..tcp.on(config(&worker)) })).unwrap();
+    check(&WorkerClient::new(ring.on(config(&worker))), &[Part::Convolutions]).unwrap();
+    check(
+        &WorkerClient::new(WorkerConfig { transport: Transport::Tcp, ..tcp.on(config(&worker)) }),
+        &[Part::Convolutions],
+    )
+    .unwrap();
     assert!(tcp.bodies().len() > 10);
     assert_eq!(ring.bodies(), tcp.bodies());
     assert!(ring.frames().len() > tcp.frames().len(), "the ring was used");

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use asymflow::memory::parse_bytes;
 use asymflow_enclave::attest::{Clock, Collateral, Policy, Verifier, simulated_collateral};
-use asymflow_residual::{Fingerprint, Identity};
 use asymflow_shares::Server;
 use asymflow_shares::net::ServerAt;
+use asymflow_wire::tls::{Fingerprint, Identity};
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 

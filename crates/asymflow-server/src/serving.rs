@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_enclave::attest::{Clock, EXPORTER_LABEL, Verifier};
-use asymflow_residual::{Fingerprint, Identity};
 use asymflow_shares::net::{
     DealerPromise, FromDealer, FromServer, Hello, LIMITS, NetError, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
     ServerAt, Stream, ToServer, VERSION, accept, connect, read, write,
@@ -15,6 +14,7 @@ use asymflow_shares::net::{
 use asymflow_shares::{
     DuplexLink, InputShare, LinkError, OutputShare, Party, PartyModel, Profile, RunError, Server, ServerSeed, run,
 };
+use asymflow_wire::tls::{Fingerprint, Identity};
 use asymflow_wire::{Limits, WireError};
 
 use crate::ahead::Ahead;

@@ -6,8 +6,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+#[cfg(feature = "tls")]
+pub mod tls;
+
 /// Version of the frame layout; the other side must speak the same.
-pub const VERSION: u16 = 1;
+const VERSION: u16 = 1;
 
 const MAGIC: [u8; 4] = *b"asyf";
 /// Bytes before the header: magic, version, header length, body length.

@@ -19,9 +19,10 @@ use asymflow::train::{HostGone, Observer};
 use asymflow_engine::{Engine, LocalConv};
 use asymflow_privacy::{Accountant, Event, LedgerEntry, Loss, PldAccountant, Precision, Relation, gaussian_epsilon};
 use asymflow_residual::{
-    BurnBackend, DeviceChoice, Identity, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig, ServeLimits,
-    Tap, Token, Unit, Worker, WorkerClient, WorkerConfig,
+    BurnBackend, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig, ServeLimits, Tap, Token,
+    Unit, Worker, WorkerClient, WorkerConfig,
 };
+use asymflow_wire::tls::Identity;
 use asymflow_zoo::delta::{DeltaShape, delta};
 use asymflow_zoo::{BurnNet, Network, Weights, by_name};
 use faer::Par;

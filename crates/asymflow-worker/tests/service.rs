@@ -19,9 +19,10 @@ use asymflow::service::{
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_privacy::{BudgetError, Precision, RecordAccountant, Relation, gaussian_epsilon};
 use asymflow_residual::{
-    BurnBackend, DeviceChoice, Identity, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker,
-    WorkerClient, WorkerConfig,
+    BurnBackend, DeviceChoice, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker, WorkerClient,
+    WorkerConfig,
 };
+use asymflow_wire::tls::Identity;
 use asymflow_zoo::data::{Augment, Batch, Dataset, Loader, Normalization};
 use asymflow_zoo::delta::DeltaShape;
 use asymflow_zoo::{Network, Weights, by_name};

@@ -10,11 +10,8 @@ pub mod limits;
 pub mod models;
 pub mod network;
 mod pkn;
-#[cfg(feature = "burn")]
-mod pytorch_file;
 pub mod replace;
 mod training;
-#[cfg(feature = "burn")]
 pub mod weight_files;
 pub mod weights;
 
@@ -28,6 +25,4 @@ pub use models::{ModelError, by_name};
 pub use network::{Conv, Layer, Linear, Network, NetworkError, ParamKind, ParamSpec, Shape, rate_factors};
 pub use replace::{Replacement, ReplacementError, replace_activations};
 pub use training::{Pass, SgdStep};
-#[cfg(feature = "burn")]
-pub use weight_files::WeightFileError;
-pub use weights::{WeightTensor, Weights, WeightsError};
+pub use weights::{Misfit, WeightTensor, Weights, WeightsError};

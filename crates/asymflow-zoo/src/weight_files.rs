@@ -1,192 +1,231 @@
-//! Weight files: safetensors and PyTorch checkpoints, in and out.
+//! Weight files under torchvision's names: safetensors, and with the feature `pytorch` what `torch.save` writes.
 //!
-//! Names are torchvision's. `num_batches_tracked` is ignored when read, and zero when written.
+//! A file is read strictly, as `load_state_dict` does: every tensor of the network has to be there, in its shape, and no
+//! other. What a file is, its content says and not its name. Names may stand behind what wrappers and checkpoints put
+//! before them (`module.`, `_orig_mod.`, `state_dict.`, …), one prefix for all; what does not stand behind it, such as the
+//! state of an optimiser, is not looked at. The counters `num_batches_tracked` are ignored when read, and zero when
+//! written. Numbers may be f16, bf16, f32 or f64.
 
+#[cfg(feature = "pytorch")]
+mod pytorch;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use burn_store::pytorch_reader::{DType, PytorchReader};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use thiserror::Error;
 
 use crate::network::Network;
-use crate::pytorch_file;
-use crate::weights::{WeightTensor, Weights, WeightsError};
+use crate::weights::{Misfit, WeightTensor, Weights, WeightsError};
 
 /// Largest file that is read.
 const MAX_FILE_BYTES: u64 = 8 << 30;
+/// Enough of a file to tell what it is.
+const HEAD_BYTES: u64 = 1 << 10;
 
-/// Keys under which checkpoints nest the weights of a model, and prefixes that wrappers add.
-const PREFIXES: [&str; 5] = ["state_dict.", "model_state_dict.", "model.", "module.", "_orig_mod."];
-
-/// Why weights could not be read or written.
+/// A file of weights that cannot be read or written.
 #[derive(Debug, Error)]
-pub enum WeightFileError {
+#[error("{path}: {fault}", path = path.display())]
+pub struct WeightFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    #[source]
+    pub fault: WeightFault,
+}
+
+/// What is wrong with a file of weights.
+#[derive(Debug, Error)]
+pub enum WeightFault {
     /// The file cannot be read or written.
-    #[error("{path}: {source}", path = path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] io::Error),
     /// The file is longer than is ever read.
-    #[error("{path}: {bytes} bytes exceed the limit of {limit}", path = path.display(), limit = MAX_FILE_BYTES)]
+    #[error("{bytes} bytes exceed the limit of {MAX_FILE_BYTES}")]
     TooLarge {
-        /// The file.
-        path: PathBuf,
         /// Its length.
         bytes: u64,
     },
-    /// The name of the file ends in none of the known ways.
-    #[error("{path}: expected a name ending in .safetensors, .pth or .pt", path = path.display())]
-    Extension {
-        /// The file.
-        path: PathBuf,
-    },
+    /// The file is of another kind.
+    #[error("{0}")]
+    Kind(&'static str),
     /// The content is not of its format.
-    #[error("{path}: {reason}", path = path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A tensor holds no floating-point numbers.
-    #[error("{path}: tensor {name} is of type {dtype}, expected f16, bf16, f32 or f64", path = path.display())]
-    Type {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its type.
-        dtype: String,
+    #[error("{0}")]
+    Format(String),
+    /// The tensors stand in it more than once.
+    #[error("its tensors stand behind both {first:?} and {second:?}; keep one of them")]
+    Twice {
+        /// One prefix.
+        first: String,
+        /// The other.
+        second: String,
     },
     /// The tensors are not those of the network.
-    #[error("{path}: {source}", path = path.display())]
-    Weights {
-        /// The file.
-        path: PathBuf,
-        /// The first that does not fit.
-        source: WeightsError,
-    },
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
 }
 
-/// Reads the weights of `network` from a `.safetensors`, `.pth` or `.pt` file.
+/// Reads the weights of `network` from a file.
 ///
 /// # Errors
-/// What is wrong with the file, or the first tensor that is missing, misshapen or not finite.
+/// What is wrong with the file, or everything in which its tensors differ from those of the network.
 pub fn read(path: &Path, network: &Network) -> Result<Weights, WeightFileError> {
-    let io = |source| WeightFileError::Io { path: path.to_owned(), source };
-    let bytes = std::fs::metadata(path).map_err(io)?.len();
+    read_kind(path, network).map_err(|fault| WeightFileError { path: path.to_owned(), fault })
+}
+
+fn read_kind(path: &Path, network: &Network) -> Result<Weights, WeightFault> {
+    let mut file = std::fs::File::open(path)?;
+    let bytes = file.metadata()?.len();
     if bytes > MAX_FILE_BYTES {
-        return Err(WeightFileError::TooLarge { path: path.to_owned(), bytes });
+        return Err(WeightFault::TooLarge { bytes });
     }
-    let tensors = match path.extension().and_then(|e| e.to_str()) {
-        Some("safetensors") => read_safetensors(path, &std::fs::read(path).map_err(io)?)?,
-        Some("pth" | "pt") => read_pytorch(path)?,
-        _ => return Err(WeightFileError::Extension { path: path.to_owned() }),
-    };
-    let weights = Weights { tensors: strip(tensors) };
-    weights.validate(network).map_err(|source| WeightFileError::Weights { path: path.to_owned(), source })?;
-    Ok(weights)
+    let mut content = Vec::new();
+    file.by_ref().take(HEAD_BYTES).read_to_end(&mut content)?;
+    match content.as_slice() {
+        // A length that fits into 32 bits, then a header in JSON.
+        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => {
+            file.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
+            decode(network, &content)
+        }
+        [b'P', b'K', ..] | [0x80, ..] => pytorch_file(path, network),
+        // A tar archive, as PyTorch wrote before 0.1.10.
+        head if head.get(257..262) == Some(b"ustar") => pytorch_file(path, network),
+        head if head.starts_with(b"version https://git-lfs") => {
+            Err(WeightFault::Kind("a pointer of git-lfs and not the file: fetch it with `git lfs pull`"))
+        }
+        [b'{', ..] => Err(WeightFault::Kind("JSON, perhaps the index of a file in parts: join the parts into one")),
+        _ => Err(WeightFault::Kind("neither safetensors nor a file of PyTorch")),
+    }
 }
 
-/// Writes `weights` as safetensors.
+#[cfg(feature = "pytorch")]
+fn pytorch_file(path: &Path, network: &Network) -> Result<Weights, WeightFault> {
+    assemble(network, pytorch::tensors(path)?)
+}
+
+#[cfg(not(feature = "pytorch"))]
+fn pytorch_file(_path: &Path, _network: &Network) -> Result<Weights, WeightFault> {
+    Err(WeightFault::Kind("a file of PyTorch, which this program was built without (feature `pytorch`)"))
+}
+
+/// Writes the tensors of `network`: as safetensors, or, where the name ends in `.pth` or `.pt`, as a PyTorch state dict,
+/// which `torch.load(weights_only=True)` reads and `load_state_dict` takes strictly.
 ///
 /// # Errors
-/// A tensor whose values do not fill its shape, or a file that cannot be written.
-pub fn write_safetensors(path: &Path, weights: &Weights) -> Result<(), WeightFileError> {
-    let bytes: Vec<(&String, &WeightTensor, Vec<u8>)> = weights
-        .tensors
-        .iter()
-        .map(|(name, tensor)| (name, tensor, tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect()))
+/// Weights that are not those of the network, or a file that cannot be written.
+pub fn write(path: &Path, network: &Network, weights: &Weights) -> Result<(), WeightFileError> {
+    let file = match path.extension().and_then(|extension| extension.to_str()) {
+        #[cfg(feature = "pytorch")]
+        Some("pth" | "pt") => pytorch::encode(network, weights),
+        #[cfg(not(feature = "pytorch"))]
+        Some("pth" | "pt") => Err(WeightFault::Kind("this program was built without PyTorch's files")),
+        _ => encode(network, weights),
+    };
+    let written = file.and_then(|file| Ok(std::fs::write(path, file)?));
+    written.map_err(|fault| WeightFileError { path: path.to_owned(), fault })
+}
+
+/// A safetensors file of the tensors of `network`.
+///
+/// # Errors
+/// Weights that are not those of the network.
+pub fn encode(network: &Network, weights: &Weights) -> Result<Vec<u8>, WeightFault> {
+    weights.fit(network)?;
+    let bytes: Vec<Vec<u8>> =
+        weights.tensors.values().map(|tensor| tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let named = weights.tensors.iter().zip(&bytes);
+    let views: Result<Vec<_>, _> = named
+        .map(|((name, tensor), data)| Ok((name, TensorView::new(Dtype::F32, tensor.shape.clone(), data)?)))
         .collect();
-    let format = |reason: String| WeightFileError::Format { path: path.to_owned(), reason };
-    let mut views = Vec::with_capacity(bytes.len());
-    for (name, tensor, data) in &bytes {
-        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data)
-            .map_err(|e| format(format!("tensor {name}: {e}")))?;
-        views.push((name.as_str(), view));
-    }
-    let file = safetensors::serialize(views, None).map_err(|e| format(e.to_string()))?;
-    std::fs::write(path, file).map_err(|source| WeightFileError::Io { path: path.to_owned(), source })
+    let file = views.and_then(|views| safetensors::serialize(views, None));
+    file.map_err(|error| WeightFault::Format(error.to_string()))
 }
 
-/// Writes the tensors of `network` as a PyTorch state dict, which `torch.load(weights_only=True)` reads and
-/// `load_state_dict` takes strictly.
+/// The weights of `network` in the bytes of a safetensors file.
 ///
 /// # Errors
-/// The first tensor that is missing, misshapen or not finite, or a file that cannot be written.
-pub fn write_pytorch(path: &Path, network: &Network, weights: &Weights) -> Result<(), WeightFileError> {
-    weights.validate(network).map_err(|source| WeightFileError::Weights { path: path.to_owned(), source })?;
-    let file = pytorch_file::encode(network, weights)
-        .map_err(|e| WeightFileError::Format { path: path.to_owned(), reason: e.to_string() })?;
-    std::fs::write(path, file).map_err(|source| WeightFileError::Io { path: path.to_owned(), source })
+/// A truncated or foreign file, or everything in which its tensors differ from those of the network.
+pub fn decode(network: &Network, bytes: &[u8]) -> Result<Weights, WeightFault> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|error| WeightFault::Format(format!("no complete safetensors file: {error}")))?;
+    assemble(network, file.tensors().into_iter().map(|(name, view)| (name, found(&view))).collect())
 }
 
-/// Drops counters and the keys under which the weights are nested.
-fn strip(mut tensors: BTreeMap<String, WeightTensor>) -> BTreeMap<String, WeightTensor> {
-    for prefix in PREFIXES {
-        if tensors.keys().any(|name| name.starts_with(prefix)) {
-            tensors = tensors
-                .into_iter()
-                .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor)))
-                .collect();
-        }
-    }
-    tensors
-}
-
-fn is_counter(name: &str) -> bool {
-    name.ends_with("num_batches_tracked")
-}
-
-fn read_safetensors(path: &Path, file: &[u8]) -> Result<BTreeMap<String, WeightTensor>, WeightFileError> {
-    let parsed = SafeTensors::deserialize(file)
-        .map_err(|e| WeightFileError::Format { path: path.to_owned(), reason: e.to_string() })?;
-    let one = |(name, view): (String, TensorView<'_>)| {
-        let data = match view.dtype() {
-            Dtype::F32 => numbers(view.data(), f32::from_le_bytes),
-            Dtype::F64 => numbers(view.data(), |b| f64::from_le_bytes(b) as f32),
-            Dtype::F16 => numbers(view.data(), |b| half::f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => numbers(view.data(), |b| half::bf16::from_le_bytes(b).to_f32()),
-            other => {
-                return Err(WeightFileError::Type { path: path.to_owned(), name, dtype: format!("{other:?}") });
-            }
-        };
-        Ok((name, WeightTensor { shape: view.shape().to_vec(), data }))
+fn found<'a>(view: &TensorView<'a>) -> Found<'a> {
+    let convert: Result<Convert, String> = match view.dtype() {
+        Dtype::F32 => Ok(|bytes| numbers(bytes, f32::from_le_bytes)),
+        Dtype::F64 => Ok(|bytes| numbers(bytes, |b| f64::from_le_bytes(b) as f32)),
+        Dtype::F16 => Ok(|bytes| numbers(bytes, |b| half::f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Ok(|bytes| numbers(bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
+        other => Err(format!("{other:?}")),
     };
-    parsed.tensors().into_iter().filter(|(name, _)| !is_counter(name)).map(one).collect()
+    let data = view.data();
+    Found { shape: view.shape().to_vec(), convert, read: Box::new(move || Ok(Cow::Borrowed(data))) }
 }
 
-fn read_pytorch(path: &Path) -> Result<BTreeMap<String, WeightTensor>, WeightFileError> {
-    let format = |reason: String| WeightFileError::Format { path: path.to_owned(), reason };
-    let reader = PytorchReader::new(path).map_err(|e| format(e.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in reader.into_tensors().into_iter().filter(|(name, _)| !is_counter(name)) {
-        let shape = tensor.shape().to_vec();
-        let values = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
-        // A strided view repeats what is stored, so a small file can announce a huge tensor.
-        if values.is_none_or(|values| values > MAX_FILE_BYTES / 4) {
-            return Err(format(format!("tensor {name}: shape {shape:?} is too large")));
-        }
-        let convert: fn(&[u8]) -> Vec<f32> = match tensor.dtype() {
-            DType::F32 => |bytes| numbers(bytes, f32::from_ne_bytes),
-            DType::F64 => |bytes| numbers(bytes, |b| f64::from_ne_bytes(b) as f32),
-            DType::F16 => |bytes| numbers(bytes, |b| half::f16::from_ne_bytes(b).to_f32()),
-            DType::BF16 => |bytes| numbers(bytes, |b| half::bf16::from_ne_bytes(b).to_f32()),
-            other => {
-                let dtype = format!("{other:?}");
-                return Err(WeightFileError::Type { path: path.to_owned(), name, dtype });
-            }
-        };
-        let bytes = tensor.read().map_err(|source| WeightFileError::Io { path: path.to_owned(), source })?;
-        tensors.insert(name, WeightTensor { shape, data: convert(&bytes) });
-    }
-    Ok(tensors)
+type Convert = fn(&[u8]) -> Vec<f32>;
+
+/// A tensor of a file.
+struct Found<'a> {
+    shape: Vec<usize>,
+    /// How its bytes become numbers, or the name of a type that is not one of ours.
+    convert: Result<Convert, String>,
+    read: Box<dyn Fn() -> io::Result<Cow<'a, [u8]>> + 'a>,
 }
 
 fn numbers<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes.as_chunks::<N>().0.iter().map(|chunk| convert(*chunk)).collect()
+}
+
+/// What stands before the names of the network's tensors: the prefix that most of them have.
+fn prefix<'a>(names: impl Iterator<Item = &'a str>, network: &Network) -> Result<&'a str, WeightFault> {
+    let needed: std::collections::HashSet<String> = network.parameters().into_iter().map(|spec| spec.name).collect();
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in names {
+        let ends = name.match_indices('.').map(|(at, _)| at + 1);
+        for (before, rest) in std::iter::once(0).chain(ends).map(|at| name.split_at(at)) {
+            *found.entry(before).or_default() += usize::from(needed.contains(rest));
+        }
+    }
+    let most = found.values().copied().max().unwrap_or_default();
+    let mut best = found.into_iter().filter(|&(_, count)| count == most).map(|(before, _)| before);
+    match (best.next(), best.next()) {
+        (Some(first), Some(second)) if most == needed.len() && most > 0 => {
+            Err(WeightFault::Twice { first: first.to_owned(), second: second.to_owned() })
+        }
+        (first, _) => Ok(first.unwrap_or_default()),
+    }
+}
+
+/// The tensors of `network` out of those of a file.
+fn assemble(network: &Network, found: BTreeMap<String, Found<'_>>) -> Result<Weights, WeightFault> {
+    let before = prefix(found.keys().map(String::as_str), network)?.to_owned();
+    let mut found: BTreeMap<&str, &Found<'_>> =
+        found.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&before)?, tensor))).collect();
+    found.retain(|name, _| !name.ends_with("num_batches_tracked"));
+    let (mut weights, mut misfit) = (Weights::default(), Misfit::default());
+    for spec in network.parameters() {
+        let Some(tensor) = found.remove(spec.name.as_str()) else {
+            misfit.missing.push(spec.name);
+            continue;
+        };
+        if tensor.shape != spec.shape {
+            let (expected, got) = (spec.shape, tensor.shape.clone());
+            misfit.wrong.push(WeightsError::Shape { name: spec.name, expected, got });
+            continue;
+        }
+        match &tensor.convert {
+            Err(got) => misfit.wrong.push(WeightsError::Type { name: spec.name, got: got.clone() }),
+            Ok(convert) => {
+                let data = convert(&(tensor.read)()?);
+                weights.tensors.insert(spec.name, WeightTensor { shape: spec.shape, data });
+            }
+        }
+    }
+    misfit.left_over.extend(found.into_keys().map(str::to_owned));
+    misfit.none()?;
+    weights.fit(network)?;
+    Ok(weights)
 }

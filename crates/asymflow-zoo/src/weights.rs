@@ -1,6 +1,7 @@
 //! The weights of a network: named, shaped, row-major f32 tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -44,6 +45,14 @@ pub enum WeightsError {
         /// What is there.
         got: Vec<usize>,
     },
+    /// A tensor of a file holds no numbers that are read.
+    #[error("tensor {name}: expected f16, bf16, f32 or f64, got {got}")]
+    Type {
+        /// The name.
+        name: String,
+        /// The type of what is there.
+        got: String,
+    },
     /// A value is NaN or infinite.
     #[error("tensor {name}: value {index} is not finite")]
     NonFinite {
@@ -60,6 +69,49 @@ pub enum WeightsError {
         /// What is there.
         got: usize,
     },
+}
+
+/// Names or faults that a message shows before it counts the rest.
+const SHOWN: usize = 6;
+
+/// Everything in which tensors differ from those that a network needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Error)]
+pub struct Misfit {
+    /// Tensors that the network needs and that are not there.
+    pub missing: Vec<String>,
+    /// Tensors that are there and that the network does not know.
+    pub left_over: Vec<String>,
+    /// Tensors of another shape or type, or with values that are not finite.
+    pub wrong: Vec<WeightsError>,
+}
+
+impl Misfit {
+    /// Whether there is nothing of the kind.
+    ///
+    /// # Errors
+    /// There is.
+    pub fn none(self) -> Result<(), Self> {
+        if self == Self::default() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |title: &str, items: Vec<String>| {
+            let more = match items.len().saturating_sub(SHOWN) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let shown = items.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            (!items.is_empty()).then(|| format!("{title}{shown}{more}"))
+        };
+        let parts = [
+            list("missing: ", self.missing.clone()),
+            list("left over: ", self.left_over.clone()),
+            list("", self.wrong.iter().map(ToString::to_string).collect()),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
+    }
 }
 
 impl Weights {
@@ -83,6 +135,25 @@ impl Weights {
             })
             .collect();
         Self { tensors }
+    }
+
+    /// Checks that the tensors are those of `network` and no others.
+    ///
+    /// # Errors
+    /// Everything in which they differ.
+    pub fn fit(&self, network: &Network) -> Result<(), Misfit> {
+        let mut misfit = Misfit::default();
+        let mut known = BTreeSet::new();
+        for spec in network.parameters() {
+            match self.validate_one(&spec) {
+                Ok(()) => {}
+                Err(WeightsError::Missing { name }) => misfit.missing.push(name),
+                Err(wrong) => misfit.wrong.push(wrong),
+            }
+            known.insert(spec.name);
+        }
+        misfit.left_over.extend(self.tensors.keys().filter(|name| !known.contains(*name)).cloned());
+        misfit.none()
     }
 
     /// Checks that every tensor of `network` is there, of the right shape and finite. Further tensors are allowed.

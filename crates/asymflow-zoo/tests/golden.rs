@@ -1,21 +1,14 @@
-//! Networks and weight files against PyTorch; the golden files are written by scripts/golden.py.
+//! Networks on burn against PyTorch; the golden files are written by scripts/golden.py.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![cfg(feature = "burn")]
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+mod fixtures;
 
 use asymflow_zoo::burn_net::download;
-use asymflow_zoo::{
-    BurnNet, Layer, Linear, Network, ParamKind, Sgd, Shape, WeightFileError, WeightTensor, Weights, WeightsError,
-    by_name, weight_files,
-};
+use asymflow_zoo::{BurnNet, Layer, Network, Sgd, Shape, Weights, by_name};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::Value;
 
-fn golden(file: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
-}
+use crate::fixtures::{formula, golden, tiny, value};
 
 fn json(file: &str) -> Value {
     serde_json::from_slice(&std::fs::read(golden(file)).unwrap()).unwrap()
@@ -23,43 +16,6 @@ fn json(file: &str) -> Value {
 
 fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
-
-/// `count` numbers in [-1, 1): splitmix64 of the name's FNV-1a hash plus the index, upper 24 bits.
-fn value(name: &str, count: usize) -> Vec<f32> {
-    let fnv = |h: u64, byte: u8| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
-    let one = |index: u64| {
-        let mut z = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        ((z >> 40) as f64 / f64::from(1 << 23) - 1.0) as f32
-    };
-    (1..=count as u64).map(one).collect()
-}
-
-/// The weights of scripts/golden.py.
-fn formula(network: &Network) -> Weights {
-    let mut weights = Weights::default();
-    for spec in network.parameters() {
-        let raw = value(&spec.name, spec.len());
-        let data = match spec.kind {
-            ParamKind::ConvWeight | ParamKind::LinearWeight => {
-                let scale = (6.0 / (spec.len() / spec.shape[0]) as f64).sqrt() as f32;
-                raw.into_iter().map(|v| scale * v).collect()
-            }
-            ParamKind::NormScale | ParamKind::RunningVar => raw.into_iter().map(|v| 1.0 + 0.25 * v).collect(),
-            ParamKind::Bias
-            | ParamKind::NormShift
-            | ParamKind::RunningMean
-            | ParamKind::Slope
-            | ParamKind::Coefficient(_)
-            | ParamKind::Vote => raw.into_iter().map(|v| 0.1 * v).collect(),
-        };
-        weights.tensors.insert(spec.name, WeightTensor { shape: spec.shape, data });
-    }
-    weights
 }
 
 /// Largest difference over the largest expected magnitude.
@@ -112,118 +68,6 @@ fn two_training_steps_are_pytorchs() {
         for (name, values) in expected["weights"].as_object().unwrap() {
             let error = relative(&weights.tensors[name].data[..8], &floats(values));
             assert!(error < TRAINING, "step {step}: {name} differs by {error}");
-        }
-    }
-}
-
-fn tiny() -> Network {
-    let conv = asymflow_zoo::Conv {
-        name: "conv1".to_owned(),
-        in_channels: 3,
-        out_channels: 4,
-        kernel: 3,
-        stride: 1,
-        padding: 1,
-        bias: false,
-    };
-    let layers = vec![
-        Layer::Conv(conv),
-        Layer::BatchNorm { name: "bn1".to_owned(), channels: 4 },
-        Layer::AdaptiveAvgPool { out: 1 },
-        Layer::Flatten,
-        Layer::Linear(Linear { name: "fc".to_owned(), in_features: 4, out_features: 2 }),
-    ];
-    Network { name: "tiny".to_owned(), input: Shape::new(3, 4, 4), classes: 2, layers }
-}
-
-#[test]
-fn weight_files_of_pytorch_are_read() {
-    for file in ["tiny.pth", "tiny-nested.pth", "tiny.safetensors"] {
-        let weights = weight_files::read(&golden(file), &tiny()).unwrap();
-        assert_eq!(weights.tensors.len(), 7, "{file}");
-        for (name, tensor) in &weights.tensors {
-            assert_eq!(tensor.data, value(name, tensor.data.len()), "{file}: {name}");
-        }
-    }
-}
-
-#[test]
-fn safetensors_survive_writing_and_reading() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("weights.safetensors");
-    let weights = Weights::init(&tiny(), 3);
-    weight_files::write_safetensors(&path, &weights).unwrap();
-    assert_eq!(weight_files::read(&path, &tiny()).unwrap(), weights);
-}
-
-#[test]
-fn pytorch_files_survive_writing_and_reading() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("weights.pth");
-    let mut weights = Weights::init(&tiny(), 3);
-    weight_files::write_pytorch(&path, &tiny(), &weights).unwrap();
-    assert_eq!(weight_files::read(&path, &tiny()).unwrap(), weights);
-    weights.tensors.remove("bn1.running_var");
-    let error = weight_files::write_pytorch(&path, &tiny(), &weights).unwrap_err().to_string();
-    assert!(error.ends_with("weights.pth: no tensor named bn1.running_var"), "{error}");
-}
-
-#[test]
-fn pytorch_loads_what_is_written() {
-    let python = std::env::var("ASYMFLOW_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let found = Command::new(&python).args(["-c", "import torch, torchvision"]).stderr(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
-        println!("skipped: {python} has no torch and torchvision; ASYMFLOW_PYTHON names one that has");
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("resnet18.pth");
-    let network = by_name("resnet18-imagenet", 1000, None).unwrap();
-    weight_files::write_pytorch(&path, &network, &formula(&network)).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_pytorch.py");
-    let output = Command::new(python).args(["-B", script]).arg(&path).arg("resnet18").output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "122 tensors", "{stderr}");
-}
-
-#[test]
-fn errors_name_the_file_and_the_tensor() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, bytes: &[u8]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
-    };
-    let read = |path: &PathBuf| weight_files::read(path, &tiny()).unwrap_err();
-    assert!(matches!(read(&folder.path().join("none.pth")), WeightFileError::Io { .. }));
-    assert!(matches!(read(&write("weights.bin", b"")), WeightFileError::Extension { .. }));
-    for name in ["bad.pth", "bad.safetensors"] {
-        for content in [b"".as_slice(), b"garbage", &[0x80, 2, 0xff, 0xff, 0xff, 0xff, 0x2e], &[0xff; 64]] {
-            let error = read(&write(name, content));
-            assert!(error.to_string().contains(name), "{error}");
-        }
-    }
-    let mut weights = Weights::init(&tiny(), 3);
-    let path = folder.path().join("w.safetensors");
-    weights.tensors.get_mut("fc.bias").unwrap().shape = vec![1, 2];
-    weight_files::write_safetensors(&path, &weights).unwrap();
-    let error = read(&path).to_string();
-    assert!(error.ends_with("w.safetensors: tensor fc.bias: expected shape [2], got [1, 2]"), "{error}");
-    weights.tensors.remove("fc.bias");
-    weight_files::write_safetensors(&path, &weights).unwrap();
-    let missing = read(&path);
-    assert!(matches!(missing, WeightFileError::Weights { source: WeightsError::Missing { .. }, .. }), "{missing}");
-}
-
-#[test]
-fn every_cut_of_a_weight_file_is_an_error() {
-    let folder = tempfile::tempdir().unwrap();
-    for file in ["tiny.pth", "tiny.safetensors"] {
-        let whole = std::fs::read(golden(file)).unwrap();
-        for end in (0..whole.len()).step_by(37) {
-            let path = folder.path().join(file);
-            std::fs::write(&path, &whole[..end]).unwrap();
-            assert!(weight_files::read(&path, &tiny()).is_err(), "{file} cut at {end}");
         }
     }
 }

@@ -17,7 +17,6 @@ pub mod split_study;
 pub mod study;
 pub mod teaching;
 pub mod train;
-pub mod weights_file;
 
 /// The recipes, whose examples are tests.
 #[cfg(doctest)]

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use asymflow::modes::Registry;
 use asymflow::service::ServedModel;
-use asymflow_residual::Fingerprint;
 use asymflow_shares::net::{Client, ModelInfo, NetError, ServerAt, write};
 use asymflow_shares::{Options, Seed, WeightPolicy, compile};
+use asymflow_wire::tls::Fingerprint;
 use asymflow_zoo::Weights;
 use asymflow_zoo::data::read_image;
 use clap::{Args, ValueEnum};

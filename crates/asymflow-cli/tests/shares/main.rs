@@ -14,11 +14,11 @@ use std::time::Duration;
 use asymflow::modes::{ModeRef, PrivacyTerms, Registry, Sampling, TrustedOnlySpec};
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
 use asymflow_privacy::Relation;
-use asymflow_residual::client_config;
 use asymflow_shares::net::{
     FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, ToServer, VERSION, connect, read, write,
 };
 use asymflow_shares::{Program, Seed, share_input};
+use asymflow_wire::tls::client_config;
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
 use asymflow_zoo::{Shape, Weights, by_name};
 use between::{Between, Harm};

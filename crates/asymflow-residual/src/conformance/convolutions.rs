@@ -4,7 +4,7 @@ use asymflow_privacy::{Payload, Precision};
 use asymflow_zoo::Shape;
 
 use super::reference::conv;
-use super::{Nonconformance, close, gradients, numbers, ok, outputs, refused, released, spent, wrong};
+use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, spent, wrong};
 use crate::backend::{
     ConvUnit, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, Ticket, Unit, UnitId, Wanted,
 };
@@ -32,29 +32,23 @@ fn cases() -> Vec<ConvUnit> {
     ]
 }
 
-/// Checks everything the traits promise of convolution units.
-///
-/// # Errors
-/// The first broken promise.
-pub fn convolutions(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let model = ResidualModel { units: cases().into_iter().map(Unit::Conv).collect() };
-    let mut session = ok("open", backend.open(&model))?;
-    let session = session.as_mut();
+pub(super) fn products(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let mut session = open(backend, cases().into_iter().map(Unit::Conv).collect())?;
     for (index, unit) in cases().iter().enumerate() {
         for precision in [Precision::F32, Precision::F16] {
-            one_step(session, index as u32, unit, precision)?;
+            one_step(session.as_mut(), index as u32, unit, precision)?;
         }
     }
-    weights(session, &cases()[0])?;
-    order(session, &cases()[0])?;
-    refusals(session, &cases()[0])?;
-    reset(session, &cases()[0])?;
-    bad_models(backend)?;
-    let stats = session.stats();
-    if !(stats.busy_seconds > 0.0 && stats.transfer_seconds >= 0.0) {
-        return Err(wrong("stats", format_args!("{stats:?}")));
-    }
     Ok(())
+}
+
+/// The first case and a session that computes it alone, with weights.
+fn one(backend: &dyn ResidualBackend) -> Result<(ConvUnit, Box<dyn ResidualTraining>), Nonconformance> {
+    let unit = cases().swap_remove(0);
+    let mut session = open(backend, vec![Unit::Conv(unit.clone())])?;
+    let weights = numbers(6, unit.weights());
+    ok("set_weights", session.set_weights(UnitId(0), &weights))?;
+    Ok((unit, session))
 }
 
 /// What the wire makes of `values`.
@@ -100,7 +94,9 @@ fn one_step(
 }
 
 /// Added weights must be bit-exact: the trusted side adds the same delta to its own copy.
-fn weights(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonconformance> {
+pub(super) fn weights(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(backend)?;
+    let (unit, session) = (&unit, session.as_mut());
     let id = UnitId(0);
     let len = unit.out_channels * unit.input.channels * unit.kernel * unit.kernel;
     let mut mine = numbers(7, len);
@@ -123,7 +119,9 @@ fn weights(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), No
 }
 
 /// Tickets may be collected in any order, and each belongs to its own submission.
-fn order(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonconformance> {
+pub(super) fn order(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(backend)?;
+    let (unit, session) = (&unit, session.as_mut());
     let id = UnitId(0);
     let w = ok("weights", session.weights(id))?;
     let inputs: Vec<Vec<f32>> = (0..4).map(|i| numbers(50 + i, unit.input.len() * (i as usize + 1))).collect();
@@ -136,10 +134,17 @@ fn order(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonc
         let expected = conv(unit, x, &w, &vec![0.0; y.len()]);
         close("collect in reverse", &y, &expected.y, 1e-5)?;
     }
-    Ok(())
+    let stats = session.stats();
+    if stats.busy_seconds > 0.0 && stats.transfer_seconds >= 0.0 {
+        Ok(())
+    } else {
+        Err(wrong("stats", format_args!("{stats:?}")))
+    }
 }
 
-fn refusals(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonconformance> {
+pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(backend)?;
+    let (unit, session) = (&unit, session.as_mut());
     let (id, far) = (UnitId(0), UnitId(1000));
     let one = || released(numbers(1, unit.input.len()), Precision::F32);
     let sgd = SgdStep::plain(0.1, 0.0, 0.0);
@@ -176,7 +181,9 @@ fn refusals(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), N
 }
 
 /// A reset forgets passes and tickets but not weights, and the session works on.
-fn reset(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonconformance> {
+pub(super) fn reset(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(backend)?;
+    let (unit, session) = (&unit, session.as_mut());
     let id = UnitId(0);
     let before = ok("weights", session.weights(id))?;
     let x = numbers(3, unit.input.len());
@@ -194,7 +201,7 @@ fn reset(session: &mut dyn ResidualTraining, unit: &ConvUnit) -> Result<(), Nonc
     outputs("forward after reset", session, ticket).map(|_| ())
 }
 
-fn bad_models(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn bad_models(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
     let good = ConvUnit { input: Shape::new(1, 4, 4), out_channels: 1, kernel: 3, stride: 1, padding: 1 };
     let bad = [
         ConvUnit { kernel: 0, ..good.clone() },

@@ -1,102 +1,147 @@
 //! The suite that every residual backend must pass, compared with naive loops in f64.
 //!
-//! Feature `conformance`. A backend of your own calls [`convolutions`] and, where it runs networks,
-//! [`networks`], and [`stored_records`] where it keeps records for them.
+//! [`RULES`] are what a backend promises; [`check`] holds one to the rules of the parts that it has, and lists everything that
+//! it breaks. Feature `conformance`.
 
 mod convolutions;
 mod networks;
 mod reference;
 mod stored;
+mod tools;
 
 use std::fmt;
 
-use asymflow_privacy::{Payload, Precision, Released};
-use thiserror::Error;
+use crate::backend::ResidualBackend;
+pub use tools::Nonconformance;
 
-use crate::backend::{Batch, CollectError, ResidualTraining, Ticket};
-
-pub use convolutions::convolutions;
-pub use networks::{network_inference, networks};
-pub use stored::stored_records;
-
-/// What a backend got wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{check}: {detail}")]
-pub struct Nonconformance {
-    /// Which promise is broken.
-    pub check: String,
-    /// How.
-    pub detail: String,
+/// What a backend can be held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Convolution units: all that AsymML needs.
+    Convolutions,
+    /// Network units, in inference.
+    Inference,
+    /// Network units that are trained.
+    Training,
+    /// Records that network units keep, which Delta needs.
+    Records,
 }
 
-fn wrong(check: impl fmt::Display, detail: impl fmt::Display) -> Nonconformance {
-    Nonconformance { check: check.to_string(), detail: detail.to_string() }
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Convolutions, Self::Inference, Self::Training, Self::Records];
 }
 
-fn ok<T, E: fmt::Display>(check: &str, result: Result<T, E>) -> Result<T, Nonconformance> {
-    result.map_err(|error| wrong(check, error))
+/// Something that a backend promises.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// What a backend has to have to be held to it.
+    pub part: Part,
+    /// A name.
+    pub name: &'static str,
+    /// What is promised.
+    pub promise: &'static str,
+    check: fn(&dyn ResidualBackend) -> Result<(), Nonconformance>,
 }
 
-/// Whether `got` is what was to be expected, by its `Debug` form's beginning.
-fn refused<T: fmt::Debug, E: fmt::Debug>(check: &str, got: Result<T, E>, variant: &str) -> Result<(), Nonconformance> {
-    match got {
-        Err(error) if format!("{error:?}").starts_with(variant) => Ok(()),
-        other => Err(wrong(check, format_args!("expected {variant}, got {other:?}"))),
+/// Everything that a backend breaks: rules by name, and how each shows first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nonconforming(pub Vec<(&'static str, Nonconformance)>);
+
+impl std::error::Error for Nonconforming {}
+
+impl fmt::Display for Nonconforming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} rules are broken", self.0.len(), RULES.len())?;
+        self.0.iter().try_for_each(|(rule, broken)| write!(f, "\n{rule}: {broken}"))
     }
 }
 
-/// Numbers in [-1, 1) that look random and depend only on `seed`.
-fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
+/// Holds `backend` to the rules of `parts`, each on a session of its own.
+///
+/// # Errors
+/// Every rule that is broken.
+pub fn check(backend: &dyn ResidualBackend, parts: &[Part]) -> Result<(), Nonconforming> {
+    let held = RULES.iter().filter(|rule| parts.contains(&rule.part));
+    let broken: Vec<_> = held.filter_map(|rule| Some((rule.name, (rule.check)(backend).err()?))).collect();
+    if broken.is_empty() { Ok(()) } else { Err(Nonconforming(broken)) }
 }
 
-fn released(values: Vec<f32>, precision: Precision) -> Result<Released<Payload>, Nonconformance> {
-    ok("release", crate::received::received(values, precision))
+const fn rule(
+    part: Part,
+    name: &'static str,
+    promise: &'static str,
+    check: fn(&dyn ResidualBackend) -> Result<(), Nonconformance>,
+) -> Rule {
+    Rule { part, name, promise, check }
 }
 
-/// Largest error relative to the largest expected value must be within `tolerance`.
-fn close(check: &str, got: &[f32], expected: &[f64], tolerance: f64) -> Result<(), Nonconformance> {
-    if got.len() != expected.len() {
-        return Err(wrong(check, format_args!("{} values, expected {}", got.len(), expected.len())));
-    }
-    let scale = expected.iter().fold(1e-6f64, |m, v| m.max(v.abs()));
-    for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
-        let error = (f64::from(got) - expected).abs() / scale;
-        if error.is_nan() || error > tolerance {
-            return Err(wrong(check, format_args!("value {index} is {got}, expected {expected} (scale {scale})")));
-        }
-    }
-    Ok(())
-}
-
-fn outputs(check: &str, session: &mut dyn ResidualTraining, ticket: Ticket) -> Result<Vec<f32>, Nonconformance> {
-    match ok(check, session.collect(ticket))? {
-        Batch::Outputs(values) => Ok(values),
-        Batch::Gradients { .. } => Err(wrong(check, "gradients where outputs belong")),
-    }
-}
-
-fn gradients(
-    check: &str,
-    session: &mut dyn ResidualTraining,
-    ticket: Ticket,
-) -> Result<(Vec<f32>, Vec<f32>), Nonconformance> {
-    match ok(check, session.collect(ticket))? {
-        Batch::Gradients { input, weights } => Ok((input, weights)),
-        Batch::Outputs(_) => Err(wrong(check, "outputs where gradients belong")),
-    }
-}
-
-fn spent(check: &str, session: &mut dyn ResidualTraining, ticket: Ticket) -> Result<(), Nonconformance> {
-    match session.collect(ticket) {
-        Err(CollectError::Ticket(got)) if got == ticket => Ok(()),
-        other => Err(wrong(check, format_args!("a spent ticket gave {other:?}"))),
-    }
-}
+/// What a backend promises.
+pub const RULES: &[Rule] = &[
+    rule(
+        Part::Convolutions,
+        "products",
+        "outputs and both gradients of every shape are within 1e-5 of the largest value, of inputs in f32 and f16; a \
+         gradient that is not wanted is empty; a ticket is collected once",
+        convolutions::products,
+    ),
+    rule(
+        Part::Convolutions,
+        "added weights",
+        "weights are those that were set, and a difference is added exactly as f32 adds",
+        convolutions::weights,
+    ),
+    rule(
+        Part::Convolutions,
+        "order",
+        "submissions are computed in order and collected in any; the counters then say more than zero busy seconds, and no \
+         fewer than zero of transfer",
+        convolutions::order,
+    ),
+    rule(
+        Part::Convolutions,
+        "refusals",
+        "a unit that is not there, part of a sample, weights of another length or not finite, a gradient without a \
+         forward pass that was kept, and a step are errors, and nothing is lost by them",
+        convolutions::refusals,
+    ),
+    rule(
+        Part::Convolutions,
+        "reset",
+        "a reset drops passes and tickets and no weights, and the session goes on",
+        convolutions::reset,
+    ),
+    rule(
+        Part::Convolutions,
+        "limits",
+        "a unit whose sizes are zero, do not fit or exceed the limits of `session::sizes` is refused by its number",
+        convolutions::bad_models,
+    ),
+    rule(
+        Part::Inference,
+        "network inference",
+        "weights are zero at first and then those that were set; logits are within 1e-4",
+        networks::inference,
+    ),
+    rule(
+        Part::Training,
+        "network training",
+        "logits, input gradients, running statistics, momentum and weights of three steps are those of SGD, also where another \
+         session goes on with weights and momentum, and an inference comes between a pass and its gradient",
+        networks::training,
+    ),
+    rule(
+        Part::Training,
+        "network refusals",
+        "a step without a gradient, momentum of another length or not finite, weights added to a network, and a network that is \
+         none are errors",
+        networks::refusals,
+    ),
+    rule(
+        Part::Records,
+        "records",
+        "bits are computed on as zeros and ones; stored records are those that were stored last, and a step on them is that of \
+         cross-entropy; what was never stored or has no label fails, and the session goes on",
+        stored::records,
+    ),
+];

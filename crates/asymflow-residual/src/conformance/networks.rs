@@ -6,7 +6,7 @@ use asymflow_zoo::{
 };
 
 use super::reference::NetworkReference;
-use super::{Nonconformance, close, gradients, numbers, ok, outputs, refused, released, wrong};
+use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, wrong};
 use crate::backend::{
     Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, SubmitError, Unit, UnitId, Wanted,
 };
@@ -65,19 +65,6 @@ fn network() -> Network {
     Network { name: "conformance".to_owned(), input: Shape::new(2, 10, 9), classes: 3, layers }
 }
 
-/// Checks everything the traits promise of network units: inference, a training step's outputs, input
-/// gradient, running statistics, momentum and updated weights, with gradients by central differences in f64.
-///
-/// # Errors
-/// The first broken promise.
-pub fn networks(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    network_inference(backend)?;
-    let model = ResidualModel { units: vec![Unit::Network(network())] };
-    let mut session = ok("open", backend.open(&model))?;
-    training(&mut session, &mut ok("open", backend.open(&model))?)?;
-    refusals(backend, session.as_mut())
-}
-
 fn weights(network: &Network) -> Result<Vec<f32>, Nonconformance> {
     let mut flat = ok("weights", Weights::init(network, 5).flatten(network))?;
     // Freshly initialised normalisations would hide mistakes: scale 1, shift 0, mean 0, variance 1.
@@ -87,14 +74,9 @@ fn weights(network: &Network) -> Result<Vec<f32>, Nonconformance> {
     Ok(flat)
 }
 
-/// Checks what the traits promise of network units in inference, for backends that do not train them.
-///
-/// # Errors
-/// The first broken promise.
-pub fn network_inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
     let network = network();
-    let model = ResidualModel { units: vec![Unit::Network(network.clone())] };
-    let mut session = ok("open", backend.open(&model))?;
+    let mut session = open(backend, vec![Unit::Network(network.clone())])?;
     let session = session.as_mut();
     let flat = weights(&network)?;
     if ok("weights", session.weights(ID))?.iter().any(|&w| w != 0.0) {
@@ -136,11 +118,10 @@ fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
 }
 
 /// Three steps; before the last, `another` session takes over with the weights and momentum of `session`.
-fn training(
-    session: &mut Box<dyn ResidualTraining>,
-    another: &mut Box<dyn ResidualTraining>,
-) -> Result<(), Nonconformance> {
+pub(super) fn training(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
     let network = network();
+    let of = || open(backend, vec![Unit::Network(network.clone())]);
+    let (session, another) = (&mut of()?, &mut of()?);
     let mut flat = wide(&weights(&network)?);
     let narrow: Vec<f32> = flat.iter().map(|&w| w as f32).collect();
     ok("set_weights", session.set_weights(ID, &narrow))?;
@@ -160,6 +141,12 @@ fn training(
         let (wide_x, wide_dy) = (wide(&x), wide(&dy));
         let wanted = Wanted { input: round == 0, weights: false };
         let forward = ok("submit", session.submit(ID, released(x, Precision::F32)?, Pass::Training))?;
+        if round == 1 {
+            // What was kept stays.
+            let other = released(numbers(61, network.input.len()), Precision::F32)?;
+            let between = ok("submit", session.submit(ID, other, Pass::Inference))?;
+            outputs("inference before the gradient", session.as_mut(), between)?;
+        }
         let backward = ok("submit_gradient", session.submit_gradient(ID, released(dy, Precision::F32)?, wanted))?;
         ok("step", session.step(ID, SGD))?;
 
@@ -203,7 +190,8 @@ fn hand_over(from: &mut dyn ResidualTraining, to: &mut dyn ResidualTraining) -> 
     Ok(())
 }
 
-fn refusals(backend: &dyn ResidualBackend, session: &mut dyn ResidualTraining) -> Result<(), Nonconformance> {
+pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+    let mut session = open(backend, vec![Unit::Network(network())])?;
     refused("step without a gradient", session.step(ID, SGD), "NoForward")?;
     let len = ok("momentum", session.momentum(ID))?.len();
     refused("momentum of another length", session.set_momentum(ID, &vec![0.0; len - 1]), "Length")?;

@@ -3,8 +3,8 @@
 use asymflow_privacy::{PackedBits, Precision, Released};
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights};
 
-use super::{Nonconformance, close, numbers, ok, outputs, refused, released, wrong};
-use crate::backend::{ConvUnit, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, Unit, UnitId, Wanted};
+use super::tools::{Nonconformance, close, numbers, ok, open, outputs, refused, released, wrong};
+use crate::backend::{ConvUnit, Pass, ResidualBackend, ResidualTraining, SgdStep, Unit, UnitId, Wanted};
 use crate::received::{received_bits, received_labels};
 
 const ID: UnitId = UnitId(0);
@@ -29,20 +29,15 @@ fn network() -> Network {
     Network { name: name("stored"), input: Shape::new(2, 4, 6), classes: 3, layers }
 }
 
-/// Checks what the traits promise of bits and of stored records, for backends that keep them.
-///
-/// # Errors
-/// The first broken promise.
-pub fn stored_records(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn records(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
     let network = network();
-    let model = ResidualModel { units: vec![Unit::Network(network.clone())] };
     let flat = ok("weights", Weights::init(&network, 5).flatten(&network))?;
-    let open = || -> Result<Box<dyn ResidualTraining>, Nonconformance> {
-        let mut session = ok("open", backend.open(&model))?;
+    let with_weights = || -> Result<Box<dyn ResidualTraining>, Nonconformance> {
+        let mut session = open(backend, vec![Unit::Network(network.clone())])?;
         ok("set_weights", session.set_weights(ID, &flat))?;
         Ok(session)
     };
-    let (mut session, mut reference) = (open()?, open()?);
+    let (mut session, mut reference) = (with_weights()?, with_weights()?);
     let session = session.as_mut();
     let samples: Vec<Vec<f32>> = (0..SAMPLES)
         .map(|i| numbers(50 + i as u64, network.input.len()).iter().map(|&v| f32::from(u8::from(v >= 0.0))).collect())
@@ -100,7 +95,7 @@ fn step(session: &mut dyn ResidualTraining, x: &[f32], labels: &[u32]) -> Result
         .collect();
     let wanted = Wanted { input: false, weights: false };
     let ticket = session.submit_gradient(ID, released(gradient, Precision::F32)?, wanted);
-    super::gradients("collect", session, ok("submit_gradient", ticket)?)?;
+    super::tools::gradients("collect", session, ok("submit_gradient", ticket)?)?;
     ok("step", session.step(ID, SGD))?;
     Ok(logits)
 }
@@ -131,6 +126,6 @@ fn refusals(
         return Err(wrong("submit_stored", "not one row of logits a record"));
     }
     let conv = ConvUnit { input: Shape::new(2, 4, 6), out_channels: 2, kernel: 1, stride: 1, padding: 0 };
-    let mut convolution = ok("open", backend.open(&ResidualModel { units: vec![Unit::Conv(conv)] }))?;
+    let mut convolution = open(backend, vec![Unit::Conv(conv)])?;
     refused("a convolution that stores", convolution.store(ID, 0, bits(0..1)?, None), "Unsupported")
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 use std::io::{self, Write};
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ impl fmt::Display for RingName {
 
 impl RingName {
     /// A name that nobody can guess.
-    #[cfg(feature = "backend")]
+    #[cfg(feature = "serve")]
     pub(super) fn random() -> Result<Self, RingError> {
         let mut random = [0u8; 16];
         super::fill(&mut random)?;
@@ -78,11 +78,11 @@ impl RingName {
 }
 
 /// A file that goes with this value.
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 #[derive(Debug)]
 pub(crate) struct Named(PathBuf);
 
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 impl Drop for Named {
     fn drop(&mut self) {
         // Gone already, or not ours any more; nobody needs it either way.
@@ -92,7 +92,7 @@ impl Drop for Named {
 
 /// Makes the file with all its memory, for its owner only. One that a killed process left under the same name is
 /// replaced.
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 pub(super) fn create(name: &RingName, bytes: u64) -> Result<(File, Named), RingError> {
     let path = name.path();
     match fs::remove_file(&path) {
@@ -107,7 +107,7 @@ pub(super) fn create(name: &RingName, bytes: u64) -> Result<(File, Named), RingE
 }
 
 /// Takes the memory now: a page that turns out missing later is a SIGBUS, and not an error.
-#[cfg(feature = "backend")]
+#[cfg(feature = "serve")]
 pub(super) fn commit(file: &mut impl Write, bytes: u64) -> Result<(), RingError> {
     let zeros = vec![0; 1 << 20];
     let mut left = bytes;

@@ -3,8 +3,8 @@
 use std::io::BufWriter;
 use std::time::Duration;
 
-use asymflow_residual::{Fingerprint, client_config};
 use asymflow_wire::WireError;
+use asymflow_wire::tls::{Fingerprint, client_config};
 
 use super::protocol::{
     FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, RefusalCode, ToServer, VERSION, read, write,

@@ -3,7 +3,7 @@
 use std::io::BufWriter;
 use std::time::{Duration, SystemTime};
 
-use asymflow_residual::client_config;
+use asymflow_wire::tls::client_config;
 use serde::{Deserialize, Serialize};
 
 use super::client::ServerAt;

@@ -1,16 +1,16 @@
 //! TLS over TCP with a deadline.
 
-use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io;
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use asymflow_residual::{Fingerprint, Timed};
 use asymflow_wire::WireError;
-use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use asymflow_wire::tls::dial;
+use rustls::{ClientConfig, ServerConfig};
 use thiserror::Error;
+
+pub use asymflow_wire::tls::Stream;
 
 use super::protocol::{FromServer, Refusal};
 use crate::deal::DealError;
@@ -112,115 +112,20 @@ impl NetError {
     }
 }
 
-enum Tls {
-    Client(Box<StreamOwned<ClientConnection, Timed>>),
-    Server(Box<StreamOwned<ServerConnection, Timed>>),
-}
-
-/// One end of a TLS session.
-pub struct Stream(Tls);
-
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Stream(..)")
-    }
-}
-
-impl Stream {
-    /// Everything until the next call must be over within `timeout`.
-    pub fn set_timeout(&mut self, timeout: Duration) {
-        let timed = match &mut self.0 {
-            Tls::Client(tls) => &mut tls.sock,
-            Tls::Server(tls) => &mut tls.sock,
-        };
-        timed.set_deadline(Some(Instant::now() + timeout));
-    }
-
-    /// The identity that the other end showed, if any.
-    pub fn peer(&self) -> Option<Fingerprint> {
-        let chain = match &self.0 {
-            Tls::Client(tls) => tls.conn.peer_certificates(),
-            Tls::Server(tls) => tls.conn.peer_certificates(),
-        };
-        chain?.first().map(|certificate| Fingerprint::of(certificate))
-    }
-
-    /// 32 bytes under `label` that only the two ends of this session know.
-    ///
-    /// # Errors
-    /// The handshake is not done.
-    pub fn exporter(&self, label: &[u8]) -> Result<[u8; 32], rustls::Error> {
-        match &self.0 {
-            Tls::Client(tls) => tls.conn.export_keying_material([0; 32], label, None),
-            Tls::Server(tls) => tls.conn.export_keying_material([0; 32], label, None),
-        }
-    }
-
-    /// Says that nothing was cut off; the other end need not be there to hear it.
-    pub fn close(mut self) {
-        match &mut self.0 {
-            Tls::Client(tls) => tls.conn.send_close_notify(),
-            Tls::Server(tls) => tls.conn.send_close_notify(),
-        }
-        let _ = self.flush();
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = match &mut self.0 {
-            Tls::Client(tls) => tls.read(buf),
-            Tls::Server(tls) => tls.read(buf),
-        };
-        // A process that is killed says no goodbye.
-        read.map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => io::Error::new(ErrorKind::UnexpectedEof, "the other end is gone"),
-            _ => error,
-        })
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            Tls::Client(tls) => tls.write(buf),
-            Tls::Server(tls) => tls.write(buf),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut self.0 {
-            Tls::Client(tls) => tls.flush(),
-            Tls::Server(tls) => tls.flush(),
-        }
-    }
-}
-
 /// Connects to `address` with a configuration that pins who answers.
 ///
 /// # Errors
 /// Nobody answers within `timeout`, or somebody else.
 pub fn connect(address: &str, config: Arc<ClientConfig>, timeout: Duration) -> Result<Stream, NetError> {
     let unreachable = |error| NetError::Unreachable { address: address.to_owned(), error };
-    let to = address.to_socket_addrs().map_err(unreachable)?.next();
-    let to = to.ok_or_else(|| unreachable(ErrorKind::NotFound.into()))?;
-    let tcp = TcpStream::connect_timeout(&to, timeout).map_err(unreachable)?;
-    let mut timed = Timed::new(tcp).map_err(unreachable)?;
-    timed.set_deadline(Some(Instant::now() + timeout));
-    let mut tls = ClientConnection::new(config, ServerName::IpAddress(to.ip().into()))?;
-    while tls.is_handshaking() {
-        tls.complete_io(&mut timed).map_err(|error| {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            let address = address.to_owned();
-            match inner {
-                Some(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
-                    NetError::Fingerprint { address }
-                }
-                _ => NetError::Handshake { who: address, error },
-            }
-        })?;
-    }
-    Ok(Stream(Tls::Client(Box::new(StreamOwned::new(tls, timed)))))
+    let tcp = dial(address, timeout).map_err(unreachable)?;
+    let mut stream = Stream::client(tcp, config).map_err(unreachable)?;
+    stream.set_timeout(timeout);
+    stream.handshake().map_err(|error| match error {
+        error if Stream::refused_certificate(&error) => NetError::Fingerprint { address: address.to_owned() },
+        error => NetError::Handshake { who: address.to_owned(), error },
+    })?;
+    Ok(stream)
 }
 
 /// The server's side of a session with whoever has connected.
@@ -230,11 +135,8 @@ pub fn connect(address: &str, config: Arc<ClientConfig>, timeout: Duration) -> R
 pub fn accept(tcp: TcpStream, config: Arc<ServerConfig>, timeout: Duration) -> Result<Stream, NetError> {
     let who = tcp.peer_addr().map_or_else(|_| "a caller".to_owned(), |address| address.to_string());
     let failed = |error| NetError::Handshake { who: who.clone(), error };
-    let mut timed = Timed::new(tcp).map_err(failed)?;
-    timed.set_deadline(Some(Instant::now() + timeout));
-    let mut tls = ServerConnection::new(config)?;
-    while tls.is_handshaking() {
-        tls.complete_io(&mut timed).map_err(failed)?;
-    }
-    Ok(Stream(Tls::Server(Box::new(StreamOwned::new(tls, timed)))))
+    let mut stream = Stream::server(tcp, config).map_err(failed)?;
+    stream.set_timeout(timeout);
+    stream.handshake().map_err(failed)?;
+    Ok(stream)
 }

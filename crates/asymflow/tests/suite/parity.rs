@@ -162,7 +162,7 @@ fn no_raw_input_label_or_final_feature_reaches_the_worker() {
         let (unit, values, len) = match item {
             Seen::Residual(unit, values) => (unit, values, expected[unit.0 as usize].0),
             Seen::Gradient(unit, values) => (unit, values, expected[unit.0 as usize].1),
-            Seen::Weights(_) => continue,
+            Seen::Weights(_) | Seen::Stored(_) => continue,
         };
         assert_eq!(values.len(), len, "{unit:?}");
         for window in values.windows(3) {

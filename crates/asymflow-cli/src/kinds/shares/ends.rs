@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use asymflow_residual::Identity;
 use asymflow_shares::net::{Stream, accept, connect};
 use asymflow_shares::{DuplexLink, Profile};
+use asymflow_wire::tls::Identity;
 
 use crate::error::CliError;
 use crate::shares_section::LinkName;

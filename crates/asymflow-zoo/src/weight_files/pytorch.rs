@@ -3,12 +3,17 @@
 //!
 //! Checked against `torch.load(weights_only=True)` of PyTorch 2.15 by `scripts/check_pytorch.py`.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
+use std::path::Path;
 
+use pytorch_reader::{DType, PytorchReader};
 use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
+use super::{Convert, Found, WeightFault, numbers};
 use crate::network::{Network, ParamKind};
 use crate::weights::{WeightTensor, Weights};
 
@@ -24,12 +29,33 @@ enum Storage {
     I64,
 }
 
+/// The tensors of a file. Numbers are read when they are asked for.
+///
+/// # Errors
+/// It is no file of PyTorch.
+pub(super) fn tensors(path: &Path) -> Result<BTreeMap<String, Found<'static>>, WeightFault> {
+    let reader = PytorchReader::new(path).map_err(|error| WeightFault::Format(error.to_string()))?;
+    let one = |(name, tensor): (String, pytorch_reader::Tensor)| {
+        let convert: Result<Convert, String> = match tensor.dtype() {
+            DType::F32 => Ok(|bytes| numbers(bytes, f32::from_ne_bytes)),
+            DType::F64 => Ok(|bytes| numbers(bytes, |b| f64::from_ne_bytes(b) as f32)),
+            DType::F16 => Ok(|bytes| numbers(bytes, |b| half::f16::from_ne_bytes(b).to_f32())),
+            DType::BF16 => Ok(|bytes| numbers(bytes, |b| half::bf16::from_ne_bytes(b).to_f32())),
+            other => Err(format!("{other:?}")),
+        };
+        let shape = tensor.shape().to_vec();
+        (name, Found { shape, convert, read: Box::new(move || tensor.read().map(Cow::Owned)) })
+    };
+    Ok(reader.into_tensors().into_iter().map(one).collect())
+}
+
 /// The bytes of a file that holds the tensors of `network`, and a zero for each counter `num_batches_tracked` that
 /// PyTorch's strict loading asks for.
 ///
 /// # Errors
-/// More data than a zip archive holds. Tensors that `weights` lacks are left out: validate it first.
-pub(crate) fn encode(network: &Network, weights: &Weights) -> Result<Vec<u8>, ZipError> {
+/// Weights that are not those of the network, or more data than a zip archive holds.
+pub(super) fn encode(network: &Network, weights: &Weights) -> Result<Vec<u8>, WeightFault> {
+    weights.fit(network)?;
     let mut pickle = [&[0x80, 2], ORDERED_DICT, b"("].concat();
     let mut entries = Vec::new();
     for spec in network.parameters() {
@@ -42,7 +68,7 @@ pub(crate) fn encode(network: &Network, weights: &Weights) -> Result<Vec<u8>, Zi
         }
     }
     pickle.extend_from_slice(b"u.");
-    archive(&pickle, &entries)
+    archive(&pickle, &entries).map_err(|error| WeightFault::Format(error.to_string()))
 }
 
 fn archive(pickle: &[u8], entries: &[Vec<u8>]) -> Result<Vec<u8>, ZipError> {

@@ -1,4 +1,4 @@
-//! A TCP stream on which every read and write ends by a deadline.
+//! TCP with a deadline.
 
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ const BUFFER_BYTES: usize = 1 << 17;
 
 /// A TCP stream on which every read and write ends by a deadline, with [`ErrorKind::TimedOut`].
 #[derive(Debug)]
-pub struct Timed {
+pub(super) struct Timed {
     /// TLS asks for a few KiB at a time; the buffer saves most of its system calls.
     stream: BufReader<TcpStream>,
     deadline: Option<Instant>,
@@ -16,16 +16,13 @@ pub struct Timed {
 
 impl Timed {
     /// `stream`, sending at once, without a deadline yet.
-    ///
-    /// # Errors
-    /// The socket does not take the option.
-    pub fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::with_capacity(BUFFER_BYTES, stream), deadline: None })
     }
 
     /// Everything until the next call must be over by `deadline`; `None` waits for ever.
-    pub const fn set_deadline(&mut self, deadline: Option<Instant>) {
+    pub(super) const fn set_deadline(&mut self, deadline: Option<Instant>) {
         self.deadline = deadline;
     }
 

@@ -1,4 +1,4 @@
-//! A worker's key and certificate, kept over restarts so that clients go on recognising it.
+//! A process' key and certificate, kept over restarts so that others go on recognising it.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -11,7 +11,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
-use crate::pin::Fingerprint;
+use super::mutual::AnyIdentity;
+use super::pin::{Fingerprint, pinned};
 
 /// A private key with its self-signed certificate. `Debug` shows the fingerprint alone.
 pub struct Identity {
@@ -105,7 +106,7 @@ impl Identity {
     /// The certificate and key cannot be used for TLS.
     pub fn client_config(&self, pin: Fingerprint) -> Result<Arc<rustls::ClientConfig>, IdentityError> {
         let (certificate, key) = (self.certificate.clone(), self.key.clone_key());
-        Ok(Arc::new(crate::pin::pinned(pin)?.with_client_auth_cert(vec![certificate], key)?))
+        Ok(Arc::new(pinned(pin)?.with_client_auth_cert(vec![certificate], key)?))
     }
 
     /// A server of this identity to whom clients may show theirs: whose it is, the caller finds with [`Fingerprint::of`].
@@ -114,7 +115,7 @@ impl Identity {
     /// The certificate and key cannot be used for TLS.
     pub fn mutual_server_config(&self) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Arc::new(crate::mutual::AnyIdentity::new(Arc::clone(&provider)));
+        let verifier = Arc::new(AnyIdentity::new(Arc::clone(&provider)));
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
@@ -124,8 +125,11 @@ impl Identity {
         Ok(Arc::new(config))
     }
 
-    #[cfg(feature = "backend")]
-    pub(crate) fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+    /// A server of this identity that does not ask clients who they are.
+    ///
+    /// # Errors
+    /// The certificate and key cannot be used for TLS.
+    pub fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()

@@ -1,4 +1,4 @@
-//! TLS 1.3 with a worker that is known by the fingerprint of its certificate.
+//! TLS 1.3 with a process that is known by the fingerprint of its certificate.
 
 use std::fmt;
 use std::str::FromStr;
@@ -121,7 +121,7 @@ pub fn client_config(pin: Fingerprint) -> Result<Arc<ClientConfig>, Error> {
 }
 
 /// The same, still open as to who the client is.
-pub(crate) fn pinned(pin: Fingerprint) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
+pub(super) fn pinned(pin: Fingerprint) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(Pinned { pin, provider: Arc::clone(&provider) });
     Ok(ClientConfig::builder_with_provider(provider)

@@ -1,7 +1,10 @@
-//! The session behind every backend: it validates, numbers and queues; one thread executes in order.
+//! The session behind every backend of ours, and of others that want it: it checks, numbers and queues what it is told, and
+//! one thread executes it in order.
 //!
-//! The caller never waits for the executor except in `collect`, and the executor never waits for the
-//! caller, so neither can block the other.
+//! The caller never waits for the [`Executor`] except in `collect`, and the executor never waits for the caller, so neither can
+//! block the other. What an executor is asked has passed every check that the traits of [`backend`](crate::backend) promise: units
+//! exist, lengths fit, values are finite, a gradient follows a forward pass that was kept, only networks are stepped and store
+//! records. What it answers is checked in turn: lengths and finite values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
@@ -16,43 +19,136 @@ use crate::backend::{
     Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SharedValues, SubmitError,
     Ticket, UnitId, Wanted, WorkerStats,
 };
-use crate::unit::{UnitSizes, samples};
+use crate::unit::samples;
+pub use crate::unit::{UnitSizes, sizes};
 
-/// What an executor is asked for. Units and lengths have been checked.
+/// What an executor is asked for. Units are indices into the model, lengths have been checked.
 #[derive(Debug)]
-pub(crate) enum Request {
-    Forward { unit: usize, x: Payload, pass: Pass },
-    Gradient { unit: usize, dy: Payload, wanted: Wanted },
-    SetWeights { unit: usize, weights: SharedValues },
-    AddWeights { unit: usize, delta: Payload },
-    Step { unit: usize, sgd: SgdStep },
-    Ease { unit: usize, easing: Easing },
-    Weights { unit: usize },
-    Momentum { unit: usize },
-    SetMomentum { unit: usize, momentum: SharedValues },
+pub enum Request {
+    /// Outputs of one batch, as [`ResidualSession::submit`] says.
+    Forward {
+        /// The unit.
+        unit: usize,
+        /// Samples × input shape, row-major.
+        x: Payload,
+        /// Whether a gradient will follow.
+        pass: Pass,
+    },
+    /// Gradients of the latest kept forward pass, as [`ResidualTraining::submit_gradient`] says.
+    Gradient {
+        /// The unit.
+        unit: usize,
+        /// Samples × output shape, row-major; no bits.
+        dy: Payload,
+        /// What to return.
+        wanted: Wanted,
+    },
+    /// New weights, one part after the other.
+    SetWeights {
+        /// The unit.
+        unit: usize,
+        /// One number for each weight.
+        weights: SharedValues,
+    },
+    /// A difference to add to the weights of a convolution, exactly as f32 addition of the decoded values does.
+    AddWeights {
+        /// The unit.
+        unit: usize,
+        /// One number for each weight; no bits.
+        delta: Payload,
+    },
+    /// A step of a network along its latest gradient.
+    Step {
+        /// The unit.
+        unit: usize,
+        /// The step.
+        sgd: SgdStep,
+    },
+    /// What a network's training passes ease from now on.
+    Ease {
+        /// The unit.
+        unit: usize,
+        /// The easing.
+        easing: Easing,
+    },
+    /// The weights; [`Answer::values`] are all of them.
+    Weights {
+        /// The unit.
+        unit: usize,
+    },
+    /// The momentum of a network; [`Answer::values`] are all of it.
+    Momentum {
+        /// The unit.
+        unit: usize,
+    },
+    /// A network's new momentum, one part after the other.
+    SetMomentum {
+        /// The unit.
+        unit: usize,
+        /// One number for each weight.
+        momentum: SharedValues,
+    },
+    /// Everything kept of forward passes and gradients is dropped.
     Reset,
-    Store { unit: usize, first: u32, samples: u32, bits: PackedBits, labels: Vec<u32> },
-    ForwardStored { unit: usize, records: Vec<u32>, pass: Pass },
-    TrainStored { unit: usize, records: Vec<u32>, sgd: SgdStep },
+    /// Records to keep for a network.
+    Store {
+        /// The unit.
+        unit: usize,
+        /// Number of the first record.
+        first: u32,
+        /// How many they are.
+        samples: u32,
+        /// Their bits; a sample fills whole bytes.
+        bits: PackedBits,
+        /// One label a record, or none at all.
+        labels: Vec<u32>,
+    },
+    /// As [`Request::Forward`], of stored records, which may not exist.
+    ForwardStored {
+        /// The unit.
+        unit: usize,
+        /// Numbers of records.
+        records: Vec<u32>,
+        /// Whether a gradient will follow.
+        pass: Pass,
+    },
+    /// One whole step on stored records, which may not exist or have no label; the answer is the logits from before it.
+    TrainStored {
+        /// The unit.
+        unit: usize,
+        /// Numbers of records.
+        records: Vec<u32>,
+        /// The step.
+        sgd: SgdStep,
+    },
 }
 
-/// Values that an answer must hold: outputs, input gradients, weights or momentum, and weight gradients.
+/// How many values an answer must hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Expected {
+pub struct Expected {
+    /// Outputs, input gradients, weights or momentum.
     pub values: usize,
+    /// Weight gradients.
     pub weight_values: usize,
 }
 
 /// An answer and what it cost.
 #[derive(Debug, Default)]
-pub(crate) struct Answer {
+pub struct Answer {
+    /// Outputs, input gradients, weights or momentum; empty where an answer only says that it worked.
     pub values: Vec<f32>,
+    /// Weight gradients.
     pub weight_values: Vec<f32>,
+    /// What to add to the session's counters. A computation takes more than no time: `busy_seconds` is above zero.
     pub cost: WorkerStats,
 }
 
-/// Executes requests one after the other. [`CollectError::Lost`] ends the session.
-pub(crate) trait Executor: Send {
+/// Executes requests one after the other, on a thread of its own.
+pub trait Executor: Send {
+    /// Does what is asked.
+    ///
+    /// # Errors
+    /// [`CollectError::Lost`] ends the session; every other error leaves it usable.
     fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError>;
 }
 
@@ -71,8 +167,8 @@ enum Kind {
     Gradients,
 }
 
-/// See the module.
-pub(crate) struct QueuedSession {
+/// A session on an [`Executor`]; see the module.
+pub struct QueuedSession {
     sizes: Vec<UnitSizes>,
     kept: Vec<Option<usize>>,
     has_gradient: Vec<bool>,
@@ -88,8 +184,14 @@ pub(crate) struct QueuedSession {
     hang_up: Option<Box<dyn FnOnce() + Send>>,
 }
 
+impl std::fmt::Debug for QueuedSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueuedSession").field("sizes", &self.sizes).field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
 impl QueuedSession {
-    /// Starts the executing thread. `hang_up` is called on drop and must make a blocked executor return.
+    /// Starts the executing thread for a model of these [`sizes`]. `hang_up` is called on drop and must make a blocked executor return.
     ///
     /// # Errors
     /// The thread cannot be started.

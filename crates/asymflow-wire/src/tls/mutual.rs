@@ -10,12 +10,12 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 /// Takes any certificate whose key the client holds, or none.
-pub(crate) struct AnyIdentity {
+pub(super) struct AnyIdentity {
     provider: Arc<CryptoProvider>,
 }
 
 impl AnyIdentity {
-    pub(crate) const fn new(provider: Arc<CryptoProvider>) -> Self {
+    pub(super) const fn new(provider: Arc<CryptoProvider>) -> Self {
         Self { provider }
     }
 }
