@@ -1,17 +1,13 @@
-//! What quadratics and shared decisions cost beside ReLU in the trusted part: whole networks, and the kernels alone.
+//! What quadratics and shared decisions cost beside ReLU in the trusted part: in whole networks, and alone.
 //!
 //! `cargo bench -p asymflow-benches --bench activations`; `ASYMFLOW_BENCH_REPEATS` sets the repetitions.
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 
-use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Instant;
 
 use asymflow::modes::{Mode, TrainBatch, TrustedOnly};
-use asymflow_engine::shared_relu::{SharedNode, SharedSaved, backward, forward};
-use asymflow_engine::{Activation, Pool, ops};
-use asymflow_residual::SgdStep;
-use asymflow_zoo::{Decision, Easing, Grouping, Replacement, Shape, SharedRelu, Weights, by_name, replace_activations};
+use asymflow_engine::{Engine, LocalConv};
+use asymflow_zoo::{Easing, Layer, Network, Pass, SgdStep, Shape, Weights, by_name, replace_activations};
 use faer::Par;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -66,56 +62,32 @@ fn networks() -> Result<(), Failure> {
     Ok(())
 }
 
-fn kernels() -> Result<(), Failure> {
+/// One activation as a network, forward in inference and both ways in training.
+fn alone() -> Result<(), Failure> {
     let shape = Shape::new(64, 32, 32);
-    let (pool, len) = (Pool::default(), SAMPLES * shape.len());
+    let len = SAMPLES * shape.len();
     let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
-    println!("\n{SAMPLES} x 64 x 32 x 32 values, ns a value\n");
-    println!("| kernel | forward | backward |\n|---|---:|---:|");
-    let row = |name: &str, forward: f64, backward: f64| {
-        let each = 1e6 / len as f64;
-        println!("| {name} | {:.3} | {:.3} |", forward * each, backward * each);
-    };
-    let (mut y, mut dy) = (pool.take(len), pool.take(len));
-    let plain = median(|| {
-        y.copy_from_slice(&x);
-        ops::relu(&mut y);
-        Ok(())
-    })?;
-    dy.copy_from_slice(&x);
-    let cut = median(|| {
-        ops::relu_backward(&y, &mut dy);
-        Ok(())
-    })?;
-    row("relu (copy and cut)", plain, cut);
+    println!("\n{SAMPLES} x 64 x 32 x 32 values through one activation, ns a value\n");
+    println!("| activation | inference | training pass |\n|---|---:|---:|");
     for activation in ACTIVATIONS {
-        let Ok(Replacement::SharedRelu { block: [channels, rows, columns], decision }) = activation.parse() else {
-            continue;
-        };
-        let grouping = Grouping::Blocks { channels, rows, columns };
-        let layer = SharedRelu { name: String::new(), channels: 64, grouping, decision };
-        let node = SharedNode::new(&layer, shape, 0);
-        let values = match decision {
-            Decision::Learned => vec![vec![0.1; layer.places()]],
-            _ => Vec::new(),
-        };
+        let layers = vec![Layer::Relu, Layer::Flatten];
+        let mut network = Network { name: "one".to_owned(), input: shape, classes: shape.len(), layers };
+        if activation != "relu" {
+            network = replace_activations(&network, &activation.parse()?)?;
+        }
         for straight_through in [false, true] {
-            let easing = Easing { straight_through, ..Easing::default() };
-            let mut votes = pool.take(SAMPLES * node.plan.votes());
-            let trained = node.trained(&values);
-            let ahead = median(|| {
-                forward(&node.plan, trained, &x, &mut y, &mut votes, 1.0);
-                Ok(())
+            let weights = Weights::init(&network, 1);
+            let mut engine = Engine::with_input_gradient(network.clone(), &weights, Par::rayon(THREADS))?;
+            engine.set_easing(Easing { straight_through, ..Easing::default() });
+            let mut none = LocalConv::new(0, engine.pool().clone(), Par::Seq);
+            let inference = median(|| Ok(engine.forward(&x, SAMPLES, Pass::Inference, 0, &mut none).map(drop)?))?;
+            let training = median(|| {
+                let y = engine.forward(&x, SAMPLES, Pass::Training, 0, &mut none)?;
+                Ok(engine.backward(y, SAMPLES, &mut none).map(drop)?)
             })?;
-            let input = Activation { samples: SAMPLES, shape, data: Arc::new(pool.adopt(x.clone())) };
-            let back = median(|| {
-                let mut copy = pool.take(votes.len());
-                copy.copy_from_slice(&votes);
-                let saved = SharedSaved { x: input.clone(), votes: copy, easing };
-                black_box(backward(&node.plan, trained, saved, &mut dy));
-                Ok(())
-            })?;
-            row(&format!("{activation}{}", if straight_through { ", straight through" } else { "" }), ahead, back);
+            let [inference, training] = [inference, training].map(|ms| 1e6 * ms / len as f64);
+            let through = if straight_through { ", straight through" } else { "" };
+            println!("| {activation}{through} | {inference:.3} | {training:.3} |");
         }
     }
     Ok(())
@@ -128,6 +100,6 @@ fn main() -> Result<(), Failure> {
     }
     rayon::ThreadPoolBuilder::new().num_threads(THREADS).build()?.install(|| {
         networks()?;
-        kernels()
+        alone()
     })
 }

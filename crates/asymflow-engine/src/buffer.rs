@@ -2,44 +2,82 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use asymflow_zoo::Shape;
 
 /// A vector is handed out again for as little as one over this of its length.
-pub const REUSE: usize = 2;
-
-type Free = Arc<Mutex<BTreeMap<usize, Vec<Vec<f32>>>>>;
+const REUSE: usize = 2;
 
 /// A store of vectors that are handed out again when a [`Buffer`] is dropped: the shortest that is long enough, unless it
 /// is more than twice as long. So batches of every size share their memory.
+///
+/// A [`Pool::measuring`] hands out lengths alone: it counts what a pass takes, and nothing is computed.
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
-    free: Free,
+    store: Arc<Mutex<Store>>,
+    is_measuring: bool,
 }
 
-/// A vector of a [`Pool`]. Its contents are arbitrary until written.
+#[derive(Debug, Default)]
+struct Store {
+    free: BTreeMap<usize, Vec<Vec<f32>>>,
+    /// Values of all vectors, held or free, that belong to the pool.
+    live: usize,
+    most_live: usize,
+    /// Values of those that are free.
+    idle: usize,
+    /// Bytes of [`Beside`].
+    beside: usize,
+    most_beside: usize,
+}
+
+impl Store {
+    fn add(&mut self, values: usize) {
+        self.live += values;
+        self.most_live = self.most_live.max(self.live);
+    }
+}
+
+/// A vector of a [`Pool`]. Its contents are arbitrary until written. One of a measuring pool has a length and no values.
 #[derive(Debug)]
 pub struct Buffer {
     data: Vec<f32>,
     /// Of the vector, so many values belong to this buffer.
     len: usize,
-    free: Free,
+    /// Values of the vector.
+    whole: usize,
+    pool: Pool,
 }
 
 impl Pool {
-    /// A buffer of `len` values with arbitrary contents.
-    pub fn take(&self, len: usize) -> Buffer {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let reused = free.range_mut(len..=REUSE * len).find_map(|(_, vectors)| vectors.pop());
-        drop(free);
-        Buffer { data: reused.unwrap_or_else(|| vec![0.0; len]), len, free: Arc::clone(&self.free) }
+    /// A pool of lengths without values.
+    pub fn measuring() -> Self {
+        Self { is_measuring: true, ..Self::default() }
     }
 
-    /// Bytes of the vectors that nobody holds.
-    pub fn free_bytes(&self) -> usize {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.iter().map(|(len, vectors)| len * vectors.len() * size_of::<f32>()).sum()
+    /// Whether it hands out lengths alone.
+    pub const fn is_measuring(&self) -> bool {
+        self.is_measuring
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer of `len` values with arbitrary contents.
+    pub fn take(&self, len: usize) -> Buffer {
+        let mut store = self.store();
+        let reused =
+            store.free.range_mut(len..=REUSE * len).find_map(|(&whole, vectors)| Some((whole, vectors.pop()?)));
+        if let Some((whole, data)) = reused {
+            store.idle -= whole;
+            return Buffer { data, len, whole, pool: self.clone() };
+        }
+        store.add(len);
+        drop(store);
+        let data = if self.is_measuring { Vec::new() } else { vec![0.0; len] };
+        Buffer { data, len, whole: len, pool: self.clone() }
     }
 
     /// A buffer of zeros.
@@ -51,14 +89,73 @@ impl Pool {
 
     /// A buffer that owns `data`.
     pub fn adopt(&self, data: Vec<f32>) -> Buffer {
-        Buffer { len: data.len(), data, free: Arc::clone(&self.free) }
+        let len = data.len();
+        self.store().add(len);
+        Buffer { data, len, whole: len, pool: self.clone() }
+    }
+
+    /// As [`Pool::adopt`], of a vector that is not there: what a measuring pool is told to count.
+    pub fn adopt_length(&self, len: usize) -> Buffer {
+        if !self.is_measuring {
+            return self.adopt(vec![0.0; len]);
+        }
+        self.store().add(len);
+        Buffer { data: Vec::new(), len, whole: len, pool: self.clone() }
+    }
+
+    /// A vector of `len` defaults that is no activation and is freed with its layer.
+    pub(crate) fn beside<T: Clone + Default>(&self, len: usize) -> Beside<T> {
+        let mut store = self.store();
+        let bytes = len * size_of::<T>();
+        store.beside += bytes;
+        store.most_beside = store.most_beside.max(store.beside);
+        drop(store);
+        let values = if self.is_measuring { Vec::new() } else { vec![T::default(); len] };
+        Beside { values, bytes, pool: self.clone() }
+    }
+
+    /// Bytes of the vectors that nobody holds.
+    pub fn free_bytes(&self) -> usize {
+        self.store().idle * size_of::<f32>()
+    }
+
+    /// Bytes of what is held: vectors, and what is beside them.
+    pub fn held_bytes(&self) -> usize {
+        let store = self.store();
+        (store.live - store.idle) * size_of::<f32>() + store.beside
+    }
+
+    /// The most bytes that its vectors, held or free, have had.
+    pub fn peak_bytes(&self) -> usize {
+        self.store().most_live * size_of::<f32>()
+    }
+
+    /// The most bytes that there have been beside its vectors: indices of maxima and masks of dropout.
+    pub fn peak_beside_bytes(&self) -> usize {
+        self.store().most_beside
     }
 }
 
 impl Buffer {
+    /// Values that belong to it.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no value.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Values of the vector behind it, which may be longer.
+    pub const fn vector_len(&self) -> usize {
+        self.whole
+    }
+
     /// The vector itself; it does not return to the pool.
     pub fn into_vec(mut self) -> Vec<f32> {
         self.data.truncate(self.len);
+        self.pool.store().live -= std::mem::take(&mut self.whole);
         std::mem::take(&mut self.data)
     }
 }
@@ -67,23 +164,38 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+        self.data.get(..self.len).unwrap_or_default()
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
+        self.data.get_mut(..self.len).unwrap_or_default()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if !self.data.is_empty() {
+        if self.whole > 0 {
             let data = std::mem::take(&mut self.data);
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.entry(data.len()).or_default().push(data);
+            let mut store = self.pool.store();
+            store.idle += self.whole;
+            store.free.entry(self.whole).or_default().push(data);
         }
+    }
+}
+
+/// Memory of a layer that is no activation, and counts as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Beside<T> {
+    pub values: Vec<T>,
+    bytes: usize,
+    pool: Pool,
+}
+
+impl<T> Drop for Beside<T> {
+    fn drop(&mut self) {
+        self.pool.store().beside -= self.bytes;
     }
 }
 

@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::streamed::StreamError;
 
 /// Why a batch could not be executed.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EngineError {
     /// The batch does not fit the network.
     #[error("batch of {got} values does not fit {samples} samples of {expected}")]
@@ -19,10 +19,28 @@ pub enum EngineError {
         /// Values of one sample.
         expected: usize,
     },
-    /// NaN or an infinity appeared at a layer boundary.
+    /// Values of another number than they must be.
+    #[error("{what} of {got} values, expected {expected}")]
+    Length {
+        /// Which values.
+        what: &'static str,
+        /// Values given.
+        got: usize,
+        /// Values needed.
+        expected: usize,
+    },
+    /// A label that is no class.
+    #[error("label {label} is none of {classes} classes")]
+    Label {
+        /// The label.
+        label: u32,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// NaN or an infinity appeared.
     #[error("layer {layer}: value {index} is not finite")]
     NonFinite {
-        /// Name of the layer, or `input` or `logits`.
+        /// The layer, where it is known, or `input` or `logits`.
         layer: String,
         /// Index of the first such value.
         index: usize,

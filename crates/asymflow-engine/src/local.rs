@@ -1,8 +1,9 @@
 //! Convolutions computed entirely inside the trusted part.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
-use asymflow_linalg::conv::{self, ConvShape};
+use asymflow_linalg::conv::{self, ConvError, ConvShape};
 use asymflow_zoo::Pass;
 use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
@@ -11,7 +12,7 @@ use crate::buffer::{Activation, Buffer, Pool};
 use crate::engine::Convolver;
 use crate::error::EngineError;
 use crate::program::ConvNode;
-use crate::timing::{Seconds, timed};
+use crate::timing::Seconds;
 
 /// Scratch memory that grows to the largest request.
 #[derive(Default)]
@@ -27,13 +28,23 @@ impl std::fmt::Debug for Scratch {
 }
 
 impl Scratch {
-    /// A stack that satisfies `request`.
-    pub fn stack(&mut self, request: StackReq) -> &mut MemStack {
+    /// Asks for what satisfies `request`, which is made when it is used.
+    pub fn ask(&mut self, request: StackReq) {
         let bytes = request.unaligned_bytes_required();
-        if bytes > self.bytes || self.buffer.is_none() {
+        if bytes > self.bytes {
             self.buffer = None;
             self.bytes = bytes;
         }
+    }
+
+    /// The most bytes that were asked for.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A stack that satisfies `request`.
+    pub fn stack(&mut self, request: StackReq) -> &mut MemStack {
+        self.ask(request);
         MemStack::new(self.buffer.get_or_insert_with(|| MemBuffer::new(request)))
     }
 }
@@ -59,12 +70,11 @@ pub struct LocalConv {
     par: Par,
     scratch: Scratch,
     kept: HashMap<usize, Activation>,
-    /// Seconds by convolution index.
-    pub seconds: Vec<Seconds>,
+    seconds: Vec<Seconds>,
 }
 
 impl LocalConv {
-    /// A convolver for a network of `convs` convolutions, on the threads of `par`.
+    /// A convolver for a network of `convs` convolutions, on the threads of `par` and with the pool of its engine.
     pub fn new(convs: usize, pool: Pool, par: Par) -> Self {
         let seconds = vec![Seconds::default(); convs];
         Self { pool, par, scratch: Scratch::default(), kept: HashMap::new(), seconds }
@@ -74,10 +84,41 @@ impl LocalConv {
     pub fn forget(&mut self) {
         self.kept.clear();
     }
-}
 
-fn conv_error(node: &ConvNode) -> impl Fn(conv::ConvError) -> EngineError + '_ {
-    |error| EngineError::Conv { layer: node.conv.name.clone(), error }
+    /// Seconds by convolution index.
+    pub fn seconds(&self) -> &[Seconds] {
+        &self.seconds
+    }
+
+    /// Seconds of one convolution.
+    pub fn seconds_of(&mut self, node: &ConvNode) -> &mut Seconds {
+        if node.index >= self.seconds.len() {
+            self.seconds.resize(node.index + 1, Seconds::default());
+        }
+        &mut self.seconds[node.index]
+    }
+
+    /// Bytes of scratch that its kernels asked for.
+    pub const fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
+    }
+
+    /// Runs a kernel, unless only its scratch is to be counted.
+    fn kernel(
+        &mut self,
+        node: &ConvNode,
+        request: StackReq,
+        kernel: impl FnOnce(Par, &mut MemStack) -> Result<(), ConvError>,
+    ) -> Result<(), EngineError> {
+        self.scratch.ask(request);
+        if self.pool.is_measuring() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let done = kernel(self.par, self.scratch.stack(request));
+        self.seconds_of(node).trusted += start.elapsed().as_secs_f64();
+        done.map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })
+    }
 }
 
 impl Convolver for LocalConv {
@@ -86,9 +127,9 @@ impl Convolver for LocalConv {
     fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, EngineError> {
         let shape = conv_shape(node, x.samples);
         let mut y = self.pool.take(shape.output_len());
-        let stack = self.scratch.stack(conv::forward_scratch(shape, self.par));
-        timed(&mut self.seconds[node.index].trusted, || conv::forward(shape, &x.data, weight, &mut y, self.par, stack))
-            .map_err(conv_error(node))?;
+        self.kernel(node, conv::forward_scratch(shape, self.par), |par, stack| {
+            conv::forward(shape, &x.data, weight, &mut y, par, stack)
+        })?;
         if pass == Pass::Training {
             self.kept.insert(node.index, x.clone());
         }
@@ -103,23 +144,23 @@ impl Convolver for LocalConv {
         weight: &[f32],
         d_weight: &mut [f32],
     ) -> Result<Option<Buffer>, EngineError> {
-        let x = self
-            .kept
-            .remove(&node.index)
-            .filter(|x| x.samples == samples)
-            .ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
+        let kept = self.kept.remove(&node.index).filter(|x| x.samples == samples);
+        let x = kept.ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
         let shape = conv_shape(node, samples);
-        let seconds = &mut self.seconds[node.index].trusted;
-        let stack = self.scratch.stack(conv::weight_gradient_scratch(shape, self.par));
-        timed(seconds, || conv::weight_gradient(shape, &x.data, &dy, d_weight, self.par, stack))
-            .map_err(conv_error(node))?;
+        self.kernel(node, conv::weight_gradient_scratch(shape, self.par), |par, stack| {
+            conv::weight_gradient(shape, &x.data, &dy, d_weight, par, stack)
+        })?;
         if !node.input_gradient {
             return Ok(None);
         }
         let mut dx = self.pool.take(shape.input_len());
-        let stack = self.scratch.stack(conv::input_gradient_scratch(shape, self.par));
-        timed(seconds, || conv::input_gradient(shape, &dy, weight, &mut dx, self.par, stack))
-            .map_err(conv_error(node))?;
+        self.kernel(node, conv::input_gradient_scratch(shape, self.par), |par, stack| {
+            conv::input_gradient(shape, &dy, weight, &mut dx, par, stack)
+        })?;
         Ok(Some(dx))
+    }
+
+    fn is_repeatable(&self) -> bool {
+        true
     }
 }

@@ -1,17 +1,13 @@
-//! The layers between the convolutions: normalisation, ReLU, pooling, fully connected, loss.
+//! The layers between the convolutions: normalisation, ReLU, pooling, fully connected. NaN stays NaN.
 //!
 //! All batches are NCHW, row-major. Parallel loops run over planes or channels and every sum has a fixed
 //! order, so results do not depend on the number of threads.
 
 use asymflow_zoo::Shape;
+use asymflow_zoo::ops::{AvgPool, MaxPool};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
-
-/// ε of batch normalisation.
-pub const NORM_EPSILON: f32 = 1e-5;
-/// Weight of the new batch in running statistics.
-pub const NORM_MOMENTUM: f32 = 0.1;
 
 const LANES: usize = 16;
 
@@ -62,7 +58,8 @@ pub fn scale_shift(x: &[f32], y: &mut [f32], shape: Shape, scale: &[f32], shift:
         |(plane, (y, x))| {
             let (a, b) = (scale[plane % shape.channels], shift[plane % shape.channels]);
             for (y, &x) in y.iter_mut().zip(x) {
-                *y = (x * a + b).max(floor);
+                let value = x * a + b;
+                *y = if value <= floor { floor } else { value };
             }
         },
     );
@@ -118,9 +115,15 @@ pub fn norm_backward(
     sums.into_iter().unzip()
 }
 
+/// max(x, 0) that keeps NaN, which [`f32::max`] does not.
+#[inline]
+pub fn rectified(x: f32) -> f32 {
+    if x <= 0.0 { 0.0 } else { x }
+}
+
 /// Cuts negative values in place.
 pub fn relu(x: &mut [f32]) {
-    x.par_chunks_mut(1 << 14).for_each(|chunk| chunk.iter_mut().for_each(|v| *v = v.max(0.0)));
+    x.par_chunks_mut(1 << 14).for_each(|chunk| chunk.iter_mut().for_each(|v| *v = rectified(*v)));
 }
 
 /// Zeroes `dy` wherever the output `y` of a ReLU is zero.
@@ -171,19 +174,8 @@ pub fn add_assign(a: &mut [f32], b: &[f32]) {
     });
 }
 
-/// A square pooling window.
-#[derive(Clone, Copy, Debug)]
-pub struct Window {
-    /// Side.
-    pub kernel: usize,
-    /// Stride.
-    pub stride: usize,
-    /// Padding with −∞.
-    pub padding: usize,
-}
-
 /// Max-pooling of every plane; `argmax` receives the index of each maximum within its input plane.
-pub fn max_pool(x: &[f32], input: Shape, y: &mut [f32], output: Shape, window: Window, argmax: &mut [u32]) {
+pub fn max_pool(x: &[f32], input: Shape, y: &mut [f32], output: Shape, window: MaxPool, argmax: &mut [u32]) {
     y.par_chunks_exact_mut(output.pixels())
         .zip(argmax.par_chunks_exact_mut(output.pixels()))
         .zip(x.par_chunks_exact(input.pixels()))
@@ -198,7 +190,7 @@ pub fn max_pool(x: &[f32], input: Shape, y: &mut [f32], output: Shape, window: W
         });
 }
 
-fn window_max(x: &[f32], input: Shape, window: Window, row: usize, column: usize) -> (u32, f32) {
+fn window_max(x: &[f32], input: Shape, window: MaxPool, row: usize, column: usize) -> (u32, f32) {
     let range = |at: usize, side: usize| {
         let start = (at * window.stride).saturating_sub(window.padding);
         let end = (at * window.stride + window.kernel).saturating_sub(window.padding).min(side);
@@ -208,7 +200,7 @@ fn window_max(x: &[f32], input: Shape, window: Window, row: usize, column: usize
     for i in range(row, input.height) {
         for j in range(column, input.width) {
             let value = x[i * input.width + j];
-            if value > best.1 {
+            if value > best.1 || value.is_nan() {
                 best = ((i * input.width + j) as u32, value);
             }
         }
@@ -229,17 +221,13 @@ pub fn max_pool_backward(dy: &[f32], output: Shape, argmax: &[u32], dx: &mut [f3
         });
 }
 
-/// PyTorch's adaptive window `i` of `out` over `side`: ⌊i·side/out⌋ .. ⌈(i+1)·side/out⌉.
-fn adaptive(i: usize, out: usize, side: usize) -> std::ops::Range<usize> {
-    i * side / out..((i + 1) * side).div_ceil(out)
-}
-
 /// Adaptive average pooling of every plane to `out × out`.
-pub fn avg_pool(x: &[f32], input: Shape, y: &mut [f32], out: usize) {
+pub fn avg_pool(x: &[f32], input: Shape, y: &mut [f32], pool: AvgPool) {
+    let out = pool.out;
     y.par_chunks_exact_mut(out * out).zip(x.par_chunks_exact(input.pixels())).for_each(|(y, x)| {
         for (at, y) in y.iter_mut().enumerate() {
-            let rows = adaptive(at / out, out, input.height);
-            let columns = adaptive(at % out, out, input.width);
+            let rows = pool.window(at / out, input.height);
+            let columns = pool.window(at % out, input.width);
             let count = (rows.len() * columns.len()) as f32;
             let sum: f32 = rows.map(|i| x[i * input.width..][columns.clone()].iter().sum::<f32>()).sum();
             *y = sum / count;
@@ -248,18 +236,27 @@ pub fn avg_pool(x: &[f32], input: Shape, y: &mut [f32], out: usize) {
 }
 
 /// Backward of [`avg_pool`].
-pub fn avg_pool_backward(dy: &[f32], out: usize, dx: &mut [f32], input: Shape) {
+pub fn avg_pool_backward(dy: &[f32], pool: AvgPool, dx: &mut [f32], input: Shape) {
+    let out = pool.out;
     dx.par_chunks_exact_mut(input.pixels()).zip(dy.par_chunks_exact(out * out)).for_each(|(dx, dy)| {
         dx.fill(0.0);
         for (at, &dy) in dy.iter().enumerate() {
-            let rows = adaptive(at / out, out, input.height);
-            let columns = adaptive(at % out, out, input.width);
+            let rows = pool.window(at / out, input.height);
+            let columns = pool.window(at % out, input.width);
             let share = dy / (rows.len() * columns.len()) as f32;
             for i in rows {
                 dx[i * input.width..][columns.clone()].iter_mut().for_each(|v| *v += share);
             }
         }
     });
+}
+
+/// Zeroes what is not kept and scales the rest by 1/(1 − p).
+pub fn drop_out(values: &mut [f32], keep: &[bool], p: f32) {
+    let gain = 1.0 / (1.0 - p);
+    for (value, &keep) in values.iter_mut().zip(keep) {
+        *value = if keep { *value * gain } else { 0.0 };
+    }
 }
 
 /// Dimensions of a fully connected layer over a batch.
@@ -307,59 +304,5 @@ pub fn linear_backward(
     d_bias.fill(0.0);
     for row in dy.chunks_exact(s.outputs) {
         d_bias.iter_mut().zip(row).for_each(|(sum, &v)| *sum += v);
-    }
-}
-
-/// Mean cross-entropy of softmax over a batch, and how many samples were classified correctly.
-/// `gradient` receives (softmax − one-hot)/samples.
-pub fn softmax_cross_entropy(logits: &[f32], classes: usize, labels: &[u32], gradient: &mut [f32]) -> (f64, usize) {
-    let samples = labels.len() as f32;
-    let (mut loss, mut correct) = (0.0, 0);
-    for ((row, &label), gradient) in logits.chunks_exact(classes).zip(labels).zip(gradient.chunks_exact_mut(classes)) {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f32 = row.iter().map(|&v| (v - max).exp()).sum();
-        let label = label as usize;
-        loss += f64::from(max + sum.ln() - row[label]);
-        correct += usize::from(argmax(row) == label);
-        for (j, (g, &v)) in gradient.iter_mut().zip(row).enumerate() {
-            let hot = if j == label { 1.0 } else { 0.0 };
-            *g = ((v - max).exp() / sum - hot) / samples;
-        }
-    }
-    (loss / f64::from(samples), correct)
-}
-
-/// Index of the first largest value.
-pub fn argmax(row: &[f32]) -> usize {
-    row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Thesis §3.4.4: the gradient of the merged logits is softmax(z_main + z_res) − y.
-    #[test]
-    fn the_gradient_of_the_merge_is_softmax_minus_label() {
-        let (main, from_worker) = ([0.2f32, -1.0, 0.5, 2.0, 0.0, -3.0], [1.0f32, 0.3, -0.2, 0.1, 0.4, 2.5]);
-        let labels = [2, 0];
-        let mut logits = main;
-        add_assign(&mut logits, &from_worker);
-        let mut gradient = [0.0; 6];
-        let (loss, correct) = softmax_cross_entropy(&logits, 3, &labels, &mut gradient);
-        let mut expected_loss = 0.0;
-        for (row, &label) in labels.iter().enumerate() {
-            let z: Vec<f64> =
-                (0..3).map(|k| f64::from(main[3 * row + k]) + f64::from(from_worker[3 * row + k])).collect();
-            let sum: f64 = z.iter().map(|z| z.exp()).sum();
-            for class in 0..3 {
-                let y = f64::from(u8::from(class == label as usize));
-                let expected = (z[class].exp() / sum - y) / 2.0;
-                assert!((f64::from(gradient[3 * row + class]) - expected).abs() < 1e-6);
-            }
-            expected_loss -= (z[label as usize].exp() / sum).ln() / 2.0;
-        }
-        assert!((loss - expected_loss).abs() < 1e-6);
-        assert_eq!(correct, 1);
     }
 }

@@ -1,22 +1,20 @@
 //! The parameters of a network inside the trusted part, with their gradients and momentum.
 
+use asymflow_zoo::ops::NORM_MOMENTUM;
 use asymflow_zoo::{Network, ParamSpec, SgdStep, Weights, WeightsError, rate_factors};
 use rayon::prelude::*;
 
+use crate::error::EngineError;
 use crate::streamed::is_streamed;
 
 /// Values, gradients and optimiser state, indexed as [`Network::parameters`]. Gradients and momentum are there from the
 /// first training pass on: inference has no use for them, and they take twice the memory of the weights.
 #[derive(Clone, Debug)]
 pub struct Params {
-    /// Names, shapes and kinds.
-    pub specs: Vec<ParamSpec>,
-    /// Values, row-major.
-    pub values: Vec<Vec<f32>>,
-    /// Gradients of the latest backward pass; empty before [`Params::train`].
-    pub gradients: Vec<Vec<f32>>,
-    /// Momentum of the optimiser; empty before [`Params::train`].
-    pub momentum: Vec<Vec<f32>>,
+    specs: Vec<ParamSpec>,
+    values: Vec<Vec<f32>>,
+    gradients: Vec<Vec<f32>>,
+    momentum: Vec<Vec<f32>>,
 }
 
 impl Params {
@@ -49,6 +47,11 @@ impl Params {
         Ok(Self::take(network, &mut weights))
     }
 
+    /// Parameters without values.
+    pub(crate) fn absent(network: &Network) -> Self {
+        Self::take(network, &mut Weights::default())
+    }
+
     fn take(network: &Network, weights: &mut Weights) -> Self {
         let specs = network.parameters();
         let values = specs.iter().map(|p| weights.tensors.remove(&p.name).map_or_else(Vec::new, |t| t.data)).collect();
@@ -63,9 +66,95 @@ impl Params {
         }
     }
 
+    /// Names, shapes and kinds.
+    pub fn specs(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+
+    /// Values of parameter `index`, row-major; none where there is no such parameter, or it is streamed.
+    pub fn values(&self, index: usize) -> &[f32] {
+        self.values.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    /// The same, to be changed.
+    pub fn values_mut(&mut self, index: usize) -> &mut [f32] {
+        self.values.get_mut(index).map_or(&mut [], Vec::as_mut_slice)
+    }
+
+    /// Gradient of parameter `index` in the latest backward pass; none before [`Params::train`].
+    pub fn gradient(&self, index: usize) -> &[f32] {
+        self.gradients.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every parameter with its values and its gradient, to be added to.
+    pub fn gradients_mut(&mut self) -> impl Iterator<Item = (&ParamSpec, &[f32], &mut [f32])> {
+        let tensors = self.specs.iter().zip(&self.values).zip(&mut self.gradients);
+        tensors.map(|((spec, values), gradient)| (spec, values.as_slice(), gradient.as_mut_slice()))
+    }
+
+    /// Values and gradient of one parameter.
+    pub(crate) fn pair(&mut self, index: usize) -> (&[f32], &mut [f32]) {
+        (
+            self.values.get(index).map_or(&[], Vec::as_slice),
+            self.gradients.get_mut(index).map_or(&mut [], Vec::as_mut_slice),
+        )
+    }
+
+    /// Weights of a fully connected layer from `index` on, and both its gradients.
+    pub(crate) fn layer(&mut self, index: usize) -> (&[f32], [&mut [f32]; 2]) {
+        let gradients = match self.gradients.get_mut(index..index + 2) {
+            Some([weight, bias]) => [weight.as_mut_slice(), bias.as_mut_slice()],
+            _ => [&mut [][..], &mut [][..]],
+        };
+        (self.values.get(index).map_or(&[], Vec::as_slice), gradients)
+    }
+
+    /// Replaces the gradients of the parameters from `first` on.
+    pub(crate) fn set_gradients<const N: usize>(&mut self, first: usize, gradients: [Vec<f32>; N]) {
+        self.gradients.iter_mut().skip(first).zip(gradients).for_each(|(old, new)| *old = new);
+    }
+
+    /// Moves running statistics towards those of a batch.
+    pub(crate) fn move_running(&mut self, index: usize, batch: &[f32]) {
+        for (running, &batch) in self.values_mut(index).iter_mut().zip(batch) {
+            *running += NORM_MOMENTUM * (batch - *running);
+        }
+    }
+
+    /// Brings in a parameter that is streamed.
+    pub(crate) fn bring_in(&mut self, index: usize, values: Vec<f32>) -> Result<(), EngineError> {
+        let expected = self.specs.get(index).map_or(0, ParamSpec::len);
+        if values.len() != expected {
+            return Err(EngineError::Length { what: "streamed weights", got: values.len(), expected });
+        }
+        self.values[index] = values;
+        Ok(())
+    }
+
+    /// Lets a parameter that is streamed go again.
+    pub(crate) fn let_go(&mut self, index: usize) {
+        self.values[index] = Vec::new();
+    }
+
     /// All values in the order of [`Network::parameters`].
     pub fn flat_values(&self) -> Vec<f32> {
         self.values.concat()
+    }
+
+    /// Replaces all values by flattened ones.
+    ///
+    /// # Errors
+    /// Another number than that of all parameters, or a value that none can have; then nothing is replaced.
+    pub fn set_flat_values(&mut self, flat: &[f32]) -> Result<(), WeightsError> {
+        let expected = self.specs.iter().map(ParamSpec::len).sum();
+        if flat.len() != expected {
+            return Err(WeightsError::Length { expected, got: flat.len() });
+        }
+        let mut rest = flat;
+        let parts: Vec<&[f32]> = self.specs.iter().filter_map(|spec| rest.split_off(..spec.len())).collect();
+        self.specs.iter().zip(&parts).try_for_each(|(spec, part)| spec.check_values(part))?;
+        self.values.iter_mut().zip(parts).for_each(|(values, part)| *values = part.to_vec());
+        Ok(())
     }
 
     /// All momentum in the same order, zero before any training.
@@ -75,6 +164,26 @@ impl Params {
         } else {
             self.momentum.concat()
         }
+    }
+
+    /// Replaces all momentum by flattened ones; by zero where there is none.
+    ///
+    /// # Errors
+    /// Another number than that of all parameters; then nothing is replaced.
+    pub fn set_flat_momentum(&mut self, flat: &[f32]) -> Result<(), WeightsError> {
+        let expected = self.values.iter().map(Vec::len).sum();
+        if !flat.is_empty() && flat.len() != expected {
+            return Err(WeightsError::Length { expected, got: flat.len() });
+        }
+        self.train();
+        let mut rest = flat;
+        for momentum in &mut self.momentum {
+            match rest.split_off(..momentum.len()) {
+                Some(part) => momentum.copy_from_slice(part),
+                None => momentum.fill(0.0),
+            }
+        }
+        Ok(())
     }
 
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.

@@ -1,13 +1,14 @@
-//! A [`Network`] prepared for execution: parameter indices instead of names, ReLU fused where it can be.
+//! A network prepared for execution: lowered, ReLU fused where it can be, groups of activations laid out.
 
-use asymflow_zoo::{Conv, Layer, Network, Shape};
+use asymflow_zoo::ops::{AvgPool, MaxPool, Op};
+use asymflow_zoo::{Conv, Graph, Network, NetworkError, Shape};
 
-use crate::ops::Window;
 use crate::quadratic::QuadraticNode;
 use crate::shared_relu::SharedNode;
 
 /// A convolution and where its parameters lie.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ConvNode {
     /// Number of this convolution in execution order.
     pub index: usize,
@@ -25,211 +26,154 @@ pub struct ConvNode {
     pub input_gradient: bool,
 }
 
-/// One step of execution.
+/// What a node computes, with the indices of its parameters.
 #[derive(Clone, Debug)]
-pub enum Node {
-    /// Convolution.
+pub(crate) enum Kind {
     Conv(Box<ConvNode>),
-    /// Batch normalisation; scale, shift, running mean and variance are four consecutive parameters.
+    /// Scale, shift, running mean and variance are four consecutive parameters from `first` on.
     Norm {
-        /// Index of the scale.
         first: usize,
-        /// Whether a ReLU follows at once.
         relu: bool,
     },
-    /// ReLU on its own.
     Relu,
-    /// ReLU with a slope for each channel below zero.
     PRelu {
-        /// Index of the slopes.
         slopes: usize,
     },
-    /// A trained quadratic.
     Quadratic(Box<QuadraticNode>),
-    /// A ReLU whose decisions are shared.
     SharedRelu(Box<SharedNode>),
-    /// Max-pooling.
-    MaxPool(Window),
-    /// Adaptive average pooling to `out × out`.
-    AvgPool {
-        /// Side of the output.
-        out: usize,
-    },
-    /// C×H×W to features.
+    MaxPool(MaxPool),
+    AvgPool(AvgPool),
     Flatten,
-    /// Fully connected; weight and bias are consecutive parameters.
+    /// Weight and bias are consecutive parameters.
     Linear {
-        /// Index of the weight.
         weight: usize,
-        /// Output features.
-        outputs: usize,
     },
-    /// Dropout, with the number of this dropout for its random stream.
     Dropout {
-        /// Probability of zeroing.
         p: f32,
-        /// Number among the dropouts.
+        /// Number among the dropouts, for its random stream.
         index: usize,
     },
-    /// main(x) + shortcut(x), then ReLU where one follows at once.
-    Residual {
-        /// Longer branch.
-        main: Vec<Node>,
-        /// Shorter branch; empty is the identity.
-        shortcut: Vec<Node>,
-        /// Whether a ReLU follows at once.
+    Add {
         relu: bool,
     },
+}
+
+/// One step of execution.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub kind: Kind,
+    pub name: String,
+    /// The values that it reads, and whether it is the last to read them.
+    pub inputs: Vec<(usize, bool)>,
+    /// The value that it makes.
+    pub value: usize,
+    /// Shape of one output sample.
+    pub output: Shape,
 }
 
 /// A prepared network.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// The steps.
-    pub nodes: Vec<Node>,
-    /// Number of convolutions.
-    pub convs: usize,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) input: Shape,
+    /// The value that is put out.
+    pub(crate) output: usize,
     /// Number of quadratics: what a penalty on their inputs is averaged over.
-    pub quadratics: usize,
-}
-
-#[derive(Default)]
-struct Counters {
-    input_gradient: bool,
-    parameters: usize,
-    convs: usize,
-    quadratics: usize,
-    dropouts: usize,
+    pub(crate) quadratics: usize,
 }
 
 impl Program {
-    /// Prepares a validated network.
+    /// Prepares a network.
     ///
     /// # Errors
     /// A layer does not fit its input.
-    pub fn new(network: &Network) -> Result<Self, asymflow_zoo::NetworkError> {
+    pub fn new(network: &Network) -> Result<Self, NetworkError> {
         Self::prepare(network, false)
     }
 
-    /// Prepares a validated network whose backward pass also yields the gradient of its input.
+    /// As [`Program::new`], of a network whose backward pass also yields the gradient of its input.
     ///
     /// # Errors
     /// A layer does not fit its input.
-    pub fn with_input_gradient(network: &Network) -> Result<Self, asymflow_zoo::NetworkError> {
+    pub fn with_input_gradient(network: &Network) -> Result<Self, NetworkError> {
         Self::prepare(network, true)
     }
 
-    fn prepare(network: &Network, input_gradient: bool) -> Result<Self, asymflow_zoo::NetworkError> {
-        network.validate()?;
-        let mut counters = Counters { input_gradient, ..Counters::default() };
-        let (nodes, _) = prepare(&network.layers, network.input, &mut counters)?;
-        Ok(Self { nodes, convs: counters.convs, quadratics: counters.quadratics })
+    fn prepare(network: &Network, input_gradient: bool) -> Result<Self, NetworkError> {
+        let graph = Graph::new(network)?;
+        let (uses, last_uses) = (graph.uses(), graph.last_uses());
+        let mut program = Self { nodes: Vec::new(), input: graph.input, output: graph.output(), quadratics: 0 };
+        let (mut convs, mut dropouts) = (0, 0);
+        for (index, node) in graph.nodes.iter().enumerate() {
+            let first = node.params.start;
+            let kind = match &node.op {
+                Op::Conv(conv) => {
+                    convs += 1;
+                    Kind::Conv(Box::new(ConvNode {
+                        index: convs - 1,
+                        conv: conv.clone(),
+                        input: node.input,
+                        output: node.output,
+                        weight: first,
+                        bias: conv.bias.then_some(first + 1),
+                        input_gradient: first > 0 || input_gradient,
+                    }))
+                }
+                Op::Norm(_) => Kind::Norm { first, relu: false },
+                Op::Relu if uses[node.inputs[0]] == 1 && program.fuse_relu(node.inputs[0], index + 1) => continue,
+                Op::Relu => Kind::Relu,
+                Op::PRelu(_) => Kind::PRelu { slopes: first },
+                Op::Quadratic(layer) => {
+                    program.quadratics += 1;
+                    Kind::Quadratic(Box::new(QuadraticNode { layer: layer.clone(), first }))
+                }
+                Op::SharedRelu(layer) => Kind::SharedRelu(Box::new(SharedNode::new(layer, node.input, first))),
+                Op::MaxPool(pool) => Kind::MaxPool(*pool),
+                Op::AvgPool(pool) => Kind::AvgPool(*pool),
+                Op::Flatten => Kind::Flatten,
+                Op::Linear(_) => Kind::Linear { weight: first },
+                Op::Dropout(dropout) => {
+                    dropouts += 1;
+                    Kind::Dropout { p: dropout.p, index: dropouts - 1 }
+                }
+                Op::Add => Kind::Add { relu: false },
+            };
+            let read = |(i, &value): (usize, &usize)| {
+                (value, last_uses[value] == Some(index) && !node.inputs[i + 1..].contains(&value))
+            };
+            let inputs = node.inputs.iter().enumerate().map(read).collect();
+            let (name, value, output) = (node.name.clone(), index + 1, node.output);
+            program.nodes.push(Node { kind, name, inputs, value, output });
+        }
+        Ok(program)
+    }
+
+    /// Lets the node before a ReLU rectify as well, where it can and makes just what the ReLU reads; it then makes `value`.
+    fn fuse_relu(&mut self, reads: usize, value: usize) -> bool {
+        match self.nodes.last_mut() {
+            Some(Node { kind: Kind::Norm { relu, .. } | Kind::Add { relu }, value: made, .. })
+                if !*relu && *made == reads =>
+            {
+                (*relu, *made) = (true, value);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Every convolution in execution order (main branch before shortcut).
     pub fn conv_nodes(&self) -> Vec<&ConvNode> {
-        fn visit<'a>(nodes: &'a [Node], out: &mut Vec<&'a ConvNode>) {
-            for node in nodes {
-                match node {
-                    Node::Conv(conv) => out.push(conv),
-                    Node::Residual { main, shortcut, .. } => {
-                        visit(main, out);
-                        visit(shortcut, out);
-                    }
-                    _ => {}
-                }
+        let mut convs = Vec::new();
+        for node in &self.nodes {
+            if let Kind::Conv(conv) = &node.kind {
+                convs.push(&**conv);
             }
         }
-        let mut out = Vec::new();
-        visit(&self.nodes, &mut out);
-        out
+        convs
     }
-}
 
-fn prepare(
-    layers: &[Layer],
-    mut shape: Shape,
-    counters: &mut Counters,
-) -> Result<(Vec<Node>, Shape), asymflow_zoo::NetworkError> {
-    let mut nodes: Vec<Node> = Vec::new();
-    for layer in layers {
-        let output = layer.output(shape)?;
-        if matches!(layer, Layer::Relu) && fuse_relu(nodes.last_mut()) {
-            continue;
-        }
-        nodes.push(node(layer, shape, output, counters)?);
-        shape = output;
+    /// Number of convolutions.
+    pub fn convs(&self) -> usize {
+        self.conv_nodes().len()
     }
-    Ok((nodes, shape))
-}
-
-fn fuse_relu(last: Option<&mut Node>) -> bool {
-    match last {
-        Some(Node::Norm { relu, .. } | Node::Residual { relu, .. }) if !*relu => {
-            *relu = true;
-            true
-        }
-        _ => false,
-    }
-}
-
-fn node(
-    layer: &Layer,
-    input: Shape,
-    output: Shape,
-    counters: &mut Counters,
-) -> Result<Node, asymflow_zoo::NetworkError> {
-    let first = counters.parameters;
-    Ok(match layer {
-        Layer::Conv(conv) => {
-            let index = counters.convs;
-            counters.convs += 1;
-            counters.parameters += 1 + usize::from(conv.bias);
-            Node::Conv(Box::new(ConvNode {
-                index,
-                conv: conv.clone(),
-                input,
-                output,
-                weight: first,
-                bias: conv.bias.then_some(first + 1),
-                input_gradient: first > 0 || counters.input_gradient,
-            }))
-        }
-        Layer::BatchNorm { .. } => {
-            counters.parameters += 4;
-            Node::Norm { first, relu: false }
-        }
-        Layer::Relu => Node::Relu,
-        Layer::PRelu { .. } => {
-            counters.parameters += 1;
-            Node::PRelu { slopes: first }
-        }
-        Layer::Quadratic(layer) => {
-            counters.parameters += layer.tensors();
-            counters.quadratics += 1;
-            Node::Quadratic(Box::new(QuadraticNode { layer: layer.clone(), first }))
-        }
-        Layer::SharedRelu(layer) => {
-            counters.parameters += layer.tensors();
-            Node::SharedRelu(Box::new(SharedNode::new(layer, input, first)))
-        }
-        Layer::MaxPool { kernel, stride, padding } => {
-            Node::MaxPool(Window { kernel: *kernel, stride: *stride, padding: *padding })
-        }
-        Layer::AdaptiveAvgPool { out } => Node::AvgPool { out: *out },
-        Layer::Flatten => Node::Flatten,
-        Layer::Linear(linear) => {
-            counters.parameters += 2;
-            Node::Linear { weight: first, outputs: linear.out_features }
-        }
-        Layer::Dropout { p } => {
-            counters.dropouts += 1;
-            Node::Dropout { p: *p, index: counters.dropouts - 1 }
-        }
-        Layer::Residual { main, shortcut } => {
-            let (main, _) = prepare(main, input, counters)?;
-            let (shortcut, _) = prepare(shortcut, input, counters)?;
-            Node::Residual { main, shortcut, relu: false }
-        }
-    })
 }

@@ -66,7 +66,9 @@ pub fn backward(form: Form, coefficients: Coefficients, weight: &[f32], x: &[f32
             let (a, c) = (f64::from(*a), f64::from(*c));
             vec![second + 2.0 * c * first + c * c * zeroth, 2.0 * a * (first + c * zeroth)]
         }
-        _ => vec![second, first, zeroth],
+        (Form::Kervolution { .. } | Form::Scaled { .. } | Form::Free { .. } | Form::Hermite { .. }, _) => {
+            vec![second, first, zeroth]
+        }
     };
     exact.into_iter().map(|v| v as f32).collect()
 }

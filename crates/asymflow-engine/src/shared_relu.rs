@@ -6,7 +6,8 @@ use asymflow_zoo::{Decision, Easing, Shape, SharedRelu};
 use rayon::prelude::*;
 
 use crate::buffer::{Activation, Buffer};
-use crate::ops::{planes, sum_lanes};
+use crate::ops::{planes, rectified, sum_lanes};
+use crate::params::Params;
 
 mod plan;
 mod votes;
@@ -57,8 +58,8 @@ impl SharedNode {
     }
 
     /// The layer's tensors among all parameters.
-    pub fn trained<'a>(&self, values: &'a [Vec<f32>]) -> Trained<'a> {
-        let of = |index: Option<usize>| index.map_or::<&[f32], _>(&[], |index| &values[index]);
+    pub fn trained<'a>(&self, params: &'a Params) -> Trained<'a> {
+        let of = |index: Option<usize>| index.map_or::<&[f32], _>(&[], |index| params.values(index));
         Trained { vote: of(self.vote), coefficients: of(self.coefficients) }
     }
 }
@@ -93,7 +94,7 @@ fn keep(
     let rest = 1.0 - sharing;
     for ((plane, x), y) in plan.planes.iter().zip(x.chunks_exact(pixels)).zip(y.chunks_exact_mut(pixels)) {
         let all = |y: &mut [f32], x: &[f32], gain: f32| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = gain * x + rest * x.max(0.0));
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = gain * x + rest * rectified(x));
         };
         match plane {
             Plane::Blocks(blocks) => {
@@ -103,7 +104,7 @@ fn keep(
                     let band = band.start * width..band.end * width;
                     for (y, x) in y[band.clone()].chunks_exact_mut(width).zip(x[band].chunks_exact(width)) {
                         for ((y, &x), &gain) in y.iter_mut().zip(x).zip(&*row) {
-                            *y = gain * x + rest * x.max(0.0);
+                            *y = gain * x + rest * rectified(x);
                         }
                     }
                 }
@@ -112,7 +113,7 @@ fn keep(
             Plane::Drop => all(y, x, 0.0),
             Plane::Quadratic(at) => {
                 let [a, b, c] = triple(coefficients, *at).map(|value| sharing * value);
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = (a * x + b) * x + c + rest * x.max(0.0));
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = (a * x + b) * x + c + rest * rectified(x));
             }
         }
     }

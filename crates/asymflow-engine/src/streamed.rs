@@ -285,12 +285,13 @@ mod tests {
     impl Streamed {
         fn new(network: &Network, weights: ModelWeights) -> Result<Self, EngineError> {
             let engine = Engine::with_weights(network.clone(), weights, Par::rayon(2))?;
-            let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::rayon(2));
+            let convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), Par::rayon(2));
             Ok(Self { engine, convolver })
         }
 
         fn logits(&mut self, pass: Pass) -> Result<Vec<f32>, EngineError> {
-            let images: Vec<f32> = (0..2 * self.engine.network.input.len()).map(|i| (i as f32 * 0.37).sin()).collect();
+            let images: Vec<f32> =
+                (0..2 * self.engine.network().input.len()).map(|i| (i as f32 * 0.37).sin()).collect();
             self.engine.forward(&images, 2, pass, 0, &mut self.convolver)
         }
     }

@@ -1,7 +1,7 @@
 //! A whole network on a burn device.
 
 use asymflow_privacy::{PackedBits, Payload};
-use asymflow_zoo::{BurnNet, Easing, Network, ParamSpec, Sgd, Weights};
+use asymflow_zoo::{BurnNet, Easing, Network, ParamSpec, Weights};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::backend::{CollectError, Pass, SgdStep, Wanted};
@@ -81,14 +81,6 @@ impl ComputeUnit for BurnNetwork {
 
 impl TrainUnit for BurnNetwork {
     fn step(&mut self, sgd: SgdStep) -> Result<(), CollectError> {
-        let sgd = Sgd {
-            learning_rate: f64::from(sgd.learning_rate),
-            momentum: f64::from(sgd.momentum),
-            weight_decay: f64::from(sgd.weight_decay),
-            clip_norm: f64::from(sgd.clip_norm),
-            coefficient_rate: f64::from(sgd.coefficient_rate),
-            first_layer_rate: f64::from(sgd.first_layer_rate),
-        };
         self.net.step(sgd).map_err(|e| e.to_string().into())
     }
 

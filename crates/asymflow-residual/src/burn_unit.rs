@@ -9,7 +9,7 @@ use asymflow_zoo::Shape;
 
 use crate::backend::{CollectError, ConvUnit, Pass, Wanted};
 use crate::protocol::widen;
-use crate::unit::conv_output;
+use crate::unit::conv_network;
 use crate::units::{ComputeUnit, Gradients, TrainUnit};
 
 /// A convolution. The weights live on the host, where f32 addition is exact on every device's behalf,
@@ -28,7 +28,8 @@ impl BurnConv {
     /// `by_taps` computes weight gradients as one matrix product a position of the kernel, which on `flex` takes
     /// no more time than burn's own way, and less from 128 channels on and for 1×1 kernels.
     pub fn new(unit: &ConvUnit, device: &Device, by_taps: bool) -> Result<Self, String> {
-        let output = conv_output(unit).ok_or("the kernel does not fit")?;
+        let network = conv_network(unit).map_err(|error| error.to_string())?;
+        let output = network.layers[0].output(unit.input).map_err(|error| error.to_string())?;
         let values = unit.out_channels * unit.input.channels * unit.kernel * unit.kernel;
         let device = device.clone();
         let unit = unit.clone();

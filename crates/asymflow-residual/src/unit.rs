@@ -1,13 +1,10 @@
 //! Sizes of a unit, checked so that a hostile model can neither overflow nor exhaust memory unseen.
 
-use asymflow_zoo::{Layer, Network, Shape};
+use asymflow_zoo::limits::MAX_VALUES;
+use asymflow_zoo::{Conv, Graph, Layer, Network, NetworkError, ParamSpec};
 
 use crate::backend::{ConvUnit, OpenError, ResidualModel, SubmitError, Unit, UnitId};
 
-/// Largest channel count, side, kernel, stride or padding of a layer.
-const MAX_SETTING: usize = 1 << 16;
-/// Most values in one sample of any activation, or in all weights of a unit.
-const MAX_VALUES: usize = 1 << 31;
 /// Most units in a model.
 const MAX_UNITS: usize = 1 << 12;
 
@@ -37,10 +34,10 @@ pub fn sizes(model: &ResidualModel) -> Result<Vec<UnitSizes>, OpenError> {
     }
     let one = |(index, unit): (usize, &Unit)| {
         let sizes = match unit {
-            Unit::Conv(conv) => conv_sizes(conv),
-            Unit::Network(network) => network_sizes(network),
+            Unit::Conv(conv) => conv_network(conv).and_then(|network| network_sizes(&network, false)),
+            Unit::Network(network) => network_sizes(network, true),
         };
-        sizes.map_err(|reason| OpenError::Model { unit: index as u32, reason })
+        sizes.map_err(|error| OpenError::Model { unit: index as u32, reason: error.to_string() })
     };
     model.units.iter().enumerate().map(one).collect()
 }
@@ -56,91 +53,34 @@ pub(crate) fn samples(unit: UnitId, got: usize, sample: usize) -> Result<usize, 
     Ok(got / sample)
 }
 
-/// Shape of one output sample of a convolution that has passed [`sizes`].
-pub(crate) fn conv_output(conv: &ConvUnit) -> Option<Shape> {
-    let side = |side: usize| Some((side + 2 * conv.padding).checked_sub(conv.kernel)?.checked_div(conv.stride)? + 1);
-    Some(Shape::new(conv.out_channels, side(conv.input.height)?, side(conv.input.width)?))
+/// A convolution as a network, whose logits are its outputs.
+///
+/// # Errors
+/// It does not fit its input.
+pub(crate) fn conv_network(conv: &ConvUnit) -> Result<Network, NetworkError> {
+    let layer = Layer::Conv(Conv {
+        name: "convolution".to_owned(),
+        in_channels: conv.input.channels,
+        out_channels: conv.out_channels,
+        kernel: conv.kernel,
+        stride: conv.stride,
+        padding: conv.padding,
+        bias: false,
+    });
+    let (input, classes) = (conv.input, layer.output(conv.input)?.len());
+    Ok(Network { name: "unit".to_owned(), input, classes, layers: vec![layer, Layer::Flatten] })
 }
 
-fn conv_sizes(conv: &ConvUnit) -> Result<UnitSizes, String> {
-    settings("convolution", &[conv.out_channels, conv.kernel, conv.stride], &[conv.padding])?;
-    let Shape { channels, height, width } = conv.input;
-    settings("input", &[channels, height, width], &[])?;
-    let output =
-        conv_output(conv).ok_or_else(|| format!("kernel {} does not fit into {height}x{width}", conv.kernel))?;
-    let input = values(conv.input)?;
-    let weights = product(&[conv.out_channels, channels, conv.kernel, conv.kernel])?;
-    Ok(UnitSizes { input, output: values(output)?, weights, kept: input, is_network: false })
-}
-
-fn network_sizes(network: &Network) -> Result<UnitSizes, String> {
-    let Shape { channels, height, width } = network.input;
-    settings("input", &[channels, height, width], &[])?;
-    let input = values(network.input)?;
-    let mut kept = input;
-    let output = walk(&network.layers, network.input, &mut kept)?;
-    if output != Shape::new(network.classes, 1, 1) {
-        return Err(format!("ends in {output:?}, expected {} logits", network.classes));
+fn network_sizes(network: &Network, is_network: bool) -> Result<UnitSizes, NetworkError> {
+    let graph = Graph::new(network)?;
+    let input = graph.input.len();
+    // A convolution keeps its input alone.
+    let made = if is_network { graph.nodes.iter().map(|node| node.output.len()).sum() } else { 0 };
+    let kept = input + made;
+    if kept > MAX_VALUES {
+        let layer = network.name.clone();
+        return Err(NetworkError::TooLarge { layer, what: "values kept of one sample", limit: MAX_VALUES });
     }
-    let mut names = std::collections::BTreeSet::new();
-    let mut weights = 0usize;
-    for spec in network.parameters() {
-        weights = bounded(weights + product(&spec.shape)?)?;
-        if !names.insert(spec.name.clone()) {
-            return Err(format!("two parameters are named {}", spec.name));
-        }
-    }
-    Ok(UnitSizes { input, output: values(output)?, weights, kept, is_network: true })
-}
-
-/// Shape after `layers`, adding up all activations in `kept`.
-fn walk(layers: &[Layer], input: Shape, kept: &mut usize) -> Result<Shape, String> {
-    layers.iter().try_fold(input, |shape, layer| {
-        check_layer(layer)?;
-        let output = if let Layer::Residual { main, shortcut } = layer {
-            let (main, shortcut) = (walk(main, shape, kept)?, walk(shortcut, shape, kept)?);
-            if main != shortcut {
-                return Err(format!("residual block: main branch ends in {main:?}, shortcut in {shortcut:?}"));
-            }
-            main
-        } else {
-            layer.output(shape).map_err(|e| e.to_string())?
-        };
-        *kept = bounded(*kept + values(output)?)?;
-        Ok(output)
-    })
-}
-
-fn check_layer(layer: &Layer) -> Result<(), String> {
-    let label = layer.label();
-    match layer {
-        Layer::Conv(c) => settings(label, &[c.in_channels, c.out_channels, c.kernel, c.stride], &[c.padding]),
-        Layer::MaxPool { kernel, stride, padding } => settings(label, &[*kernel, *stride], &[*padding]),
-        Layer::AdaptiveAvgPool { out } => settings(label, &[*out], &[]),
-        Layer::Linear(l) => bounded(l.in_features).and(bounded(l.out_features)).map(|_| ()),
-        _ => Ok(()),
-    }
-}
-
-fn settings(label: &str, positive: &[usize], any: &[usize]) -> Result<(), String> {
-    if let Some(bad) = positive.iter().find(|&&v| v == 0 || v > MAX_SETTING) {
-        return Err(format!("{label}: {bad} is not between 1 and {MAX_SETTING}"));
-    }
-    match any.iter().find(|&&v| v > MAX_SETTING) {
-        Some(bad) => Err(format!("{label}: {bad} exceeds {MAX_SETTING}")),
-        None => Ok(()),
-    }
-}
-
-fn values(shape: Shape) -> Result<usize, String> {
-    product(&[shape.channels, shape.height, shape.width])
-}
-
-fn product(dims: &[usize]) -> Result<usize, String> {
-    let product = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-    bounded(product.unwrap_or(usize::MAX))
-}
-
-fn bounded(values: usize) -> Result<usize, String> {
-    if values <= MAX_VALUES { Ok(values) } else { Err(format!("more than {MAX_VALUES} values in one tensor")) }
+    let weights = graph.params.iter().map(ParamSpec::len).sum();
+    Ok(UnitSizes { input, output: network.classes, weights, kept, is_network })
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use asymflow_zoo::{Conv, Layer, Network, NetworkError, Shape, Weights, WeightsError};
+use asymflow_zoo::ops::Op as ZooOp;
+use asymflow_zoo::{Conv, Graph, Layer, Linear, Network, NetworkError, Shape, Weights, WeightsError};
 use thiserror::Error;
 
 use self::lower::Compiler;
@@ -171,36 +172,14 @@ pub enum CompileError {
 /// # Errors
 /// The first layer that does not fit its input.
 pub fn activations(network: &Network) -> Result<Vec<(String, Shape)>, NetworkError> {
-    let mut found = Vec::new();
-    list_activations(&network.layers, network.input, &mut "input".to_owned(), &mut found)?;
-    Ok(found)
+    let nodes = Graph::of(&network.layers, network.input)?.nodes.into_iter();
+    Ok(nodes.filter(|node| node.op == ZooOp::Relu).map(|node| (node.name, node.input)).collect())
 }
 
-fn list_activations(
-    layers: &[Layer],
-    mut shape: Shape,
-    last: &mut String,
-    found: &mut Vec<(String, Shape)>,
-) -> Result<Shape, NetworkError> {
-    for layer in layers {
-        match layer {
-            Layer::Relu => found.push((format!("{last}.relu"), shape)),
-            Layer::Residual { main, shortcut } => {
-                list_activations(shortcut, shape, &mut last.clone(), found)?;
-                list_activations(main, shape, last, found)?;
-            }
-            _ => name_after(layer, last),
-        }
-        shape = layer.output(shape)?;
-    }
-    Ok(shape)
-}
-
+/// `last` as it is after `layer`: the last layer with weights.
 fn name_after(layer: &Layer, last: &mut String) {
-    if let Layer::Conv(Conv { name, .. }) = layer {
+    if let Layer::Conv(Conv { name, .. }) | Layer::Linear(Linear { name, .. }) = layer {
         name.clone_into(last);
-    } else if let Layer::Linear(linear) = layer {
-        linear.name.clone_into(last);
     }
 }
 

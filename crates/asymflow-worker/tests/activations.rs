@@ -5,7 +5,7 @@ use asymflow_engine::{Engine, LocalConv};
 use asymflow_residual::{Pass, SgdStep};
 use asymflow_zoo::burn_net::download;
 use asymflow_zoo::{
-    BurnNet, Choice, Decision, Easing, Grouping, Layer, Network, RangePenalty, Sgd, SharedRelu, Weights, by_name,
+    BurnNet, Choice, Decision, Easing, Grouping, Layer, Network, RangePenalty, SharedRelu, Weights, by_name,
     rate_factors, replace::map_activations, replace_activations,
 };
 use faer::Par;
@@ -46,17 +46,6 @@ const STEPS: [SgdStep; 2] = {
     [plain, SgdStep { clip_norm: 0.5, coefficient_rate: 0.3, first_layer_rate: 0.05, ..plain }]
 };
 
-fn in_burn(sgd: SgdStep) -> Sgd {
-    Sgd {
-        learning_rate: sgd.learning_rate.into(),
-        momentum: sgd.momentum.into(),
-        weight_decay: sgd.weight_decay.into(),
-        clip_norm: sgd.clip_norm.into(),
-        coefficient_rate: sgd.coefficient_rate.into(),
-        first_layer_rate: sgd.first_layer_rate.into(),
-    }
-}
-
 /// Two steps of both, from the same state: outputs, weights, running statistics and momentum, and for each of them that a
 /// weight moves along its momentum at its own rate.
 fn check(mut network: Network, label: &str, easing: Easing) {
@@ -65,7 +54,7 @@ fn check(mut network: Network, label: &str, easing: Easing) {
     let mut numbers = |len: usize| (0..len).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect::<Vec<f32>>();
     let weights = Weights::init(&network, 3);
     let mut engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
-    let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);
+    let mut convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), Par::Seq);
     engine.set_easing(easing);
     let device = Default::default();
     let mut net = BurnNet::new(&network, &weights, &device).unwrap();
@@ -78,9 +67,10 @@ fn check(mut network: Network, label: &str, easing: Easing) {
     let burn = download(net.forward(net.batch(x.clone()).unwrap(), false).unwrap()).unwrap();
     near("inference", &engine.forward(&x, SAMPLES, Pass::Inference, 0, &mut convolver).unwrap(), &burn, OF_OUTPUTS);
     for (step, sgd) in STEPS.into_iter().enumerate() {
-        let before = engine.params.values.clone();
-        net.set_weights(&engine.params.flat_values()).unwrap();
-        net.set_momentum(&engine.params.flat_momentum()).unwrap();
+        let before: Vec<Vec<f32>> =
+            (0..engine.params().specs().len()).map(|i| engine.params().values(i).to_vec()).collect();
+        net.set_weights(&engine.params().flat_values()).unwrap();
+        net.set_momentum(&engine.params().flat_momentum()).unwrap();
         let x = numbers(SAMPLES * network.input.len());
         let of_burn = net.forward(net.batch(x.clone()).unwrap(), true).unwrap();
         let logits = engine.forward(&x, SAMPLES, Pass::Training, 0, &mut convolver).unwrap();
@@ -89,17 +79,22 @@ fn check(mut network: Network, label: &str, easing: Easing) {
         let gradient = of_burn / SAMPLES as f64;
         let same = download(gradient.clone()).unwrap();
         net.backward(gradient).unwrap();
-        net.step(in_burn(sgd)).unwrap();
+        net.step(sgd).unwrap();
         engine.backward(same, SAMPLES, &mut convolver).unwrap();
-        engine.params.step(sgd);
+        engine.params_mut().step(sgd);
         engine.commit_moments();
-        near(&format!("gradients {step}"), &engine.params.flat_momentum(), &net.flat_momentum().unwrap(), OF_GRADIENTS);
+        near(
+            &format!("gradients {step}"),
+            &engine.params().flat_momentum(),
+            &net.flat_momentum().unwrap(),
+            OF_GRADIENTS,
+        );
         let burn = net.weights().unwrap();
-        let momenta = [engine.params.flat_momentum(), net.flat_momentum().unwrap()];
-        let (specs, mut at) = (&engine.params.specs, 0);
+        let momenta = [engine.params().flat_momentum(), net.flat_momentum().unwrap()];
+        let (specs, mut at) = (engine.params().specs(), 0);
         let factors = rate_factors(specs, sgd.coefficient_rate, sgd.first_layer_rate);
         for (i, (spec, factor)) in specs.iter().zip(factors).enumerate() {
-            let ends = [&engine.params.values[i], &burn.tensors[&spec.name].data];
+            let ends = [engine.params().values(i), &burn.tensors[&spec.name].data[..]];
             near(&format!("{} after step {step}", spec.name), ends[0], ends[1], OF_ONE);
             for (end, momentum) in ends.into_iter().zip(&momenta).filter(|_| spec.kind.is_trained()) {
                 let moved: Vec<f32> = end.iter().zip(&before[i]).map(|(b, a)| (b - a) / sgd.learning_rate).collect();

@@ -347,7 +347,7 @@ fn logits_are_the_sum_of_two_networks() {
 
     let engine = |network: &Network, x: &[f32]| {
         let mut engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
-        let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);
+        let mut convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), Par::Seq);
         engine.forward(x, TEST, Pass::Inference, 0, &mut convolver).unwrap()
     };
     let features = engine(&networks.backbone, &batch.images);

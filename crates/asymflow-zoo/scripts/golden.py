@@ -109,6 +109,8 @@ def readers() -> None:
     for name, shape in [("conv1.weight", (4, 3, 3, 3)), ("bn1.weight", (4,)), ("bn1.bias", (4,)),
                         ("bn1.running_mean", (4,)), ("bn1.running_var", (4,)), ("fc.weight", (2, 4)), ("fc.bias", (2,))]:
         state[name] = torch.from_numpy(value(name, int(np.prod(shape)))).reshape(shape)
+    # No variance is negative.
+    state["bn1.running_var"] = state["bn1.running_var"].abs()
     # Stored transposed, so that a reader that ignores strides is caught.
     state["fc.weight"] = state["fc.weight"].t().contiguous().t()
     state["bn1.num_batches_tracked"] = torch.tensor(7)

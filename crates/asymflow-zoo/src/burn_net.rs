@@ -3,24 +3,26 @@
 //! Parameters are kept as plain one-dimensional tensors in the order of [`Network::parameters`]. A
 //! training pass wraps them in autodiff leaves, so that inference never pays for a graph.
 
-use std::collections::BTreeMap;
-
 use burn::tensor::module::{adaptive_avg_pool2d, batch_norm, batch_norm_train, conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use burn::tensor::{Device, Distribution, Tensor, TensorData, activation::relu};
 use thiserror::Error;
 
-use crate::activation::Easing;
-use crate::network::{Conv, Layer, Linear, Network, NetworkError, ParamSpec, rate_factors};
+use crate::graph::Graph;
+use crate::network::Network;
+use crate::ops::{Conv, Easing, Linear, Op};
+use crate::param::{ParamSpec, rate_factors};
+use crate::shape::NetworkError;
+use crate::training::SgdStep;
 use crate::weights::{Weights, WeightsError};
 
 mod activations;
 
 use activations::GroupTable;
 
-/// ε of every batch normalisation, as in PyTorch.
+/// ε of every normalisation; not widened from f32, so that the numbers are PyTorch's.
 const EPSILON: f64 = 1e-5;
-/// Weight of the new batch in running statistics, as in PyTorch.
+/// Weight of the new batch in running statistics.
 const MOMENTUM: f64 = 0.1;
 
 /// Why a [`BurnNet`] cannot compute.
@@ -59,34 +61,9 @@ pub enum BurnNetError {
     Device(String),
 }
 
-/// One step of stochastic gradient descent, as PyTorch's `torch.optim.SGD` does it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sgd {
-    /// Learning rate.
-    pub learning_rate: f64,
-    /// Momentum.
-    pub momentum: f64,
-    /// l2 penalty.
-    pub weight_decay: f64,
-    /// The largest l2 norm of the gradient of all parameters together, penalty aside; infinite for none.
-    pub clip_norm: f64,
-    /// Factor of the learning rate of coefficients and votes of activations.
-    pub coefficient_rate: f64,
-    /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically.
-    pub first_layer_rate: f64,
-}
-
-impl Sgd {
-    /// A step that neither clips nor treats any parameter differently.
-    pub const fn plain(learning_rate: f64, momentum: f64, weight_decay: f64) -> Self {
-        let (coefficient_rate, first_layer_rate) = (1.0, 1.0);
-        Self { learning_rate, momentum, weight_decay, clip_norm: f64::INFINITY, coefficient_rate, first_layer_rate }
-    }
-}
-
 /// What a training pass keeps.
 #[derive(Debug)]
-struct Graph {
+struct Kept {
     input: Tensor<4>,
     leaves: Vec<Tensor<1>>,
     logits: Tensor<2>,
@@ -97,15 +74,15 @@ struct Graph {
 #[derive(Debug)]
 pub struct BurnNet {
     network: Network,
+    graph: Graph,
     device: Device,
-    specs: Vec<ParamSpec>,
     params: Vec<Tensor<1>>,
     velocity: Vec<Option<Tensor<1>>>,
-    graph: Option<Graph>,
+    kept: Option<Kept>,
     gradients: Option<Vec<Option<Tensor<1>>>>,
     easing: Easing,
-    /// Of each layer that shares decisions.
-    groups: BTreeMap<String, GroupTable>,
+    /// Of each node that shares decisions.
+    groups: Vec<Option<GroupTable>>,
 }
 
 impl BurnNet {
@@ -114,20 +91,19 @@ impl BurnNet {
     /// # Errors
     /// A network that is not executable, or weights that do not fit it.
     pub fn new(network: &Network, weights: &Weights, device: &Device) -> Result<Self, BurnNetError> {
-        network.validate()?;
-        let specs = network.parameters();
+        let graph = Graph::new(network)?;
+        let device = device.clone().inner();
         let mut net = Self {
             network: network.clone(),
-            device: device.clone().inner(),
-            velocity: specs.iter().map(|_| None).collect(),
-            specs,
+            velocity: graph.params.iter().map(|_| None).collect(),
             params: Vec::new(),
-            graph: None,
+            kept: None,
             gradients: None,
             easing: Easing::default(),
-            groups: BTreeMap::new(),
+            groups: graph.nodes.iter().map(|node| GroupTable::of(node, &device)).collect(),
+            device,
+            graph,
         };
-        activations::add_tables(&network.layers, network.input, &net.device, &mut net.groups)?;
         net.set_weights(&weights.flatten(network)?)?;
         Ok(net)
     }
@@ -156,7 +132,7 @@ impl BurnNet {
     }
 
     fn upload(&self, flat: &[f32]) -> Result<Vec<Tensor<1>>, BurnNetError> {
-        let expected = self.specs.iter().map(ParamSpec::len).sum();
+        let expected = self.graph.params.iter().map(ParamSpec::len).sum();
         if flat.len() != expected {
             return Err(WeightsError::Length { expected, got: flat.len() }.into());
         }
@@ -166,7 +142,7 @@ impl BurnNet {
             rest = tail;
             Tensor::from_data(TensorData::new(head.to_vec(), [head.len()]), &self.device)
         };
-        Ok(self.specs.iter().map(upload).collect())
+        Ok(self.graph.params.iter().map(upload).collect())
     }
 
     /// Samples of the network's input shape, row-major, as a tensor on its device.
@@ -200,17 +176,17 @@ impl BurnNet {
         let x = x.inner();
         if !train {
             let mut pass = Pass::new(self, &self.params, train);
-            return Ok(pass.layers(&self.network.layers, x)?.reshape([samples, self.network.classes]));
+            return Ok(pass.run(x)?.reshape([samples, self.network.classes]));
         }
         // Should this pass fail, an earlier one must not be differentiated in its place.
-        self.graph = None;
+        self.kept = None;
         let input = x.autodiff().require_grad();
         let leaf = |(param, spec): (&Tensor<1>, &ParamSpec)| {
             if spec.kind.is_trained() { param.clone().autodiff().require_grad() } else { param.clone().autodiff() }
         };
-        let leaves: Vec<_> = self.params.iter().zip(&self.specs).map(leaf).collect();
+        let leaves: Vec<_> = self.params.iter().zip(&self.graph.params).map(leaf).collect();
         let mut pass = Pass::new(self, &leaves, train);
-        let logits = pass.layers(&self.network.layers, input.clone())?.reshape([samples, self.network.classes]);
+        let logits = pass.run(input.clone())?.reshape([samples, self.network.classes]);
         let penalty = pass.penalty();
         for (index, updated) in pass.statistics {
             if let Some(param) = self.params.get_mut(index) {
@@ -218,7 +194,7 @@ impl BurnNet {
             }
         }
         let result = logits.clone().inner();
-        self.graph = Some(Graph { input, leaves, logits, penalty });
+        self.kept = Some(Kept { input, leaves, logits, penalty });
         Ok(result)
     }
 
@@ -228,19 +204,19 @@ impl BurnNet {
     /// # Errors
     /// No kept pass, or a gradient of another shape than its logits.
     pub fn backward(&mut self, dlogits: Tensor<2>) -> Result<Tensor<4>, BurnNetError> {
-        let graph = self.graph.take().ok_or(BurnNetError::NoForward)?;
-        if dlogits.dims() != graph.logits.dims() {
-            let (got, expected) = (dlogits.dims().to_vec(), graph.logits.dims().to_vec());
-            self.graph = Some(graph);
+        let kept = self.kept.take().ok_or(BurnNetError::NoForward)?;
+        if dlogits.dims() != kept.logits.dims() {
+            let (got, expected) = (dlogits.dims().to_vec(), kept.logits.dims().to_vec());
+            self.kept = Some(kept);
             return Err(BurnNetError::Shape { what: "gradient", got, expected });
         }
-        let mut loss = (graph.logits * dlogits.inner()).sum();
-        if let Some(penalty) = graph.penalty {
+        let mut loss = (kept.logits * dlogits.inner()).sum();
+        if let Some(penalty) = kept.penalty {
             loss = loss + penalty;
         }
         let mut gradients = loss.backward();
-        let input = graph.input.grad_remove(&mut gradients);
-        self.gradients = Some(graph.leaves.iter().map(|leaf| leaf.grad_remove(&mut gradients)).collect());
+        let input = kept.input.grad_remove(&mut gradients);
+        self.gradients = Some(kept.leaves.iter().map(|leaf| leaf.grad_remove(&mut gradients)).collect());
         input.ok_or(BurnNetError::NoForward)
     }
 
@@ -248,27 +224,29 @@ impl BurnNet {
     ///
     /// # Errors
     /// No gradient.
-    pub fn step(&mut self, sgd: Sgd) -> Result<(), BurnNetError> {
+    pub fn step(&mut self, sgd: SgdStep) -> Result<(), BurnNetError> {
         let gradients = self.gradients.take().ok_or(BurnNetError::NoGradient)?;
-        let shrink = sgd.clip_norm.is_finite().then(|| shrinking(&gradients, sgd.clip_norm)).flatten();
-        let factors = rate_factors(&self.specs, sgd.coefficient_rate as f32, sgd.first_layer_rate as f32);
+        let shrink = sgd.clip_norm.is_finite().then(|| shrinking(&gradients, f64::from(sgd.clip_norm))).flatten();
+        let factors = rate_factors(&self.graph.params, sgd.coefficient_rate, sgd.first_layer_rate);
+        let [learning_rate, momentum, weight_decay] =
+            [sgd.learning_rate, sgd.momentum, sgd.weight_decay].map(f64::from);
         let tensors = factors.into_iter().zip(&mut self.params).zip(&mut self.velocity);
         for (((factor, param), velocity), gradient) in tensors.zip(gradients) {
             let Some(mut gradient) = gradient else { continue };
             if let Some(shrink) = &shrink {
                 gradient = gradient * shrink.clone();
             }
-            if sgd.weight_decay != 0.0 {
-                gradient = gradient + param.clone() * sgd.weight_decay;
+            if weight_decay != 0.0 {
+                gradient = gradient + param.clone() * weight_decay;
             }
-            if sgd.momentum != 0.0 {
+            if momentum != 0.0 {
                 gradient = match velocity.take() {
-                    Some(old) => old * sgd.momentum + gradient,
+                    Some(old) => old * momentum + gradient,
                     None => gradient,
                 };
                 *velocity = Some(gradient.clone());
             }
-            *param = param.clone() - gradient * (sgd.learning_rate * f64::from(factor));
+            *param = param.clone() - gradient * (learning_rate * f64::from(factor));
         }
         Ok(())
     }
@@ -278,7 +256,7 @@ impl BurnNet {
     /// # Errors
     /// The device failed.
     pub fn flat_weights(&self) -> Result<Vec<f32>, BurnNetError> {
-        let mut flat = Vec::with_capacity(self.specs.iter().map(ParamSpec::len).sum());
+        let mut flat = Vec::with_capacity(self.graph.params.iter().map(ParamSpec::len).sum());
         for param in &self.params {
             flat.extend(download(param.clone())?);
         }
@@ -290,8 +268,8 @@ impl BurnNet {
     /// # Errors
     /// The device failed.
     pub fn flat_momentum(&self) -> Result<Vec<f32>, BurnNetError> {
-        let mut flat = Vec::with_capacity(self.specs.iter().map(ParamSpec::len).sum());
-        for (spec, velocity) in self.specs.iter().zip(&self.velocity) {
+        let mut flat = Vec::with_capacity(self.graph.params.iter().map(ParamSpec::len).sum());
+        for (spec, velocity) in self.graph.params.iter().zip(&self.velocity) {
             match velocity {
                 Some(velocity) => flat.extend(download(velocity.clone())?),
                 None => flat.resize(flat.len() + spec.len(), 0.0),
@@ -310,7 +288,7 @@ impl BurnNet {
 
     /// Drops a kept pass and gradient.
     pub fn reset(&mut self) {
-        self.graph = None;
+        self.kept = None;
         self.gradients = None;
     }
 
@@ -335,16 +313,15 @@ pub fn download<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, BurnNetEr
     tensor.try_into_vec_as::<f32>().map_err(|error| BurnNetError::Device(error.to_string()))
 }
 
-/// One walk through the layers, taking parameters in order.
+/// One pass through the nodes.
 struct Pass<'a> {
-    specs: &'a [ParamSpec],
+    graph: &'a Graph,
     params: &'a [Tensor<1>],
     train: bool,
-    next: usize,
     /// Running statistics to be replaced.
     statistics: Vec<(usize, Tensor<1>)>,
     easing: Easing,
-    groups: &'a BTreeMap<String, GroupTable>,
+    groups: &'a [Option<GroupTable>],
     /// Of each quadratic so far.
     penalties: Vec<Tensor<1>>,
 }
@@ -353,14 +330,12 @@ impl<'a> Pass<'a> {
     fn new(net: &'a BurnNet, params: &'a [Tensor<1>], train: bool) -> Self {
         let easing = if train { net.easing } else { Easing::default() };
         let (statistics, penalties) = (Vec::new(), Vec::new());
-        Self { specs: &net.specs, params, train, next: 0, statistics, easing, groups: &net.groups, penalties }
+        Self { graph: &net.graph, params, train, statistics, easing, groups: &net.groups, penalties }
     }
 
-    /// The next parameter in its own shape.
-    fn take<const D: usize>(&mut self) -> Result<Tensor<D>, BurnNetError> {
-        let at = self.next;
-        self.next += 1;
-        let found = self.params.get(at).zip(self.specs.get(at));
+    /// Parameter `at` in its own shape.
+    fn param<const D: usize>(&self, at: usize) -> Result<Tensor<D>, BurnNetError> {
+        let found = self.params.get(at).zip(self.graph.params.get(at));
         let (param, spec) = found.ok_or_else(|| WeightsError::Missing { name: format!("parameter {at}") })?;
         let shape: [usize; D] = spec.shape.as_slice().try_into().map_err(|_| BurnNetError::Shape {
             what: "parameter",
@@ -370,75 +345,86 @@ impl<'a> Pass<'a> {
         Ok(param.clone().reshape(shape))
     }
 
-    fn layers(&mut self, layers: &[Layer], x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
-        layers.iter().try_fold(x, |x, layer| self.layer(layer, x))
+    fn run(&mut self, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        let graph = self.graph;
+        let last = graph.last_uses();
+        let mut values: Vec<Option<Tensor<4>>> = vec![Some(x)];
+        for (index, node) in graph.nodes.iter().enumerate() {
+            let mut read = |(i, &value): (usize, &usize)| {
+                // Let go with its last use.
+                let is_last = last[value] == Some(index) && !node.inputs[i + 1..].contains(&value);
+                if is_last { values[value].take() } else { values[value].clone() }
+            };
+            let inputs: Vec<Tensor<4>> = node.inputs.iter().enumerate().filter_map(&mut read).collect();
+            values.push(Some(self.node(index, inputs)?));
+        }
+        values.pop().flatten().ok_or(BurnNetError::NoForward)
     }
 
-    fn layer(&mut self, layer: &Layer, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
-        Ok(match layer {
-            Layer::Conv(conv) => self.conv(conv, x)?,
-            Layer::BatchNorm { name, .. } => self.batch_norm(name, x)?,
-            Layer::Relu => relu(x),
-            Layer::PRelu { channels, .. } => {
-                let slopes = self.take::<1>()?.reshape([1, *channels, 1, 1]);
+    fn node(&mut self, index: usize, inputs: Vec<Tensor<4>>) -> Result<Tensor<4>, BurnNetError> {
+        let node = &self.graph.nodes[index];
+        let first = node.params.start;
+        let mut inputs = inputs.into_iter();
+        let x = inputs.next().ok_or(BurnNetError::NoForward)?;
+        Ok(match &node.op {
+            Op::Conv(conv) => self.conv(conv, first, x)?,
+            Op::Norm(norm) => {
+                let (scale, shift) = (self.param::<1>(first)?, self.param::<1>(first + 1)?);
+                self.normalise(&norm.name, x, scale, shift, first + 2)?
+            }
+            Op::Relu => relu(x),
+            Op::PRelu(prelu) => {
+                let slopes = self.param::<1>(first)?.reshape([1, prelu.channels, 1, 1]);
                 relu(x.clone()) - relu(-x) * slopes
             }
-            Layer::Quadratic(quadratic) => self.quadratic(quadratic, x)?,
-            Layer::SharedRelu(shared) => self.shared_relu(shared, x)?,
-            Layer::MaxPool { kernel, stride, padding } => {
-                let options = MaxPoolOptions::new([*kernel; 2]).with_stride([*stride; 2]).with_padding([*padding; 2]);
-                max_pool2d(x, options)
+            Op::Quadratic(quadratic) => self.quadratic(quadratic, first, x)?,
+            Op::SharedRelu(shared) => self.shared_relu(shared, index, x)?,
+            Op::MaxPool(pool) => {
+                let options = MaxPoolOptions::new([pool.kernel; 2]).with_stride([pool.stride; 2]);
+                max_pool2d(x, options.with_padding([pool.padding; 2]))
             }
-            Layer::AdaptiveAvgPool { out } => adaptive_avg_pool2d(x, [*out; 2]),
-            Layer::Flatten => {
+            Op::AvgPool(pool) => adaptive_avg_pool2d(x, [pool.out; 2]),
+            Op::Flatten => {
                 let [samples, channels, height, width] = x.dims();
                 x.reshape([samples, channels * height * width, 1, 1])
             }
-            Layer::Linear(linear) => self.linear(linear, x)?,
-            Layer::Dropout { p } if self.train && *p > 0.0 => {
-                let keep = 1.0 - f64::from(*p);
+            Op::Linear(linear) => self.linear(linear, first, x)?,
+            Op::Dropout(dropout) if self.train && dropout.p > 0.0 => {
+                let keep = 1.0 - f64::from(dropout.p);
                 let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device().inner());
                 x * (mask / keep)
             }
-            Layer::Dropout { .. } => x,
-            Layer::Residual { main, shortcut } => {
-                let main = self.layers(main, x.clone())?;
-                main + self.layers(shortcut, x)?
-            }
+            Op::Dropout(_) => x,
+            Op::Add => inputs.fold(x, |sum, x| sum + x),
         })
     }
 
-    fn conv(&mut self, conv: &Conv, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
-        let weight = self.take::<4>()?;
-        let bias = if conv.bias { Some(self.take::<1>()?) } else { None };
+    fn conv(&self, conv: &Conv, first: usize, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        let weight = self.param::<4>(first)?;
+        let bias = if conv.bias { Some(self.param::<1>(first + 1)?) } else { None };
         let options = ConvOptions::new([conv.stride; 2], [conv.padding; 2], [1; 2], 1);
         Ok(conv2d(x, weight, bias, options))
     }
 
-    fn linear(&mut self, linear: &Linear, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+    fn linear(&self, linear: &Linear, first: usize, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
         let samples = x.dims()[0];
-        let weight = self.take::<2>()?;
-        let bias = self.take::<1>()?;
+        let weight = self.param::<2>(first)?;
+        let bias = self.param::<1>(first + 1)?;
         let x = x.reshape([samples, linear.in_features]);
         let y = burn::tensor::module::linear(x, weight.transpose(), Some(bias));
         Ok(y.reshape([samples, linear.out_features, 1, 1]))
     }
 
-    fn batch_norm(&mut self, name: &str, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
-        let (scale, shift) = (self.take::<1>()?, self.take::<1>()?);
-        self.normalise(name, x, scale, shift)
-    }
-
-    /// Normalises by the running statistics that come next, or by the batch's.
+    /// Normalises by the running statistics at `at`, or by the batch's.
     fn normalise(
         &mut self,
         name: &str,
         x: Tensor<4>,
         scale: Tensor<1>,
         shift: Tensor<1>,
+        at: usize,
     ) -> Result<Tensor<4>, BurnNetError> {
-        let at = self.next;
-        let (mean, variance) = (self.take::<1>()?, self.take::<1>()?);
+        let (mean, variance) = (self.param::<1>(at)?, self.param::<1>(at + 1)?);
         if !self.train {
             return Ok(batch_norm(x, scale, shift, mean, variance, EPSILON));
         }

@@ -1,12 +1,14 @@
 //! What a network costs: multiply-accumulates, parameters and values of every layer, for one sample.
 
-use crate::activation::Decision;
-use crate::network::{Layer, Network, NetworkError, Shape};
+use crate::graph::{Graph, Node};
+use crate::network::Network;
+use crate::ops::OpCost;
+use crate::shape::{NetworkError, Shape};
 
 /// Cost of one layer for one sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerCost {
-    /// Name of the layer's parameters, or its kind where it has none ([`Layer::label`]).
+    /// Name of the layer's parameters, or its kind where it has none ([`Op::label`](crate::ops::Op::label)).
     pub name: String,
     /// Shape of its input.
     pub input: Shape,
@@ -50,9 +52,8 @@ pub struct Totals {
 /// # Errors
 /// The first layer that does not fit its input.
 pub fn layer_costs(network: &Network) -> Result<Vec<LayerCost>, NetworkError> {
-    let mut costs = Vec::new();
-    walk(&network.layers, network.input, &mut costs)?;
-    Ok(costs)
+    let graph = Graph::of(&network.layers, network.input)?;
+    Ok(graph.nodes.iter().map(cost).collect())
 }
 
 /// Sums of [`layer_costs`].
@@ -69,48 +70,17 @@ pub fn total_cost(network: &Network) -> Result<Totals, NetworkError> {
     }))
 }
 
-fn walk(layers: &[Layer], input: Shape, costs: &mut Vec<LayerCost>) -> Result<Shape, NetworkError> {
-    layers.iter().try_fold(input, |input, layer| {
-        if let Layer::Residual { main, shortcut } = layer {
-            walk(main, input, costs)?;
-            walk(shortcut, input, costs)?;
-        }
-        let output = layer.output(input)?;
-        costs.push(cost(layer, input, output));
-        Ok(output)
-    })
-}
-
-fn cost(layer: &Layer, input: Shape, output: Shape) -> LayerCost {
-    let (macs, parameters) = match layer {
-        Layer::Conv(c) => {
-            let weights = c.in_channels * c.kernel * c.kernel * c.out_channels;
-            (weights * output.pixels(), weights + usize::from(c.bias) * c.out_channels)
-        }
-        Layer::Linear(l) => (l.in_features * l.out_features, (l.in_features + 1) * l.out_features),
-        Layer::BatchNorm { channels, .. } => (0, 2 * channels),
-        Layer::PRelu { channels, .. } => (0, *channels),
-        Layer::Quadratic(q) if q.form.bases().is_some() => (0, 2 * q.channels),
-        Layer::Quadratic(q) => (0, q.form.initial().len()),
-        Layer::SharedRelu(s) => (0, 3 * s.quadratics() + if s.decision == Decision::Learned { s.places() } else { 0 }),
-        _ => (0, 0),
-    };
+fn cost(node: &Node) -> LayerCost {
+    let trained = node.op.parameters().into_iter().filter(|spec| spec.kind.is_trained());
+    let OpCost { macs, relus, squares } = node.op.cost(node.input, node.output);
     LayerCost {
-        name: layer.label().to_owned(),
-        input,
-        output,
-        macs: macs as u64,
-        parameters: parameters as u64,
-        relus: match layer {
-            Layer::Relu | Layer::PRelu { .. } => output.len() as u64,
-            Layer::SharedRelu(shared) => shared.decisions(output) as u64,
-            _ => 0,
-        },
-        squares: match layer {
-            Layer::Quadratic(_) => output.len() as u64,
-            Layer::SharedRelu(shared) => (shared.quadratics() * output.pixels()) as u64,
-            _ => 0,
-        },
+        name: node.op.label().to_owned(),
+        input: node.input,
+        output: node.output,
+        macs,
+        parameters: trained.map(|spec| spec.len() as u64).sum(),
+        relus,
+        squares,
     }
 }
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::models::{conv, linear, norm};
-use crate::network::{Layer, Network, NetworkError, Shape, output_of};
+use crate::network::{Layer, Network, output_of};
+use crate::shape::{NetworkError, Shape};
 
 /// Widths of M_main's bottlenecks, of which two were published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

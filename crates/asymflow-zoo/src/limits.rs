@@ -1,11 +1,10 @@
 //! What a network may be at most, so that one from outside can neither overflow a size nor exhaust memory unseen.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 
 use serde::{Deserialize, Deserializer, de::Error};
 
-use crate::network::{Layer, Network, NetworkError, Shape};
+use crate::shape::{NetworkError, Shape};
 
 /// Largest kernel, stride, padding or side of a layer, and number of channels of a convolution.
 pub const MAX_SETTING: usize = 1 << 16;
@@ -44,74 +43,35 @@ impl Drop for Nested {
 }
 
 /// Reads one branch of a residual block.
-pub(crate) fn branch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Layer>, D::Error> {
+pub(crate) fn branch<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     let _nested = Nested::enter()?;
-    Vec::deserialize(deserializer)
-}
-
-fn out_of_range(layer: &str, what: &'static str) -> NetworkError {
-    NetworkError::OutOfRange { layer: layer.to_owned(), what }
+    T::deserialize(deserializer)
 }
 
 /// Checks that a shape holds a value and not more than [`MAX_VALUES`].
 pub(crate) fn check_shape(layer: &str, shape: Shape) -> Result<Shape, NetworkError> {
     match shape.checked_len() {
         Some(1..=MAX_VALUES) => Ok(shape),
-        Some(0) => Err(out_of_range(layer, "number of values, zero,")),
+        Some(0) => Err(NetworkError::out_of_range(layer, "number of values, zero,")),
         _ => Err(NetworkError::TooLarge { layer: layer.to_owned(), what: "values", limit: MAX_VALUES }),
     }
 }
 
 /// Checks that the numbers in a layer are no larger than any of use.
-pub(crate) fn check_settings(layer: &Layer) -> Result<(), NetworkError> {
-    let largest = match layer {
-        Layer::Conv(c) => [c.in_channels, c.out_channels, c.kernel, c.stride, c.padding].into_iter().max(),
-        Layer::MaxPool { kernel, stride, padding } => [*kernel, *stride, *padding].into_iter().max(),
-        Layer::AdaptiveAvgPool { out } => Some(*out),
-        _ => None,
-    };
-    match largest {
+pub(crate) fn check_settings(layer: &str, settings: &[usize]) -> Result<(), NetworkError> {
+    match settings.iter().copied().max() {
         Some(got) if got > MAX_SETTING => {
-            Err(NetworkError::Setting { layer: layer.label().to_owned(), got, limit: MAX_SETTING })
+            Err(NetworkError::Setting { layer: layer.to_owned(), got, limit: MAX_SETTING })
         }
         _ => Ok(()),
     }
 }
 
-fn count(layers: &[Layer]) -> usize {
-    let inner = |layer: &Layer| match layer {
-        Layer::Residual { main, shortcut } => 1 + count(main) + count(shortcut),
-        _ => 1,
-    };
-    layers.iter().map(inner).sum()
-}
-
-/// Checks the number of layers, the names of parameters and how many values they have together.
-pub(crate) fn check_parameters(network: &Network) -> Result<(), NetworkError> {
-    let too_large = |what, limit| NetworkError::TooLarge { layer: network.name.clone(), what, limit };
-    if count(&network.layers) > MAX_LAYERS {
-        return Err(too_large("layers", MAX_LAYERS));
-    }
-    let mut names = BTreeSet::new();
-    let mut values = 0_usize;
-    for spec in network.parameters() {
-        let len = spec.shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-        values = len.and_then(|len| values.checked_add(len)).unwrap_or(usize::MAX);
-        if values > MAX_VALUES {
-            return Err(too_large("parameters", MAX_VALUES));
-        }
-        if names.contains(&spec.name) {
-            return Err(NetworkError::Twice { name: spec.name });
-        }
-        names.insert(spec.name);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::{Conv, Linear};
+    use crate::network::{Layer, Network};
+    use crate::ops::{Conv, Linear};
 
     fn conv() -> Conv {
         let name = "conv".to_owned();

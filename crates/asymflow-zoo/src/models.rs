@@ -6,8 +6,10 @@
 
 use thiserror::Error;
 
-use crate::network::{Conv, Layer, Linear, Network, NetworkError, Shape};
+use crate::network::{Layer, Network};
+use crate::ops::{Conv, Linear};
 use crate::pkn;
+use crate::shape::{NetworkError, Shape};
 
 /// Shape of a CIFAR image.
 pub const CIFAR: Shape = Shape::new(3, 32, 32);

@@ -5,9 +5,10 @@
 //! others stay convolutions. `pkn-resnet14` has the first three stages of ResNet-18, which is also what the released
 //! `PKR18` computes, since its forward pass leaves the last stage out; `pkn-resnet18` here has all four.
 
-use crate::activation::{Form, Quadratic};
 use crate::models::{VggStages, conv, linear, norm};
-use crate::network::{Layer, Shape, output_of};
+use crate::network::{Layer, output_of};
+use crate::ops::{Form, Quadratic};
+use crate::shape::Shape;
 
 /// c_p at the start, as published.
 const C_P: f32 = 1.0;

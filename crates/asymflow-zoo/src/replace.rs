@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::activation::{Decision, Form, Grouping, Quadratic, SharedRelu};
-use crate::network::{Conv, Layer, Network, NetworkError, Shape};
+use crate::network::{Layer, Network};
+use crate::ops::{Decision, Form, Grouping, Quadratic, SharedRelu};
+use crate::shape::{NetworkError, Shape};
 
 /// What stands in place of every ReLU.
 ///
@@ -174,18 +175,28 @@ impl Walk<'_> {
         for layer in layers {
             let output = layer.output(shape)?;
             match layer {
-                Layer::Conv(Conv { name, .. }) => last.clone_from(name),
+                Layer::Conv(conv) => last.clone_from(&conv.name),
                 Layer::Linear(linear) => last.clone_from(&linear.name),
                 Layer::Relu => *layer = (self.make)(format!("{last}.act"), shape),
                 Layer::Quadratic(quadratic) => quadratic.form = self.form.unwrap_or(quadratic.form),
-                Layer::MaxPool { .. } if self.averages && output.height == output.width => {
-                    *layer = Layer::AdaptiveAvgPool { out: output.height };
+                Layer::MaxPool { .. } if self.averages => {
+                    let Shape { height, width, .. } = output;
+                    if height != width {
+                        return Err(NetworkError::NotSquare { layer: format!("{last}.max-pool"), height, width });
+                    }
+                    *layer = Layer::AdaptiveAvgPool { out: height };
                 }
                 Layer::Residual { main, shortcut } => {
                     self.layers(shortcut, shape, &mut last.clone())?;
                     self.layers(main, shape, last)?;
                 }
-                _ => {}
+                Layer::BatchNorm { .. }
+                | Layer::PRelu { .. }
+                | Layer::SharedRelu(_)
+                | Layer::MaxPool { .. }
+                | Layer::AdaptiveAvgPool { .. }
+                | Layer::Flatten
+                | Layer::Dropout { .. } => {}
             }
             shape = output;
         }
@@ -222,6 +233,16 @@ mod tests {
             let relus = |network: &Network| format!("{network:?}").matches("Relu").count();
             assert!(!format!("{averaged:?}").contains("MaxPool") && relus(&averaged) == relus(&network), "{name}");
         }
+    }
+
+    #[test]
+    fn a_map_that_is_not_square_is_refused_by_name() {
+        let network = by_name("demo-cnn", 10, Some(Shape::new(3, 32, 24))).unwrap();
+        for replacement in ["average-pool", "hermite"] {
+            let refused = replace_activations(&network, &replacement.parse().unwrap()).unwrap_err().to_string();
+            assert!(refused.starts_with("layer conv2.max-pool: ") && refused.contains("16x12"), "{refused}");
+        }
+        assert!(replace_activations(&network, &"shared-relu:1x2x2".parse().unwrap()).is_ok());
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
 use thiserror::Error;
 
-use crate::network::{Network, ParamKind, ParamSpec};
+use crate::network::Network;
+use crate::param::{ParamKind, ParamSpec};
 
 /// One tensor: its shape, outermost first, and its values, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +60,16 @@ pub enum WeightsError {
         name: String,
         /// Index into the row-major values.
         index: usize,
+    },
+    /// A running variance below zero.
+    #[error("tensor {name}: value {index} is {value}, and no variance is negative")]
+    Variance {
+        /// The name.
+        name: String,
+        /// Index into the row-major values.
+        index: usize,
+        /// The value.
+        value: String,
     },
     /// Flattened weights of the wrong length.
     #[error("expected {expected} values in flattened weights, got {got}")]
@@ -115,25 +125,14 @@ impl fmt::Display for Misfit {
 }
 
 impl Weights {
-    /// He initialisation (normal, fan-out for convolutions as torchvision; uniform ±1/√fan-in for
-    /// fully connected layers and their biases, zero for biases of convolutions), deterministic in `seed`.
+    /// Every tensor as its operation begins it ([`ParamSpec::init`]), deterministic in `seed`.
     pub fn init(network: &Network, seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // A bias follows its weight in the order of the parameters.
-        let mut bias_fan_in = None;
-        let tensors = network
-            .parameters()
-            .into_iter()
-            .map(|spec| {
-                match spec.kind {
-                    ParamKind::LinearWeight => bias_fan_in = Some(spec.shape[1]),
-                    ParamKind::ConvWeight => bias_fan_in = None,
-                    _ => {}
-                }
-                let data = init_tensor(&spec, bias_fan_in, &mut rng);
-                (spec.name, WeightTensor { shape: spec.shape, data })
-            })
-            .collect();
+        let tensor = |spec: ParamSpec| {
+            let data = spec.init.values(spec.len(), &mut rng);
+            (spec.name, WeightTensor { shape: spec.shape, data })
+        };
+        let tensors = network.parameters().into_iter().map(tensor).collect();
         Self { tensors }
     }
 
@@ -156,18 +155,19 @@ impl Weights {
         misfit.none()
     }
 
-    /// Checks that every tensor of `network` is there, of the right shape and finite. Further tensors are allowed.
+    /// Checks that every tensor of `network` is there, of the right shape, finite, and not negative where it is a
+    /// variance. Further tensors are allowed.
     ///
     /// # Errors
-    /// The first tensor that is missing, misshapen or not finite.
+    /// The first tensor that is not.
     pub fn validate(&self, network: &Network) -> Result<(), WeightsError> {
         network.parameters().iter().try_for_each(|spec| self.validate_one(spec))
     }
 
-    /// Checks that one tensor is there, of the right shape and finite.
+    /// As [`Weights::validate`], of one tensor.
     ///
     /// # Errors
-    /// It is not.
+    /// As there.
     pub fn validate_one(&self, spec: &ParamSpec) -> Result<(), WeightsError> {
         let name = || spec.name.clone();
         let tensor = self.tensors.get(&spec.name).ok_or_else(|| WeightsError::Missing { name: name() })?;
@@ -175,10 +175,7 @@ impl Weights {
             let (expected, got) = (spec.shape.clone(), tensor.shape.clone());
             return Err(WeightsError::Shape { name: name(), expected, got });
         }
-        match tensor.data.iter().position(|v| !v.is_finite()) {
-            Some(index) => Err(WeightsError::NonFinite { name: name(), index }),
-            None => Ok(()),
-        }
+        spec.check_values(&tensor.data)
     }
 
     /// All values in the order of [`Network::parameters`].
@@ -227,31 +224,23 @@ impl Weights {
     }
 }
 
-fn init_tensor(spec: &ParamSpec, bias_fan_in: Option<usize>, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    match spec.kind {
-        ParamKind::ConvWeight => {
-            let fan_out = spec.shape[0] * spec.shape[2] * spec.shape[3];
-            let std = (2.0 / fan_out as f32).sqrt();
-            (0..spec.len()).map(|_| std * Distribution::<f32>::sample(&StandardNormal, rng)).collect()
+impl ParamSpec {
+    /// Checks that `values` can be those of the tensor: finite, and not negative where they are variances.
+    ///
+    /// # Errors
+    /// The first that cannot.
+    pub fn check_values(&self, values: &[f32]) -> Result<(), WeightsError> {
+        let name = || self.name.clone();
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            return Err(WeightsError::NonFinite { name: name(), index });
         }
-        ParamKind::LinearWeight => uniform(spec.shape[1], spec.len(), rng),
-        ParamKind::Bias => bias_fan_in.map_or_else(|| vec![0.0; spec.len()], |fan_in| uniform(fan_in, spec.len(), rng)),
-        ParamKind::Slope => vec![0.25; spec.len()],
-        ParamKind::Coefficient(initial) => {
-            let row = spec.shape.last().copied().unwrap_or_default().min(initial.len());
-            initial[..row].iter().copied().cycle().take(spec.len()).collect()
+        match values.iter().position(|&v| v < 0.0) {
+            Some(index) if self.kind == ParamKind::RunningVar => {
+                Err(WeightsError::Variance { name: name(), index, value: values[index].to_string() })
+            }
+            _ => Ok(()),
         }
-        // The mean.
-        ParamKind::Vote => vec![1.0 / spec.len() as f32; spec.len()],
-        ParamKind::NormScale | ParamKind::RunningVar => vec![1.0; spec.len()],
-        ParamKind::NormShift | ParamKind::RunningMean => vec![0.0; spec.len()],
     }
-}
-
-/// `len` values uniform in ±1/√fan-in.
-fn uniform(fan_in: usize, len: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    let bound = 1.0 / (fan_in as f32).sqrt();
-    (0..len).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect()
 }
 
 #[cfg(test)]

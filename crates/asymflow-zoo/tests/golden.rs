@@ -4,7 +4,7 @@
 mod fixtures;
 
 use asymflow_zoo::burn_net::download;
-use asymflow_zoo::{BurnNet, Layer, Network, Sgd, Shape, Weights, by_name};
+use asymflow_zoo::{BurnNet, Layer, Network, Reference, SgdStep, Shape, Weights, by_name};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::Value;
 
@@ -45,6 +45,25 @@ fn logits_are_torchvisions() {
     }
 }
 
+/// The reference of every executor is itself PyTorch's function.
+#[test]
+fn the_references_logits_are_torchvisions() {
+    let golden = json("logits.json");
+    let is_small = |model: &&Value| model["model"].as_str().unwrap().ends_with("cifar");
+    let small: Vec<&Value> = golden["models"].as_array().unwrap().iter().filter(is_small).collect();
+    assert!(!small.is_empty());
+    for model in small {
+        let name = model["model"].as_str().unwrap();
+        let network = by_name(name, model["classes"].as_u64().unwrap() as usize, None).unwrap();
+        let reference = Reference::new(&network, &formula(&network).flatten(&network).unwrap()).unwrap();
+        let x: Vec<f64> = value("input", network.input.len()).into_iter().map(f64::from).collect();
+        let logits: Vec<f32> = reference.logits(&x).unwrap().into_iter().map(|v| v as f32).collect();
+        let expected = floats(&model["logits"]);
+        let error = relative(&logits[..expected.len()], &expected);
+        assert!(error < INFERENCE, "{name}: relative error {error}");
+    }
+}
+
 #[test]
 fn two_training_steps_are_pytorchs() {
     let golden = json("training.json");
@@ -56,7 +75,7 @@ fn two_training_steps_are_pytorchs() {
         let dy = TensorData::new::<f32, _>(dy, [4, 10]);
         let logits = download(net.forward(x, true).unwrap()).unwrap();
         let dx = download(net.backward(Tensor::from_data(dy, &Device::flex())).unwrap()).unwrap();
-        net.step(Sgd::plain(0.01, 0.9, 5e-4)).unwrap();
+        net.step(SgdStep::plain(0.01, 0.9, 5e-4)).unwrap();
         let error = relative(&logits, &floats(&expected["logits"]));
         assert!(error < TRAINING, "step {step}: logits differ by {error}");
         // In the second step a rounding of the first may flip a rectifier, which moves single gradients.
@@ -81,7 +100,7 @@ fn bad_tensors_are_errors() {
     assert!(net.batch(Vec::new()).is_err());
     assert!(net.forward(Tensor::zeros([1, 3, 5, 4], &device), false).is_err());
     assert!(net.backward(Tensor::zeros([1, 2], &device)).is_err());
-    assert!(net.step(Sgd::plain(0.1, 0.0, 0.0)).is_err());
+    assert!(net.step(SgdStep::plain(0.1, 0.0, 0.0)).is_err());
     net.forward(Tensor::zeros([2, 3, 4, 4], &device), true).unwrap();
     assert!(net.backward(Tensor::zeros([1, 2], &device)).is_err());
     net.backward(Tensor::zeros([2, 2], &device)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use asymflow_engine::ops;
+use asymflow_engine::argmax;
 use asymflow_residual::SgdStep;
 use asymflow_shares::budget::{Backend, BudgetError, Item, Prices, price, solve};
 use asymflow_shares::{CompileError, Options, PlaintextError, WeightPolicy, compile};
@@ -409,7 +409,7 @@ fn accuracy(network: &Network, weights: &Weights, split: &Split) -> Found<f64> {
     let mut correct = 0;
     for batch in loader.in_order(BATCH) {
         let logits = mode.infer(&batch.images, &vec![0; batch.labels.len()])?;
-        let right = |(row, label): &(&[f32], &u32)| ops::argmax(row) == **label as usize;
+        let right = |(row, label): &(&[f32], &u32)| argmax(row) == **label as usize;
         correct += logits.chunks(network.classes).zip(&batch.labels).filter(right).count();
     }
     Ok(correct as f64 / split.test.len().max(1) as f64)

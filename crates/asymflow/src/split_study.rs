@@ -67,7 +67,7 @@ pub fn split_study(
     let shape = &spec.shape;
     let networks = delta(network, shape)?;
     let mut engine = Engine::new(networks.backbone.clone(), weights, par)?;
-    let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+    let mut convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
     let samples = images.len() / network.input.len().max(1);
     let features = engine.forward(images, samples, Pass::Inference, 0, &mut convolver)?;
     let whole = energy(&features);

@@ -102,7 +102,7 @@ pub fn rank_study(
     par: Par,
 ) -> Result<Vec<LayerStudy>, RunError> {
     let mut engine = Engine::new(network.clone(), weights, par)?;
-    let local = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+    let local = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
     let mut recorder = Recorder { local, inputs: Vec::new() };
     engine.forward(images, samples, Pass::Inference, 0, &mut recorder)?;
     recorder.inputs.iter().map(|(layer, x)| study_layer(layer, x, spec, par)).collect()

@@ -110,7 +110,7 @@ impl Teacher {
             return Err(TeacherError::Shape { path, teacher, network });
         }
         let engine = Engine::with_weights(network, weights, par).map_err(|e| unreadable(e.to_string()))?;
-        let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+        let convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
         Ok(Self { engine, convolver, spec: spec.clone() })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use asymflow_engine::ops;
+use asymflow_engine::argmax;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{AccountantError, Door, Loss, RecordLedger};
 use asymflow_residual::{SgdStep, WorkerStats};
@@ -473,7 +473,7 @@ impl Training<'_> {
             };
             let classes = logits.len() / batch.labels.len().max(1);
             let hits = logits.chunks_exact(classes.max(1)).zip(&batch.labels);
-            correct += hits.filter(|(row, label)| ops::argmax(row) == **label as usize).count();
+            correct += hits.filter(|(row, label)| argmax(row) == **label as usize).count();
             samples += batch.labels.len();
             tell_ledger(mode, observer)?;
         }

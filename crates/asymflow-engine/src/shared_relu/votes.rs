@@ -89,7 +89,8 @@ impl GroupPlan {
                     };
                     blocks.fold(row, votes, add, sum);
                 }
-                _ => {
+                // Representatives have voted above.
+                Decision::Mean | Decision::Corner | Decision::Centre => {
                     let add = |row: &mut [f32], y: usize| row.iter_mut().zip(of(y)).for_each(|(sum, &x)| *sum += x);
                     blocks.fold(row, votes, add, sum);
                 }

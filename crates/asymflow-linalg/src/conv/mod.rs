@@ -35,7 +35,7 @@ mod winograd_gradient;
 mod winograd_wide;
 
 use faer::Par;
-use faer::dyn_stack::{MemStack, StackReq};
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use thiserror::Error;
 
 use crate::LowRank;
@@ -217,6 +217,18 @@ pub fn forward(
         None => plain::forward(shape, x, weight, y, par.degree(), stack),
     }
     Ok(())
+}
+
+/// As [`forward`], into memory of its own and on one thread.
+///
+/// # Errors
+/// As [`forward`].
+pub fn convolve(shape: ConvShape, x: &[f32], weight: &[f32]) -> Result<Vec<f32>, ConvError> {
+    shape.validate()?;
+    let mut y = vec![0.0; shape.output_len()];
+    let mut memory = MemBuffer::new(forward_scratch(shape, Par::Seq));
+    forward(shape, x, weight, &mut y, Par::Seq, MemStack::new(&mut memory))?;
+    Ok(y)
 }
 
 /// Scratch of [`input_gradient`]; empty for a shape that [`ConvShape::validate`] refuses.

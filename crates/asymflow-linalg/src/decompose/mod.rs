@@ -15,7 +15,7 @@ mod tests;
 use std::fmt::Debug;
 
 use faer::Par;
-use faer::dyn_stack::{MemStack, StackReq};
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use thiserror::Error;
 
 pub use alternating::{Alternating, Initialisation};
@@ -60,6 +60,43 @@ pub struct LowRank {
     pub coefficients: Vec<f32>,
     /// V, principal channels X'_p: `samples × rank × pixels`, row-major.
     pub principal: Vec<f32>,
+}
+
+impl LowRank {
+    /// A (channels × rank) and V (rank × pixels) of one sample of a batch of `shape`; `None` where there is no such sample, or
+    /// these are the factors of another shape.
+    pub fn factors(&self, shape: BatchShape, sample: usize) -> Option<(&[f32], &[f32])> {
+        let (a, v) = (shape.channels * self.rank, self.rank * shape.pixels);
+        let is_ours = self.principal.len() == shape.samples * v
+            && self.coefficients.len() == if self.shared { a } else { shape.samples * a };
+        if !is_ours || sample >= shape.samples {
+            return None;
+        }
+        let first = if self.shared { 0 } else { sample * a };
+        Some((self.coefficients.get(first..first + a)?, self.principal.get(sample * v..(sample + 1) * v)?))
+    }
+
+    /// X_main = A·V of the whole batch, row-major; with the residual added it is the batch again.
+    ///
+    /// # Errors
+    /// These are the factors of another shape.
+    pub fn reconstruct(&self, shape: BatchShape) -> Result<Vec<f32>, DecomposeError> {
+        let mut main = Vec::with_capacity(shape.len());
+        for sample in 0..shape.samples {
+            let (a, v) = self.factors(shape, sample).ok_or(DecomposeError::Length {
+                what: "the principal channels",
+                expected: shape.samples * self.rank * shape.pixels,
+                got: self.principal.len(),
+            })?;
+            let value = |row: &[f32], pixel: usize| -> f32 {
+                row.iter().zip(v.chunks_exact(shape.pixels)).map(|(a, v)| a * v[pixel]).sum()
+            };
+            for row in a.chunks_exact(self.rank.max(1)) {
+                main.extend((0..shape.pixels).map(|pixel| value(row, pixel)));
+            }
+        }
+        Ok(main)
+    }
 }
 
 /// Why a batch could not be decomposed.
@@ -142,6 +179,17 @@ pub trait Decomposer: Send + Sync + Debug {
         par: Par,
         stack: &mut MemStack,
     ) -> Result<(), DecomposeError>;
+
+    /// The low-rank part of `x` and its residual, in memory of their own and on one thread.
+    ///
+    /// # Errors
+    /// As [`Decomposer::decompose`].
+    fn split(&self, x: &[f32], shape: BatchShape, rank: usize) -> Result<(LowRank, Vec<f32>), DecomposeError> {
+        let mut memory = MemBuffer::new(self.scratch(shape, rank, Par::Seq));
+        let (mut low_rank, mut residual) = (LowRank::default(), vec![0.0; x.len()]);
+        self.decompose(x, shape, rank, &mut low_rank, &mut residual, Par::Seq, MemStack::new(&mut memory))?;
+        Ok((low_rank, residual))
+    }
 }
 
 /// Name of the decomposer used unless another is asked for.

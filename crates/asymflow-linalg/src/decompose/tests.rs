@@ -361,3 +361,20 @@ proptest! {
         prop_assert!(got <= 1.02 * optimal + 1e-3 * energy(&x).sqrt(), "{} {}", got, optimal);
     }
 }
+
+#[test]
+fn factors_are_found_and_put_together_again() {
+    let shape = BatchShape { samples: 3, channels: 4, pixels: 5 };
+    let x: Vec<f32> = (0..shape.len()).map(|i| (i as f32 * 0.7).sin()).collect();
+    for name in super::NAMES {
+        let (low_rank, residual) = super::by_name(name).unwrap().split(&x, shape, 2).unwrap();
+        let main = low_rank.reconstruct(shape).unwrap();
+        let off = main.iter().zip(&residual).zip(&x).map(|((m, r), x)| (m + r - x).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-5, "{name}: {off}");
+        let (a, v) = low_rank.factors(shape, 2).unwrap();
+        assert_eq!((a.len(), v.len()), (4 * low_rank.rank, low_rank.rank * 5), "{name}");
+        assert!(low_rank.factors(shape, 3).is_none());
+        let other = BatchShape { samples: 2, ..shape };
+        assert!(low_rank.factors(other, 0).is_none() && low_rank.reconstruct(other).is_err(), "{name}");
+    }
+}

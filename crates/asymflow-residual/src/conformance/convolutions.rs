@@ -1,13 +1,16 @@
 //! Convolution units.
 
 use asymflow_privacy::{Payload, Precision};
-use asymflow_zoo::Shape;
+use asymflow_zoo::{Easing, Reference, Shape};
 
-use super::reference::conv;
-use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, spent, wrong};
+use super::tools::{
+    Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, spent, wide, wrong,
+};
 use crate::backend::{
     ConvUnit, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, Ticket, Unit, UnitId, Wanted,
 };
+
+use crate::unit::conv_network;
 
 const BOTH: Wanted = Wanted { input: true, weights: true };
 
@@ -56,6 +59,21 @@ fn rounded(values: &[f32], precision: Precision) -> Vec<f32> {
     Payload::encode(values.to_vec(), precision).into_f32()
 }
 
+struct Expected {
+    y: Vec<f64>,
+    dx: Vec<f64>,
+    dw: Vec<f64>,
+}
+
+/// What a convolution puts out, and the gradients of Σ y·dy.
+fn conv(unit: &ConvUnit, x: &[f32], w: &[f32], dy: &[f32]) -> Result<Expected, Nonconformance> {
+    let network = ok("a unit of the suite", conv_network(unit))?;
+    let reference = ok("a unit of the suite", Reference::new(&network, w))?;
+    let tape = ok("a batch of the suite", reference.train(&wide(x), Easing::default()))?;
+    let gradients = ok("a gradient of the suite", reference.backward(&tape, &wide(dy)))?;
+    Ok(Expected { y: tape.logits().to_vec(), dx: gradients.input, dw: gradients.params.concat() })
+}
+
 fn one_step(
     session: &mut dyn ResidualTraining,
     index: u32,
@@ -70,7 +88,7 @@ fn one_step(
     let x = rounded(&numbers(u64::from(index) + 1, samples * unit.input.len()), precision);
     let dy = rounded(&numbers(u64::from(index) + 100, samples * out_len), precision);
     let w = numbers(u64::from(index) + 200, unit.out_channels * unit.input.channels * k * k);
-    let expected = conv(unit, &x, &w, &dy);
+    let expected = conv(unit, &x, &w, &dy)?;
     let id = UnitId(index);
     let tolerance = 1e-5;
 
@@ -114,7 +132,7 @@ pub(super) fn weights(backend: &dyn ResidualBackend) -> Result<(), Nonconformanc
     let x = numbers(9, unit.input.len());
     let ticket = ok("submit", session.submit(id, released(x.clone(), Precision::F32)?, Pass::Inference))?;
     let y = outputs("collect", session, ticket)?;
-    let expected = conv(unit, &x, &mine, &vec![0.0; y.len()]);
+    let expected = conv(unit, &x, &mine, &vec![0.0; y.len()])?;
     close("forward after add_weights", &y, &expected.y, 1e-5)
 }
 
@@ -131,7 +149,7 @@ pub(super) fn order(backend: &dyn ResidualBackend) -> Result<(), Nonconformance>
     }
     for (x, ticket) in inputs.iter().zip(tickets).rev() {
         let y = outputs("collect", session, ticket)?;
-        let expected = conv(unit, x, &w, &vec![0.0; y.len()]);
+        let expected = conv(unit, x, &w, &vec![0.0; y.len()])?;
         close("collect in reverse", &y, &expected.y, 1e-5)?;
     }
     let stats = session.stats();

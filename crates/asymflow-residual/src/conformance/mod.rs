@@ -1,11 +1,10 @@
-//! The suite that every residual backend must pass, compared with naive loops in f64.
+//! The suite that every residual backend must pass, compared with the zoo's reference in f64.
 //!
 //! [`RULES`] are what a backend promises; [`check`] holds one to the rules of the parts that it has, and lists everything that
 //! it breaks. Feature `conformance`.
 
 mod convolutions;
 mod networks;
-mod reference;
 mod stored;
 mod tools;
 

@@ -2,11 +2,11 @@
 
 use asymflow_privacy::Precision;
 use asymflow_zoo::{
-    Choice, Conv, Decision, Form, Grouping, Layer, Linear, Network, ParamSpec, Quadratic, Shape, SharedRelu, Weights,
+    Choice, Conv, Decision, Easing, Form, Grouping, Layer, Linear, Network, ParamSpec, Quadratic, Reference, Shape,
+    SharedRelu, Weights,
 };
 
-use super::reference::NetworkReference;
-use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, wrong};
+use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, wide, wrong};
 use crate::backend::{
     Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, SubmitError, Unit, UnitId, Wanted,
 };
@@ -15,8 +15,6 @@ const ID: UnitId = UnitId(0);
 const SAMPLES: usize = 4;
 /// The loss is linear in the logits, without a bottom: larger steps make quadratics explode.
 const SGD: SgdStep = SgdStep::plain(0.001, 0.9, 0.01);
-/// Step of the central differences; in f64 they are good to about its square.
-const STEP: f64 = 1e-5;
 
 /// Every kind of layer but dropout, whose randomness is the backend's own.
 fn network() -> Network {
@@ -88,33 +86,9 @@ pub(super) fn inference(backend: &dyn ResidualBackend) -> Result<(), Nonconforma
     }
     let x = numbers(21, SAMPLES * network.input.len());
     let ticket = ok("submit", session.submit(ID, released(x.clone(), Precision::F32)?, Pass::Inference))?;
-    let mut reference = NetworkReference { network: &network, train: false, weights: wide(&flat) };
-    let expected = reference.forward(&wide(&x), SAMPLES);
+    let reference = ok("a network of the suite", Reference::new(&network, &flat))?;
+    let expected = ok("a batch of the suite", reference.logits(&wide(&x)))?;
     close("network inference", &outputs("collect", session, ticket)?, &expected, 1e-4)
-}
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().copied().map(f64::from).collect()
-}
-
-/// Σ logits·dy in training mode: the function whose gradients are checked.
-fn loss(network: &Network, weights: &[f64], x: &[f64], dy: &[f64]) -> f64 {
-    let mut reference = NetworkReference { network, train: true, weights: weights.to_vec() };
-    reference.forward(x, SAMPLES).iter().zip(dy).map(|(y, d)| y * d).sum()
-}
-
-/// Central difference of `f` in each coordinate of `at`.
-fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
-    let mut moved = at.to_vec();
-    let one = |i: usize| {
-        moved[i] = at[i] + STEP;
-        let above = f(&moved);
-        moved[i] = at[i] - STEP;
-        let below = f(&moved);
-        moved[i] = at[i];
-        (above - below) / (2.0 * STEP)
-    };
-    (0..at.len()).map(one).collect()
 }
 
 /// Three steps; before the last, `another` session takes over with the weights and momentum of `session`.
@@ -122,12 +96,11 @@ pub(super) fn training(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
     let network = network();
     let of = || open(backend, vec![Unit::Network(network.clone())]);
     let (session, another) = (&mut of()?, &mut of()?);
-    let mut flat = wide(&weights(&network)?);
-    let narrow: Vec<f32> = flat.iter().map(|&w| w as f32).collect();
-    ok("set_weights", session.set_weights(ID, &narrow))?;
-    let trained: Vec<bool> =
-        network.parameters().iter().flat_map(|spec| std::iter::repeat_n(spec.kind.is_trained(), spec.len())).collect();
-    let mut velocity = vec![0.0; flat.len()];
+    let flat = weights(&network)?;
+    ok("set_weights", session.set_weights(ID, &flat))?;
+    let mut reference = ok("a network of the suite", Reference::new(&network, &flat))?;
+    let mut velocity = reference.params.clone();
+    velocity.iter_mut().for_each(|values| values.fill(0.0));
     if ok("momentum", session.momentum(ID))? != vec![0.0; flat.len()] {
         return Err(wrong("momentum", "not zero before the first step"));
     }
@@ -150,32 +123,36 @@ pub(super) fn training(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
         let backward = ok("submit_gradient", session.submit_gradient(ID, released(dy, Precision::F32)?, wanted))?;
         ok("step", session.step(ID, SGD))?;
 
-        let mut reference = NetworkReference { network: &network, train: true, weights: flat.clone() };
-        let logits = reference.forward(&wide_x, SAMPLES);
-        close("network training outputs", &outputs("collect", session.as_mut(), forward)?, &logits, 1e-4)?;
+        let tape = ok("a batch of the suite", reference.train(&wide_x, Easing::default()))?;
+        let expected = ok("a gradient of the suite", reference.backward(&tape, &wide_dy))?;
+        close("network training outputs", &outputs("collect", session.as_mut(), forward)?, tape.logits(), 1e-4)?;
         let (input, none) = gradients("collect", session.as_mut(), backward)?;
-        let dx = differences(&wide_x, |x| loss(&network, &flat, x, &wide_dy));
-        close("network input gradient", &input, if wanted.input { &dx } else { &[] }, 1e-3)?;
+        close("network input gradient", &input, if wanted.input { &expected.input } else { &[] }, 1e-3)?;
         close("network weight gradient", &none, &[], 0.0)?;
 
-        let gradient = differences(&flat, |w| loss(&network, w, &wide_x, &wide_dy));
-        // Running statistics come from the forward pass, everything else from the step.
-        for (i, w) in flat.iter_mut().enumerate() {
-            if trained[i] {
-                velocity[i] = f64::from(SGD.momentum) * velocity[i] + gradient[i] + f64::from(SGD.weight_decay) * *w;
-                *w -= f64::from(SGD.learning_rate) * velocity[i];
-            } else {
-                *w = reference.weights[i];
+        reference.commit(&tape);
+        let moved = reference.params.iter_mut().zip(&mut velocity).zip(&expected.params);
+        for (((values, velocity), gradient), _) in
+            moved.zip(network.parameters()).filter(|(_, spec)| spec.kind.is_trained())
+        {
+            for ((w, velocity), gradient) in values.iter_mut().zip(velocity).zip(gradient) {
+                *velocity = f64::from(SGD.momentum) * *velocity + gradient + f64::from(SGD.weight_decay) * *w;
+                *w -= f64::from(SGD.learning_rate) * *velocity;
             }
         }
         let got = ok("weights", session.weights(ID))?;
-        let mut at = 0;
-        for spec in network.parameters() {
-            let range = at..at + spec.len();
-            close(&format!("{} after step {round}", spec.name), &got[range.clone()], &flat[range], 1e-4)?;
-            at += spec.len();
+        let mut rest = got.as_slice();
+        for (spec, expected) in network.parameters().iter().zip(&reference.params) {
+            let (head, tail) = rest.split_at(spec.len().min(rest.len()));
+            rest = tail;
+            close(&format!("{} after step {round}", spec.name), head, expected, 1e-4)?;
         }
-        close(&format!("momentum after step {round}"), &ok("momentum", session.momentum(ID))?, &velocity, 1e-3)?;
+        close(
+            &format!("momentum after step {round}"),
+            &ok("momentum", session.momentum(ID))?,
+            &velocity.concat(),
+            1e-3,
+        )?;
     }
     Ok(())
 }

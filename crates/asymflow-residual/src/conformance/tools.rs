@@ -104,3 +104,7 @@ pub(super) fn spent(check: &str, session: &mut dyn ResidualTraining, ticket: Tic
         other => Err(wrong(check, format_args!("a spent ticket gave {other:?}"))),
     }
 }
+
+pub(super) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}

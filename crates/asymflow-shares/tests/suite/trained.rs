@@ -4,8 +4,8 @@ use crate::float::{largest_difference, lively};
 use crate::servers::{image, pair, query};
 use asymflow_shares::{CompileError, Options, PlaintextError, Ring, WeightPolicy, Z48, compile, float_logits};
 use asymflow_zoo::{
-    Choice, Decision, Grouping, Layer, Linear, Network, Replacement, Shape, SharedRelu, Weights, by_name,
-    replace::map_activations, replace_activations,
+    Choice, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Replacement, Shape, SharedRelu, Weights,
+    by_name, replace::map_activations, replace_activations,
 };
 
 const BOTH: [WeightPolicy; 2] = [WeightPolicy::Public, WeightPolicy::Shared];
@@ -56,9 +56,27 @@ fn distances<R: Ring>(network: &Network, weights: &Weights, policy: WeightPolicy
     found
 }
 
+/// γ (g₁ N₁(x) + g₂ N₂((x² − 1)/√2)) + β with g₂ = s/√(4π), written out for one value.
+#[test]
+fn the_reference_knows_the_strength_of_the_second_basis() {
+    let act = Quadratic { name: "act".to_owned(), channels: 1, form: Form::Hermite { second: 0.3 } };
+    let layers = vec![Layer::Quadratic(act), Layer::Flatten];
+    let network = Network { name: "one".to_owned(), input: Shape::new(1, 1, 1), classes: 1, layers };
+    let mut weights = Weights::init(&network, 1);
+    let values = [("weight", 1.5), ("bias", 0.25), ("first_mean", 0.5), ("second_mean", -0.5), ("second_var", 3.0)];
+    for (suffix, value) in values {
+        weights.tensors.get_mut(&format!("act.{suffix}")).unwrap().data[0] = value;
+    }
+    let first = (2.0 - 0.5) / (1.0_f64 + 1e-5).sqrt();
+    let second = (3.0 / 2.0_f64.sqrt() + 0.5) / (3.0_f64 + 1e-5).sqrt();
+    let expected = 1.5 * (0.5 * first + 0.3 / (4.0 * std::f64::consts::PI).sqrt() * second) + 0.25;
+    let logits = float_logits(&network, &weights, &Default::default(), &[2.0]).unwrap();
+    assert!((logits[0] - expected).abs() < 1e-6, "{logits:?}, expected {expected}");
+}
+
 #[test]
 fn every_form_of_quadratic() {
-    for form in ["react", "hermite", "kervolution:0.5", "scaled:0.009:0.47", "free:-0.05:0.8:-0.1"] {
+    for form in ["react", "hermite", "hermite:0.3", "kervolution:0.5", "scaled:0.009:0.47", "free:-0.05:0.8:-0.1"] {
         let network = replaced(form);
         let mut weights = trained(&network, 3);
         if form.starts_with("kervolution") {

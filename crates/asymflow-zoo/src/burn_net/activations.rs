@@ -1,13 +1,12 @@
 //! Quadratics and shared decisions on a burn device.
 
-use std::collections::BTreeMap;
-
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{BurnNetError, Pass};
-use crate::activation::{Decision, Form, Gate, Quadratic, RangePenalty, SharedRelu};
-use crate::network::{Layer, NetworkError, Shape};
+use crate::graph::Node;
+use crate::ops::{Decision, Form, Gate, Op, Quadratic, RangePenalty, SharedRelu};
+use crate::shape::Shape;
 
 /// The groups of a layer as indices. Groups have as many places as the largest; smaller ones repeat their first voter there
 /// with weight zero.
@@ -27,35 +26,17 @@ pub(super) struct GroupTable {
     width: usize,
 }
 
-/// Adds the table of every layer that shares decisions.
-pub(super) fn add_tables(
-    layers: &[Layer],
-    mut shape: Shape,
-    device: &Device,
-    tables: &mut BTreeMap<String, GroupTable>,
-) -> Result<(), NetworkError> {
-    for layer in layers {
-        match layer {
-            Layer::SharedRelu(shared) => {
-                tables.insert(shared.name.clone(), GroupTable::new(shared, shape, device));
-            }
-            Layer::Residual { main, shortcut } => {
-                add_tables(main, shape, device, tables)?;
-                add_tables(shortcut, shape, device, tables)?;
-            }
-            _ => {}
-        }
-        shape = layer.output(shape)?;
-    }
-    Ok(())
-}
-
 fn indices(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let len = values.len();
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
 impl GroupTable {
+    /// The table of a node that shares decisions.
+    pub(super) fn of(node: &Node, device: &Device) -> Option<Self> {
+        if let Op::SharedRelu(shared) = &node.op { Some(Self::new(shared, node.input, device)) } else { None }
+    }
+
     fn new(shared: &SharedRelu, shape: Shape, device: &Device) -> Self {
         let groups = shared.groups(shape);
         let count = groups.count();
@@ -107,7 +88,10 @@ impl GroupTable {
                 let weights = vote.select(0, self.places.clone()).reshape([self.groups, self.width]);
                 weighted(weights * self.shares.clone().greater_elem(0.0).float())
             }
-            _ => weighted(self.shares.clone()),
+            // Learned weights are always given.
+            (Decision::Corner | Decision::Centre | Decision::Mean | Decision::Learned, _) => {
+                weighted(self.shares.clone())
+            }
         };
         votes.reshape([samples, self.groups])
     }
@@ -122,33 +106,45 @@ impl GroupTable {
 }
 
 impl Pass<'_> {
-    pub(super) fn quadratic(&mut self, layer: &Quadratic, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+    pub(super) fn quadratic(
+        &mut self,
+        layer: &Quadratic,
+        first: usize,
+        x: Tensor<4>,
+    ) -> Result<Tensor<4>, BurnNetError> {
         if let Some(range) = self.easing.range {
             self.penalties.push(penalty(range, x.clone()));
         }
-        if let Some(bases) = layer.form.bases() {
-            return self.hermite(layer, bases, x);
-        }
-        let weight = self.take::<1>()?;
+        let weight = self.param::<1>(first)?;
         let coefficient = |at: usize| weight.clone().narrow(0, at, 1).reshape([1, 1, 1, 1]);
         let square = |x: Tensor<4>| x.clone() * x;
         Ok(match layer.form {
             Form::Kervolution { .. } => square(x + coefficient(0)),
             Form::Scaled { .. } => square(x + coefficient(1)) * coefficient(0),
-            _ => (x.clone() * coefficient(0) + coefficient(1)) * x + coefficient(2),
+            Form::Free { .. } => (x.clone() * coefficient(0) + coefficient(1)) * x + coefficient(2),
+            Form::Hermite { .. } => {
+                let bases = layer.form.bases().unwrap_or_default();
+                self.hermite(layer, bases, first, x)?
+            }
         })
     }
 
-    fn hermite(&mut self, layer: &Quadratic, bases: [f32; 2], x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+    fn hermite(
+        &mut self,
+        layer: &Quadratic,
+        bases: [f32; 2],
+        at: usize,
+        x: Tensor<4>,
+    ) -> Result<Tensor<4>, BurnNetError> {
         let channels = layer.channels;
-        let (scale, shift) = (self.take::<1>()?, self.take::<1>()?);
+        let (scale, shift) = (self.param::<1>(at)?, self.param::<1>(at + 1)?);
         let second = (x.clone() * x.clone() - 1.0) * std::f32::consts::FRAC_1_SQRT_2;
         let device = x.device();
         let plain = || (Tensor::<1>::ones([channels], &device), Tensor::<1>::zeros([channels], &device));
         let (one, zero) = plain();
-        let first = self.normalise(&layer.name, x, one, zero)? * bases[0];
+        let first = self.normalise(&layer.name, x, one, zero, at + 2)? * bases[0];
         let (one, zero) = plain();
-        let second = self.normalise(&layer.name, second, one, zero)? * bases[1];
+        let second = self.normalise(&layer.name, second, one, zero, at + 4)? * bases[1];
         let by_channel = |tensor: Tensor<1>| tensor.reshape([1, channels, 1, 1]);
         Ok((first + second) * by_channel(scale) + by_channel(shift))
     }
@@ -159,12 +155,13 @@ impl Pass<'_> {
         Some(sum / self.penalties.len() as f64)
     }
 
-    pub(super) fn shared_relu(&mut self, layer: &SharedRelu, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
-        let groups = self.groups;
+    pub(super) fn shared_relu(&self, layer: &SharedRelu, node: usize, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
         let missing = || BurnNetError::Device(format!("layer {} has no groups", layer.name));
-        let table = groups.get(&layer.name).ok_or_else(missing)?;
-        let vote = if layer.decision == Decision::Learned { Some(self.take::<1>()?) } else { None };
-        let coefficients = if layer.quadratics() > 0 { Some(self.take::<2>()?) } else { None };
+        let table = self.groups.get(node).and_then(Option::as_ref).ok_or_else(missing)?;
+        let mut params = self.graph.nodes[node].params.clone();
+        let mut next = |is_there: bool| if is_there { params.next() } else { None };
+        let vote = next(layer.decision == Decision::Learned).map(|at| self.param::<1>(at)).transpose()?;
+        let coefficients = next(layer.quadratics() > 0).map(|at| self.param::<2>(at)).transpose()?;
         let [samples, channels, height, width] = x.dims();
         let flat = x.reshape([samples, channels * height * width]);
         let passes_gradient = self.train && (self.easing.straight_through || vote.is_some());

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, MAX_SIDE};
-use crate::network::Shape;
+use crate::shape::Shape;
 
 /// Mean and standard deviation of each channel, of pixels scaled to [0, 1].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

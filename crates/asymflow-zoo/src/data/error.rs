@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::network::Shape;
+use crate::shape::Shape;
 
 /// Why there is no data set. Offsets are in bytes of the decompressed file, as far as it was read.
 #[derive(Debug, Error)]

@@ -8,7 +8,7 @@ use image::{GrayImage, ImageReader, Limits};
 use rayon::prelude::*;
 
 use crate::data::{DataError, Dataset, Filter, MAX_SIDE, Resize, Split, files};
-use crate::network::Shape;
+use crate::shape::Shape;
 
 /// Most bytes of decoded images in one part of a split.
 const LIMIT_BYTES: usize = 16 << 30;

@@ -2,7 +2,7 @@
 
 use crate::data::files::{Content, Files};
 use crate::data::{DataError, Dataset, MAX_SIDE, Split};
-use crate::network::Shape;
+use crate::shape::Shape;
 
 const CLASSES: usize = 10;
 

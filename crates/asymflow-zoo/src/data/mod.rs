@@ -22,7 +22,7 @@ pub use folder::{read_image, write_png};
 pub use synthetic::{SYNTHETIC_CLASSES, synthetic};
 
 use crate::data::files::Files;
-use crate::network::Shape;
+use crate::shape::Shape;
 
 /// Labelled images of one shape, N×C×H×W bytes, with labels below the number of classes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use crate::data::{Dataset, Split};
-use crate::network::Shape;
+use crate::shape::Shape;
 
 /// Names of the classes of the synthetic set.
 pub const SYNTHETIC_CLASSES: [&str; 10] =

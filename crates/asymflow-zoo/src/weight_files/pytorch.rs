@@ -14,7 +14,8 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::{Convert, Found, WeightFault, numbers};
-use crate::network::{Network, ParamKind};
+use crate::network::Network;
+use crate::param::ParamKind;
 use crate::weights::{WeightTensor, Weights};
 
 /// `collections.OrderedDict()`, the state dict itself and the empty hooks of every tensor.

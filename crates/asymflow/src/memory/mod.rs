@@ -7,7 +7,7 @@
 pub mod heap;
 mod job;
 mod size;
-mod walk;
+mod split;
 mod wire;
 mod work;
 
@@ -23,7 +23,7 @@ pub use work::Work;
 
 /// Bytes of heap that the trusted part is planned to hold, by what they are for.
 ///
-/// An upper bound, as long as the engine and its convolvers allocate as the plan walks them. Tests hold it to at least the
+/// An upper bound, as long as the engine takes its memory from its pool, whose lengths are run through without values. Tests hold it to at least the
 /// heap that is counted and at most 1.25 times as much, 1.4 times beside a worker, where that is above 16 MiB: buffers of the engine are planned to
 /// the byte, and what is loose is how much of the weights' queue to the worker is gone before the next is put in.
 /// `docs/results/memory-study.md` has plan and count side by side.
@@ -186,7 +186,7 @@ pub enum MemoryError {
     },
     /// There is nothing to plan.
     #[error(transparent)]
-    Network(#[from] asymflow_zoo::NetworkError),
+    Engine(#[from] asymflow_engine::EngineError),
     /// The network cannot be made into Delta's three.
     #[error(transparent)]
     Delta(#[from] asymflow_zoo::delta::DeltaError),

@@ -1,6 +1,6 @@
 //! What parts of a plan modes are made of: each mode puts its own together ([`ModeSpec::memory`](crate::modes::ModeSpec::memory)).
 
-use asymflow_engine::{ConvNode, Program, streamed};
+use asymflow_engine::{ConvNode, Convolver, Engine, LocalConv, Pool, streamed};
 use asymflow_linalg::{BatchShape, BlockDct};
 use asymflow_privacy::Precision;
 use asymflow_residual::Pass;
@@ -8,7 +8,7 @@ use asymflow_zoo::delta::{DeltaNetworks, DeltaShape};
 use asymflow_zoo::{Network, ParamSpec};
 use faer::Par;
 
-use super::walk::{Split, Walk, WalkedBytes};
+use super::split::{SplitBytes, SplitSizes};
 use super::{FIXED_BYTES, MemoryError, MemoryPlan, THREAD_BYTES};
 use crate::modes::{ModeSpec, Registry};
 use crate::plan::{Placement, Plan, SplitSpec};
@@ -107,9 +107,20 @@ impl Work<'_> {
         (held, if self.is_training() { 2 * weights } else { 0 })
     }
 
-    fn walked(&self, walk: &mut Walk<'_>) -> WalkedBytes {
-        self.passes.iter().for_each(|&(samples, pass)| walk.pass(samples, pass));
-        walk.most()
+    /// Runs the passes on lengths; returns the most bytes kept between a forward and a backward pass.
+    fn measured<C: Convolver>(&self, engine: &mut Engine, convolver: &mut C) -> Result<usize, C::Error> {
+        self.passes.iter().try_fold(0, |most, &(samples, pass)| {
+            let kept = engine.measure(samples, pass, convolver)?;
+            Ok(most.max(kept))
+        })
+    }
+
+    /// What an engine takes whose convolutions are all trusted.
+    fn unsplit(&self, network: &Network, input_gradient: bool) -> Result<Measured, MemoryError> {
+        let mut engine = Engine::measuring(network.clone(), input_gradient, self.par())?;
+        let mut local = LocalConv::new(engine.program().convs(), engine.pool().clone(), self.par());
+        let kept = self.measured(&mut engine, &mut local)?;
+        Ok(Measured { kept, scratch: local.scratch_bytes(), pool: engine.pool().clone(), split: SplitBytes::default() })
     }
 
     /// A network computed here, whole.
@@ -118,12 +129,11 @@ impl Work<'_> {
     /// It cannot be executed.
     pub fn whole_network(&self) -> Result<MemoryPlan, MemoryError> {
         let network = self.network;
-        let program = Program::new(network)?;
-        let walked = self.walked(&mut Walk::new(&program, network.input, None, self.par()));
+        let measured = self.unsplit(network, false)?;
         let (weights_bytes, optimiser_bytes) = self.engine(network);
         let plan = MemoryPlan { weights_bytes, optimiser_bytes, startup_bytes: weights_bytes, ..MemoryPlan::default() };
         let plan = MemoryPlan { matmul_bytes: Self::linear_bytes(), ..plan };
-        Ok(with_walked(plan, walked))
+        Ok(measured.added_to(plan))
     }
 
     /// A network whose convolutions are split with a worker.
@@ -132,13 +142,15 @@ impl Work<'_> {
     /// It cannot be executed or split.
     pub fn split_network(&self, split: &SplitSpec, precision: Precision) -> Result<MemoryPlan, MemoryError> {
         let network = self.network;
-        let program = Program::new(network)?;
-        let placements = Plan::asymml(&program, split, self.batch)?.placements();
+        let mut engine = Engine::measuring(network.clone(), false, self.par())?;
+        let placements = Plan::asymml(engine.program(), split, self.batch)?.placements();
         let decomposer = self.decomposer(&split.decomposition)?;
-        let split = Split { placements: &placements, decomposer: &*decomposer, precision };
-        let walked = self.walked(&mut Walk::new(&program, network.input, Some(split), self.par()));
+        let mut sizes = SplitSizes::new(&placements, &*decomposer, precision, engine.pool().clone(), self.par());
+        let kept = self.measured(&mut engine, &mut sizes)?;
+        let scratch = sizes.scratch_bytes();
+        let measured = Measured { kept, scratch, pool: engine.pool().clone(), split: sizes.taken };
         let (weights_bytes, optimiser_bytes) = self.engine(network);
-        let sync = SyncBytes::of(&program.conv_nodes(), &placements);
+        let sync = SyncBytes::of(&engine.program().conv_nodes(), &placements);
         let plan = MemoryPlan {
             weights_bytes,
             optimiser_bytes,
@@ -148,7 +160,7 @@ impl Work<'_> {
             matmul_bytes: self.decomposing_bytes(),
             ..MemoryPlan::default()
         };
-        Ok(with_walked(plan, walked))
+        Ok(measured.added_to(plan))
     }
 
     fn decomposer(&self, name: &str) -> Result<Box<dyn asymflow_linalg::Decomposer>, MemoryError> {
@@ -165,14 +177,11 @@ impl Work<'_> {
         decomposition: &str,
         shape: &DeltaShape,
     ) -> Result<MemoryPlan, MemoryError> {
-        let (backbone, main) = (Program::new(&networks.backbone)?, Program::with_input_gradient(&networks.main)?);
-        let par = self.par();
-        let walked = self.walked(&mut Walk::new(&backbone, networks.backbone.input, None, par));
-        let beside = self.walked(&mut Walk::new(&main, networks.main.input, None, par));
+        let (backbone, main) = (self.unsplit(&networks.backbone, false)?, self.unsplit(&networks.main, true)?);
         let (weights, optimiser) = self.engine(&networks.backbone);
         let (main_weights, main_optimiser) = self.engine(&networks.main);
-        let mut plan = with_walked(MemoryPlan::default(), walked);
-        let beside = with_walked(MemoryPlan::default(), beside);
+        let mut plan = backbone.added_to(MemoryPlan::default());
+        let beside = main.added_to(MemoryPlan::default());
         plan.weights_bytes = weights + main_weights;
         plan.optimiser_bytes = optimiser + main_optimiser;
         plan.kept_bytes += beside.kept_bytes;
@@ -230,17 +239,30 @@ impl Work<'_> {
     }
 }
 
-fn with_walked(plan: MemoryPlan, walked: WalkedBytes) -> MemoryPlan {
-    let kept = walked.kept.min(walked.pool + walked.beside);
-    let exchange = (walked.exchange as u64).max(plan.wire_bytes);
-    MemoryPlan {
-        kept_bytes: kept as u64,
-        working_bytes: (walked.pool + walked.beside - kept) as u64,
-        scratch_bytes: walked.scratch as u64,
-        decomposition_bytes: walked.factors as u64,
-        release_bytes: walked.release as u64,
-        wire_bytes: exchange.saturating_sub(walked.release as u64),
-        ..plan
+/// What the passes of one engine take.
+struct Measured {
+    /// The most bytes kept for a backward pass.
+    kept: usize,
+    /// Memory that kernels and decompositions ask for.
+    scratch: usize,
+    pool: Pool,
+    split: SplitBytes,
+}
+
+impl Measured {
+    fn added_to(&self, plan: MemoryPlan) -> MemoryPlan {
+        let whole = self.pool.peak_bytes() + self.pool.peak_beside_bytes();
+        let kept = self.kept.min(whole);
+        let SplitBytes { factors, release, exchange } = self.split;
+        MemoryPlan {
+            kept_bytes: kept as u64,
+            working_bytes: (whole - kept) as u64,
+            scratch_bytes: self.scratch as u64,
+            decomposition_bytes: factors as u64,
+            release_bytes: release as u64,
+            wire_bytes: (exchange as u64).max(plan.wire_bytes).saturating_sub(release as u64),
+            ..plan
+        }
     }
 }
 

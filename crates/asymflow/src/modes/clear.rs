@@ -149,7 +149,7 @@ impl Mode for Clear {
         self.remote.ease(batch.easing)?;
         let images = self.release(batch.images().to_vec(), batch.records(), "input", Flow::Residual)?;
         let logits = self.remote.forward(images, batch.samples(), Pass::Training)?;
-        let (report, d_logits) = loss(&self.remote.network, &logits, &batch);
+        let (report, d_logits) = loss(&self.remote.network, &logits, &batch)?;
         let gradient = self.release(d_logits, batch.records(), "logits", Flow::Gradient)?;
         self.remote.step(gradient, sgd)?;
         Ok(report)

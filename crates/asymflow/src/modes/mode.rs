@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use asymflow_engine::streamed::{ModelWeights, StreamError};
 use asymflow_engine::timing::Seconds;
-use asymflow_engine::{Engine, EngineError, Params, ops};
+use asymflow_engine::{Engine, EngineError, softmax_cross_entropy};
 use asymflow_privacy::{Door, Loss, RecordAccountant};
 use asymflow_residual::{SgdStep, WorkerStats};
 use asymflow_zoo::data::Loader;
@@ -297,30 +297,25 @@ pub(super) fn held(weights: ModelWeights) -> Result<Weights, ModeError> {
 }
 
 pub(crate) fn engine_state(engine: &Engine) -> TrainState {
-    TrainState { weights: engine.params.flat_values(), momentum: engine.params.flat_momentum(), released: Vec::new() }
+    let params = engine.params();
+    TrainState { weights: params.flat_values(), momentum: params.flat_momentum(), released: Vec::new() }
 }
 
 pub(crate) fn engine_restore(engine: &mut Engine, state: &TrainState) -> Result<(), ExecError> {
-    let weights = Weights::unflatten(&engine.network, &state.weights)?;
-    let mut params = Params::new(&engine.network, &weights)?;
-    if state.momentum.len() == state.weights.len() {
-        params.train();
-        let mut rest = &state.momentum[..];
-        for momentum in &mut params.momentum {
-            let (head, tail) = rest.split_at(momentum.len());
-            momentum.copy_from_slice(head);
-            rest = tail;
-        }
-    }
-    engine.params = params;
-    Ok(())
+    let params = engine.params_mut();
+    params.set_flat_values(&state.weights)?;
+    Ok(params.set_flat_momentum(&state.momentum)?)
 }
 
-pub(crate) fn loss(network: &Network, logits: &[f32], batch: &TrainBatch<'_>) -> (StepReport, Vec<f32>) {
+pub(crate) fn loss(
+    network: &Network,
+    logits: &[f32],
+    batch: &TrainBatch<'_>,
+) -> Result<(StepReport, Vec<f32>), EngineError> {
     let mut d_logits = vec![0.0; logits.len()];
-    let (mut loss, correct) = ops::softmax_cross_entropy(logits, network.classes, batch.labels, &mut d_logits);
+    let (mut loss, correct) = softmax_cross_entropy(logits, network.classes, batch.labels, &mut d_logits)?;
     if let Some(lesson) = &batch.lesson {
         lesson.blend(network.classes, logits, &mut loss, &mut d_logits);
     }
-    (StepReport { loss, correct }, d_logits)
+    Ok((StepReport { loss, correct }, d_logits))
 }

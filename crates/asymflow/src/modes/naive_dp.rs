@@ -284,7 +284,7 @@ impl Mode for NaiveDp {
         let images = self.again(batch.records(), noised.images)?;
         self.remote.ease(batch.easing)?;
         let logits = self.remote.forward(images, batch.samples(), Pass::Training)?;
-        let (report, d_logits) = loss(&self.remote.network, &logits, &batch);
+        let (report, d_logits) = loss(&self.remote.network, &logits, &batch)?;
         // A function of noised images and of labels, which are public.
         let gradient = self.again(batch.records(), d_logits)?;
         self.remote.step(gradient, sgd)?;

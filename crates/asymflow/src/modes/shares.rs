@@ -159,8 +159,8 @@ impl OnShares {
     fn servers(&mut self) -> Result<&mut Box<dyn Pair>, ExecError> {
         if self.servers.is_none() {
             let engine = self.trained.engine();
-            let weights = Weights::unflatten(&engine.network, &engine.params.flat_values())?;
-            self.servers = Some(pair(&engine.network, &weights, self.spec)?);
+            let weights = Weights::unflatten(engine.network(), &engine.params().flat_values())?;
+            self.servers = Some(pair(engine.network(), &weights, self.spec)?);
         }
         self.servers.as_mut().ok_or_else(|| protocol("no servers").into())
     }

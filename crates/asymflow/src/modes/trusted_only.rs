@@ -112,7 +112,7 @@ impl TrustedOnly {
     /// A network or weights that do not fit.
     pub fn with_weights(network: Network, weights: ModelWeights, par: Par) -> Result<Self, ExecError> {
         let engine = Engine::with_weights(network, weights, par)?;
-        let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+        let convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
         Ok(Self { engine, convolver })
     }
 
@@ -132,10 +132,10 @@ impl Mode for TrustedOnly {
         self.engine.set_easing(batch.easing);
         let logits =
             self.engine.forward(batch.images(), samples, Pass::Training, batch.dropout_seed, &mut self.convolver)?;
-        let (report, d_logits) = loss(&self.engine.network, &logits, &batch);
+        let (report, d_logits) = loss(self.engine.network(), &logits, &batch)?;
         self.engine.backward(d_logits, samples, &mut self.convolver)?;
         self.engine.commit_moments();
-        self.engine.params.step(sgd);
+        self.engine.params_mut().step(sgd);
         Ok(report)
     }
 
@@ -161,7 +161,7 @@ impl Mode for TrustedOnly {
     }
 
     fn seconds(&self) -> &[Seconds] {
-        &self.convolver.seconds
+        self.convolver.seconds()
     }
 
     fn answering(&mut self) -> Option<&mut dyn Answering> {

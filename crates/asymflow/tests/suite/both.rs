@@ -116,12 +116,12 @@ pub fn parity(name: &str, samples: usize, backend: &dyn Fn() -> Arc<dyn Residual
         for rank in [1, 4, 16, usize::MAX] {
             let label = format!("{name}, {decomposition}, rank {rank}");
             let mut engine = Engine::new(network.clone(), &weights, par).unwrap();
-            let plan = Plan::split_all(&engine.program, rank);
+            let plan = Plan::split_all(engine.program(), rank);
             let mut whole = asymml(&network, &weights, plan.clone(), decomposition, Precision::F32, backend());
             let off = relative(&whole.infer(&images, &records).unwrap(), &logits);
             assert!(off < 1e-4, "{label}: logits off by {off:e}");
 
-            let nodes = engine.program.conv_nodes();
+            let nodes = engine.program().conv_nodes();
             let link = open_link(backend(), &nodes, &plan.placements()).unwrap();
             let mut split = SplitConv::new(
                 plan.placements(),
@@ -133,8 +133,8 @@ pub fn parity(name: &str, samples: usize, backend: &dyn Fn() -> Arc<dyn Residual
                 par,
             );
             split.begin(&records);
-            split.send_weights(&nodes, &engine.params).unwrap();
-            let unsplit = LocalConv::new(engine.program.convs, Pool::default(), par);
+            split.send_weights(&nodes, engine.params()).unwrap();
+            let unsplit = LocalConv::new(engine.program().convs(), Pool::default(), par);
             let mut both = Both { unsplit, split, worst: 0.0 };
             let logits = engine.forward(&images, samples, Pass::Training, 0, &mut both).unwrap();
             engine.backward(logits, samples, &mut both).unwrap();

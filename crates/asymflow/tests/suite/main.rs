@@ -7,7 +7,6 @@
     reason = "a test may fail by panicking, in its helpers as well"
 )]
 
-mod activations;
 mod both;
 mod parity;
 mod promises;

@@ -38,64 +38,6 @@ fn f16_transfers_stay_close() {
     assert!(off < 2e-2, "gradients off by {off}");
 }
 
-/// The forward pass of the engine against a network written out as naive loops over f64.
-#[test]
-fn a_small_network_equals_naive_loops() {
-    use asymflow_zoo::{Conv, Layer, Linear, Shape};
-    let conv = |name: &str, i, o, kernel, stride, padding| {
-        Layer::Conv(Conv {
-            name: name.to_owned(),
-            in_channels: i,
-            out_channels: o,
-            kernel,
-            stride,
-            padding,
-            bias: true,
-        })
-    };
-    let network = Network {
-        name: "naive".to_owned(),
-        input: Shape::new(2, 5, 7),
-        classes: 3,
-        layers: vec![
-            conv("a", 2, 4, 3, 2, 1),
-            Layer::Relu,
-            Layer::Flatten,
-            Layer::Linear(Linear { name: "fc".to_owned(), in_features: 4 * 3 * 4, out_features: 3 }),
-        ],
-    };
-    let mut weights = Weights::init(&network, 1);
-    weights.tensors.get_mut("a.bias").unwrap().data = vec![0.1, -0.2, 0.3, -0.4];
-    let images = images(&network, 2);
-    let mut engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
-    let mut convolver = LocalConv::new(1, engine.pool.clone(), Par::Seq);
-    let logits = engine.forward(&images, 2, Pass::Inference, 0, &mut convolver).unwrap();
-    let tensor = |name: &str| &weights.tensors[name].data;
-    for sample in 0..2 {
-        let x = |c: usize, i: isize, j: isize| {
-            let inside = (0..5).contains(&i) && (0..7).contains(&j);
-            if inside { f64::from(images[((sample * 2 + c) * 5 + i as usize) * 7 + j as usize]) } else { 0.0 }
-        };
-        let mut features = Vec::new();
-        for o in 0..4 {
-            for (row, column) in (0..3).flat_map(|r| (0..4).map(move |c| (r, c))) {
-                let mut sum = f64::from(tensor("a.bias")[o]);
-                for (c, k, l) in (0..2).flat_map(|c| (0..9).map(move |kl| (c, kl / 3, kl % 3))) {
-                    let w = f64::from(tensor("a.weight")[((o * 2 + c) * 3 + k) * 3 + l]);
-                    sum += w * x(c, row * 2 + k as isize - 1, column * 2 + l as isize - 1);
-                }
-                features.push(sum.max(0.0));
-            }
-        }
-        for class in 0..3 {
-            let row = &tensor("fc.weight")[class * features.len()..][..features.len()];
-            let dot: f64 = row.iter().zip(&features).map(|(&w, f)| f64::from(w) * f).sum();
-            let expected = dot + f64::from(tensor("fc.bias")[class]);
-            assert!((f64::from(logits[sample * 3 + class]) - expected).abs() < 1e-5);
-        }
-    }
-}
-
 /// Gradients of the engine against finite differences of its own loss, with a PReLU in place of the first ReLU.
 #[test]
 fn gradients_equal_finite_differences() {
@@ -208,7 +150,7 @@ fn a_bottleneck_loses_nothing_of_an_output_of_its_rank() {
     };
     let run = |network: &Network, weights: &Weights, x: &[f32]| {
         let mut engine = Engine::new(network.clone(), weights, Par::Seq).unwrap();
-        let mut convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);
+        let mut convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), Par::Seq);
         engine.forward(x, 1, Pass::Inference, 0, &mut convolver).unwrap()
     };
     let product = |a: &[f32], b: &[f32], rows: usize, inner: usize| -> Vec<f32> {

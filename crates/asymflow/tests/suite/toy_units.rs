@@ -1,6 +1,6 @@
 //! What the toy backend computes.
 
-use asymflow_engine::{Engine, LocalConv, Params};
+use asymflow_engine::{Engine, LocalConv};
 use asymflow_linalg::conv::{self, ConvShape};
 use asymflow_residual::{ConvUnit, Pass, SgdStep, Wanted};
 use asymflow_zoo::{Network, ParamSpec, Weights};
@@ -112,14 +112,14 @@ impl ToyNetwork {
         let zeros = vec![0.0; network.parameters().iter().map(ParamSpec::len).sum()];
         let weights = Weights::unflatten(network, &zeros).unwrap();
         let engine = Engine::new(network.clone(), &weights, Par::Seq).unwrap();
-        let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), Par::Seq);
+        let convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), Par::Seq);
         Self { engine, convolver, kept: None }
     }
 }
 
 impl ToyUnit for ToyNetwork {
     fn forward(&mut self, x: Vec<f32>, pass: Pass) -> Vec<f32> {
-        let samples = x.len() / self.engine.network.input.len();
+        let samples = x.len() / self.engine.network().input.len();
         let logits = self.engine.forward(&x, samples, pass, 0, &mut self.convolver).unwrap();
         self.engine.commit_moments();
         self.kept = (pass == Pass::Training).then_some(samples);
@@ -133,12 +133,11 @@ impl ToyUnit for ToyNetwork {
     }
 
     fn weights(&self) -> Vec<f32> {
-        self.engine.params.flat_values()
+        self.engine.params().flat_values()
     }
 
     fn set_weights(&mut self, weights: Vec<f32>) {
-        let weights = Weights::unflatten(&self.engine.network, &weights).unwrap();
-        self.engine.params.values = Params::new(&self.engine.network, &weights).unwrap().values;
+        self.engine.params_mut().set_flat_values(&weights).unwrap();
     }
 
     fn reset(&mut self) {
@@ -146,20 +145,14 @@ impl ToyUnit for ToyNetwork {
     }
 
     fn step(&mut self, sgd: SgdStep) {
-        self.engine.params.step(sgd);
+        self.engine.params_mut().step(sgd);
     }
 
     fn momentum(&self) -> Vec<f32> {
-        self.engine.params.flat_momentum()
+        self.engine.params().flat_momentum()
     }
 
     fn set_momentum(&mut self, momentum: &[f32]) {
-        self.engine.params.train();
-        let mut rest = momentum;
-        for tensor in &mut self.engine.params.momentum {
-            let (head, tail) = rest.split_at(tensor.len());
-            tensor.copy_from_slice(head);
-            rest = tail;
-        }
+        self.engine.params_mut().set_flat_momentum(momentum).unwrap();
     }
 }

@@ -219,8 +219,8 @@ impl AsymMl {
         let engine = Engine::with_weights(network, weights.into(), par)?;
         let door = (open_door(parts.accountant)?, parts.gate);
         let placements = parts.plan.placements();
-        let link = open_link(parts.backend, &engine.program.conv_nodes(), &placements)?;
-        let pool = engine.pool.clone();
+        let link = open_link(parts.backend, &engine.program().conv_nodes(), &placements)?;
+        let pool = engine.pool().clone();
         let convolver = SplitConv::new(placements, parts.decomposer, door, parts.precision, link, pool, par);
         let mut mode = Self { engine, convolver };
         mode.send_weights()?;
@@ -228,7 +228,7 @@ impl AsymMl {
     }
 
     fn send_weights(&mut self) -> Result<(), ExecError> {
-        self.convolver.send_weights(&self.engine.program.conv_nodes(), &self.engine.params)
+        self.convolver.send_weights(&self.engine.program().conv_nodes(), self.engine.params())
     }
 
     /// The trusted engine, for inspection.
@@ -256,14 +256,14 @@ impl Mode for AsymMl {
         self.engine.set_easing(batch.easing);
         let logits =
             self.engine.forward(batch.images(), samples, Pass::Training, batch.dropout_seed, &mut self.convolver)?;
-        let (report, d_logits) = loss(&self.engine.network, &logits, &batch);
+        let (report, d_logits) = loss(self.engine.network(), &logits, &batch)?;
         self.engine.backward(d_logits, samples, &mut self.convolver)?;
         self.convolver.charge_weights()?;
         self.engine.commit_moments();
-        let before = self.convolver.weights_before(&self.engine.program.conv_nodes(), &self.engine.params);
-        self.engine.params.step(sgd);
-        let nodes = self.engine.program.conv_nodes();
-        match self.convolver.sync_weights(&nodes, &before, &mut self.engine.params) {
+        let before = self.convolver.weights_before(&self.engine.program().conv_nodes(), self.engine.params());
+        self.engine.params_mut().step(sgd);
+        let (program, params) = self.engine.parts_mut();
+        match self.convolver.sync_weights(&program.conv_nodes(), &before, params) {
             // The step is done; a worker lost here gets all weights when it is opened again.
             Err(error) if error.is_worker_lost() => Ok(report),
             other => other.map(|()| report),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
-use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, LocalConv, Params, Pool, ops};
+use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, LocalConv, Params, Pool, add_assign};
 use asymflow_linalg::conv;
 use asymflow_linalg::{BatchShape, Decomposer, LowRank};
 use asymflow_privacy::{
@@ -78,7 +78,7 @@ impl SplitConv {
 
     /// Seconds by convolution.
     pub fn seconds(&self) -> &[Seconds] {
-        &self.local.seconds
+        self.local.seconds()
     }
 
     /// Declares the records whose data the following passes carry.
@@ -106,13 +106,24 @@ impl SplitConv {
         charged.map_err(ExecError::release("weights"))
     }
 
+    /// Where a convolution is computed.
+    fn placement(&self, node: &ConvNode) -> Result<Placement, EngineError> {
+        let (got, expected) = (self.placements.len(), node.index + 1);
+        let placement = self.placements.get(node.index).copied();
+        placement.ok_or(EngineError::Length { what: "plan of a network's convolutions", got, expected })
+    }
+
     /// The worker's unit of a split convolution.
     fn unit(&self, index: usize) -> UnitId {
-        UnitId(self.placements[..index].iter().filter(|p| p.is_split()).count() as u32)
+        UnitId(self.placements.iter().take(index).filter(|p| p.is_split()).count() as u32)
     }
 
     fn layers<'a>(&self, nodes: &[&'a ConvNode]) -> Vec<(UnitId, &'a ConvNode)> {
-        nodes.iter().filter(|n| self.placements[n.index].is_split()).map(|n| (self.unit(n.index), *n)).collect()
+        nodes
+            .iter()
+            .filter(|n| self.placements.get(n.index).is_some_and(|placement| placement.is_split()))
+            .map(|n| (self.unit(n.index), *n))
+            .collect()
     }
 
     /// Sends all weights, as a new session needs, one after the other: no more than one copy waits to be sent.
@@ -128,7 +139,7 @@ impl SplitConv {
     }
 
     fn queue_weight(&mut self, unit: UnitId, node: &ConvNode, params: &Params) -> Result<(), ExecError> {
-        let weight = &params.values[node.weight];
+        let weight = params.values(node.weight);
         self.link.session().set_weights(unit, weight).map_err(ExecError::submit(&node.conv.name))
     }
 
@@ -151,7 +162,7 @@ impl SplitConv {
         }
         for (unit, node) in self.layers(nodes) {
             let Some(before) = before.get(&node.weight) else { continue };
-            let after = &mut params.values[node.weight];
+            let after = params.values_mut(node.weight);
             let delta: Vec<f32> = after.iter().zip(before).map(|(a, b)| a - b).collect();
             let delta = Payload::encode(delta, Precision::F16);
             for ((after, &before), delta) in after.iter_mut().zip(before).zip(delta.clone().into_f32()) {
@@ -167,7 +178,7 @@ impl SplitConv {
         if self.precision == Precision::F32 {
             return HashMap::new();
         }
-        self.layers(nodes).into_iter().map(|(_, n)| (n.weight, params.values[n.weight].clone())).collect()
+        self.layers(nodes).into_iter().map(|(_, n)| (n.weight, params.values(n.weight).to_vec())).collect()
     }
 
     /// Drops everything kept of a step that failed.
@@ -189,7 +200,7 @@ impl SplitConv {
             let error = ReleaseError::Batch { values: batch.len(), records: records.len() };
             return Err(ExecError::Release { layer: layer.clone(), error });
         }
-        let released = timed(&mut self.local.seconds[node.index].release, || {
+        let released = timed(&mut self.local.seconds_of(node).release, || {
             let source = Source { layer, flow };
             door.release(gate, source, records, Private::new(batch)).map(|released| released.encode(self.precision))
         });
@@ -200,10 +211,10 @@ impl SplitConv {
     fn collect(&mut self, node: &ConvNode, ticket: Ticket) -> Result<Batch, ExecError> {
         let before = self.link.stats();
         let link = &mut self.link;
-        let batch = timed(&mut self.local.seconds[node.index].wait, || link.session().collect(ticket))
+        let batch = timed(&mut self.local.seconds_of(node).wait, || link.session().collect(ticket))
             .map_err(ExecError::collect(&node.conv.name))?;
         let after = self.link.stats();
-        let seconds = &mut self.local.seconds[node.index];
+        let seconds = self.local.seconds_of(node);
         seconds.worker += after.busy_seconds - before.busy_seconds;
         seconds.transfer += after.transfer_seconds - before.transfer_seconds;
         Ok(batch)
@@ -214,7 +225,7 @@ impl SplitConv {
         let mut low_rank = self.spare.pop().unwrap_or_default();
         let mut residual = self.pool.take(x.data.len());
         let stack = self.scratch.stack(self.decomposer.scratch(shape, rank, self.par));
-        timed(&mut self.local.seconds[node.index].decompose, || {
+        timed(&mut self.local.seconds_of(node).decompose, || {
             self.decomposer.decompose(&x.data, shape, rank, &mut low_rank, &mut residual, self.par, stack)
         })
         .map_err(|error| ExecError::Decompose { layer: node.conv.name.clone(), error })?;
@@ -230,7 +241,7 @@ impl Convolver for SplitConv {
     type Error = ExecError;
 
     fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
-        let Placement::Split { rank } = self.placements[node.index] else {
+        let Placement::Split { rank } = self.placement(node)? else {
             return Ok(self.local.forward(node, x, weight, pass)?);
         };
         let (low_rank, residual) = self.decompose(node, x, rank)?;
@@ -241,7 +252,7 @@ impl Convolver for SplitConv {
         let shape = conv_shape(node, x.samples);
         let mut y = self.pool.zeros(shape.output_len());
         let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
-        timed_folding(&mut self.local.seconds[node.index], |mark| {
+        timed_folding(self.local.seconds_of(node), |mark| {
             conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack, mark)
         })
         .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
@@ -252,7 +263,7 @@ impl Convolver for SplitConv {
         if from_worker.len() != y.len() {
             return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
         }
-        ops::add_assign(&mut y, &from_worker);
+        add_assign(&mut y, &from_worker);
         match pass {
             Pass::Training => drop(self.kept.insert(node.index, (low_rank, x.samples))),
             Pass::Inference => self.spare.push(low_rank),
@@ -268,7 +279,7 @@ impl Convolver for SplitConv {
         weight: &[f32],
         d_weight: &mut [f32],
     ) -> Result<Option<Buffer>, ExecError> {
-        if !self.placements[node.index].is_split() {
+        if !self.placement(node)?.is_split() {
             return Ok(self.local.backward(node, dy, samples, weight, d_weight)?);
         }
         let (low_rank, kept) = self
@@ -290,7 +301,7 @@ impl Convolver for SplitConv {
         let shape = conv_shape(node, samples);
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
         d_weight.fill(0.0);
-        timed_folding(&mut self.local.seconds[node.index], |mark| {
+        timed_folding(self.local.seconds_of(node), |mark| {
             conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack, mark)
         })
         .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;

@@ -5,8 +5,8 @@ mod queries;
 use std::sync::Arc;
 use std::time::Duration;
 
-use asymflow_engine::ops;
 use asymflow_engine::timing::{Seconds, timed};
+use asymflow_engine::{EngineError, add_assign, softmax_cross_entropy};
 use asymflow_privacy::{
     Door, Flow, Gate, InsecureNone, Loss, PackedBits, Precision, Private, RandomisedResponse, Relation, ReleaseError,
     Released, Source,
@@ -247,7 +247,7 @@ impl Crossing {
         seconds: &mut Seconds,
     ) -> Result<(), ExecError> {
         let Some(noise) = self.gradients else { return Ok(()) };
-        let gradient = self.gradient(logits, batch);
+        let gradient = self.gradient(logits, batch)?;
         let released = timed(&mut seconds.release, || {
             let gate = noise.gate(batch.samples())?;
             door.release(&gate, LOGITS, batch.records(), Private::new(gradient))
@@ -256,10 +256,10 @@ impl Crossing {
     }
 
     /// The gradient of the mean cross-entropy of a batch.
-    fn gradient(&self, logits: &[f32], batch: &TrainBatch<'_>) -> Vec<f32> {
+    fn gradient(&self, logits: &[f32], batch: &TrainBatch<'_>) -> Result<Vec<f32>, EngineError> {
         let mut gradient = vec![0.0; logits.len()];
-        ops::softmax_cross_entropy(logits, self.classes, batch.labels(), &mut gradient);
-        gradient
+        softmax_cross_entropy(logits, self.classes, batch.labels(), &mut gradient)?;
+        Ok(gradient)
     }
 
     fn step_along(
@@ -293,7 +293,7 @@ impl Crossing {
         self.has_stepped = true;
         let submitted = self.link.session().submit(M_RES, bits.into_payload(), Pass::Training);
         let logits = self.collect(submitted.map_err(ExecError::submit(RESIDUAL))?, samples, seconds)?;
-        let gradient = Private::new(self.gradient(&logits, batch));
+        let gradient = Private::new(self.gradient(&logits, batch)?);
         let released = Gate::new(Box::new(InsecureNone), None, Relation::Remove)
             .map_err(ReleaseError::from)
             .and_then(|gate| door.release(&gate, LOGITS, batch.records(), gradient));
@@ -310,7 +310,7 @@ impl Crossing {
         let pixels = 8 * self.record_bytes;
         let mean = |record: &[f32]| {
             let mut mean = vec![0.0; pixels];
-            record.chunks_exact(pixels).for_each(|plane| ops::add_assign(&mut mean, plane));
+            record.chunks_exact(pixels).for_each(|plane| add_assign(&mut mean, plane));
             mean.iter_mut().for_each(|v| *v /= self.channels as f32);
             mean
         };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_engine::timing::{Seconds, timed};
-use asymflow_engine::{Engine, EngineError, LocalConv, ops};
+use asymflow_engine::{Engine, EngineError, LocalConv, add_assign};
 use asymflow_linalg::Decomposer;
 use asymflow_privacy::{Door, RecordAccountant};
 use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
@@ -72,7 +72,7 @@ struct Trusted {
 
 impl Trusted {
     fn new(engine: Engine, par: Par) -> Self {
-        let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+        let convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
         Self { engine, convolver }
     }
 
@@ -82,7 +82,7 @@ impl Trusted {
 
     fn step(&mut self, sgd: SgdStep) {
         self.engine.commit_moments();
-        self.engine.params.step(sgd);
+        self.engine.params_mut().step(sgd);
     }
 }
 
@@ -142,7 +142,7 @@ impl Delta {
         let Self { backbone, main, split, seconds, .. } = self;
         let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
             let logits = main.forward(&low, samples, Pass::Training, batch.dropout_seed)?;
-            let (report, d_logits) = loss(&main.engine.network, &logits, &batch);
+            let (report, d_logits) = loss(main.engine.network(), &logits, &batch)?;
             let d_low = main.engine.backward(d_logits, samples, &mut main.convolver)?;
             let d_low = d_low.ok_or_else(|| EngineError::NoForward { layer: "main".to_owned() })?;
             let mut d_features = residual;
@@ -173,11 +173,11 @@ impl Delta {
             } else {
                 crossing.exchange_as_in_code(&residual, &batch, sgd, door, seconds)?
             };
-            ops::add_assign(&mut logits, &from_worker);
+            add_assign(&mut logits, &from_worker);
         }
         let Self { main, seconds, .. } = self;
         let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
-            let (report, d_logits) = loss(&main.engine.network, &logits, &batch);
+            let (report, d_logits) = loss(main.engine.network(), &logits, &batch)?;
             main.engine.backward(d_logits, samples, &mut main.convolver)?;
             Ok(report)
         })?;
@@ -186,9 +186,9 @@ impl Delta {
     }
 
     fn step_main(&mut self, sgd: SgdStep) {
-        let params = &mut self.main.engine.params;
+        let params = self.main.engine.params_mut();
         let penalty = self.spec.orthogonality;
-        orthogonality::add_gradient(penalty, &params.specs, &params.values, &mut params.gradients, self.par);
+        orthogonality::add_gradient(penalty, params.gradients_mut(), self.par);
         self.main.step(sgd);
     }
 
@@ -214,7 +214,7 @@ impl Delta {
     /// Takes M_bb and M_main out of a state; returns how many values they have.
     fn restore_trusted(&mut self, state: &TrainState) -> Result<usize, ExecError> {
         let count = |network: &Network| network.parameters().iter().map(asymflow_zoo::ParamSpec::len).sum::<usize>();
-        let (first, second) = (count(&self.backbone.engine.network), count(&self.main.engine.network));
+        let (first, second) = (count(self.backbone.engine.network()), count(self.main.engine.network()));
         engine_restore(&mut self.backbone.engine, &slice(state, 0, first))?;
         engine_restore(&mut self.main.engine, &slice(state, first, second))?;
         Ok(first + second)
@@ -284,7 +284,7 @@ impl Mode for Delta {
         let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?;
         if let (Some(ticket), Some(crossing)) = (asked, &mut self.crossing) {
             let from_worker = crossing.collect(ticket, samples, &mut self.seconds)?;
-            ops::add_assign(&mut logits, &from_worker);
+            add_assign(&mut logits, &from_worker);
         }
         Ok(logits)
     }
@@ -372,7 +372,7 @@ impl Answering for Delta {
         let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?;
         let from_worker = crossing.collect_released(asked, &bits, patience, (door, seconds))?;
         let length = logits.len();
-        ops::add_assign(&mut logits, from_worker.get(..length).unwrap_or_default());
+        add_assign(&mut logits, from_worker.get(..length).unwrap_or_default());
         Ok(logits)
     }
 }

@@ -15,17 +15,15 @@ fn is_regularised(spec: &ParamSpec) -> bool {
 
 /// Adds the gradient of `weight`·‖WWᵀ − I‖² to the gradients of every regularised kernel, W being the kernel as a matrix
 /// of out × (in·k·k), or its transpose where that has fewer rows.
-pub(super) fn add_gradient(
+pub(super) fn add_gradient<'a>(
     weight: f32,
-    specs: &[ParamSpec],
-    values: &[Vec<f32>],
-    gradients: &mut [Vec<f32>],
+    params: impl Iterator<Item = (&'a ParamSpec, &'a [f32], &'a mut [f32])>,
     par: Par,
 ) {
     if weight == 0.0 {
         return;
     }
-    for ((spec, values), gradient) in specs.iter().zip(values).zip(gradients) {
+    for (spec, values, gradient) in params {
         if is_regularised(spec) {
             let (rows, columns) = (spec.shape[0], values.len() / spec.shape[0]);
             let w = MatRef::from_row_major_slice(values, rows, columns);
@@ -53,10 +51,12 @@ fn gram_less_identity(w: MatRef<'_, f32>, par: Par) -> Mat<f32> {
 
 #[cfg(test)]
 mod tests {
+    use asymflow_zoo::Init;
+
     use super::*;
 
     fn spec(shape: [usize; 4]) -> ParamSpec {
-        ParamSpec { name: "w".to_owned(), shape: shape.to_vec(), kind: ParamKind::ConvWeight }
+        ParamSpec::new("w", "weight", shape.to_vec(), ParamKind::ConvWeight, Init::constant(0.0))
     }
 
     /// The penalty by its definition, in f64.
@@ -77,7 +77,7 @@ mod tests {
             let len = specs[0].len();
             let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.7).sin() * 0.3).collect();
             let mut gradients = [vec![0.0; len]];
-            add_gradient(1.0, &specs, std::slice::from_ref(&values), &mut gradients, Par::Seq);
+            add_gradient(1.0, [(&specs[0], &values[..], &mut gradients[0][..])].into_iter(), Par::Seq);
             let (rows, columns) = (shape[0], len / shape[0]);
             for index in [0, 5, len - 1] {
                 let moved = |by: f32| {

@@ -1,159 +1,14 @@
-//! Activations made for secret shares and ciphertexts: trained quadratics in place of ReLU (Aremu and Nandakumar, SaTML
-//! 2023; Aremu, arXiv 2312.15229), and groups of activations that share one sign decision (Helbitz and Avidan, arXiv
-//! 2101.11835; Gorski, Jevnisek and Avidan, arXiv 2304.10442).
+//! ReLUs whose sign decisions are shared by groups of activations (Helbitz and Avidan, arXiv 2101.11835; Gorski, Jevnisek and
+//! Avidan, arXiv 2304.10442).
 
 use serde::{Deserialize, Serialize};
 
+use super::operation::{At, Gradient, OpCost, Operation};
+use super::quadratic::REACT;
+use super::rectifier::relu;
 use crate::limits;
-use crate::network::{NetworkError, ParamKind, ParamSpec, Shape};
-
-/// ε of the normalisations of [`Form::Hermite`], as of every batch normalisation.
-pub const HERMITE_EPSILON: f32 = 1e-5;
-
-/// Initial a, b and c of [`Form::REACT`].
-const REACT: [f32; 3] = [0.009, 0.5, 0.47];
-
-/// A trained polynomial of degree two in place of a ReLU.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Quadratic {
-    /// Parameter prefix.
-    pub name: String,
-    /// Channels.
-    pub channels: usize,
-    /// What is trained.
-    pub form: Form,
-}
-
-/// How a [`Quadratic`] is parameterised; the numbers are initial values.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Form {
-    /// y = (x + c)²: after a convolution, the polynomial kervolution of PolyKervNets. Weight `\[c\]`.
-    Kervolution {
-        /// c_p.
-        c: f32,
-    },
-    /// y = a (x + c)²: regularised kervolution (RPKN). Weight `\[a, c\]`.
-    Scaled {
-        /// a_p.
-        a: f32,
-        /// c_p.
-        c: f32,
-    },
-    /// y = a x² + b x + c: the activation form (ReactPKN). Weight `\[a, b, c\]`.
-    Free {
-        /// a_p.
-        a: f32,
-        /// b_p.
-        b: f32,
-        /// c_p.
-        c: f32,
-    },
-    /// y = γ (N₁(x) / 2 + s N₂((x² − 1) / √2) / √(4π)) + β for each channel, N₁ and N₂ batch normalisations without scale or
-    /// shift: with s = 1 ReLU's expansion in Hermite polynomials to degree two, each basis normalised by itself (AESPA, 2022).
-    /// The constant basis would be normalised to zero and is left out. Weight γ, bias β.
-    Hermite {
-        /// s. Below 1 the activation is nearer to linear, and fewer values outgrow the running statistics from layer to
-        /// layer.
-        second: f32,
-    },
-}
-
-impl Form {
-    /// R-PKN's activation as published: nearly x/2 at the start, which is what keeps deep networks stable.
-    pub const REACT: Self = Self::Free { a: REACT[0], b: REACT[1], c: REACT[2] };
-    /// The normalised Hermite expansion as published.
-    pub const HERMITE: Self = Self::Hermite { second: 1.0 };
-    /// The regularised kervolution as published.
-    pub const RPKN: Self = Self::Scaled { a: 0.009, c: 0.47 };
-
-    /// Initial values of the trained weight; none for [`Form::Hermite`], which starts at γ = 1, β = 0.
-    pub fn initial(&self) -> Vec<f32> {
-        match *self {
-            Self::Kervolution { c } => vec![c],
-            Self::Scaled { a, c } => vec![a, c],
-            Self::Free { a, b, c } => vec![a, b, c],
-            Self::Hermite { .. } => Vec::new(),
-        }
-    }
-
-    /// What the two normalised bases of [`Form::Hermite`] are multiplied by: 1/2 and s/√(4π).
-    pub const fn bases(self) -> Option<[f32; 2]> {
-        match self {
-            Self::Hermite { second } => Some([0.5, second * 0.282_094_8]),
-            _ => None,
-        }
-    }
-}
-
-/// Coefficients of y = a x² + b x + c.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Coefficients {
-    /// Of x².
-    pub a: f32,
-    /// Of x.
-    pub b: f32,
-    /// Constant.
-    pub c: f32,
-}
-
-impl Quadratic {
-    pub(crate) fn check(&self) -> Result<(), NetworkError> {
-        let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        if is_finite(&self.form.initial()) && self.form.bases().is_none_or(|bases| is_finite(&bases)) {
-            Ok(())
-        } else {
-            Err(NetworkError::OutOfRange { layer: self.name.clone(), what: "initial coefficient" })
-        }
-    }
-
-    pub(crate) fn parameters(&self, out: &mut Vec<ParamSpec>) {
-        let name = &self.name;
-        let spec = |suffix: &str, len, kind| ParamSpec { name: format!("{name}.{suffix}"), shape: vec![len], kind };
-        match self.form {
-            Form::Hermite { .. } => out.extend([
-                spec("weight", self.channels, ParamKind::NormScale),
-                spec("bias", self.channels, ParamKind::NormShift),
-                spec("first_mean", self.channels, ParamKind::RunningMean),
-                spec("first_var", self.channels, ParamKind::RunningVar),
-                spec("second_mean", self.channels, ParamKind::RunningMean),
-                spec("second_var", self.channels, ParamKind::RunningVar),
-            ]),
-            form => {
-                let initial = form.initial();
-                let mut values = [0.0; 3];
-                values.iter_mut().zip(&initial).for_each(|(value, initial)| *value = *initial);
-                out.push(spec("weight", initial.len(), ParamKind::Coefficient(values)));
-            }
-        }
-    }
-
-    /// Tensors of parameters that the layer has.
-    pub const fn tensors(&self) -> usize {
-        if matches!(self.form, Form::Hermite { .. }) { 6 } else { 1 }
-    }
-
-    /// What is computed in evaluation, for each channel, or once where all channels share it. `params` are the layer's tensors
-    /// in the order of [`crate::Network::parameters`].
-    pub fn coefficients(&self, params: &[&[f32]]) -> Vec<Coefficients> {
-        match (self.form, params) {
-            (Form::Kervolution { .. }, [[c]]) => vec![Coefficients { a: 1.0, b: 2.0 * c, c: c * c }],
-            (Form::Scaled { .. }, [[a, c]]) => vec![Coefficients { a: *a, b: 2.0 * a * c, c: a * c * c }],
-            (Form::Free { .. }, [[a, b, c]]) => vec![Coefficients { a: *a, b: *b, c: *c }],
-            (Form::Hermite { .. }, [gamma, beta, first_mean, first_var, second_mean, second_var]) => (0..self.channels)
-                .map(|i| {
-                    let inverse = |variance: f32| 1.0 / (variance + HERMITE_EPSILON).sqrt();
-                    let [first, second] = self.form.bases().unwrap_or_default();
-                    let (first, second) = (first * inverse(first_var[i]), second * inverse(second_var[i]));
-                    let half = std::f32::consts::FRAC_1_SQRT_2;
-                    let constant = -first * first_mean[i] - second * (half + second_mean[i]);
-                    Coefficients { a: gamma[i] * second * half, b: gamma[i] * first, c: beta[i] + gamma[i] * constant }
-                })
-                .collect(),
-            _ => Vec::new(),
-        }
-    }
-}
+use crate::param::{Init, ParamKind, ParamSpec};
+use crate::shape::{NetworkError, Shape};
 
 /// A ReLU whose sign decisions are made for groups of activations: y = D·x, D = 1 where the group's vote is positive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,8 +112,8 @@ impl Groups {
 
 impl SharedRelu {
     /// Checks the settings against the shape that reaches the layer.
-    pub(crate) fn check(&self, input: Shape) -> Result<(), NetworkError> {
-        let out_of_range = |what| Err(NetworkError::OutOfRange { layer: self.name.clone(), what });
+    fn check(&self, input: Shape) -> Result<(), NetworkError> {
+        let out_of_range = |what| Err(NetworkError::out_of_range(&self.name, what));
         let side = |side: usize| (1..=limits::MAX_SETTING).contains(&side);
         match &self.grouping {
             Grouping::Blocks { channels, rows, columns } => {
@@ -271,10 +126,7 @@ impl SharedRelu {
                 }
             }
             Grouping::Choices(choices) => {
-                if choices.len() != input.channels {
-                    let (expected, got) = (choices.len(), input.channels);
-                    return Err(NetworkError::Channels { layer: self.name.clone(), expected, got });
-                }
+                NetworkError::expect(&self.name, choices.len(), input.channels)?;
                 if self.decision == Decision::Learned {
                     return out_of_range("learned decision with a choice for each channel");
                 }
@@ -286,7 +138,11 @@ impl SharedRelu {
                         Choice::Copy { of } if !matches!(choices.get(of), Some(Choice::Block { .. })) => {
                             return out_of_range("prototype");
                         }
-                        _ => {}
+                        Choice::Block { .. }
+                        | Choice::Copy { .. }
+                        | Choice::Quadratic
+                        | Choice::Identity
+                        | Choice::Zero => {}
                     }
                 }
             }
@@ -310,17 +166,6 @@ impl SharedRelu {
         }
     }
 
-    pub(crate) fn parameters(&self, out: &mut Vec<ParamSpec>) {
-        if self.decision == Decision::Learned {
-            let shape = vec![self.places()];
-            out.push(ParamSpec { name: format!("{}.vote", self.name), shape, kind: ParamKind::Vote });
-        }
-        if self.quadratics() > 0 {
-            let (name, shape) = (format!("{}.quadratic", self.name), vec![self.quadratics(), 3]);
-            out.push(ParamSpec { name, shape, kind: ParamKind::Coefficient(REACT) });
-        }
-    }
-
     /// Tensors of parameters that the layer has: votes, then coefficients, where there are any.
     pub fn tensors(&self) -> usize {
         usize::from(self.decision == Decision::Learned) + usize::from(self.quadratics() > 0)
@@ -337,7 +182,7 @@ impl SharedRelu {
                 .iter()
                 .map(|choice| match *choice {
                     Choice::Block { rows, columns } => blocks(rows, columns),
-                    _ => 0,
+                    Choice::Copy { .. } | Choice::Quadratic | Choice::Identity | Choice::Zero => 0,
                 })
                 .sum(),
         }
@@ -429,46 +274,155 @@ impl SharedRelu {
     }
 }
 
-/// What eases the training of these activations. The default is the activation as it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Easing {
-    /// λ of annealed sharing: y = λ·(the layer) + (1 − λ)·ReLU, of [`SharedRelu`] layers; 1 in evaluation.
-    pub sharing: f32,
-    /// Whether a group's decision passes a gradient to its votes, as if it were clamp(vote/2 + 1/2, 0, 1). Published networks
-    /// hold decisions constant.
-    pub straight_through: bool,
-    /// A penalty on large inputs of quadratics.
-    pub range: Option<RangePenalty>,
+/// What the reference knows of a batch.
+struct Shared<'a> {
+    layer: &'a SharedRelu,
+    groups: Groups,
+    /// Weights of a learned decision, and coefficients of quadratic channels.
+    weights: &'a [f64],
+    coefficients: &'a [f64],
+    /// λ of annealed sharing.
+    sharing: f64,
 }
 
-impl Default for Easing {
-    fn default() -> Self {
-        Self { sharing: 1.0, straight_through: false, range: None }
+impl<'a> Shared<'a> {
+    fn new(layer: &'a SharedRelu, at: &At<'a>) -> Self {
+        let is_learned = usize::from(layer.decision == Decision::Learned);
+        let tensor = |index: usize| at.params.get(index).map_or(&[][..], Vec::as_slice);
+        Self {
+            layer,
+            groups: layer.groups(at.input),
+            weights: if is_learned == 1 { tensor(0) } else { &[] },
+            coefficients: tensor(is_learned),
+            sharing: f64::from(at.easing.sharing),
+        }
+    }
+
+    /// The vote of each group of a sample, and what each voter's value is multiplied by in it.
+    fn votes(&self, x: &[f64]) -> Vec<(f64, Vec<f64>)> {
+        let vote = |voters: &Vec<(u32, u32)>| {
+            let values = || voters.iter().map(|(i, _)| x[*i as usize]);
+            let shares: Vec<f64> = match self.layer.decision {
+                // The one voter of a representative has the whole vote.
+                Decision::Corner | Decision::Centre | Decision::Mean => vec![1.0 / voters.len() as f64; voters.len()],
+                Decision::Learned => voters.iter().map(|(_, place)| self.weights[*place as usize]).collect(),
+                Decision::Largest => {
+                    let larger = |best: usize, i: usize| if at(voters, x, i) > at(voters, x, best) { i } else { best };
+                    let most = (0..voters.len()).reduce(larger);
+                    (0..voters.len()).map(|i| f64::from(u8::from(Some(i) == most))).collect()
+                }
+            };
+            (values().zip(&shares).map(|(x, share)| x * share).sum(), shares)
+        };
+        fn at(voters: &[(u32, u32)], x: &[f64], i: usize) -> f64 {
+            x[voters[i].0 as usize].abs()
+        }
+        self.groups.voters.iter().map(vote).collect()
+    }
+
+    fn triple(&self, quadratic: u32) -> [f64; 3] {
+        std::array::from_fn(|i| self.coefficients[3 * quadratic as usize + i])
     }
 }
 
-/// weight · Σ |x / limit|^exponent, the sum over the inputs of a [`Quadratic`], the mean over samples and layers: what keeps
-/// activations where a quadratic is tame (after PILLAR, USENIX Security 2024).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RangePenalty {
-    /// Magnitude from which on it grows fast.
-    pub limit: f32,
-    /// Weight beside the loss.
-    pub weight: f32,
-    /// Even exponent.
-    pub exponent: i32,
-}
+impl Operation for SharedRelu {
+    fn label(&self) -> &str {
+        &self.name
+    }
 
-impl RangePenalty {
-    /// Ratio x / limit beyond which the gradient stays as it is there, so that one outlier cannot overflow a step.
-    pub const SATURATION: f32 = 4.0;
+    fn output(&self, input: Shape) -> Result<Shape, NetworkError> {
+        input.expect_channels(&self.name, self.channels)?;
+        self.check(input).map(|()| input)
+    }
 
-    /// The penalty's gradient with respect to x, before it is divided by samples and layers.
-    pub fn gradient(&self, x: f32) -> f32 {
-        let ratio = (x / self.limit).clamp(-Self::SATURATION, Self::SATURATION);
-        self.weight * self.exponent as f32 * ratio.powi(self.exponent - 1) / self.limit
+    fn parameters(&self) -> Vec<ParamSpec> {
+        let (places, quadratics) = (self.places(), self.quadratics());
+        let mut specs = Vec::new();
+        if self.decision == Decision::Learned {
+            // The mean.
+            let init = Init::constant(1.0 / places as f32);
+            specs.push(ParamSpec::new(&self.name, "vote", vec![places], ParamKind::Vote, init));
+        }
+        if quadratics > 0 {
+            let (kind, init) = (ParamKind::Coefficient, Init::Rows(REACT.to_vec()));
+            specs.push(ParamSpec::new(&self.name, "quadratic", vec![quadratics, 3], kind, init));
+        }
+        specs
+    }
+
+    fn cost(&self, _: Shape, output: Shape) -> OpCost {
+        let squares = self.quadratics() * output.pixels();
+        OpCost { relus: self.decisions(output) as u64, squares: squares as u64, macs: 0 }
+    }
+
+    fn forward(&self, at: &At<'_>, inputs: &[&[f64]]) -> Vec<f64> {
+        let shared = Shared::new(self, at);
+        let mut y = Vec::with_capacity(inputs[0].len());
+        for x in inputs[0].chunks_exact(at.input.len()) {
+            let votes = shared.votes(x);
+            y.extend(x.iter().zip(&shared.groups.gates).map(|(&x, gate)| {
+                let y = match *gate {
+                    Gate::Group(group) => x * f64::from(u8::from(votes[group as usize].0 > 0.0)),
+                    Gate::Keep => x,
+                    Gate::Drop => x * 0.0,
+                    Gate::Quadratic(at) => {
+                        let [a, b, c] = shared.triple(at);
+                        a * x * x + b * x + c
+                    }
+                };
+                shared.sharing * y + (1.0 - shared.sharing) * relu(x)
+            }));
+        }
+        y
+    }
+
+    /// Decisions are constants, unless they are learned or the pass is eased by a straight-through gradient: then as if each
+    /// were clamp(vote/2 + 1/2, 0, 1).
+    fn backward(&self, at: &At<'_>, inputs: &[&[f64]], dy: &[f64]) -> Gradient {
+        let shared = Shared::new(self, at);
+        let passes = at.easing.straight_through || self.decision == Decision::Learned;
+        let (mut d_weights, mut d_coefficients) =
+            (vec![0.0; shared.weights.len()], vec![0.0; shared.coefficients.len()]);
+        let mut input = Vec::with_capacity(dy.len());
+        for (x, dy) in inputs[0].chunks_exact(at.input.len()).zip(dy.chunks_exact(at.input.len())) {
+            let votes = shared.votes(x);
+            let mut d_votes = vec![0.0; votes.len()];
+            let mut dx: Vec<f64> =
+                dy.iter().zip(x).map(|(dy, &x)| if x > 0.0 { (1.0 - shared.sharing) * dy } else { 0.0 }).collect();
+            for (i, gate) in shared.groups.gates.iter().enumerate() {
+                let dy = shared.sharing * dy[i];
+                match *gate {
+                    Gate::Group(group) => {
+                        let vote = votes[group as usize].0;
+                        dx[i] += if vote > 0.0 { dy } else { 0.0 };
+                        d_votes[group as usize] += if vote.abs() <= 1.0 { 0.5 * dy * x[i] } else { 0.0 };
+                    }
+                    Gate::Keep => dx[i] += dy,
+                    Gate::Drop => {}
+                    Gate::Quadratic(at) => {
+                        let [a, b, _] = shared.triple(at);
+                        dx[i] += (2.0 * a * x[i] + b) * dy;
+                        let by = [x[i] * x[i], x[i], 1.0];
+                        (0..3).for_each(|power| d_coefficients[3 * at as usize + power] += by[power] * dy);
+                    }
+                }
+            }
+            for ((voters, (_, shares)), d_vote) in
+                shared.groups.voters.iter().zip(&votes).zip(d_votes).filter(|_| passes)
+            {
+                for ((index, place), share) in voters.iter().zip(shares) {
+                    dx[*index as usize] += share * d_vote;
+                    if let Some(weight) = d_weights.get_mut(*place as usize) {
+                        *weight += x[*index as usize] * d_vote;
+                    }
+                }
+            }
+            input.extend(dx);
+        }
+        Gradient {
+            inputs: vec![input],
+            params: [d_weights, d_coefficients].into_iter().filter(|d| !d.is_empty()).collect(),
+        }
     }
 }
 
@@ -514,21 +468,5 @@ mod tests {
         assert_eq!((groups.voters, shared.decisions(shape)), (vec![vec![(2, 0), (3, 1)]], 1));
         let wrong = layer(Grouping::Choices(vec![Choice::Copy { of: 1 }, Choice::Identity]), Decision::Mean);
         assert!(wrong.check(Shape::new(2, 1, 1)).is_err());
-    }
-
-    #[test]
-    fn hermite_folds_to_the_published_quadratic() {
-        // For a channel that is N(0, 1): γ (x/2 + (x² − 1)/√(8π)) + β.
-        let folded = |form| {
-            let layer = Quadratic { name: "q".to_owned(), channels: 1, form };
-            layer.coefficients(&[&[1.0], &[0.398_942_3], &[0.0], &[1.0], &[0.0], &[1.0]])[0]
-        };
-        let relu = Coefficients { a: 0.199_471, b: 0.5, c: 0.199_471 };
-        let milder = Coefficients { a: 0.25 * 0.199_471, b: 0.5, c: 0.398_942 - 0.25 * 0.199_471 };
-        for (form, relu) in [(Form::HERMITE, relu), (Form::Hermite { second: 0.25 }, milder)] {
-            let got = folded(form);
-            let off = [got.a - relu.a, got.b - relu.b, got.c - relu.c].map(f32::abs);
-            assert!(off.iter().all(|&off| off < 1e-4), "{got:?}");
-        }
     }
 }

@@ -1,0 +1,175 @@
+//! The backward pass.
+
+use super::{Convolver, Saved, Work};
+use crate::buffer::Buffer;
+use crate::error::EngineError;
+use crate::ops::{self, LinearShape};
+use crate::program::{ConvNode, Kind, Node, Program};
+use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
+use crate::shared_relu::{self, SharedNode, SharedSaved};
+
+/// Gradients of values, by value.
+struct Gradients(Vec<Option<Buffer>>);
+
+impl Gradients {
+    /// Adds to the gradient of a value.
+    fn add(&mut self, value: usize, mut gradient: Buffer) {
+        if let Some(earlier) = self.0[value].take() {
+            ops::add_assign(&mut gradient, &earlier);
+        }
+        self.0[value] = Some(gradient);
+    }
+}
+
+impl Work {
+    /// The gradient of the input, where somebody needs it.
+    pub(super) fn unwind<C: Convolver>(
+        &mut self,
+        program: &Program,
+        dy: Buffer,
+        samples: usize,
+        convolver: &mut C,
+    ) -> Result<Option<Buffer>, C::Error> {
+        self.kept = None;
+        let mut gradients = Gradients(Vec::new());
+        gradients.0.resize_with(program.output + 1, || None);
+        gradients.0[program.output] = Some(dy);
+        for (index, node) in program.nodes.iter().enumerate().rev() {
+            // Nobody needs that of what comes before the first convolution.
+            let Some(mut dy) = gradients.0[node.value].take() else { continue };
+            let saved = self.saved[index].take();
+            match &node.kind {
+                Kind::Conv(conv) => {
+                    if let Some(dx) = self.unwind_conv(conv, dy, samples, convolver)? {
+                        gradients.add(node.inputs[0].0, dx);
+                    }
+                }
+                Kind::Add { .. } => {
+                    if let Some(Saved::Add { y: Some(y) }) = saved {
+                        ops::relu_backward(&y, &mut dy);
+                    }
+                    let mut branch = self.pool.take(dy.len());
+                    branch.copy_from_slice(&dy);
+                    // The shortcut ran last.
+                    gradients.add(node.inputs[1].0, branch);
+                    gradients.add(node.inputs[0].0, dy);
+                }
+                Kind::Norm { .. }
+                | Kind::Relu
+                | Kind::PRelu { .. }
+                | Kind::Quadratic(_)
+                | Kind::SharedRelu(_)
+                | Kind::MaxPool(_)
+                | Kind::AvgPool(_)
+                | Kind::Flatten
+                | Kind::Linear { .. }
+                | Kind::Dropout { .. } => {
+                    let dx = self.unwind_node(node, saved, dy, samples)?;
+                    gradients.add(node.inputs[0].0, dx);
+                }
+            }
+        }
+        Ok(gradients.0.swap_remove(0))
+    }
+
+    fn unwind_conv<C: Convolver>(
+        &mut self,
+        node: &ConvNode,
+        dy: Buffer,
+        samples: usize,
+        convolver: &mut C,
+    ) -> Result<Option<Buffer>, C::Error> {
+        if let Some(bias) = node.bias {
+            let pixels = node.output.pixels();
+            let (_, gradient) = self.params.pair(bias);
+            gradient.fill(0.0);
+            for (plane, values) in dy.chunks_exact(pixels).enumerate() {
+                gradient[plane % node.output.channels] += values.iter().sum::<f32>();
+            }
+        }
+        let (weight, d_weight) = self.params.pair(node.weight);
+        let dx = convolver.backward(node, dy, samples, weight, d_weight)?;
+        let expected = samples * node.input.len();
+        match dx.as_ref().map_or(expected, |dx| self.values_of(dx)) {
+            got if got == expected => Ok(dx),
+            got => Err(EngineError::Length { what: "gradient of a convolution's input", got, expected }.into()),
+        }
+    }
+
+    /// Everything with one input but a convolution.
+    fn unwind_node(
+        &mut self,
+        node: &Node,
+        saved: Option<Saved>,
+        mut dy: Buffer,
+        samples: usize,
+    ) -> Result<Buffer, EngineError> {
+        match (&node.kind, saved) {
+            (Kind::Norm { first, .. }, Some(Saved::Norm { x, y, moments })) => {
+                let y = y.as_ref().map(|y| &y[..]);
+                let scale = self.params.values(*first);
+                let (d_scale, d_shift) = ops::norm_backward(&x.data, y, &mut dy, x.shape, scale, &moments);
+                self.params.set_gradients(*first, [d_scale, d_shift]);
+            }
+            (Kind::Relu, Some(Saved::Relu { y })) => ops::relu_backward(&y, &mut dy),
+            (Kind::PRelu { slopes }, Some(Saved::Input { x })) => {
+                let d_slopes = ops::prelu_backward(&x.data, &mut dy, x.shape, self.params.values(*slopes));
+                self.params.set_gradients(*slopes, [d_slopes]);
+            }
+            (Kind::Quadratic(node), Some(Saved::Quadratic(saved))) => self.unwind_quadratic(node, &saved, &mut dy),
+            (Kind::SharedRelu(node), Some(Saved::SharedRelu(saved))) => self.unwind_shared_relu(node, saved, &mut dy),
+            (Kind::MaxPool(_), Some(Saved::MaxPool { argmax, x })) => {
+                let mut dx = self.pool.take(samples * x.len());
+                ops::max_pool_backward(&dy, node.output, &argmax.values, &mut dx, x);
+                return Ok(dx);
+            }
+            (Kind::AvgPool(pool), Some(Saved::AvgPool { x })) => {
+                let mut dx = self.pool.take(samples * x.len());
+                ops::avg_pool_backward(&dy, *pool, &mut dx, x);
+                return Ok(dx);
+            }
+            (Kind::Linear { weight }, Some(Saved::Input { x })) => {
+                let s = LinearShape { samples, inputs: x.shape.len(), outputs: node.output.channels };
+                let mut dx = self.pool.take(x.data.len());
+                if !self.pool.is_measuring() {
+                    let (values, [d_weight, d_bias]) = self.params.layer(*weight);
+                    ops::linear_backward(s, &x.data, values, &dy, d_weight, d_bias, &mut dx, self.par);
+                }
+                return Ok(dx);
+            }
+            (Kind::Dropout { p, .. }, Some(Saved::Dropout { keep })) => ops::drop_out(&mut dy, &keep.values, *p),
+            (Kind::Flatten, _) => {}
+            _ => return Err(EngineError::NoForward { layer: node.name.clone() }),
+        }
+        Ok(dy)
+    }
+
+    fn unwind_quadratic(&mut self, node: &QuadraticNode, saved: &QuadraticSaved, dy: &mut [f32]) {
+        let QuadraticSaved { x, moments, range } = saved;
+        let weight = self.params.values(node.first);
+        match (moments, node.layer.form.bases()) {
+            (Some(moments), Some(bases)) => {
+                let (d_scale, d_shift) = quadratic::hermite_backward(&x.data, dy, x.shape, weight, (bases, moments));
+                self.params.set_gradients(node.first, [d_scale, d_shift]);
+            }
+            _ => {
+                let coefficients = node.layer.coefficients(&[weight]).first().copied().unwrap_or_default();
+                let gradient = quadratic::backward(node.layer.form, coefficients, weight, &x.data, dy);
+                self.params.set_gradients(node.first, [gradient]);
+            }
+        }
+        if let Some(range) = range {
+            quadratic::add_penalty(*range, &x.data, dy);
+        }
+    }
+
+    fn unwind_shared_relu(&mut self, node: &SharedNode, saved: SharedSaved, dy: &mut [f32]) {
+        let trained = node.trained(&self.params);
+        let (d_vote, d_coefficients) = shared_relu::backward(&node.plan, trained, saved, dy);
+        for (index, gradient) in [(node.vote, d_vote), (node.coefficients, d_coefficients)] {
+            if let Some(index) = index {
+                self.params.set_gradients(index, [gradient]);
+            }
+        }
+    }
+}

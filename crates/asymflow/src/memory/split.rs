@@ -1,0 +1,159 @@
+//! What a split convolution takes, by lengths alone: [`SplitConv`](crate::split::SplitConv) without its worker.
+
+use std::collections::HashMap;
+
+use asymflow_engine::local::{LocalConv, Scratch, conv_shape};
+use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, Pool};
+use asymflow_linalg::{BatchShape, Decomposer, conv};
+use asymflow_privacy::Precision;
+use asymflow_zoo::Pass;
+use faer::Par;
+
+use super::wire;
+use crate::plan::Placement;
+
+const VALUE: usize = size_of::<f32>();
+
+/// Memory of a vector that is resized, as `Vec` does it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Grown(usize);
+
+impl Grown {
+    fn resize(&mut self, len: usize) {
+        if len > self.0 {
+            self.0 = len.max(2 * self.0);
+        }
+    }
+}
+
+/// The factors of one decomposition.
+#[derive(Clone, Copy, Debug, Default)]
+struct Factors {
+    coefficients: Grown,
+    principal: Grown,
+}
+
+impl Factors {
+    fn prepare(&mut self, shape: BatchShape, rank: usize, shared: bool) {
+        self.coefficients.resize(if shared { 1 } else { shape.samples } * shape.channels * rank);
+        self.principal.resize(shape.samples * rank * shape.pixels);
+    }
+
+    const fn len(&self) -> usize {
+        self.coefficients.0 + self.principal.0
+    }
+}
+
+/// A convolver that counts what splitting takes.
+pub(super) struct SplitSizes<'a> {
+    pub local: LocalConv,
+    pub placements: &'a [Placement],
+    pub decomposer: &'a dyn Decomposer,
+    pub precision: Precision,
+    pub pool: Pool,
+    pub par: Par,
+    pub taken: SplitBytes,
+    scratch: Scratch,
+    kept: HashMap<usize, Factors>,
+    spare: Vec<Factors>,
+}
+
+/// What splitting takes at most, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SplitBytes {
+    /// Factors of decompositions.
+    pub factors: usize,
+    /// Residuals and gradients on their way out.
+    pub release: usize,
+    /// They together with their copies for the wire; or answers, where those are more.
+    pub exchange: usize,
+}
+
+impl<'a> SplitSizes<'a> {
+    pub fn new(
+        placements: &'a [Placement],
+        decomposer: &'a dyn Decomposer,
+        precision: Precision,
+        pool: Pool,
+        par: Par,
+    ) -> Self {
+        let local = LocalConv::new(placements.len(), pool.clone(), par);
+        let (taken, scratch) = (SplitBytes::default(), Scratch::default());
+        let (kept, spare) = (HashMap::new(), Vec::new());
+        Self { local, placements, decomposer, precision, pool, par, taken, scratch, kept, spare }
+    }
+
+    /// Scratch of convolutions here, of decompositions, and of those on factors.
+    pub const fn scratch_bytes(&self) -> usize {
+        self.local.scratch_bytes() + self.scratch.bytes()
+    }
+
+    fn rank(&self, node: &ConvNode) -> Option<usize> {
+        match self.placements.get(node.index) {
+            Some(Placement::Split { rank }) => Some(*rank),
+            Some(Placement::Trusted) | None => None,
+        }
+    }
+
+    /// What leaves is copied once more for the wire.
+    fn release(&mut self, values: usize) {
+        let released = wire::release_bytes(values, self.precision);
+        self.taken.release = self.taken.release.max(released);
+        self.exchange(released + values * self.precision.bytes());
+    }
+
+    /// What leaves, and what comes back once that is gone.
+    fn exchange(&mut self, bytes: usize) {
+        self.taken.exchange = self.taken.exchange.max(bytes);
+    }
+
+    fn count_factors(&mut self) {
+        let factors: usize = self.spare.iter().chain(self.kept.values()).map(Factors::len).sum();
+        self.taken.factors = self.taken.factors.max(factors * VALUE);
+    }
+}
+
+impl Convolver for SplitSizes<'_> {
+    type Error = EngineError;
+
+    fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, EngineError> {
+        let Some(rank) = self.rank(node) else { return self.local.forward(node, x, weight, pass) };
+        let batch = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
+        let mut factors = self.spare.pop().unwrap_or_default();
+        let residual = self.pool.take(x.data.len());
+        self.scratch.ask(self.decomposer.scratch(batch, rank, self.par));
+        factors.prepare(batch, rank, self.decomposer.name() == "shared-basis");
+        let leaving = residual.vector_len();
+        drop(residual.into_vec());
+        self.release(leaving);
+        let shape = conv_shape(node, x.samples);
+        let y = self.pool.take(shape.output_len());
+        self.scratch.ask(conv::folded_forward_scratch(shape, rank, self.par));
+        self.exchange(wire::answer_bytes(y.len(), 0, self.precision));
+        match pass {
+            Pass::Training => drop(self.kept.insert(node.index, factors)),
+            Pass::Inference => self.spare.push(factors),
+        }
+        self.count_factors();
+        Ok(y)
+    }
+
+    fn backward(
+        &mut self,
+        node: &ConvNode,
+        dy: Buffer,
+        samples: usize,
+        weight: &[f32],
+        d_weight: &mut [f32],
+    ) -> Result<Option<Buffer>, EngineError> {
+        let Some(rank) = self.rank(node) else { return self.local.backward(node, dy, samples, weight, d_weight) };
+        let shape = conv_shape(node, samples);
+        self.release(dy.len());
+        self.scratch.ask(conv::folded_weight_gradient_scratch(shape, rank, self.par));
+        let input = if node.input_gradient { shape.input_len() } else { 0 };
+        self.exchange(wire::answer_bytes(input, shape.weight_len(), self.precision));
+        self.spare.extend(self.kept.remove(&node.index));
+        drop(dy);
+        Ok(node.input_gradient.then(|| self.pool.adopt_length(input)))
+    }
+}
