@@ -110,25 +110,15 @@ impl NativeNetwork {
         let zeros = vec![0.0; network.parameters().iter().map(ParamSpec::len).sum()];
         let weights = Weights::unflatten(network, &zeros)?;
         let engine = Engine::with_input_gradient(network.clone(), &weights, par)?;
-        let convolver = LocalConv::new(engine.program.convs, engine.pool.clone(), par);
+        let convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
         Ok(Self { engine, convolver, kept: None, passes: 0 })
-    }
-
-    /// Copies `flat` over tensors of the same length in all.
-    fn spread(tensors: &mut [Vec<f32>], flat: &[f32]) {
-        let mut rest = flat;
-        for tensor in tensors {
-            let (head, tail) = rest.split_at(tensor.len().min(rest.len()));
-            tensor.copy_from_slice(head);
-            rest = tail;
-        }
     }
 }
 
 impl ComputeUnit for NativeNetwork {
     fn forward(&mut self, x: Payload, pass: Pass) -> Result<Vec<f32>, CollectError> {
         let x = x.into_f32();
-        let samples = x.len() / self.engine.network.input.len();
+        let samples = x.len() / self.engine.network().input.len();
         if pass == Pass::Training {
             self.reset();
             self.passes += 1;
@@ -148,12 +138,11 @@ impl ComputeUnit for NativeNetwork {
     }
 
     fn weights(&mut self) -> Result<Vec<f32>, CollectError> {
-        Ok(self.engine.params.flat_values())
+        Ok(self.engine.params().flat_values())
     }
 
     fn set_weights(&mut self, weights: Vec<f32>) -> Result<(), CollectError> {
-        Self::spread(&mut self.engine.params.values, &weights);
-        Ok(())
+        self.engine.params_mut().set_flat_values(&weights).map_err(|e| e.to_string().into())
     }
 
     fn reset(&mut self) {
@@ -168,18 +157,16 @@ impl ComputeUnit for NativeNetwork {
 
 impl TrainUnit for NativeNetwork {
     fn step(&mut self, sgd: SgdStep) -> Result<(), CollectError> {
-        self.engine.params.step(sgd);
+        self.engine.params_mut().step(sgd);
         Ok(())
     }
 
     fn momentum(&mut self) -> Result<Vec<f32>, CollectError> {
-        Ok(self.engine.params.flat_momentum())
+        Ok(self.engine.params().flat_momentum())
     }
 
     fn set_momentum(&mut self, momentum: &[f32]) -> Result<(), CollectError> {
-        self.engine.params.train();
-        Self::spread(&mut self.engine.params.momentum, momentum);
-        Ok(())
+        self.engine.params_mut().set_flat_momentum(momentum).map_err(|e| e.to_string().into())
     }
 
     fn ease(&mut self, easing: Easing) -> Result<(), CollectError> {

@@ -18,7 +18,11 @@ fn weight_files_of_pytorch_are_read() {
         let weights = weight_files::read(&golden(file), &tiny()).unwrap();
         assert_eq!(weights.tensors.len(), 7, "{file}");
         for (name, tensor) in &weights.tensors {
-            assert_eq!(tensor.data, value(name, tensor.data.len()), "{file}: {name}");
+            let mut expected = value(name, tensor.data.len());
+            if name == "bn1.running_var" {
+                expected.iter_mut().for_each(|v| *v = v.abs());
+            }
+            assert_eq!(tensor.data, expected, "{file}: {name}");
         }
     }
 }
