@@ -3,6 +3,7 @@
 use asymflow::job::{JobReport, Task};
 use asymflow::memory::{MemoryPlan, show_bytes};
 use asymflow::memory_study::{MemoryReport, MemorySpec};
+use asymflow::modes::Serving;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -28,7 +29,7 @@ pub struct MemorySection {
     pub repeats: usize,
     /// Whether steps of training are measured beside inference.
     pub train: bool,
-    /// Whether inference with streamed weights is measured in trusted-only.
+    /// Whether inference with streamed weights is measured in modes that can.
     pub streamed: bool,
     /// What is planned to take more than this is not run.
     pub measure_below: String,
@@ -86,7 +87,7 @@ impl ExperimentKind for MemoryStudy {
         let below = size("memory.measure_below", &settings.measure_below)?;
         let e = run.experiment();
         let mut cells = Vec::new();
-        for (model, entry, is_training, is_streamed) in passes(e, settings) {
+        for (model, entry, is_training, is_streamed) in passes(e, settings)? {
             for &batch in &settings.batches {
                 if run.is_interrupted() {
                     return Ok((Ended::Interrupted, None));
@@ -118,23 +119,20 @@ impl ExperimentKind for MemoryStudy {
 }
 
 /// Every network, mode and pass that is measured: network, mode, whether it trains, whether its weights are streamed.
-fn passes<'a>(
-    experiment: &'a Experiment,
-    settings: &MemorySection,
-) -> impl Iterator<Item = (&'a str, Entry, bool, bool)> {
-    let (train, streamed) = (settings.train, settings.streamed);
-    let wanted = move |entry: Entry| {
-        let passes =
-            [(false, false, true), (false, true, streamed && entry == Entry::of("trusted-only")), (true, false, train)];
-        passes
-            .into_iter()
-            .filter(|pass| pass.2)
-            .map(move |(is_training, is_streamed, _)| (entry, is_training, is_streamed))
-    };
-    experiment.model.names.iter().flat_map(move |model| {
-        let of_entries = experiment.entries.iter().flat_map(move |&entry| wanted(entry));
-        of_entries.map(move |(entry, is_training, is_streamed)| (model.as_str(), entry, is_training, is_streamed))
-    })
+fn passes<'a>(e: &'a Experiment, settings: &MemorySection) -> Result<Vec<(&'a str, Entry, bool, bool)>, CliError> {
+    let terms = e.terms();
+    let mut passes = Vec::new();
+    for model in &e.model.names {
+        for &entry in &e.entries {
+            let (mode, network) = (e.mode_spec(entry, model)?, e.network(&entry.model(model))?);
+            let serving = mode.serving(&e.facts(&network, &terms, 1)).map_err(|e| CliError::usage(e.to_string(), ""))?;
+            let can_stream = matches!(serving, Serving::Served { can_stream: true, .. });
+            passes.push((model.as_str(), entry, false, false));
+            passes.extend((settings.streamed && can_stream).then_some((model.as_str(), entry, false, true)));
+            passes.extend(settings.train.then_some((model.as_str(), entry, true, false)));
+        }
+    }
+    Ok(passes)
 }
 
 /// One enclave process, so that its peak is that of one mode.
@@ -150,7 +148,7 @@ fn measure(
     let job = run.job(entry, model, worker.filter(|_| needs_worker), Task::Memory(spec.clone()))?;
     let plan = MemoryPlan::of_job(&job, &run.experiment().registry)
         .map_err(|e| CliError::usage(format!("{model}: {e}"), ""))?;
-    let mode = if spec.streamed.is_some() { STREAMED.to_owned() } else { entry.to_string() };
+    let mode = if spec.streamed.is_some() { format!("{entry}{STREAMED}") } else { entry.to_string() };
     let measured = if plan.peak_bytes > below {
         None
     } else {
@@ -182,7 +180,7 @@ const HEAD: [&str; 8] = ["mode", "pass", "batch", "planned", "counted", "ratio",
 /// are streamed; a service reads them piece by piece, so that only what comes after counts.
 fn planned_and_counted(cell: &Cell) -> (u64, Option<u64>) {
     let measured = cell.measured.as_ref();
-    if cell.mode == STREAMED {
+    if cell.mode.ends_with(STREAMED) {
         let planned = cell.plan.running_bytes().saturating_sub(cell.plan.matmul_bytes);
         return (planned, measured.and_then(MemoryReport::running_used_bytes));
     }
@@ -226,9 +224,10 @@ fn seconds(cell: &Cell) -> Option<f64> {
 fn streaming(cells: &[Cell]) -> String {
     let mut rows =
         vec![["model", "batch", "held ms", "streamed ms", "ratio", "held MiB", "streamed MiB"].map(str::to_owned)];
-    for streamed in cells.iter().filter(|cell| cell.mode == STREAMED) {
+    for streamed in cells {
+        let Some(mode) = streamed.mode.strip_suffix(STREAMED) else { continue };
         let held = cells.iter().find(|cell| {
-            (cell.mode.as_str(), cell.is_training) == ("trusted-only", false)
+            (cell.mode.as_str(), cell.is_training) == (mode, false)
                 && (&cell.model, cell.batch) == (&streamed.model, streamed.batch)
         });
         let Some((held, held_seconds, streamed_seconds)) =
@@ -256,8 +255,8 @@ fn streaming(cells: &[Cell]) -> String {
     }
 }
 
-/// Name of trusted-only with streamed weights.
-const STREAMED: &str = "trusted-only, streamed";
+/// Behind the name of a mode whose weights are streamed.
+const STREAMED: &str = ", streamed";
 
 fn table(experiment: &Experiment, settings: &MemorySection, cells: &[Cell]) -> String {
     let large = cells.iter().filter(|cell| planned_and_counted(cell).0 > LARGE_BYTES);
