@@ -18,7 +18,7 @@ use asymflow::modes::{
 };
 use asymflow::plan::SplitSpec;
 use asymflow::service::protocol::{FromService, Outcome, Refusal, RefusalCode, ToService};
-use asymflow::service::{ClientId, Ledgers, Promise, ServedModel, Service, ServiceSettings};
+use asymflow::service::{AccountLimits, ClientId, Ledgers, Promise, ServedModel, Service, ServiceSettings};
 use asymflow_enclave::attest::{Claims, Evidence};
 use asymflow_fuzz::{attestation_files, sealed_files, share_files, small_network};
 use asymflow_privacy::{Loss, Precision, RecordLedger, Relation};
@@ -299,11 +299,12 @@ fn kept() {
     let service = Service::new(model, &weights, None, settings, (&Registry::default(), Par::Seq)).unwrap();
     let promise = Promise::of(&service, &settings, &"ab".repeat(32), "sim");
     put("promise", "trusted-only", &promise.encode().unwrap());
-    let mut ledgers = Ledgers::new(3);
+    let mut ledgers = Ledgers::new(AccountLimits::default());
     for client in 0..3 {
-        ledgers.charge(ClientId::of(&[client; 32]), &[Loss::Zcdp { rho: 0.5 }], None).expect("no budget");
+        let (client, losses) = (ClientId::of(&[client; 32]), [Loss::Zcdp { rho: 0.5 }]);
+        ledgers.charge(client, &losses, None, std::time::Instant::now()).expect("no budget");
     }
-    put("ledgers", "three", &ledgers.encode().unwrap());
+    put("ledgers", "three", &ledgers.blocks().next().unwrap().unwrap());
     let cache = ReleasedCache {
         views: vec![vec![1, 2, 3], vec![4]],
         labels: vec![0, 1],

@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 
 use asymflow_enclave::attest::{
-    AttestedIdentity, Claims, Collateral, Evidence, Policy, SimulatedMeasurement, SimulatedQuoter, Verifier,
-    simulated_collateral,
+    AttestedIdentity, Claims, Collateral, Evidence, Policy, QuoteVerifier, SimulatedMeasurement, SimulatedQuoter,
+    Verifier, simulated_collateral,
 };
 
 /// When the simulated collateral is valid, in Unix seconds.
@@ -23,9 +23,13 @@ static SIMULATED: LazyLock<Verifier> = LazyLock::new(|| {
     let collateral = simulated_collateral(NOW).expect("simulated collateral");
     Verifier::new(simulated_policy(), collateral).expect("a verifier")
 });
-static REAL: LazyLock<Verifier> = LazyLock::new(|| {
+static SIMULATED_QUOTES: LazyLock<QuoteVerifier> = LazyLock::new(|| {
+    let collateral = simulated_collateral(NOW).expect("simulated collateral");
+    QuoteVerifier::new(simulated_policy(), collateral).expect("a verifier")
+});
+static REAL: LazyLock<QuoteVerifier> = LazyLock::new(|| {
     let collateral = Collateral::from_json(REAL_COLLATERAL).expect("the real collateral");
-    Verifier::new(real_policy(), collateral).expect("a verifier")
+    QuoteVerifier::new(real_policy(), collateral).expect("a verifier")
 });
 
 fn simulated_policy() -> Policy {
@@ -56,8 +60,8 @@ pub fn certificate(input: &[u8]) {
 
 /// A quote, of whichever kind.
 pub fn quote(input: &[u8]) {
-    let _ = black_box(SIMULATED.verify_quote(input, NOW));
-    let _ = black_box(REAL.verify_quote(input, THEN));
+    let _ = black_box(SIMULATED_QUOTES.verify(input, NOW));
+    let _ = black_box(REAL.verify(input, THEN));
 }
 
 /// Collateral, held against a real quote and a simulated one; and a policy.
@@ -68,8 +72,8 @@ pub fn collateral(input: &[u8]) {
     });
     if let Ok(collateral) = Collateral::from_json(input) {
         for (policy, quote, now) in [(real_policy(), REAL_QUOTE, THEN), (simulated_policy(), QUOTE.as_slice(), NOW)] {
-            let verifier = Verifier::new(policy, collateral.clone()).expect("a verifier");
-            let _ = black_box(verifier.verify_quote(quote, now));
+            let verifier = QuoteVerifier::new(policy, collateral.clone()).expect("a verifier");
+            let _ = black_box(verifier.verify(quote, now));
         }
     }
     if let Ok(policy) = serde_json::from_slice::<Policy>(input) {

@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 use asymflow::checkpoint::Checkpoint;
 use asymflow::modes::Registry;
 use asymflow::modes::delta::ReleasedCache;
-use asymflow::service::{ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings, sha256_hex};
+use asymflow::service::{
+    AccountLimits, ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings, sha256_hex,
+};
 use asymflow_wire::decode_header;
 use asymflow_zoo::cost::total_cost;
 use asymflow_zoo::{
@@ -112,10 +114,11 @@ pub fn promise(input: &[u8]) {
 
 /// The losses of clients.
 pub fn ledgers(input: &[u8]) {
-    if let Ok(ledgers) = Ledgers::decode(input, 1000) {
+    let mut ledgers = Ledgers::new(AccountLimits::default());
+    if ledgers.recall(input).is_ok() {
         let _ = black_box(ledgers.spent(&ClientId::of(&[1; 32])).epsilon(1e-5));
-        let again = ledgers.encode().expect("it was decoded");
-        assert!(Ledgers::decode(&again, 1000).is_ok());
+        let mut again = Ledgers::new(AccountLimits::default());
+        ledgers.blocks().for_each(|block| again.recall(&block.expect("it was read")).expect("it was written"));
     }
 }
 

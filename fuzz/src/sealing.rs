@@ -4,7 +4,9 @@ use std::hint::black_box;
 use std::io::Read;
 use std::sync::LazyLock;
 
-use asymflow_enclave::{Binding, FileGuard, Guard, SealedLog, SealedReader, SealedStore, SealingKey, Witness};
+use asymflow_enclave::seal::{
+    Binding, Durability, FileGuard, Guard, SealedLog, SealedReader, SealedStore, SealingKey, Witness,
+};
 use tempfile::TempDir;
 
 /// The label of every state here.
@@ -40,10 +42,12 @@ pub fn sealed(input: &[u8]) {
     let mut content = Vec::new();
     let read = SealedReader::open(input, &KEY, LABEL).and_then(|mut stream| stream.read_to_end(&mut content));
     assert!(read.is_err() || content.len() < input.len());
-    // The state above may have been an index of a log, and the file is one of its segments.
-    std::fs::write(folder.path().join(format!("sealed/{LABEL}.0.log")), input).expect("a segment");
-    let _ =
-        black_box(SealedLog::open(&mut store, LABEL, [0; 32], 100, &mut |block| assert!(block.len() < input.len())));
+    // The state above may have been an index of a log, and this is its file.
+    std::fs::write(folder.path().join(format!("sealed/{LABEL}.0.log")), input).expect("a file of a log");
+    for durability in [Durability::Relaxed, Durability::Strict] {
+        let mut each = |block: &[u8]| assert!(block.len() < input.len());
+        let _ = black_box(SealedLog::open(&mut store, LABEL, [0; 32], durability, 100, &mut each));
+    }
     if let Some(bytes) = input.first_chunk::<{ Witness::BYTES }>() {
         let witness = Witness::from_bytes(bytes);
         assert_eq!(witness.to_bytes(), *bytes);

@@ -95,7 +95,8 @@ pub struct PlanArgs {
     /// Security version of the enclave
     #[arg(long, value_name = "N", default_value_t = 0)]
     isv_svn: u16,
-    /// Give protection away by name: `debug-enclave`
+    /// Give protection away by name: `debug-enclave`, or `fixed-key=HEX` for encrypted folders that whoever has the manifest
+    /// can read
     #[arg(long, value_name = "OPTION")]
     insecure: Vec<String>,
     /// Arguments of the enclave program. A flag's value that names a file becomes a measured file, one that names a folder

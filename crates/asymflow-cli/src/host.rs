@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
 use asymflow::memory::MemoryPlan;
 use asymflow::modes::Registry;
-use asymflow_enclave::{
+use asymflow_enclave::runtime::{
     Availability, EnclaveSpec, GramineDirect, GramineSgx, LaunchError, Sim, TrustedRuntime, TrustedSession,
 };
 use asymflow_wire::{Limits, WireError, read_frame, write_frame};

@@ -74,6 +74,9 @@ impl Progress {
                     epoch + 1
                 )
             }
+            FromTrusted::Notice(Notice::HostDecides) => {
+                format!("{}: no policy: this experiment alone decides what is released", self.label)
+            }
             FromTrusted::Ready
             | FromTrusted::Step { .. }
             | FromTrusted::Ledger(_)

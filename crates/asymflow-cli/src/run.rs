@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::job::{Body, JobReport, JobSpec, Task, WorkerSpec};
 use asymflow::modes::ModeRef;
-use asymflow_enclave::{Assurance, TrustedRuntime};
+use asymflow_enclave::Assurance;
+use asymflow_enclave::runtime::TrustedRuntime;
 use asymflow_zoo::{Network, Weights, weight_files};
 
 use crate::entry::Entry;

@@ -339,11 +339,19 @@ fn a_client_refuses_what_its_policy_does_not_name() {
     let other = format!("mr_enclave = [\"{}\"]", "ab".repeat(32));
     let pinned = policy.lines().find(|line| line.starts_with("mr_enclave")).unwrap().to_owned();
     assert!(changed(&pinned, &other).contains("MRENCLAVE is"));
-    let pinned = policy.lines().find(|line| line.starts_with("promise_sha256")).unwrap().to_owned();
-    let other = format!("promise_sha256 = \"{}\"", "ab".repeat(32));
+    let pinned = policy.lines().find(|line| line.starts_with("sha256")).unwrap().to_owned();
+    let other = format!("sha256 = \"{}\"", "ab".repeat(32));
     assert!(changed(&pinned, &other).contains("SHA-256 of the promise is"));
     assert!(changed("min_isv_svn = 1", "min_isv_svn = 9").contains("ISVSVN is 1, the policy asks for at least 9"));
+    assert!(changed("tcb.min_evaluation = 1", "tcb.min_evaluation = 2").contains("rated by TCB evaluation 1"));
     assert!(changed("[enclave]", "[enclave]\nmr_enclav = []").contains("unknown field `mr_enclav`"));
+    // A file cannot ask for what the flag asks for: nobody would be told.
+    let simulated = "[enclave]\ninsecure_accept_simulated = true";
+    assert!(changed("[enclave]", simulated).contains("unknown field `insecure_accept_simulated`"));
+    let debug = policy.replacen("[enclave]", "[enclave]\ninsecure_allow_debug = true", 1);
+    deployment.write("policy.toml", &debug);
+    let output = deployment.client("classify", &accepted);
+    assert!(output.status.success() && stderr(&output).contains("insecure_allow_debug"), "{}", stderr(&output));
 }
 
 #[test]
@@ -526,7 +534,7 @@ fn assert_served_under(runtime: &str) {
 
 #[test]
 fn a_client_is_answered_from_inside_gramine() {
-    use asymflow_enclave::{Availability, GramineDirect, TrustedRuntime};
+    use asymflow_enclave::runtime::{Availability, GramineDirect, TrustedRuntime};
     match GramineDirect::new("asymflow-enclaved").probe() {
         Availability::Missing { what, .. } => println!("skipped: {what}"),
         Availability::Ready => assert_served_under("gramine-direct"),

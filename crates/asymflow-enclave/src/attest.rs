@@ -27,7 +27,9 @@ mod tls;
 #[cfg(feature = "verify")]
 mod verifier;
 
-pub use evidence::{Claims, EVIDENCE_OID, Evidence, EvidenceError, MAX_PROMISE_BYTES, MAX_QUOTE_BYTES};
+pub use evidence::{
+    Claims, EVIDENCE_OID, Evidence, EvidenceError, MAX_PROMISE_BYTES, MAX_QUOTE_BYTES, SIMULATED_ROOT_PUBLIC_KEY,
+};
 pub use fresh::{EXPORTER_LABEL, fresh_report_data, session_exporter};
 #[cfg(feature = "attest")]
 pub use identity::{AttestedIdentity, IdentityError};
@@ -48,12 +50,4 @@ pub use refusal::Refusal;
 #[cfg(feature = "verify")]
 pub use tls::{Clock, client_config, refusal_of, refusal_of_io};
 #[cfg(feature = "verify")]
-pub use verifier::{Measurement, Verified, VerifiedQuote, Verifier};
-
-/// The public key of the simulated root, SEC1 uncompressed. Known to every verifier, so that it can name what it refuses.
-pub const SIMULATED_ROOT_PUBLIC_KEY: [u8; 65] = [
-    0x04, 0x9d, 0xdf, 0x4a, 0xf4, 0x57, 0x7f, 0xf1, 0x79, 0xf3, 0x80, 0x81, 0xeb, 0xdd, 0x66, 0x00, 0x01, 0x4b, 0xfe,
-    0x4d, 0x35, 0x30, 0x63, 0x73, 0x55, 0x8a, 0x38, 0xb3, 0x3e, 0x1a, 0xcd, 0x18, 0x81, 0xa3, 0x36, 0x85, 0x39, 0xc3,
-    0xfc, 0x7a, 0x58, 0x09, 0x21, 0x0c, 0x15, 0xfd, 0x40, 0xb8, 0x6e, 0x12, 0x99, 0x34, 0x39, 0x63, 0x42, 0x87, 0x82,
-    0x4d, 0xa6, 0xc3, 0x69, 0xcd, 0xa1, 0x1e, 0xaa,
-];
+pub use verifier::{Measurement, QuoteVerifier, Verified, VerifiedQuote, Verifier};

@@ -3,11 +3,15 @@
 //! Whoever can reach the port can knock. A session that sends slowly, sends too much, or hangs costs its own time and a
 //! small, fixed amount of memory, and no other session waits for it.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use asymflow_wire::{Limits, PREFIX_BYTES, Prefix, WireError, decode_header, write_frame};
@@ -16,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -33,7 +37,8 @@ pub struct ChannelLimits {
     pub sessions: usize,
     /// Largest header and body of a message.
     pub message: Limits,
-    /// Bytes of message bodies held at a time, over all sessions; beyond them a message waits, up to `transfer`.
+    /// Bytes of message bodies held at a time, over all sessions. Beyond them a message waits, up to `transfer`, for those that are
+    /// being answered, and whoever has begun to send longest ago and is not done loses its session.
     pub held_bytes: usize,
     /// Longest TLS handshake.
     pub handshake: Duration,
@@ -141,6 +146,7 @@ struct Shared<H> {
     limits: ChannelLimits,
     sessions: Arc<Semaphore>,
     held_bytes: Semaphore,
+    partial: PartialBodies,
     stats: Arc<ChannelStats>,
 }
 
@@ -167,6 +173,7 @@ impl<H: Handler> Channel<H> {
             limits,
             sessions: Arc::new(Semaphore::new(limits.sessions)),
             held_bytes: Semaphore::new(limits.held_bytes),
+            partial: PartialBodies::default(),
             stats: Arc::default(),
         };
         Ok(Self { listener, acceptor: TlsAcceptor::from(tls), shared: Arc::new(shared) })
@@ -281,12 +288,23 @@ impl<H: Handler> Shared<H> {
     }
 
     /// Reads a body. Its share of the memory for bodies grows with the bytes that came, not with those announced: who
-    /// sends slowly holds little.
+    /// sends slowly holds little, and not for longer than others can do without.
     async fn body(
         &self,
         stream: &mut TlsStream<TcpStream>,
         body_bytes: u64,
     ) -> std::io::Result<(Vec<u8>, Option<SemaphorePermit<'_>>)> {
+        let partial = self.partial.begin();
+        let body = self.body_of(stream, body_bytes, &partial);
+        unless(body, partial.end.notified()).await.unwrap_or_else(|| Err(ErrorKind::OutOfMemory.into()))
+    }
+
+    async fn body_of<'a>(
+        &'a self,
+        stream: &mut TlsStream<TcpStream>,
+        body_bytes: u64,
+        partial: &PartialBody<'_>,
+    ) -> std::io::Result<(Vec<u8>, Option<SemaphorePermit<'a>>)> {
         let mut body = Vec::new();
         let mut held: Option<SemaphorePermit<'_>> = None;
         let mut from = stream.take(body_bytes);
@@ -294,13 +312,20 @@ impl<H: Handler> Shared<H> {
             body.reserve(CHUNK_BYTES.min(body_bytes as usize - body.len()));
             let read = from.read_buf(&mut body).await?;
             if read == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
+                return Err(ErrorKind::UnexpectedEof.into());
             }
-            let share = self.held_bytes.acquire_many(read as u32).await.map_err(std::io::Error::other)?;
+            let share = match self.held_bytes.try_acquire_many(read as u32) {
+                Ok(share) => share,
+                Err(_) => {
+                    partial.make_room(read);
+                    self.held_bytes.acquire_many(read as u32).await.map_err(std::io::Error::other)?
+                }
+            };
             match &mut held {
                 Some(held) => held.merge(share),
                 None => held = Some(share),
             }
+            partial.holds(body.len());
         }
         Ok((body, held))
     }
@@ -316,6 +341,67 @@ impl<H: Handler> Shared<H> {
     }
 }
 
+/// Bodies that have come in part, in the order in which they began, with what they hold and what ends them.
+#[derive(Debug, Default)]
+struct PartialBodies {
+    begun: AtomicU64,
+    bodies: Mutex<BTreeMap<u64, (usize, Arc<Notify>)>>,
+}
+
+/// One of them, until it is dropped.
+struct PartialBody<'a> {
+    all: &'a PartialBodies,
+    number: u64,
+    end: Arc<Notify>,
+}
+
+impl PartialBodies {
+    fn begin(&self) -> PartialBody<'_> {
+        let (number, end) = (self.begun.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
+        self.lock().insert(number, (0, Arc::clone(&end)));
+        PartialBody { all: self, number, end }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, (usize, Arc<Notify>)>> {
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialBody<'_> {
+    fn holds(&self, bytes: usize) {
+        self.all.lock().entry(self.number).and_modify(|(held, _)| *held = bytes);
+    }
+
+    /// Ends the oldest of the others, until they have held `bytes`.
+    fn make_room(&self, bytes: usize) {
+        let (mut bodies, mut freed) = (self.all.lock(), 0);
+        bodies.retain(|&number, (held, end)| {
+            let ends = freed < bytes && *held > 0 && number != self.number;
+            if ends {
+                freed += *held;
+                end.notify_one();
+            }
+            !ends
+        });
+    }
+}
+
+impl Drop for PartialBody<'_> {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.number);
+    }
+}
+
+/// What `work` gives, or `None` where `end` comes first.
+async fn unless<T>(work: impl Future<Output = T>, end: impl Future<Output = ()>) -> Option<T> {
+    let (mut work, mut end) = (pin!(work), pin!(end));
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => end.as_mut().poll(context).map(|()| None),
+    })
+    .await
+}
+
 async fn within<T>(limit: Duration, work: impl Future<Output = std::io::Result<T>>) -> Result<T, Ended> {
     match timeout(limit, work).await {
         Ok(Ok(value)) => Ok(value),
@@ -323,7 +409,6 @@ async fn within<T>(limit: Duration, work: impl Future<Output = std::io::Result<T
     }
 }
 
-/// A token bucket.
 #[derive(Debug)]
 struct Rate {
     per_second: f64,

@@ -4,6 +4,15 @@
 //! (`{{ … }}`). Everything else is settled here, so that nobody has to guess sizes and counts. Paths of the host are written
 //! as they are given; relative ones are relative to the folder of the manifest, and only with those does the measurement
 //! not depend on where that folder lies.
+//!
+//! ```rust
+//! use asymflow_enclave::manifest::ManifestSpec;
+//!
+//! // Four threads compute, three wait, and 600 MiB are planned: an enclave of 2 GiB with eleven threads.
+//! let manifest = ManifestSpec::new("asymflow-enclaved", 4, 3, 600 << 20).render().unwrap();
+//! assert!(manifest.text().contains("sgx.enclave_size = \"2048M\"\nsgx.max_threads = 11\n"));
+//! assert!(manifest.insecure().is_empty());
+//! ```
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -34,15 +43,37 @@ pub enum ManifestFor {
     GramineDirect,
 }
 
-/// Something that gives protection away. Only what is asked for by name is written, and whoever starts the enclave is told.
+/// Something that gives protection away. Only what is asked for by name is written, and whoever starts the enclave is told. In a
+/// plan, the name: `debug-enclave`, or `fixed-key=` and the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String", into = "String")]
 pub enum InsecureOption {
     /// Encrypted folders under a key in the manifest, 16 bytes as hexadecimal digits. Everybody who has the manifest can
     /// read them. `gramine-direct` has no other key.
     FixedKey(String),
     /// An enclave that a debugger can read.
     DebugEnclave,
+}
+
+impl TryFrom<String> for InsecureOption {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("fixed-key", key)) => Ok(Self::FixedKey(key.to_owned())),
+            None if text == "debug-enclave" => Ok(Self::DebugEnclave),
+            _ => Err(format!("{text:?} is no insecure option: there are debug-enclave and fixed-key=HEX")),
+        }
+    }
+}
+
+impl From<InsecureOption> for String {
+    fn from(option: InsecureOption) -> Self {
+        match option {
+            InsecureOption::FixedKey(key) => format!("fixed-key={key}"),
+            InsecureOption::DebugEnclave => "debug-enclave".to_owned(),
+        }
+    }
 }
 
 /// A file or folder of the host, and where it is inside.

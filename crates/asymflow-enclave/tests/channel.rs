@@ -202,3 +202,28 @@ fn announcements_hold_no_memory_and_bodies_at_most_their_share() {
     server.await_failed(10);
     assert_eq!(ask(&mut friend, "again", &vec![0; 900 << 10]).header, "again 921600 2");
 }
+
+/// Who sends nearly all of a body and stops holds its memory only for as long as nobody else needs it.
+#[test]
+fn bodies_that_do_not_come_whole_keep_nobody_waiting() {
+    let patient = Duration::from_secs(60);
+    let server = serve(ChannelLimits { held_bytes: 2 << 20, transfer: patient, ..limits() });
+    let mut heavy: Vec<_> = (0..6).map(|_| server.connect()).collect();
+    for tls in &mut heavy {
+        // All but the last byte of a mebibyte: two of them hold all there is.
+        let whole = frame("heavy", &vec![0; 1 << 20]);
+        tls.write_all(&whole[..whole.len() - 1]).unwrap();
+    }
+    let start = std::time::Instant::now();
+    let mut friend = server.connect();
+    for count in 1..=20 {
+        assert_eq!(ask(&mut friend, "whole", &vec![0; 1 << 20]).header, format!("whole 1048576 {count}"));
+    }
+    assert!(start.elapsed() < patient / 2, "{:?}", start.elapsed());
+    assert!(server.stats.failed() >= 4, "the oldest were shown out: {}", server.stats.failed());
+    // The last to come was in nobody's way, and is answered when it is done.
+    let mut last = heavy.pop().unwrap();
+    last.write_all(&[0]).unwrap();
+    let answered = read_frame::<String>(&mut last, Limits::default()).map(|frame| frame.header);
+    assert!(answered.is_ok_and(|header| header == "heavy 1048576 1") || server.stats.failed() == 6);
+}

@@ -32,6 +32,17 @@ fn files_that_are_there_are_hashed_and_what_is_insecure_is_told() {
     assert_eq!(told, "INSECURE debug-enclave: the host can read the enclave's memory\n");
 }
 
+/// As `cargo xtask enclave manifest --insecure fixed-key=HEX` gives it on.
+#[test]
+fn a_fixed_key_is_asked_for_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let option = format!("fixed-key={}", "ab".repeat(16));
+    let output = write_manifest(folder.path(), &PLAN.replace("debug-enclave", &option));
+    let (text, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(text.contains(&format!("fs.insecure__keys.default = \"{}\"", "ab".repeat(16))), "{text}");
+    assert!(told.starts_with("INSECURE fixed-key: "), "{told}");
+}
+
 #[test]
 fn a_bad_plan_ends_with_2_and_says_why() {
     let folder = tempfile::tempdir().unwrap();
@@ -45,4 +56,6 @@ fn a_bad_plan_ends_with_2_and_says_why() {
     ends("{", "the plan is no plan");
     ends(&PLAN.replace("peak_bytes", "peak"), "the plan is no plan: unknown field `peak`");
     ends(&PLAN.replace("/app/data/away", "away"), "\"away\" is no absolute path");
+    ends(&PLAN.replace("debug-enclave", "fixed-key"), "there are debug-enclave and fixed-key=HEX");
+    ends(&PLAN.replace("debug-enclave", "fixed-key=12"), "not 32 hexadecimal digits");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use asymflow_enclave::{FileGuard, SealedStore, SealingKey};
+use asymflow_enclave::seal::{FileGuard, SealedStore, SealingKey};
 
 const FOLDER: &str = "ASYMFLOW_TEST_SEAL_FOLDER";
 

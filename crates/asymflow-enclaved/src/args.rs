@@ -5,21 +5,23 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use asymflow::memory::parse_bytes;
-use asymflow::service::REMEMBERED;
+use asymflow::service::{AccountLimits, REMEMBERED};
 use asymflow_shares::net::ServerAt;
 use lexopt::prelude::*;
 
-/// Printed for `--help`.
 pub const HELP: &str = "\
 asymflow-enclaved: the trusted part
 
 Usage:
-  asymflow-enclaved                        serves one job on standard input and output (started by `asymflow run`)
+  asymflow-enclaved [--policy FILE]        serves one job on standard input and output (started by `asymflow run`)
   asymflow-enclaved serve --model FILE …   answers clients until it is interrupted
   asymflow-enclaved plan --model FILE …    prints as JSON how much memory serve with these options takes at most
   asymflow-enclaved seal-model --model FILE --state DIR
                                            writes DIR/model.sealed, which only this enclave's signer can read
   asymflow-enclaved deal --program FILE …  deals two servers the randomness of queries on shares, and ends
+
+Without a command:
+  --policy FILE                 the jobs that are allowed, as JSON; an enclave does none without one
 
 Options of serve:
   --model FILE                  the model, as a run leaves it (model.asymflow), or sealed
@@ -32,6 +34,8 @@ Options of serve:
   --state DIR                   where the losses of clients are kept sealed
   --guard DIR                   where the highest sequence number is kept; another disk than --state [DIR/guard]
   --budget-epsilon NUMBER       the most that one client may lose over all its images
+  --client-tokens FILE          answers only clients whose token's hash is in this file, one a line; a refusal names the hash
+  --new-clients N               accounts that clients without tokens may open in an hour [1000]
   --remembered N                answers that are remembered, and sealed in --state where they cost [65536]
   --batch N                     records of every message to the worker [8]
   --linger-ms N                 how long an incomplete batch waits for more images [1]
@@ -53,18 +57,16 @@ Options of deal:
   --timeout N                   seconds that a server has for an answer [60]
 ";
 
-/// What to do.
 #[derive(Debug)]
 pub enum Command {
     Help,
-    Job,
+    Job { policy: Option<PathBuf> },
     Serve(Box<ServeArgs>),
     Plan(Box<ServeArgs>),
     SealModel { model: PathBuf, state: PathBuf },
     Deal(DealArgs),
 }
 
-/// Options of `deal`.
 #[derive(Debug)]
 pub struct DealArgs {
     pub program: PathBuf,
@@ -74,7 +76,6 @@ pub struct DealArgs {
     pub timeout: u64,
 }
 
-/// Options of `serve`.
 #[derive(Debug)]
 pub struct ServeArgs {
     pub model: PathBuf,
@@ -87,6 +88,8 @@ pub struct ServeArgs {
     pub state: Option<PathBuf>,
     pub guard: Option<PathBuf>,
     pub budget_epsilon: Option<f64>,
+    pub client_tokens: Option<PathBuf>,
+    pub new_clients: usize,
     pub remembered: usize,
     pub batch: usize,
     pub linger_ms: u64,
@@ -101,17 +104,24 @@ pub struct ServeArgs {
     pub insecure_worker_plaintext: bool,
 }
 
-/// Reads the command line.
 pub fn parse(mut parser: lexopt::Parser) -> Result<Command> {
     match parser.next()? {
-        None => Ok(Command::Job),
+        None => Ok(Command::Job { policy: None }),
+        Some(Long("policy")) => {
+            let policy = Some(parser.value()?.into());
+            parser.next()?.map_or(Ok(Command::Job { policy }), |other| Err(unexpected(other)))
+        }
         Some(Short('h') | Long("help")) => Ok(Command::Help),
         Some(Value(word)) if word == "serve" => Ok(serve(&mut parser)?.map_or(Command::Help, Command::Serve)),
         Some(Value(word)) if word == "plan" => Ok(serve(&mut parser)?.map_or(Command::Help, Command::Plan)),
         Some(Value(word)) if word == "seal-model" => seal_model(&mut parser),
         Some(Value(word)) if word == "deal" => deal(&mut parser),
-        Some(other) => Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+        Some(other) => Err(unexpected(other)),
     }
+}
+
+fn unexpected(argument: lexopt::Arg<'_>) -> anyhow::Error {
+    anyhow::Error::from(argument.unexpected()).context("see asymflow-enclaved --help")
 }
 
 fn seal_model(parser: &mut lexopt::Parser) -> Result<Command> {
@@ -121,7 +131,7 @@ fn seal_model(parser: &mut lexopt::Parser) -> Result<Command> {
             Short('h') | Long("help") => return Ok(Command::Help),
             Long("model") => model = Some(parser.value()?.into()),
             Long("state") => state = Some(parser.value()?.into()),
-            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+            other => return Err(unexpected(other)),
         }
     }
     let model = model.context("--model is missing; a run leaves one as model.asymflow")?;
@@ -142,7 +152,7 @@ fn deal(parser: &mut lexopt::Parser) -> Result<Command> {
                 let fingerprint = parser.value().context("--server takes an address and a fingerprint")?.string()?;
                 servers.push(ServerAt { address, fingerprint: fingerprint.parse()? });
             }
-            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+            other => return Err(unexpected(other)),
         }
     }
     let program = program.context("--program is missing; `asymflow client prepare-shares` leaves one")?;
@@ -167,6 +177,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Option<Box<ServeArgs>>> {
         state: None,
         guard: None,
         budget_epsilon: None,
+        client_tokens: None,
+        new_clients: AccountLimits::default().new_each_hour,
         remembered: REMEMBERED,
         batch: 8,
         linger_ms: 1,
@@ -193,6 +205,8 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Option<Box<ServeArgs>>> {
             Long("state") => args.state = Some(parser.value()?.into()),
             Long("guard") => args.guard = Some(parser.value()?.into()),
             Long("budget-epsilon") => args.budget_epsilon = Some(number(parser, "--budget-epsilon")?),
+            Long("client-tokens") => args.client_tokens = Some(parser.value()?.into()),
+            Long("new-clients") => args.new_clients = number(parser, "--new-clients")?,
             Long("remembered") => args.remembered = number(parser, "--remembered")?,
             Long("batch") => args.batch = number(parser, "--batch")?,
             Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
@@ -205,7 +219,7 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Option<Box<ServeArgs>>> {
             Long("insecure-unlimited-answers") => args.insecure_unlimited_answers = true,
             Long("insecure-forgetful") => args.insecure_forgetful = true,
             Long("insecure-worker-plaintext") => args.insecure_worker_plaintext = true,
-            other => return Err(anyhow::Error::from(other.unexpected()).context("see asymflow-enclaved --help")),
+            other => return Err(unexpected(other)),
         }
     }
     args.model = model.context("--model is missing; a run leaves one as model.asymflow")?;
@@ -241,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_wrong_flag_or_number_is_named() {
-        assert!(matches!(of(&[]), Ok(Command::Job)));
+        assert!(matches!(of(&[]), Ok(Command::Job { policy: None })));
+        assert!(matches!(of(&["--policy", "p.json"]), Ok(Command::Job { policy: Some(_) })));
         assert!(matches!(of(&["serve", "--help"]), Ok(Command::Help)));
         let refused = |words: &[&str]| format!("{:#}", of(words).unwrap_err());
         assert!(refused(&["serve"]).contains("--model is missing"));
@@ -251,6 +266,7 @@ mod tests {
         assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
         assert!(refused(&["serve", "--model", "m", "--memory-limit", "2GB"]).contains("\"2GB\" is no size"));
         assert!(refused(&["train"]).contains("train"));
+        assert!(refused(&["--policy", "p", "serve"]).contains("serve"));
         assert!(refused(&["deal"]).contains("--program is missing"));
         assert!(refused(&["deal", "--program", "p", "--server", "host:1", "ab"]).contains("64 hexadecimal digits"));
         assert!(refused(&["deal", "--program", "p"]).contains("--server must be given twice"));

@@ -14,6 +14,17 @@ use crate::door::Prove;
 /// Where Gramine has its attestation files.
 const ATTESTATION: &str = "/dev/attestation";
 
+pub const SIM: &str = "sim";
+
+/// Which runtime this process runs under; Gramine shows its files to all that it runs.
+pub fn runtime() -> &'static str {
+    match Path::new(ATTESTATION) {
+        folder if folder.join("attestation_type").exists() => "gramine-sgx",
+        folder if folder.exists() => "gramine-direct",
+        _ => SIM,
+    }
+}
+
 /// A quoter, and the runtime it belongs to.
 pub struct Evidence {
     quoter: Arc<dyn Quoter>,
@@ -30,21 +41,19 @@ pub struct Identity {
 impl Evidence {
     /// Quotes of the enclave where this is one, and otherwise simulated ones.
     pub fn open() -> Result<Self> {
-        if Path::new(ATTESTATION).join("attestation_type").exists() {
-            let quoter = GramineQuoter::default();
-            quoter.probe()?;
-            return Ok(Self { quoter: Arc::new(quoter), runtime: "gramine-sgx" });
+        let runtime = runtime();
+        if runtime != "gramine-sgx" {
+            return Ok(Self { quoter: simulated()?, runtime });
         }
-        let runtime = if Path::new(ATTESTATION).exists() { "gramine-direct" } else { "sim" };
-        Ok(Self { quoter: simulated()?, runtime })
+        let quoter = GramineQuoter::default();
+        quoter.probe()?;
+        Ok(Self { quoter: Arc::new(quoter), runtime })
     }
 
-    /// Name of the runtime.
     pub const fn runtime(&self) -> &'static str {
         self.runtime
     }
 
-    /// Whether this is an enclave.
     pub fn is_enclave(&self) -> bool {
         !self.quoter.is_simulated()
     }
@@ -73,12 +82,10 @@ fn simulated() -> Result<Arc<dyn Quoter>> {
 }
 
 impl Identity {
-    /// Configuration of TLS.
     pub fn tls(&self) -> Arc<ServerConfig> {
         self.identity.server_config()
     }
 
-    /// The certificate, DER.
     pub fn certificate(&self) -> &[u8] {
         self.identity.certificate()
     }

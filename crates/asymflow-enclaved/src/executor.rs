@@ -3,33 +3,40 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use asymflow::service::{Answer, Query, QueryError, Service, ServiceStats};
+use asymflow::service::{AccountError, Answer, ClientId, Query, QueryError, Service, ServiceStats};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
-/// One image and who waits for it.
 pub struct Item {
     pub query: Query,
     pub reply: oneshot::Sender<Told>,
 }
 
-/// What the executor is asked.
-pub enum Asked {
-    Image(Item),
-    /// Whether the service's state is at least as new as a client's witness.
-    Witness(Vec<u8>, oneshot::Sender<Result<(), String>>),
+/// A client that names itself.
+pub struct Hello {
+    pub secret: [u8; 32],
+    pub generation: Option<u64>,
+    pub witness: Option<Vec<u8>>,
+    pub reply: oneshot::Sender<Result<ClientId, NotAdmitted>>,
 }
 
-/// What a waiting client hears.
+/// Why a client is not asked for images.
+pub enum NotAdmitted {
+    RolledBack(String),
+    Account(AccountError),
+}
+
+pub enum Asked {
+    Image(Item),
+    Hello(Hello),
+}
+
 pub struct Told {
     pub answer: Result<Answer, QueryError>,
-    /// ε that the client has lost so far.
     pub spent_epsilon: Option<f64>,
-    /// A witness of the state that it was charged to.
     pub witness: Option<Vec<u8>>,
 }
 
-/// The latest counters of the service.
 pub type SharedStats = Arc<Mutex<ServiceStats>>;
 
 /// Starts the thread; it ends when every sender is gone. The queue holds a few batches: clients take turns in it, image by
@@ -81,13 +88,17 @@ fn fill(gathered: &mut Vec<Item>, service: &mut Service, items: &mut Receiver<As
     }
 }
 
-/// Gathers an image; answers a question about a witness at once.
+/// Gathers an image; answers a hello at once.
 fn take(asked: Asked, service: &mut Service, gathered: &mut Vec<Item>) {
     match asked {
         Asked::Image(item) => gathered.push(item),
-        Asked::Witness(witness, reply) => {
+        Asked::Hello(Hello { secret, generation, witness, reply }) => {
+            let is_fresh = witness.map_or(Ok(()), |witness| service.check_witness(&witness));
+            let admitted = is_fresh
+                .map_err(NotAdmitted::RolledBack)
+                .and_then(|()| service.admit(&secret, generation).map_err(NotAdmitted::Account));
             // A client that has gone hears nothing.
-            let _ = reply.send(service.check_witness(&witness));
+            let _ = reply.send(admitted);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use asymflow::modes::Registry;
 use asymflow::service::ModelFile;
-use asymflow_enclave::SealedReader;
+use asymflow_enclave::seal::SealedReader;
 
 use crate::evidence::Evidence;
 use crate::state;

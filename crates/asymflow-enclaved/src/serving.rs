@@ -10,7 +10,7 @@ use asymflow::job::{WorkerSpec, WorkerTransport};
 use asymflow::memory::{Advice, MemoryPlan};
 use asymflow::modes::{ModeSpec, Registry, Serving};
 use asymflow::serve::worker_client;
-use asymflow::service::{Promise, ReadModel, ServedModel, Service, ServiceSettings};
+use asymflow::service::{AccountLimits, Promise, ReadModel, ServedModel, Service, ServiceSettings};
 use asymflow_residual::ResidualBackend;
 use faer::Par;
 
@@ -46,7 +46,9 @@ pub fn serve(args: &ServeArgs, registry: &Registry) -> Result<()> {
     let linger = Duration::from_millis(args.linger_ms);
     let (queue, stats, executor) = executor::start(service, args.batch, linger, threads).context("cannot start")?;
     let door = Door { queue, image_bytes, prove: identity.prover() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    // One thread holds all sessions, and another makes quotes, one after another as Gramine makes them.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().context("cannot start")?;
     runtime.block_on(listen(args, &identity, door, &promise, &stats))?;
     drop(runtime);
     let _ = executor.join();
@@ -55,8 +57,9 @@ pub fn serve(args: &ServeArgs, registry: &Registry) -> Result<()> {
 
 fn settings(args: &ServeArgs) -> ServiceSettings {
     let patience = Duration::from_secs(WORKER_SECONDS);
+    let accounts = AccountLimits { new_each_hour: args.new_clients, ..AccountLimits::default() };
     let (batch, budget_epsilon, remembered) = (args.batch, args.budget_epsilon, args.remembered);
-    ServiceSettings { batch, budget_epsilon, remembered, patience, ..ServiceSettings::default() }
+    ServiceSettings { batch, budget_epsilon, remembered, accounts, patience }
 }
 
 /// Prints what serving is planned to take, without reading the weights.

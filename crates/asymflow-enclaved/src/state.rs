@@ -6,45 +6,50 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use asymflow::job::VaultSpec;
 use asymflow::serve::Vault;
-use asymflow::service::{Answers, Asked, Keeper, Promise, Service, ServiceSettings};
-use asymflow_enclave::{Binding, FileGuard, Replayed, SealError, SealedLog, SealedStore, SealingKey, Witness};
+use asymflow::service::{Answers, Asked, ClientId, Keeper, Ledgers, Promise, Service, ServiceSettings};
+use asymflow_enclave::seal::{
+    Binding, Durability, FileGuard, Replayed, SealError, SealedLog, SealedStore, SealingKey, Witness,
+};
 
 use crate::args::ServeArgs;
 use crate::evidence::Evidence;
 
-/// Label of the sealed ledgers.
 const LEDGERS: &str = "ledgers";
-
-/// Label of the sealed answers.
 const ANSWERS: &str = "answers";
-/// A quarter of the answers that are remembered is forgotten at a time.
-const SEGMENTS: usize = 4;
-/// Answers that are sealed in one block, at most.
-const BLOCK_ANSWERS: usize = 64;
+/// A log is written anew when this much more than twice what it stands for has been appended.
+const SPARE_BYTES: u64 = 1 << 20;
 
 struct Sealed {
     store: SealedStore,
+    ledgers: SealedLog,
     /// Where answers are kept; `None` where they need not be, or could not.
     answers: Option<SealedLog>,
 }
 
+/// Blocks as a log is written anew with them.
+fn sealable<E: ToString>(block: Result<Vec<u8>, E>) -> Result<Vec<u8>, SealError> {
+    block.map_err(|error| SealError::Content(error.to_string()))
+}
+
 impl Sealed {
-    fn append(&mut self, log: &mut SealedLog, answers: &[(Asked, Vec<f32>)]) -> Result<()> {
-        for some in answers.chunks(BLOCK_ANSWERS) {
-            log.append(&mut self.store, &Answers::encode(some)?)?;
+    fn append_answers(&mut self, log: &mut SealedLog, answers: &Answers, new: &[Asked]) -> Result<(), SealError> {
+        for block in answers.blocks_of(new).map(sealable) {
+            log.append(&mut self.store, &block?, &mut answers.blocks().map(sealable))?;
         }
         Ok(())
     }
 }
 
 impl Keeper for Sealed {
-    fn keep(&mut self, ledgers: &[u8]) -> Result<(), String> {
-        self.store.save(LEDGERS, ledgers).map_err(|error| error.to_string())
+    fn keep(&mut self, ledgers: &Ledgers, charged: &[ClientId]) -> Result<(), String> {
+        let appended = sealable(ledgers.encode(charged))
+            .and_then(|block| self.ledgers.append(&mut self.store, &block, &mut ledgers.blocks().map(sealable)));
+        appended.map_err(|error| error.to_string())
     }
 
-    fn remember(&mut self, answers: &[(Asked, Vec<f32>)]) {
+    fn remember(&mut self, answers: &Answers, new: &[Asked]) {
         let Some(mut log) = self.answers.take() else { return };
-        match self.append(&mut log, answers) {
+        match self.append_answers(&mut log, answers, new) {
             Ok(()) => self.answers = Some(log),
             Err(error) => {
                 let what = "answers are sealed no more until the next start, and cost again after it";
@@ -54,27 +59,29 @@ impl Keeper for Sealed {
     }
 
     fn witness(&mut self) -> Option<Vec<u8>> {
-        Some(self.store.witness(LEDGERS).ok()??.to_bytes().to_vec())
+        Some(self.ledgers.witness(&self.store)?.to_bytes().to_vec())
     }
 
     fn check_witness(&mut self, witness: &[u8]) -> Result<(), String> {
         let witness = witness.try_into().map_err(|_| format!("a witness has {} bytes", Witness::BYTES))?;
-        self.store.check_witness(LEDGERS, &Witness::from_bytes(witness)).map_err(|error| error.to_string())
+        let checked = self.ledgers.check_witness(&self.store, &Witness::from_bytes(witness));
+        checked.map_err(|error| error.to_string())
     }
 }
 
-/// Label of the sealed checkpoint.
 const CHECKPOINT: &str = "checkpoint";
 /// The largest network of the zoo needs 1.2 GB.
 const CHECKPOINT_LIMIT_BYTES: u64 = 4 << 30;
 
-impl Vault for Sealed {
+struct SealedCheckpoint(SealedStore);
+
+impl Vault for SealedCheckpoint {
     fn keep(&mut self, checkpoint: &[u8]) -> Result<(), String> {
-        self.store.save(CHECKPOINT, checkpoint).map_err(|error| error.to_string())
+        self.0.save(CHECKPOINT, checkpoint).map_err(|error| error.to_string())
     }
 
     fn latest(&mut self) -> Result<Option<Vec<u8>>, String> {
-        let kept = self.store.load(CHECKPOINT).map_err(|error| error.to_string())?;
+        let kept = self.0.load(CHECKPOINT).map_err(|error| error.to_string())?;
         Ok(kept.map(|kept| kept.to_vec()))
     }
 }
@@ -84,7 +91,7 @@ pub fn open_vault(spec: &VaultSpec) -> Result<Box<dyn Vault>, String> {
     let text = |error: anyhow::Error| format!("{error:#}");
     let evidence = Evidence::open().map_err(text)?;
     let store = store(&spec.folder, &spec.guard, &evidence, &mut Vec::new()).map_err(text)?;
-    Ok(Box::new(Sealed { store: store.with_limit(CHECKPOINT_LIMIT_BYTES), answers: None }))
+    Ok(Box::new(SealedCheckpoint(store.with_limit(CHECKPOINT_LIMIT_BYTES))))
 }
 
 fn store(folder: &Path, guard: &Path, evidence: &Evidence, insecure: &mut Vec<String>) -> Result<SealedStore> {
@@ -103,24 +110,40 @@ pub fn keep(
     evidence: &Evidence,
     promise: &mut Promise,
 ) -> Result<Service> {
+    let mut ledgers = accounts(args, settings)?;
     let is_charged = service.answer_epsilon().is_some();
     let Some(folder) = &args.state else {
         if is_charged && !args.insecure_forgetful {
             bail!("losses of clients must outlive a restart: give --state, or --insecure-forgetful");
         }
         promise.insecure.extend(args.insecure_forgetful.then(|| "insecure_forgetful".to_owned()));
-        return Ok(service);
+        return Ok(service.with_ledgers(ledgers));
     };
     let guard = args.guard.clone().unwrap_or_else(|| folder.join("guard"));
     let mut store = store(folder, &guard, evidence, &mut promise.insecure)?;
-    let kept = store.load(LEDGERS).context("the losses of clients cannot be loaded")?;
-    let mut answers = None;
-    if is_charged {
-        let (log, remembered) = recall(&mut store, settings, promise).context("the answers cannot be loaded")?;
-        service = service.with_answers(remembered);
-        answers = Some(log);
+    let mut unread = None;
+    let mut each = |block: &[u8]| unread = unread.take().or(ledgers.recall(block).err());
+    let opened = SealedLog::open(&mut store, LEDGERS, [0; 32], Durability::Strict, SPARE_BYTES, &mut each);
+    let (log, _) = opened.context("the losses of clients cannot be loaded")?;
+    if let Some(error) = unread {
+        bail!(error);
     }
-    Ok(service.with_keeper(kept.as_ref().map(|kept| kept.as_slice()), Box::new(Sealed { store, answers }))?)
+    let mut sealed = Sealed { store, ledgers: log, answers: None };
+    if is_charged {
+        let (log, remembered) = recall(&mut sealed.store, settings, promise).context("the answers cannot be loaded")?;
+        service = service.with_answers(remembered);
+        sealed.answers = Some(log);
+    }
+    Ok(service.with_ledgers(ledgers).with_keeper(Box::new(sealed)))
+}
+
+/// Who may have an account; nobody has one yet.
+fn accounts(args: &ServeArgs, settings: &ServiceSettings) -> Result<Ledgers> {
+    let ledgers = Ledgers::new(settings.accounts);
+    let Some(path) = &args.client_tokens else { return Ok(ledgers) };
+    let named = || path.display().to_string();
+    let tokens = std::fs::read_to_string(path).with_context(named)?;
+    ledgers.with_tokens(&tokens).with_context(named)
 }
 
 /// The answers that an earlier process sealed, of the same model in the same mode.
@@ -129,16 +152,15 @@ fn recall(
     settings: &ServiceSettings,
     promise: &Promise,
 ) -> Result<(SealedLog, Answers), SealError> {
-    let segment_bytes = settings.remembered.div_ceil(SEGMENTS) * Answers::encoded_bytes(1, promise.classes);
     let context = Answers::context(&promise.model_sha256, &promise.mode);
     let mut answers = Answers::new(settings.remembered);
     // Authentic, of this model and of another version of this program where it cannot be read: it costs again.
     let mut each = |block: &[u8]| drop(answers.recall(block));
-    let (log, replayed) = SealedLog::open(store, ANSWERS, context, segment_bytes as u64, &mut each)?;
+    let (log, replayed) = SealedLog::open(store, ANSWERS, context, Durability::Relaxed, SPARE_BYTES, &mut each)?;
     let Replayed { lost_blocks, .. } = replayed;
     if lost_blocks > 0 {
         let what = "sealed answers are damaged or gone, and cost again";
-        let _ = writeln!(stderr(), "warning: {what}: at least {lost_blocks} blocks of up to {BLOCK_ANSWERS}");
+        let _ = writeln!(stderr(), "warning: {what}: at least {lost_blocks} blocks of them");
     }
     Ok((log, answers))
 }

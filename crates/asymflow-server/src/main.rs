@@ -157,8 +157,9 @@ fn start(args: &Args) -> Result<()> {
     });
     // Everything that must last is on disk at any time: Ctrl-C and termination end the process at once.
     ctrlc::set_handler(|| std::process::exit(INTERRUPTED)).context("cannot handle Ctrl-C")?;
-    if args.insecure_accept_simulated {
-        report("warning: insecure_accept_simulated: a dealer that is no enclave is accepted");
+    let weak = serving.dealers.as_ref().map(|dealers| dealers.policy().insecure()).unwrap_or_default();
+    if !weak.is_empty() {
+        report(&format!("warning: of dealers is accepted: {}", weak.join(", ")));
     }
     print(&ready.to_string())?;
     if args.exit_with_parent {
@@ -184,7 +185,6 @@ fn dealers(args: &Args) -> Result<Option<Verifier>> {
         None => return Ok(None),
     };
     policy.insecure_accept_simulated |= args.insecure_accept_simulated;
-    policy.require_fresh = true;
     let collateral = match &args.collateral {
         Some(path) => {
             let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;

@@ -13,8 +13,8 @@ use asymflow::modes::{
 };
 use asymflow::plan::SplitSpec;
 use asymflow::service::{
-    Answer, ClientId, Keeper, ModelFile, Promise, Query, QueryError, ServedModel, Service, ServiceError,
-    ServiceSettings, sha256_hex,
+    AccountLimits, Answer, ChargeError, ClientId, Keeper, Ledgers, ModelFile, Promise, Query, QueryError, ServedModel,
+    Service, ServiceSettings, sha256_hex,
 };
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_privacy::{BudgetError, Precision, RecordAccountant, Relation, gaussian_epsilon};
@@ -169,7 +169,12 @@ fn a_client_pays_once_for_an_image_and_is_refused_when_its_budget_is_spent() {
     assert!(service.answer(some).iter().all(|a| a.as_ref().unwrap().is_remembered));
     assert!((service.spent_epsilon(&some[0].client) - three).abs() < 1e-6);
     let refused = service.answer(&queries(1)[3..5]);
-    assert!(refused.iter().all(|a| matches!(a, Err(QueryError::Budget(BudgetError::Exhausted { .. })))), "{refused:?}");
+    assert!(
+        refused
+            .iter()
+            .all(|a| matches!(a, Err(QueryError::Charge(ChargeError::Budget(BudgetError::Exhausted { .. }))))),
+        "{refused:?}"
+    );
     // Another client has its own budget, and hears nothing of what others were told.
     let other = service.answer(&queries(2)[..1]);
     assert!(!other[0].as_ref().unwrap().is_remembered);
@@ -189,16 +194,16 @@ fn an_image_of_another_size_costs_nothing() {
 
 #[derive(Clone, Default)]
 struct Kept {
-    bytes: Arc<Mutex<Vec<u8>>>,
+    blocks: Arc<Mutex<Vec<Vec<u8>>>>,
     fails: Arc<AtomicBool>,
 }
 
 impl Keeper for Kept {
-    fn keep(&mut self, ledgers: &[u8]) -> Result<(), String> {
+    fn keep(&mut self, ledgers: &Ledgers, charged: &[ClientId]) -> Result<(), String> {
         if self.fails.load(Ordering::Relaxed) {
             return Err("disk full".to_owned());
         }
-        *self.bytes.lock().unwrap() = ledgers.to_vec();
+        self.blocks.lock().unwrap().push(ledgers.encode(charged).unwrap());
         Ok(())
     }
 }
@@ -209,22 +214,20 @@ fn a_restart_keeps_what_clients_have_spent_and_nothing_leaves_that_was_not_kept(
     let (kept, flaky) = (Kept::default(), Flaky::new(flex(), usize::MAX));
     let backend = Arc::clone(&flaky) as Arc<dyn ResidualBackend>;
     let open = |kept: &Kept| {
-        let bytes = kept.bytes.lock().unwrap().clone();
-        let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
-        service(&model, Some(2.000_001), &backend).with_keeper(bytes.as_deref(), Box::new(kept.clone()))
+        let mut ledgers = Ledgers::new(AccountLimits::default());
+        kept.blocks.lock().unwrap().iter().for_each(|block| ledgers.recall(block).unwrap());
+        service(&model, Some(2.000_001), &backend).with_ledgers(ledgers).with_keeper(Box::new(kept.clone()))
     };
-    assert!(open(&kept).unwrap().answer(&queries(1)[..1])[0].is_ok());
-    let again = open(&kept).unwrap().answer(&queries(1)[..1]);
-    assert!(matches!(again[0], Err(QueryError::Budget(_))), "a restart does not reset a budget: {again:?}");
+    assert!(open(&kept).answer(&queries(1)[..1])[0].is_ok());
+    let again = open(&kept).answer(&queries(1)[..1]);
+    let is_spent = matches!(again[0], Err(QueryError::Charge(ChargeError::Budget(_))));
+    assert!(is_spent, "a restart does not reset a budget: {again:?}");
 
     kept.fails.store(true, Ordering::Relaxed);
-    let mut service = open(&kept).unwrap();
+    let mut service = open(&kept);
     let calls = flaky.calls();
     assert_eq!(service.answer(&queries(2)[..1]), [Err(QueryError::Unkept)]);
     assert_eq!((flaky.calls(), flaky.stored()), (calls, 0), "nothing was sent");
-
-    *kept.bytes.lock().unwrap() = vec![255; 7];
-    assert!(matches!(open(&kept), Err(ServiceError::Ledgers(_))), "a damaged ledger is no fresh budget");
 }
 
 #[test]

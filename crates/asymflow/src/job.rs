@@ -223,6 +223,8 @@ pub enum ToTrusted {
 /// Something the user should know and a log should keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notice {
+    /// No policy holds the job to anything: the host decides what is released.
+    HostDecides,
     /// The worker was lost and opened again, and steps are done again.
     WorkerReopened {
         /// Epoch, from 0.

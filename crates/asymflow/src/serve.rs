@@ -1,5 +1,7 @@
 //! The trusted side of the conversation with the host: one job over two streams.
 
+mod policy;
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +15,14 @@ use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use thiserror::Error;
 
 use crate::checkpoint::Checkpoint;
-use crate::job::{Body, Failure, FailureCode, FromTrusted, JobSpec, ToTrusted, VaultSpec, WorkerSpec, WorkerTransport};
+use crate::job::{
+    Body, Failure, FailureCode, FromTrusted, JobSpec, Notice, ToTrusted, VaultSpec, WorkerSpec, WorkerTransport,
+};
 use crate::modes::Registry;
 use crate::run::run;
 use crate::train::{HostGone, Observer};
+
+pub use policy::{JobPolicy, JobRefusal, JobRules};
 
 /// Why the conversation ended badly.
 #[derive(Debug, Error)]
@@ -74,7 +80,7 @@ impl<W: Write> Observer for Host<W> {
     }
 }
 
-/// Serves one job: reads it from `reader`, runs it on threads of its own and reports to `writer`.
+/// Serves one job that `rules` allow: reads it from `reader`, runs it on threads of its own and reports to `writer`.
 ///
 /// `reader` is watched while the job runs: a [`ToTrusted::Stop`] ends it after the current step, and the
 /// end of the stream, which means that the host is gone, ends it as well.
@@ -85,12 +91,19 @@ pub fn serve(
     mut reader: impl Read + Send + 'static,
     writer: impl Write + Send,
     registry: &Registry,
+    rules: &JobRules,
     open_vault: OpenVault<'_>,
 ) -> Result<(), ServeError> {
     let mut host = Host { writer, vault: None };
     write_frame(&mut host.writer, &FromTrusted::Ready, &[])?;
     let Frame { header, body } = read_frame::<ToTrusted>(&mut reader, LIMITS)?;
-    let ToTrusted::Start(job, kind) = header else { return Err(ServeError::Unexpected("a stop")) };
+    let ToTrusted::Start(mut job, kind) = header else { return Err(ServeError::Unexpected("a stop")) };
+    if let Err(refusal) = rules.allow(&mut job, registry) {
+        return Ok(report_failure(&mut host.writer, FailureCode::Job, refusal.to_string())?);
+    }
+    if *rules == JobRules::Host {
+        write_frame(&mut host.writer, &FromTrusted::Notice(Notice::HostDecides), &[])?;
+    }
     let body = match sealed(&job, kind, body, open_vault, &mut host.vault) {
         Ok(body) => body,
         Err(detail) => return Ok(report_failure(&mut host.writer, FailureCode::Checkpoint, detail)?),

@@ -13,6 +13,7 @@ use rustls::{ClientConnection, StreamOwned};
 
 use super::policy::ClientPolicy;
 use super::service::ServiceArgs;
+use super::witness::Seen;
 use crate::error::CliError;
 
 const LIMITS: Limits = Limits { header_bytes: 1 << 20, body_bytes: 64 << 20 };
@@ -22,6 +23,10 @@ pub struct Connection {
     pub verified: Verified,
     /// What the service promises.
     pub promise: Promise,
+    /// What weakens the policy by which it was accepted.
+    pub insecure_policy: Vec<&'static str>,
+    /// The generation of this client's account.
+    pub generation: u64,
 }
 
 /// Answers to one message.
@@ -49,7 +54,7 @@ fn lost(error: &dyn std::fmt::Display) -> CliError {
 
 impl Connection {
     /// Connects, verifies the certificate and a quote of this session, and names the client.
-    pub fn open(service: &ServiceArgs, account: &[u8; 32], witness: Option<Vec<u8>>) -> Result<Self, CliError> {
+    pub fn open(service: &ServiceArgs, account: &[u8; 32], seen: Seen) -> Result<Self, CliError> {
         let policy = ClientPolicy::of(service)?;
         let verifier = Arc::new(policy.verifier(service.collateral.as_deref())?);
         let mut tls = handshake(service, &verifier)?;
@@ -59,11 +64,14 @@ impl Connection {
             .map_err(|e| CliError::failed(format!("the service's promise: {e}"), "use a client of the same version"))?;
         policy.check(&promise)?;
         prove(&mut tls, &verifier, &verified)?;
-        match ask(&mut tls, &ToService::Hello { version: VERSION, client: *account, witness }, &[])? {
-            (FromService::Welcome { .. }, _) => {}
+        let Seen { generation, witness } = seen;
+        let hello = ToService::Hello { version: VERSION, client: *account, generation, witness };
+        let generation = match ask(&mut tls, &hello, &[])? {
+            (FromService::Welcome { generation, .. }, _) => generation,
             (other, _) => return Err(unexpected(&other)),
-        }
-        Ok(Self { stream: tls, verified, promise })
+        };
+        let insecure_policy = policy.enclave.insecure();
+        Ok(Self { stream: tls, verified, promise, insecure_policy, generation })
     }
 
     /// SHA-256 of the promise, in hex.
@@ -164,6 +172,10 @@ fn unexpected(header: &FromService) -> CliError {
             let help = match refusal.code {
                 RefusalCode::RolledBack => {
                     "its budgets were put back, or it is another service at this address: if you know that it is, --forget-witness"
+                }
+                RefusalCode::Account => {
+                    "for one that is closed --forget-witness opens another account, with a budget of its own; a token is given to \
+                     you by the operator, or its hash to the operator by you"
                 }
                 RefusalCode::Message | RefusalCode::Budget | RefusalCode::Busy | RefusalCode::Failed => "",
             };

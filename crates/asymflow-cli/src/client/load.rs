@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
 use super::service::ServiceArgs;
+use super::witness::Seen;
 use crate::error::CliError;
 use crate::experiment::Limit;
 
@@ -144,7 +145,7 @@ fn report(load: LoadSpec, seen: &Seen, wall_seconds: f64) -> LoadReport {
 fn open(service: &ServiceArgs, images: &Dataset) -> Result<Connection, CliError> {
     let mut account = [0; 32];
     getrandom::fill(&mut account).map_err(|e| CliError::missing(format!("no randomness for an account: {e}"), ""))?;
-    let connection = Connection::open(service, &account, None)?;
+    let connection = Connection::open(service, &account, Seen::default())?;
     let (asked, had) = (connection.promise.input, images.shape());
     if asked != had {
         return Err(CliError::usage(

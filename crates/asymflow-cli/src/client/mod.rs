@@ -25,7 +25,7 @@ use answer::{answer, say};
 use connection::{Connection, Reply};
 pub use load::{CONNECTIONS, LoadReport, LoadSpec, RATE, SECONDS, load};
 pub use service::ServiceArgs;
-use witness::Witnesses;
+use witness::{Seen, Witnesses};
 
 /// What to ask.
 #[derive(Debug, Subcommand)]
@@ -81,14 +81,18 @@ pub fn execute(command: Command) -> Result<(), CliError> {
 /// Connects to a service and says on stderr how far it can be trusted.
 fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
     let account_path = account_path(service)?;
-    let witness = Witnesses::beside(&account_path).of(&service.enclave).filter(|_| !service.forget_witness);
-    let connection = Connection::open(service, &account(&account_path)?, witness)?;
+    let witnesses = Witnesses::beside(&account_path);
+    let seen = if service.forget_witness { Seen::default() } else { witnesses.of(&service.enclave) };
+    let connection = Connection::open(service, &account(&account_path)?, seen.clone())?;
+    // Before anything is asked: the account is known by it.
+    witnesses.keep(&service.enclave, &Seen { generation: Some(connection.generation), ..seen })?;
     let note = match connection.verified.assurance {
         Assurance::Simulated => " (no enclave: whoever owns its machine sees every image)",
         Assurance::Isolated | Assurance::Attested => "",
     };
     say(&format!("assurance: {}{note}", connection.verified.assurance));
-    let insecure = &connection.promise.insecure;
+    let of_policy = connection.insecure_policy.iter().map(|name| (*name).to_owned());
+    let insecure: Vec<String> = connection.promise.insecure.iter().cloned().chain(of_policy).collect();
     say(&format!(
         "insecure settings in force: {}",
         if insecure.is_empty() { "none".to_owned() } else { escaped(&insecure.join(", ")) }
@@ -130,7 +134,8 @@ fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(),
             }
         }
         if let Some(witness) = &reply.witness {
-            Witnesses::beside(&account_path(service)?).keep(&service.enclave, witness)?;
+            let seen = Seen { generation: Some(connection.generation), witness: Some(witness.clone()) };
+            Witnesses::beside(&account_path(service)?).keep(&service.enclave, &seen)?;
         }
         if let Some(spent) = reply.spent_epsilon {
             say(&spending(spent, &connection.promise));
@@ -171,17 +176,18 @@ fn spending(spent: f64, promise: &Promise) -> String {
 
 /// What a service proves and promises, as a policy would pin it.
 fn described(connection: &Connection) -> String {
-    let Verified { assurance, measurement, tcb_status, advisories, .. } = &connection.verified;
+    let Verified { assurance, measurement, tcb_status, tcb_evaluation, advisories, .. } = &connection.verified;
     let hex = asymflow::service::hex;
     let promise = serde_json::to_string_pretty(&connection.promise).unwrap_or_default();
     format!(
         "# assurance: {assurance}, platform: {tcb_status}{}\n[enclave]\nmr_enclave = [\"{}\"]\nmr_signer = [\"{}\"]\n\
-         isv_prod_id = {}\nmin_isv_svn = {}\npromise_sha256 = \"{}\"\n\n# the promise:\n{}\n",
+         isv_prod_id = {}\nmin_isv_svn = {}\ntcb.min_evaluation = {}\n\n[promise]\nsha256 = \"{}\"\n# which is of:\n{}\n",
         advisories.iter().map(|advisory| format!(" {advisory}")).collect::<String>(),
         hex(&measurement.mr_enclave),
         hex(&measurement.mr_signer),
         measurement.isv_prod_id,
         measurement.isv_svn,
+        tcb_evaluation,
         connection.promise_sha256(),
         promise.lines().map(|line| format!("# {}\n", escaped(line))).collect::<String>().trim_end(),
     )

@@ -16,10 +16,12 @@ pub struct ClientPolicy {
     pub promise: PromisePolicy,
 }
 
-/// Which promises are accepted, where their hash is not pinned.
+/// Which promises are accepted.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromisePolicy {
+    /// SHA-256 of the only one, in hexadecimal.
+    pub sha256: Option<String>,
     /// The largest ε of one answer.
     pub max_answer_epsilon: Option<f64>,
     /// The largest ε of all answers to this client.
@@ -41,9 +43,7 @@ impl ClientPolicy {
                 toml::from_str(&text).map_err(|e| unusable(e.to_string()))?
             }
         };
-        policy.enclave.insecure_accept_simulated |= service.insecure_accept_simulated;
-        // A quote of this session costs one question and leaves nothing to replay.
-        policy.enclave.require_fresh = true;
+        policy.enclave.insecure_accept_simulated = service.insecure_accept_simulated;
         Ok(policy)
     }
 
@@ -66,8 +66,13 @@ impl ClientPolicy {
                 ));
             }
         };
-        Verifier::new(self.enclave.clone(), collateral)
-            .map_err(|e| CliError::usage(e.to_string(), "give --policy; `asymflow client inspect` prints what to pin"))
+        let help = "`asymflow client inspect` prints what to pin with --policy";
+        let verifier =
+            Verifier::new(self.enclave.clone(), collateral).map_err(|e| CliError::usage(e.to_string(), help))?;
+        let Some(text) = &self.promise.sha256 else { return Ok(verifier) };
+        let hash = parse_hash(text)
+            .ok_or_else(|| CliError::usage(format!("promise.sha256 is not 64 hexadecimal digits: {text:?}"), help))?;
+        Ok(verifier.with_promise(hash))
     }
 
     /// Whether a promise will do. A client that accepts simulated services accepts what is insecure about them.

@@ -3,11 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use asymflow::service::hex;
+use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
 
-/// Witnesses by address, in a file beside the account.
+/// What is shown to a service at the next visit.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Seen {
+    /// When the client's account was opened there; part of the account.
+    pub generation: Option<u64>,
+    /// A witness of the latest state that answered.
+    pub witness: Option<Vec<u8>>,
+}
+
+/// What was seen, by address, in a file beside the account.
 pub struct Witnesses {
     path: PathBuf,
 }
@@ -20,22 +29,19 @@ impl Witnesses {
         Self { path: path.into() }
     }
 
-    fn read(&self) -> BTreeMap<String, String> {
+    fn read(&self) -> BTreeMap<String, Seen> {
         // A client without its witnesses is one that comes for the first time.
         std::fs::read(&self.path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
-    /// The witness of the service at an address.
-    pub fn of(&self, address: &str) -> Option<Vec<u8>> {
-        let text = self.read().remove(address)?;
-        let digit = |d: u8| char::from(d).to_digit(16);
-        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
-        pairs.iter().map(|[high, low]| Some((digit(*high)? * 16 + digit(*low)?) as u8)).collect()
+    /// What was seen of the service at an address.
+    pub fn of(&self, address: &str) -> Seen {
+        self.read().remove(address).unwrap_or_default()
     }
 
-    pub fn keep(&self, address: &str, witness: &[u8]) -> Result<(), CliError> {
+    pub fn keep(&self, address: &str, seen: &Seen) -> Result<(), CliError> {
         let mut all = self.read();
-        all.insert(address.to_owned(), hex(witness));
+        all.insert(address.to_owned(), seen.clone());
         let failed = |e: String| {
             CliError::failed(
                 format!("cannot write {}: {e}", self.path.display()),

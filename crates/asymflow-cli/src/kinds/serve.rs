@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use asymflow::job::{JobSpec, Task};
 use asymflow::modes::{ModeSpec, Registry, Sampling};
 use asymflow::service::{ServedModel, ServiceReport};
-use asymflow_enclave::{EnclaveSpec, TrustedRuntime, TrustedSession};
+use asymflow_enclave::runtime::{EnclaveSpec, TrustedRuntime, TrustedSession};
 use asymflow_zoo::Weights;
 use asymflow_zoo::data::Normalization;
 use serde::{Deserialize, Serialize};

@@ -61,6 +61,20 @@ impl Collateral {
         Ok(serde_json::to_vec(&self.0)?)
     }
 
+    /// The lower `tcbEvaluationDataNumber` of TCB info and quoting enclave's identity; 0 where either says none, which Intel's
+    /// never do. Verifying a quote verifies their signatures.
+    pub(super) fn tcb_evaluation(&self) -> u32 {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Numbered {
+            tcb_evaluation_data_number: u32,
+        }
+        let number = |json: &str| {
+            serde_json::from_str::<Numbered>(json).map_or(0, |numbered| numbered.tcb_evaluation_data_number)
+        };
+        number(&self.0.tcb_info).min(number(&self.0.qe_identity))
+    }
+
     pub(crate) fn as_dcap(&self) -> &QuoteCollateralV3 {
         &self.0
     }

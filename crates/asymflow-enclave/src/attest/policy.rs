@@ -5,8 +5,8 @@ use thiserror::Error;
 
 use super::tcb::TcbStatus;
 
-/// What a client accepts. What is not said is strict; names that begin with `insecure` say what they are. In files, hashes are
-/// 64 hexadecimal digits.
+/// Which quotes a client accepts. What is not said is strict; names that begin with `insecure` say what they are. In files, hashes
+/// are 64 hexadecimal digits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
@@ -25,17 +25,13 @@ pub struct Policy {
     pub insecure_allow_debug: bool,
     /// Accepted platforms.
     pub tcb: TcbPolicy,
-    /// SHA-256 of the accepted promise. None: the caller looks at the promise itself.
-    #[serde(with = "optional_hash")]
-    pub promise_sha256: Option<[u8; 32]>,
-    /// Whether a session needs a quote made for it. Whoever runs the session asks for it and calls
-    /// [`Verifier::verify_fresh`](super::Verifier::verify_fresh).
-    pub require_fresh: bool,
-    /// Accepts quotes that anybody can make. They need the feature `simulated`, too.
+    /// Accepts quotes that anybody can make. They need the feature `simulated`, too. No file can ask for it: whoever runs the
+    /// client does.
+    #[serde(skip)]
     pub insecure_accept_simulated: bool,
 }
 
-/// Which ratings a platform may have besides up to date.
+/// Which ratings a platform may have besides up to date, and how old they may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TcbPolicy {
@@ -45,6 +41,9 @@ pub struct TcbPolicy {
     pub allow_configuration_needed: bool,
     /// Known weaknesses are open.
     pub insecure_allow_out_of_date: bool,
+    /// The least `tcbEvaluationDataNumber` of the collateral that rates the platform. Intel raises it whenever weaknesses become
+    /// known; until its `nextUpdate` older collateral is signed as well, and rates a platform as it was seen before.
+    pub min_evaluation: u32,
 }
 
 impl TcbPolicy {
@@ -82,6 +81,17 @@ impl Policy {
     /// Whether it pins an enclave.
     pub fn is_pinned(&self) -> bool {
         !(self.mr_enclave.is_empty() && self.mr_signer.is_empty())
+    }
+
+    /// Names of what weakens it, to be told to whoever relies on it.
+    pub fn insecure(&self) -> Vec<&'static str> {
+        let Self { insecure_allow_debug, insecure_accept_simulated, tcb, .. } = self;
+        let named = [
+            (*insecure_allow_debug, "insecure_allow_debug"),
+            (tcb.insecure_allow_out_of_date, "insecure_allow_out_of_date"),
+            (*insecure_accept_simulated, "insecure_accept_simulated"),
+        ];
+        named.into_iter().filter_map(|(is_on, name)| is_on.then_some(name)).collect()
     }
 
     /// Whether it can be used.
@@ -127,18 +137,6 @@ mod hashes {
     }
 }
 
-mod optional_hash {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(hash: &Option<[u8; 32]>, serializer: S) -> Result<S::Ok, S::Error> {
-        hash.map(hex::encode).serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[u8; 32]>, D::Error> {
-        Option::<String>::deserialize(deserializer)?.map(|text| super::parse(&text)).transpose()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,8 +146,7 @@ mod tests {
         let policy = Policy {
             mr_enclave: vec![[1; 32], [2; 32]],
             isv_prod_id: Some(3),
-            tcb: TcbPolicy { allow_sw_hardening_needed: true, ..TcbPolicy::default() },
-            promise_sha256: Some([4; 32]),
+            tcb: TcbPolicy { allow_sw_hardening_needed: true, min_evaluation: 17, ..TcbPolicy::default() },
             ..Policy::default()
         };
         let text = serde_json::to_string(&policy).unwrap();
@@ -164,6 +161,28 @@ mod tests {
         assert!(text(r#"{"mrenclave":[]}"#).starts_with("unknown field `mrenclave`"));
         assert!(text(r#"{"tcb":{"allow_all":true}}"#).starts_with("unknown field `allow_all`"));
         assert!(text(r#"{"mr_signer":["12"]}"#).starts_with("not 64 hexadecimal digits (Invalid string length): 12"));
+    }
+
+    /// Everything that weakens a policy has a name, and what makes it worthless is in no file.
+    #[test]
+    fn no_file_accepts_simulated_quotes_and_what_weakens_a_policy_is_named() {
+        let refused = serde_json::from_str::<Policy>(r#"{"insecure_accept_simulated":true}"#).unwrap_err().to_string();
+        assert!(refused.starts_with("unknown field `insecure_accept_simulated`"), "{refused}");
+        let weak = Policy { insecure_accept_simulated: true, ..Policy::default() };
+        assert!(!serde_json::to_string(&weak).unwrap().contains("simulated"));
+        assert_eq!(weak.insecure(), ["insecure_accept_simulated"]);
+
+        let written = serde_json::to_value(Policy::default()).unwrap();
+        let nested = written["tcb"].as_object().unwrap();
+        let named = written.as_object().unwrap().keys().chain(nested.keys()).filter(|key| key.starts_with("insecure"));
+        for name in named {
+            let mut json = written.clone();
+            let place = if nested.contains_key(name) { &mut json["tcb"] } else { &mut json };
+            place[name] = true.into();
+            let policy: Policy = serde_json::from_value(json).unwrap();
+            assert_eq!(policy.insecure(), [name.as_str()]);
+        }
+        assert!(Policy::default().insecure().is_empty());
     }
 
     #[test]
@@ -183,6 +202,7 @@ mod tests {
                 allow_sw_hardening_needed: true,
                 allow_configuration_needed: true,
                 insecure_allow_out_of_date: true,
+                min_evaluation: 0,
             };
             assert_eq!(all.accepts(status), status != TcbStatus::Revoked);
         }

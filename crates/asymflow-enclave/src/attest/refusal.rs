@@ -44,6 +44,14 @@ pub enum Refusal {
         /// Intel's advisories.
         advisories: Vec<String>,
     },
+    /// A rating by old collateral.
+    #[error("the platform is rated by TCB evaluation {found}, the policy asks for at least {least}")]
+    TcbEvaluation {
+        /// The collateral's `tcbEvaluationDataNumber`.
+        found: u32,
+        /// The policy's.
+        least: u32,
+    },
     /// The debug bit.
     #[error("the enclave is a debug enclave, which its host can look into")]
     Debug,
@@ -143,6 +151,9 @@ impl Refusal {
             }
             Self::Tcb { .. } => {
                 "the operator has to update microcode, firmware or settings; what remains by design is accepted under `tcb` of the policy"
+            }
+            Self::TcbEvaluation { .. } => {
+                "fetch collateral of the newest TCB evaluation, which may rate the platform lower"
             }
             Self::Debug => {
                 "the operator has to run a release enclave (sgx.debug = false); insecure_allow_debug is for tests"

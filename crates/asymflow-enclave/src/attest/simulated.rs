@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn the_published_key_is_that_of_the_root() {
         let key = KeyPair::from_pem(SIMULATED_ROOT_KEY_PEM).unwrap();
-        assert_eq!(key.der_bytes(), super::super::SIMULATED_ROOT_PUBLIC_KEY);
+        assert_eq!(key.der_bytes(), super::super::evidence::SIMULATED_ROOT_PUBLIC_KEY);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whether a server is the enclave that a policy accepts.
 
 use dcap_qvl::quote::{AuthData, EnclaveReport, Quote};
-use dcap_qvl::verify::QuoteVerifier;
+use dcap_qvl::verify::QuoteVerifier as Dcap;
 use rustls::ConnectionCommon;
 use rustls::pki_types::CertificateDer;
 use rustls::server::ParsedCertificate;
@@ -9,9 +9,8 @@ use serde::{Deserialize, Serialize};
 use x509_cert::Certificate;
 use x509_cert::der::{Decode, oid::ObjectIdentifier};
 
-use super::SIMULATED_ROOT_PUBLIC_KEY;
 use super::collateral::Collateral;
-use super::evidence::{Claims, Evidence, MAX_QUOTE_BYTES, certificate_report_data, sha256};
+use super::evidence::{Claims, Evidence, MAX_QUOTE_BYTES, SIMULATED_ROOT_PUBLIC_KEY, certificate_report_data, sha256};
 use super::fresh::fresh_report_data;
 use super::policy::{Policy, PolicyError};
 use super::refusal::Refusal;
@@ -51,6 +50,8 @@ pub struct Verified {
     pub tcb_status: TcbStatus,
     /// Intel's advisories that concern the platform.
     pub advisories: Vec<String>,
+    /// The `tcbEvaluationDataNumber` by which it was rated.
+    pub tcb_evaluation: u32,
     /// What the enclave promises.
     pub promise: Vec<u8>,
     /// SHA-256 of its claims.
@@ -59,17 +60,26 @@ pub struct Verified {
     pub public_key_sha256: [u8; 32],
 }
 
-/// Verifies servers by a policy and Intel's collateral.
+/// Verifies quotes by a policy and Intel's collateral.
 ///
 /// What passes was signed by a quoting enclave of a platform that Intel certified and rated as the policy accepts, at the time
-/// given; runs a program that the policy pins; and vouched for the TLS key and the promise of the certificate. Who a server
-/// is called is not looked at, and neither are the certificate's own dates: the quote says who it is.
+/// given, and runs a program that the policy pins. What its report data mean, and who sent it, is for a [`Verifier`].
 #[derive(Debug)]
-pub struct Verifier {
+pub struct QuoteVerifier {
     policy: Policy,
     collateral: Collateral,
     #[cfg(feature = "simulated")]
     simulated_root: Vec<u8>,
+}
+
+/// Verifies servers: their quotes as a [`QuoteVerifier`] does, and what these are bound to.
+///
+/// What passes vouched for the TLS key and the promise of its certificate. Who a server is called is not looked at, and neither are
+/// the certificate's own dates: the quote says who it is.
+#[derive(Debug)]
+pub struct Verifier {
+    quotes: QuoteVerifier,
+    promise_sha256: Option<[u8; 32]>,
 }
 
 /// What was verified of a quote alone: everything but what its report data are bound to.
@@ -83,29 +93,31 @@ pub struct VerifiedQuote {
     pub tcb_status: TcbStatus,
     /// Intel's advisories that concern the platform.
     pub advisories: Vec<String>,
+    /// The `tcbEvaluationDataNumber` by which it was rated.
+    pub tcb_evaluation: u32,
     /// What the program had signed.
     pub report_data: [u8; 64],
 }
 
 impl Verifier {
-    /// A verifier.
+    /// A verifier that accepts every promise: the caller looks at [`Verified::promise`].
     ///
     /// # Errors
     /// The policy cannot be used.
     pub fn new(policy: Policy, collateral: Collateral) -> Result<Self, PolicyError> {
-        policy.check()?;
-        Ok(Self {
-            policy,
-            collateral,
-            // Without random numbers there is no root and no simulated quote verifies, which is the safe side.
-            #[cfg(feature = "simulated")]
-            simulated_root: super::simulated::simulated_root().unwrap_or_default(),
-        })
+        Ok(Self { quotes: QuoteVerifier::new(policy, collateral)?, promise_sha256: None })
+    }
+
+    /// Accepts the promise of this SHA-256 alone.
+    #[must_use]
+    pub fn with_promise(mut self, sha256: [u8; 32]) -> Self {
+        self.promise_sha256 = Some(sha256);
+        self
     }
 
     /// The policy.
     pub fn policy(&self) -> &Policy {
-        &self.policy
+        &self.quotes.policy
     }
 
     /// Verifies a server's certificate (DER) at a time. That the server has the key is for the TLS handshake to prove.
@@ -117,7 +129,7 @@ impl Verifier {
         let evidence = Evidence::parse(&evidence_of(der)?)?;
         let claims = Claims::parse(&evidence.claims)?;
         let claims_sha256 = sha256(&evidence.claims);
-        let checked = self.verify_quote(&evidence.quote, now_unix_seconds)?;
+        let checked = self.quotes.verify(&evidence.quote, now_unix_seconds)?;
         if checked.report_data != certificate_report_data(&claims_sha256) {
             let (quoted, _) = halves(&checked.report_data);
             return Err(Refusal::ClaimsNotBound { quoted, claims: claims_sha256 });
@@ -126,12 +138,20 @@ impl Verifier {
             return Err(Refusal::KeyNotBound { claimed: claims.public_key_sha256, used: public_key_sha256 });
         }
         let found = sha256(&claims.promise);
-        if let Some(accepted) = self.policy.promise_sha256.filter(|accepted| *accepted != found) {
+        if let Some(accepted) = self.promise_sha256.filter(|accepted| *accepted != found) {
             return Err(Refusal::Promise { found, accepted });
         }
-        let VerifiedQuote { assurance, measurement, tcb_status, advisories, .. } = checked;
-        let promise = claims.promise;
-        Ok(Verified { assurance, measurement, tcb_status, advisories, promise, claims_sha256, public_key_sha256 })
+        let VerifiedQuote { assurance, measurement, tcb_status, advisories, tcb_evaluation, .. } = checked;
+        Ok(Verified {
+            assurance,
+            measurement,
+            tcb_status,
+            advisories,
+            tcb_evaluation,
+            promise: claims.promise,
+            claims_sha256,
+            public_key_sha256,
+        })
     }
 
     /// Verifies the other end of a session, once more after the handshake, to learn what was verified.
@@ -160,7 +180,7 @@ impl Verifier {
         exporter: &[u8; 32],
         now_unix_seconds: u64,
     ) -> Result<(), Refusal> {
-        let checked = self.verify_quote(quote, now_unix_seconds)?;
+        let checked = self.quotes.verify(quote, now_unix_seconds)?;
         if checked.measurement != verified.measurement || checked.assurance != verified.assurance {
             let (found, expected) = (checked.measurement.mr_enclave, verified.measurement.mr_enclave);
             return Err(Refusal::OtherEnclave { found, expected });
@@ -172,12 +192,29 @@ impl Verifier {
         let (_, expected) = halves(&fresh_report_data(&verified.claims_sha256, nonce, exporter));
         if found == expected { Ok(()) } else { Err(Refusal::NotFresh { found, expected }) }
     }
+}
+
+impl QuoteVerifier {
+    /// A verifier.
+    ///
+    /// # Errors
+    /// The policy cannot be used.
+    pub fn new(policy: Policy, collateral: Collateral) -> Result<Self, PolicyError> {
+        policy.check()?;
+        Ok(Self {
+            policy,
+            collateral,
+            // Without random numbers there is no root and no simulated quote verifies, which is the safe side.
+            #[cfg(feature = "simulated")]
+            simulated_root: super::simulated::simulated_root().unwrap_or_default(),
+        })
+    }
 
     /// Verifies a quote alone: chain, collateral, rating and program, as the policy has them. It says nothing of who sent it.
     ///
     /// # Errors
     /// Why the quote is refused.
-    pub fn verify_quote(&self, quote: &[u8], now_unix_seconds: u64) -> Result<VerifiedQuote, Refusal> {
+    pub fn verify(&self, quote: &[u8], now_unix_seconds: u64) -> Result<VerifiedQuote, Refusal> {
         let parsed = parse_quote(quote)?;
         let simulated = is_simulated(&parsed);
         let verified = self
@@ -192,23 +229,28 @@ impl Verifier {
         if !self.policy.tcb.accepts(tcb_status) {
             return Err(Refusal::Tcb { status: tcb_status, advisories });
         }
+        let (tcb_evaluation, least) = (self.collateral.tcb_evaluation(), self.policy.tcb.min_evaluation);
+        if tcb_evaluation < least {
+            return Err(Refusal::TcbEvaluation { found: tcb_evaluation, least });
+        }
         let measurement = self.check_report(report, simulated)?;
         let assurance = if simulated { Assurance::Simulated } else { Assurance::Attested };
-        Ok(VerifiedQuote { assurance, measurement, tcb_status, advisories, report_data: report.report_data })
+        let report_data = report.report_data;
+        Ok(VerifiedQuote { assurance, measurement, tcb_status, advisories, tcb_evaluation, report_data })
     }
 
     #[cfg(feature = "simulated")]
-    fn root(&self, simulated: bool) -> Result<QuoteVerifier, Refusal> {
+    fn root(&self, simulated: bool) -> Result<Dcap, Refusal> {
         match (simulated, self.policy.insecure_accept_simulated) {
-            (false, _) => Ok(QuoteVerifier::new_prod()),
-            (true, true) => Ok(QuoteVerifier::new(self.simulated_root.clone())),
+            (false, _) => Ok(Dcap::new_prod()),
+            (true, true) => Ok(Dcap::new(self.simulated_root.clone())),
             (true, false) => Err(Refusal::Simulated),
         }
     }
 
     #[cfg(not(feature = "simulated"))]
-    fn root(&self, simulated: bool) -> Result<QuoteVerifier, Refusal> {
-        if simulated { Err(Refusal::Simulated) } else { Ok(QuoteVerifier::new_prod()) }
+    fn root(&self, simulated: bool) -> Result<Dcap, Refusal> {
+        if simulated { Err(Refusal::Simulated) } else { Ok(Dcap::new_prod()) }
     }
 
     fn check_report(&self, report: &EnclaveReport, simulated: bool) -> Result<Measurement, Refusal> {

@@ -6,8 +6,7 @@ use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Files in folders.
-pub(crate) trait Disk: Send + Debug {
+pub(super) trait Disk: Send + Debug {
     /// The content, `None` where there is no such file, and at most one byte more than `limit_bytes`.
     fn read(&self, path: &Path, limit_bytes: u64) -> io::Result<Option<Vec<u8>>>;
     /// The content from its beginning, `None` where there is no such file.
@@ -27,7 +26,7 @@ pub(crate) trait Disk: Send + Debug {
 /// Puts `bytes` in place of the file: after a crash at any point it holds what it held, or `bytes`.
 ///
 /// The content is on the disk before the name points at it, and the name is on the disk before this returns.
-pub(crate) fn replace(disk: &mut dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn replace(disk: &mut dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let (unfinished, path) = (folder.join(format!("{name}.new")), folder.join(name));
     disk.write(&unfinished, bytes)?;
     disk.sync(&unfinished)?;
@@ -37,11 +36,11 @@ pub(crate) fn replace(disk: &mut dyn Disk, folder: &Path, name: &str, bytes: &[u
 
 /// The disk of the operating system.
 #[derive(Debug)]
-pub(crate) struct OsDisk;
+pub(super) struct OsDisk;
 
 impl OsDisk {
     /// Makes the folder where it is missing, for its owner alone.
-    pub(crate) fn make_folder(folder: &Path) -> io::Result<PathBuf> {
+    pub(super) fn make_folder(folder: &Path) -> io::Result<PathBuf> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         Ok(folder.to_owned())
     }

@@ -23,7 +23,7 @@
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
-use super::SealError;
+use super::error::SealError;
 use super::key::{Binding, SealingKey};
 
 const MAGIC: [u8; 8] = *b"AFSEALED";

@@ -153,7 +153,7 @@ impl SealingKey {
     }
 
     /// An HMAC-SHA256 key for `purpose` and nothing else.
-    pub(crate) fn mac_key(&self, purpose: &[u8]) -> hmac::Key {
+    pub(super) fn mac_key(&self, purpose: &[u8]) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, self.derive(purpose, &[]).as_slice())
     }
 }

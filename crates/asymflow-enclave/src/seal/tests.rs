@@ -1,9 +1,15 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::guard::FileGuard;
+use super::disk::{Disk, OsDisk};
+use super::error::{SealError, WitnessError};
+use super::format;
+use super::guard::{FileGuard, Guard, GuardError, Mark, Witness};
+use super::key::{Binding, SealingKey};
+use super::store::{SealedStore, file_name};
 
 const LABEL: &str = "ledger";
 
@@ -39,7 +45,11 @@ impl Place {
     }
 
     fn guard(&self) -> PathBuf {
-        self.0.path().join("guard").join(format!("{LABEL}.guard"))
+        self.guard_of(LABEL)
+    }
+
+    pub(super) fn guard_of(&self, label: &str) -> PathBuf {
+        self.0.path().join("guard").join(format!("{label}.guard"))
     }
 
     fn saved(contents: &[&[u8]]) -> Self {
@@ -286,8 +296,13 @@ impl World {
     /// What may be found after the cut: names old or new, and content that was not synced there or not.
     pub(super) fn after_the_cut(&self) -> Vec<BTreeMap<PathBuf, Vec<u8>>> {
         let mut worlds = vec![self.seen.clone(), self.safe.clone()];
+        // What was synced before something was added to it is there; a file that was begun anew may be empty.
         let mut emptied = self.seen.clone();
-        self.unsynced.keys().for_each(|path| drop(emptied.insert(path.clone(), Vec::new())));
+        for path in self.unsynced.keys() {
+            let safe =
+                self.safe.get(path).filter(|safe| self.seen.get(path).is_some_and(|seen| seen.starts_with(safe)));
+            emptied.insert(path.clone(), safe.cloned().unwrap_or_default());
+        }
         worlds.push(emptied);
         if let Some((from, to)) = &self.renamed {
             let mut old_names = self.seen.clone();

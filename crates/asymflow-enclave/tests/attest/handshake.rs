@@ -65,8 +65,10 @@ fn each_refusal_comes_out_of_the_handshake() {
     assert_eq!(refused(of(|_| ()), product), Refusal::Product { found: 1, accepted: 2 });
     let newer = Policy { min_isv_svn: 2, ..policy() };
     assert_eq!(refused(of(|_| ()), newer), Refusal::Svn { found: 1, least: 2 });
-    let promise = Policy { promise_sha256: Some([0; 32]), ..policy() };
-    assert!(matches!(refused(of(|_| ()), promise), Refusal::Promise { .. }));
+    let other_promise = Arc::new(verifier(policy()).with_promise([0; 32]));
+    let config = client_config(other_promise, Clock::Fixed(NOW)).unwrap();
+    let error = handshake(of(|_| ()), config).0.err().unwrap();
+    assert!(matches!(refusal_of_io(&error), Some(Refusal::Promise { .. })), "{error}");
     let real_only = Policy { insecure_accept_simulated: false, ..policy() };
     assert_eq!(refused(of(|_| ()), real_only), Refusal::Simulated);
 

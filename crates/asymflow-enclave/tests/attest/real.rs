@@ -4,7 +4,7 @@ use asymflow_enclave::Assurance;
 use asymflow_enclave::attest::{
     Collateral, CollateralError, MAX_COLLATERAL_BYTES, Measurement, Policy, PolicyError, Refusal,
 };
-use asymflow_enclave::attest::{TcbPolicy, TcbStatus, Verifier};
+use asymflow_enclave::attest::{QuoteVerifier, TcbPolicy, TcbStatus};
 
 /// 2025-06-20, when the collateral was valid.
 pub const THEN: u64 = 1_750_412_171;
@@ -26,12 +26,12 @@ pub fn policy() -> Policy {
 }
 
 fn refused(policy: Policy, now: u64) -> Refusal {
-    Verifier::new(policy, collateral()).unwrap().verify_quote(QUOTE, now).unwrap_err()
+    QuoteVerifier::new(policy, collateral()).unwrap().verify(QUOTE, now).unwrap_err()
 }
 
 #[test]
 fn a_real_quote_is_verified() {
-    let verified = Verifier::new(policy(), collateral()).unwrap().verify_quote(QUOTE, THEN).unwrap();
+    let verified = QuoteVerifier::new(policy(), collateral()).unwrap().verify(QUOTE, THEN).unwrap();
     assert_eq!(verified.assurance, Assurance::Attested);
     assert_eq!(verified.tcb_status, TcbStatus::ConfigurationAndSwHardeningNeeded);
     assert_eq!(verified.advisories, ["INTEL-SA-00289", "INTEL-SA-00615"]);
@@ -46,8 +46,8 @@ fn a_real_quote_is_verified() {
 /// for which the verifier has its own.
 #[test]
 fn every_signed_byte_of_a_real_quote_counts() {
-    let verifier = Verifier::new(policy(), collateral()).unwrap();
-    let verified = verifier.verify_quote(QUOTE, THEN).unwrap();
+    let verifier = QuoteVerifier::new(policy(), collateral()).unwrap();
+    let verified = verifier.verify(QUOTE, THEN).unwrap();
     let starts: Vec<_> = (0..QUOTE.len()).filter(|at| QUOTE[*at..].starts_with(b"-----BEGIN")).collect();
     let [platform, _, root] = starts[..] else { panic!("another chain") };
     let signed = |at: usize| at < platform || at < root && QUOTE[at] != b'\n';
@@ -55,7 +55,7 @@ fn every_signed_byte_of_a_real_quote_counts() {
         let mut quote = QUOTE.to_vec();
         for (at, bits) in (from..quote.len()).step_by(2).flat_map(|at| [(at, 1 << (at / 2 % 8)), (at, 0xff)]) {
             quote[at] ^= bits;
-            if let Ok(changed) = verifier.verify_quote(&quote, THEN) {
+            if let Ok(changed) = verifier.verify(&quote, THEN) {
                 assert!(!signed(at) && changed == verified, "byte {at} ^ {bits:#x}");
             }
             quote[at] ^= bits;
@@ -69,12 +69,12 @@ fn every_signed_byte_of_a_real_quote_counts() {
 
 #[test]
 fn a_quote_ends_where_it_says() {
-    let verifier = Verifier::new(policy(), collateral()).unwrap();
+    let verifier = QuoteVerifier::new(policy(), collateral()).unwrap();
     let longer = [QUOTE, b"x"].concat();
-    let error = verifier.verify_quote(&longer, THEN).unwrap_err().to_string();
+    let error = verifier.verify(&longer, THEN).unwrap_err().to_string();
     assert_eq!(error, "the quote is malformed: 4601 bytes; its parts are 4600, its signature 4164 by its own account");
     for length in [0, 3, 431, 435, 436, 1000, QUOTE.len() - 1] {
-        let error = verifier.verify_quote(&QUOTE[..length], THEN).unwrap_err();
+        let error = verifier.verify(&QUOTE[..length], THEN).unwrap_err();
         assert!(matches!(error, Refusal::Quote(_)), "{length}: {error}");
     }
 }
@@ -104,6 +104,14 @@ fn the_platforms_rating_counts() {
 }
 
 #[test]
+fn old_ratings_are_refused_where_newer_ones_are_asked_for() {
+    let at_least = |min_evaluation| Policy { tcb: TcbPolicy { min_evaluation, ..policy().tcb }, ..policy() };
+    assert_eq!(refused(at_least(18), THEN), Refusal::TcbEvaluation { found: 17, least: 18 });
+    let verified = QuoteVerifier::new(at_least(17), collateral()).unwrap().verify(QUOTE, THEN).unwrap();
+    assert_eq!(verified.tcb_evaluation, 17);
+}
+
+#[test]
 fn another_program_is_refused() {
     let refusal = refused(Policy { mr_enclave: vec![[1; 32], [2; 32]], ..policy() }, THEN);
     let (one, two) = ("01".repeat(32), "02".repeat(32));
@@ -121,8 +129,8 @@ fn changed_collateral_is_refused() {
     let text = std::str::from_utf8(COLLATERAL).unwrap();
     let changed = text.replace(r#"ConfigurationAndSWHardeningNeeded"#, "UpToDate");
     assert_ne!(text, changed);
-    let verifier = Verifier::new(policy(), Collateral::from_json(changed.as_bytes()).unwrap()).unwrap();
-    let refusal = verifier.verify_quote(QUOTE, THEN).unwrap_err();
+    let verifier = QuoteVerifier::new(policy(), Collateral::from_json(changed.as_bytes()).unwrap()).unwrap();
+    let refusal = verifier.verify(QUOTE, THEN).unwrap_err();
     assert_eq!(refusal.to_string(), "the quote does not verify: Signature is invalid for tcb_info in quote_collateral");
 }
 
@@ -133,7 +141,7 @@ fn collateral_is_bounded() {
     let error = Collateral::from_json(&long).unwrap_err();
     assert_eq!(error.to_string(), "collateral of 1048577 bytes; at most 1048576 are read");
     let again = Collateral::from_json(&collateral().to_json().unwrap()).unwrap();
-    Verifier::new(policy(), again).unwrap().verify_quote(QUOTE, THEN).unwrap();
+    QuoteVerifier::new(policy(), again).unwrap().verify(QUOTE, THEN).unwrap();
 }
 
 #[test]
@@ -141,29 +149,29 @@ fn each_quote_brings_its_own_platform_certificate() {
     let mut json: serde_json::Value = serde_json::from_slice(COLLATERAL).unwrap();
     json["pck_certificate_chain"] = json["tcb_info_issuer_chain"].clone();
     let collateral = Collateral::from_json(json.to_string().as_bytes()).unwrap();
-    Verifier::new(policy(), collateral).unwrap().verify_quote(QUOTE, THEN).unwrap();
+    QuoteVerifier::new(policy(), collateral).unwrap().verify(QUOTE, THEN).unwrap();
 }
 
 #[test]
 fn another_kind_of_enclave_is_refused() {
-    let verifier = Verifier::new(policy(), collateral()).unwrap();
-    let refusal = verifier.verify_quote(include_bytes!("../fixtures/tdx_quote"), THEN).unwrap_err();
+    let verifier = QuoteVerifier::new(policy(), collateral()).unwrap();
+    let refusal = verifier.verify(include_bytes!("../fixtures/tdx_quote"), THEN).unwrap_err();
     assert_eq!(refusal.to_string(), "the quote is of TEE type 0x81, not of an SGX enclave");
 }
 
 #[test]
 fn a_simulated_quote_is_named_by_every_verifier() {
-    let verifier = Verifier::new(policy(), collateral()).unwrap();
-    assert_eq!(verifier.verify_quote(SIMULATED_QUOTE, THEN), Err(Refusal::Simulated));
+    let verifier = QuoteVerifier::new(policy(), collateral()).unwrap();
+    assert_eq!(verifier.verify(SIMULATED_QUOTE, THEN), Err(Refusal::Simulated));
 }
 
 #[test]
 fn a_policy_that_pins_nothing_takes_no_real_enclave() {
     let open = Policy { mr_enclave: Vec::new(), ..policy() };
-    assert_eq!(Verifier::new(open.clone(), collateral()).unwrap_err(), PolicyError::Unpinned);
+    assert_eq!(QuoteVerifier::new(open.clone(), collateral()).unwrap_err(), PolicyError::Unpinned);
     let simulated = Policy { insecure_accept_simulated: true, ..open };
-    match Verifier::new(simulated, collateral()) {
-        Ok(verifier) => assert_eq!(verifier.verify_quote(QUOTE, THEN), Err(Refusal::Unpinned)),
+    match QuoteVerifier::new(simulated, collateral()) {
+        Ok(verifier) => assert_eq!(verifier.verify(QUOTE, THEN), Err(Refusal::Unpinned)),
         Err(error) => assert_eq!((error, cfg!(feature = "simulated")), (PolicyError::NotCompiled, false)),
     }
 }

@@ -2,8 +2,8 @@
 
 use asymflow_enclave::Assurance;
 use asymflow_enclave::attest::{
-    AttestedIdentity, Claims, Evidence, EvidenceError, IdentityError, MAX_PROMISE_BYTES, Policy, Quoter, Refusal,
-    SimulatedMeasurement, TcbPolicy, TcbStatus, Verifier,
+    AttestedIdentity, Claims, Evidence, EvidenceError, IdentityError, MAX_PROMISE_BYTES, Policy, QuoteVerifier, Quoter,
+    Refusal, SimulatedMeasurement, TcbPolicy, TcbStatus, Verifier, simulated_collateral,
 };
 use rcgen::KeyPair;
 use sha2::{Digest, Sha256};
@@ -50,7 +50,8 @@ fn the_two_roots_are_kept_apart() {
     assert!(matches!(refusal, Refusal::Chain(_)), "{refusal:?}");
     // The simulated authority says nothing of real ones.
     let quote = include_bytes!("../fixtures/sgx_quote");
-    let refusal = self::verifier(self::policy()).verify_quote(quote, NOW).unwrap_err();
+    let refusal =
+        QuoteVerifier::new(self::policy(), simulated_collateral(NOW).unwrap()).unwrap().verify(quote, NOW).unwrap_err();
     assert!(matches!(refusal, Refusal::Chain(_)), "{refusal:?}");
 }
 
@@ -72,6 +73,7 @@ fn every_rating_is_told_and_accepted_only_where_allowed() {
         allow_sw_hardening_needed: a,
         allow_configuration_needed: b,
         insecure_allow_out_of_date: c,
+        min_evaluation: 1,
     };
     for status in TcbStatus::ALL {
         let identity = AttestedIdentity::new(&quoter(|m| m.tcb_status = status), PROMISE).unwrap();
@@ -113,10 +115,10 @@ fn measurements_are_compared() {
 
 #[test]
 fn the_promise_can_be_pinned() {
-    let pinned = |promise: &[u8]| Policy { promise_sha256: Some(sha256(promise)), ..policy() };
+    let pinned = |promise: &[u8]| verifier(policy()).with_promise(sha256(promise));
     let identity = identity();
-    assert!(verifier(pinned(PROMISE)).verify_certificate(identity.certificate(), NOW).is_ok());
-    let refusal = verifier(pinned(b"epsilon 2")).verify_certificate(identity.certificate(), NOW).unwrap_err();
+    assert!(pinned(PROMISE).verify_certificate(identity.certificate(), NOW).is_ok());
+    let refusal = pinned(b"epsilon 2").verify_certificate(identity.certificate(), NOW).unwrap_err();
     assert_eq!(refusal, Refusal::Promise { found: sha256(PROMISE), accepted: sha256(b"epsilon 2") });
 }
 

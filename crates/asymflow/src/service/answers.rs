@@ -1,12 +1,16 @@
 //! Answers given before: asked about the same image again, a client is told the same, and nothing is released.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Query;
-use super::ledgers::{ClientId, LedgersError};
+use super::ledgers::{ClientId, Malformed};
+
+/// Answers in one block of [`Answers::blocks`].
+const BLOCK_ANSWERS: usize = 64;
 
 /// A client and the digest of its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,19 +27,22 @@ impl Asked {
     }
 }
 
-/// The latest answers, up to a limit; the oldest goes first.
+/// Answers, up to a limit. Beyond it the client of which most are remembered gives one up, drawn by its hash; so a client with
+/// no more than its share keeps all of them, whatever others ask.
 #[derive(Debug)]
 pub struct Answers {
     /// A tree holds what is in it and no more; a hash table that answers come and go in grows to twice its size.
     logits: BTreeMap<Asked, Vec<f32>>,
-    order: VecDeque<Asked>,
+    counts: BTreeMap<ClientId, usize>,
+    /// The same, by count.
+    by_count: BTreeSet<(usize, ClientId)>,
     limit: usize,
 }
 
 impl Answers {
     /// Nothing yet, and at most `limit` answers.
-    pub fn new(limit: usize) -> Self {
-        Self { logits: BTreeMap::new(), order: VecDeque::new(), limit }
+    pub const fn new(limit: usize) -> Self {
+        Self { logits: BTreeMap::new(), counts: BTreeMap::new(), by_count: BTreeSet::new(), limit }
     }
 
     /// What was answered, if it is remembered.
@@ -48,20 +55,43 @@ impl Answers {
         if self.limit == 0 || self.logits.contains_key(&asked) {
             return false;
         }
-        while self.logits.len() >= self.limit {
-            let Some(oldest) = self.order.pop_front() else { break };
-            self.logits.remove(&oldest);
-        }
-        self.order.push_back(asked);
+        while self.logits.len() >= self.limit && self.forget_one(&asked) {}
         self.logits.insert(asked, logits.to_vec());
+        self.count(asked.client, 1);
         true
     }
 
-    /// Heap of `answers` answers of `classes` logits, at most: nodes of the tree that may be half empty, a queue that may be
-    /// twice as long as what is in it, and the logits with what the allocator adds.
+    /// Makes room for an answer; whether there was anything to forget.
+    fn forget_one(&mut self, asked: &Asked) -> bool {
+        let Some(&(most, largest)) = self.by_count.last() else { return false };
+        let own = self.counts.get(&asked.client).copied().unwrap_or_default();
+        let client = if own >= most { asked.client } else { largest };
+        // The new image's digest draws one of the client's: the next in order, or the first.
+        let of_client = |image| Asked { client, image };
+        let mut after =
+            self.logits.range((Bound::Excluded(of_client(asked.image)), Bound::Included(of_client([255; 32]))));
+        let mut all = self.logits.range(of_client([0; 32])..=of_client([255; 32]));
+        let Some(forgotten) = after.next().or_else(|| all.next()).map(|(asked, _)| *asked) else { return false };
+        self.logits.remove(&forgotten);
+        self.count(client, -1);
+        true
+    }
+
+    fn count(&mut self, client: ClientId, change: isize) {
+        let before = self.counts.remove(&client).unwrap_or_default();
+        self.by_count.remove(&(before, client));
+        let after = before.saturating_add_signed(change);
+        if after > 0 {
+            self.counts.insert(client, after);
+            self.by_count.insert((after, client));
+        }
+    }
+
+    /// Heap of `answers` answers of `classes` logits, at most: nodes of trees that may be half empty, each client with one
+    /// answer, and the logits with what the allocator adds.
     pub const fn held_bytes(answers: usize, classes: usize) -> usize {
-        let node = 2 * (size_of::<Asked>() + size_of::<Vec<f32>>());
-        answers * (node + 2 * size_of::<Asked>() + size_of::<f32>() * classes + ALLOCATION_BYTES)
+        let entries = size_of::<Asked>() + size_of::<Vec<f32>>() + 2 * (size_of::<ClientId>() + size_of::<usize>());
+        answers * (2 * entries + size_of::<f32>() * classes + ALLOCATION_BYTES)
     }
 
     /// What answers are of: the model file of that SHA-256, in one of the modes that it can be served in.
@@ -70,71 +100,107 @@ impl Answers {
         hash.chain_update(model_sha256).finalize().into()
     }
 
-    /// Bytes of answers, for a [`Keeper`](super::Keeper) to keep.
-    ///
-    /// # Errors
-    /// Serialisation failed.
-    pub fn encode(answers: &[(Asked, Vec<f32>)]) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_stdvec(answers)
+    fn encode(&self, asked: &[Asked]) -> Result<Vec<u8>, postcard::Error> {
+        let remembered = asked.iter().filter_map(|asked| Some((*asked, self.logits.get(asked)?)));
+        postcard::to_stdvec(&remembered.collect::<Vec<_>>())
     }
 
-    /// Bytes of [`Answers::encode`] for `answers` answers of `classes` logits, at most.
-    pub const fn encoded_bytes(answers: usize, classes: usize) -> usize {
-        LENGTH_BYTES + answers * (size_of::<Asked>() + LENGTH_BYTES + size_of::<f32>() * classes)
+    /// Those of these answers that are remembered, for a [`Keeper`](super::Keeper) to append.
+    pub fn blocks_of(&self, asked: &[Asked]) -> impl Iterator<Item = Result<Vec<u8>, postcard::Error>> {
+        asked.chunks(BLOCK_ANSWERS).map(|some| self.encode(some))
     }
 
-    /// Remembers again what an earlier process kept, after what is remembered already.
+    /// All of them, in such blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = Result<Vec<u8>, postcard::Error>> {
+        let mut rest = self.logits.keys().copied().peekable();
+        std::iter::from_fn(move || {
+            rest.peek()?;
+            Some(self.encode(&rest.by_ref().take(BLOCK_ANSWERS).collect::<Vec<_>>()))
+        })
+    }
+
+    /// Remembers again what an earlier process kept.
     ///
     /// # Errors
-    /// Not what [`Answers::encode`] writes.
-    pub fn recall(&mut self, bytes: &[u8]) -> Result<(), LedgersError> {
-        match postcard::take_from_bytes::<Vec<(Asked, Vec<f32>)>>(bytes) {
-            Ok((answers, [])) => {
-                for (asked, logits) in &answers {
-                    self.remember(*asked, logits);
-                }
-                Ok(())
-            }
-            _ => Err(LedgersError::Malformed),
+    /// No such block.
+    pub fn recall(&mut self, block: &[u8]) -> Result<(), Malformed> {
+        let Ok((answers, [])) = postcard::take_from_bytes::<Vec<(Asked, Vec<f32>)>>(block) else {
+            return Err(Malformed);
+        };
+        for (asked, logits) in &answers {
+            self.remember(*asked, logits);
         }
+        Ok(())
     }
 }
 
 /// What an allocation takes beside its content.
 const ALLOCATION_BYTES: usize = 16;
-/// Most bytes of a length.
-const LENGTH_BYTES: usize = 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn asked(client: u8, image: u32) -> Asked {
+        Asked::of(&Query { client: ClientId::of(&[client; 32]), image: image.to_le_bytes().to_vec() })
+    }
+
+    fn remembered(answers: &Answers, client: u8, images: u32) -> usize {
+        (0..images).filter(|&image| answers.get(&asked(client, image)).is_some()).count()
+    }
+
     #[test]
-    fn the_oldest_answer_is_forgotten_first_and_clients_are_told_apart() {
-        let query = |client: u8, image: u8| Query { client: ClientId::of(&[client; 32]), image: vec![image; 4] };
-        let mut answers = Answers::new(2);
-        for (i, q) in [query(1, 1), query(1, 2), query(1, 1), query(1, 3)].iter().enumerate() {
-            answers.remember(Asked::of(q), &[i as f32]);
+    fn the_same_question_is_remembered_once_and_clients_are_told_apart() {
+        let mut answers = Answers::new(10);
+        assert!(answers.remember(asked(1, 1), &[1.0]));
+        assert!(!answers.remember(asked(1, 1), &[2.0]));
+        assert_eq!(answers.get(&asked(1, 1)), Some(&[1.0][..]));
+        assert_eq!(answers.get(&asked(2, 1)), None);
+        assert!(!Answers::new(0).remember(asked(1, 1), &[1.0]));
+    }
+
+    /// Whatever one client or ten ask, another that has no more than its share loses none of its answers.
+    #[test]
+    fn a_flood_of_answers_pushes_out_the_floods_own() {
+        let mut answers = Answers::new(100);
+        for image in 0..9 {
+            answers.remember(asked(0, image), &[0.0; 10]);
         }
-        assert_eq!(answers.get(&Asked::of(&query(1, 1))), None);
-        assert_eq!(answers.get(&Asked::of(&query(1, 2))), Some(&[1.0][..]));
-        assert_eq!(answers.get(&Asked::of(&query(1, 3))), Some(&[3.0][..]));
-        assert_eq!(answers.get(&Asked::of(&query(2, 3))), None);
-        assert_eq!(answers.order.len(), 2);
+        for image in 0..1000 {
+            answers.remember(asked(1, image), &[0.0; 10]);
+        }
+        assert_eq!((remembered(&answers, 0, 9), remembered(&answers, 1, 1000)), (9, 91));
+        assert!(answers.get(&asked(1, 999)).is_some(), "the latest is there");
+        for image in 0..1000 {
+            (1..11).for_each(|client| drop(answers.remember(asked(client, image), &[0.0; 10])));
+        }
+        assert_eq!(remembered(&answers, 0, 9), 9);
+        for client in 1..11 {
+            assert!((9..=10).contains(&remembered(&answers, client, 1000)), "client {client}");
+        }
+        assert_eq!((answers.logits.len(), answers.by_count.len(), answers.counts.len()), (100, 11, 11));
+        // A single client beyond its limit loses its own, and any of them.
+        let mut alone = Answers::new(100);
+        (0..1000).for_each(|image| drop(alone.remember(asked(1, image), &[])));
+        let latest = (900..1000).filter(|&image| alone.get(&asked(1, image)).is_some()).count();
+        assert!((40..90).contains(&latest), "{latest} of the latest 100");
     }
 
     #[test]
     fn what_was_kept_is_recalled_up_to_the_limit() {
-        let asked = |image: u8| Asked::of(&Query { client: ClientId::of(&[1; 32]), image: vec![image] });
-        let kept: Vec<_> = (0..5).map(|image| (asked(image), vec![f32::from(image); 10])).collect();
-        let bytes = Answers::encode(&kept).unwrap();
-        assert!(bytes.len() <= Answers::encoded_bytes(5, 10), "{}", bytes.len());
-        let mut answers = Answers::new(3);
-        answers.recall(&bytes).unwrap();
-        assert_eq!(answers.get(&asked(1)), None);
-        assert_eq!(answers.get(&asked(2)), Some(&[2.0; 10][..]));
-        for end in 0..bytes.len() {
-            assert_eq!(answers.recall(&bytes[..end]), Err(LedgersError::Malformed), "cut at {end}");
+        let mut before = Answers::new(200);
+        (0..150).for_each(|image| drop(before.remember(asked(1, image), &[image as f32; 10])));
+        let blocks: Vec<_> = before.blocks().map(Result::unwrap).collect();
+        assert_eq!(blocks.len(), 3);
+        for (limit, want) in [(200, 150), (120, 120)] {
+            let mut answers = Answers::new(limit);
+            blocks.iter().for_each(|block| answers.recall(block).unwrap());
+            assert_eq!(remembered(&answers, 1, 150), want);
         }
+        let mut answers = Answers::new(3);
+        for end in 0..blocks[2].len() {
+            assert_eq!(answers.recall(&blocks[2][..end]), Err(Malformed), "cut at {end}");
+        }
+        assert_eq!(before.encode(&[asked(1, 7), asked(1, 900)]).unwrap()[0], 1, "what is not remembered is left out");
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::{Budget, BudgetError, Loss, RecordAccountant, RecordLedger};
+use asymflow_privacy::{Budget, Loss, RecordAccountant, RecordLedger};
 use asymflow_residual::{OpenError, ResidualBackend};
 use faer::Par;
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ use crate::modes::{ExecError, Guard, Mode, ModeError, ModeSpec, Parts, Registry,
 use crate::run::RunError;
 
 pub use answers::{Answers, Asked};
-pub use ledgers::{ClientId, Ledgers, LedgersError};
+pub use ledgers::{AccountError, AccountLimits, ChargeError, ClientId, Ledgers, Malformed, TokensError};
 pub use model::{ModelFileError, ServedModel};
 pub use model_file::{ModelFile, ReadModel};
 pub use promise::{Promise, PromiseError, hex, sha256_hex};
@@ -56,9 +56,6 @@ pub enum ServiceError {
     /// The trusted part failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// A kept state is unusable.
-    #[error(transparent)]
-    Ledgers(#[from] LedgersError),
 }
 
 /// Answers that are remembered where nothing else is asked for.
@@ -73,8 +70,8 @@ pub struct ServiceSettings {
     pub budget_epsilon: Option<f64>,
     /// Answers that are remembered, so that the same image costs nothing again.
     pub remembered: usize,
-    /// Clients whose losses are kept; more are refused.
-    pub clients: usize,
+    /// How many clients there may be.
+    pub accounts: AccountLimits,
     /// How long a lost worker is waited for.
     pub patience: Duration,
 }
@@ -82,7 +79,7 @@ pub struct ServiceSettings {
 impl Default for ServiceSettings {
     fn default() -> Self {
         let patience = Duration::from_secs(30);
-        Self { batch: 8, budget_epsilon: None, remembered: REMEMBERED, clients: 100_000, patience }
+        Self { batch: 8, budget_epsilon: None, remembered: REMEMBERED, accounts: AccountLimits::default(), patience }
     }
 }
 
@@ -115,15 +112,9 @@ pub enum QueryError {
         /// Bytes that came.
         got: usize,
     },
-    /// The client's budget does not allow it. Nothing was released.
+    /// It cannot be charged to the client. Nothing was released.
     #[error(transparent)]
-    Budget(#[from] BudgetError),
-    /// No room for another client.
-    #[error("losses of {limit} clients are kept already, and no more")]
-    Full {
-        /// The limit.
-        limit: usize,
-    },
+    Charge(#[from] ChargeError),
     /// The losses could not be kept, so nothing was released.
     #[error("the client's losses could not be kept, so nothing was released")]
     Unkept,
@@ -170,15 +161,15 @@ pub struct ServiceReport {
 
 /// Keeps the losses of clients somewhere that outlives the process.
 pub trait Keeper: Send {
-    /// Keeps them before anything is released. The error is for the log.
+    /// Keeps what `charged` have lost by now, before anything is released. The error is for the log.
     ///
     /// # Errors
-    /// They are not kept.
-    fn keep(&mut self, ledgers: &[u8]) -> Result<(), String>;
+    /// It is not kept.
+    fn keep(&mut self, ledgers: &Ledgers, charged: &[ClientId]) -> Result<(), String>;
 
-    /// Keeps answers that were charged already, so that a later process gives them again at no cost. Whoever asked pays again
-    /// for one that is lost, so nothing waits for them and a failure is no error.
-    fn remember(&mut self, _answers: &[(Asked, Vec<f32>)]) {}
+    /// Keeps the `new` of these answers, which were charged already, so that a later process gives them again at no cost. Whoever
+    /// asked pays again for one that is lost, so nothing waits for them and a failure is no error.
+    fn remember(&mut self, _answers: &Answers, _new: &[Asked]) {}
 
     /// What a client can show later, to be refused by a service that has gone back to an older state; `None` where nothing is
     /// kept yet or no witness can be given.
@@ -277,7 +268,7 @@ impl Service {
         let budget = settings.budget_epsilon.map(|epsilon| Budget { epsilon, delta: model.terms.delta });
         Ok(Self {
             pixel_values: model.normalization.values(model.network.input.channels),
-            ledgers: Ledgers::new(settings.clients),
+            ledgers: Ledgers::new(settings.accounts),
             answers: Answers::new(settings.remembered),
             keeper: None,
             stats: ServiceStats::default(),
@@ -291,16 +282,18 @@ impl Service {
         })
     }
 
-    /// Goes on with the losses of clients that an earlier process kept, and keeps them with `keeper` from now on.
-    ///
-    /// # Errors
-    /// Bytes that are no kept losses: a service must not start with fresh budgets in their place.
-    pub fn with_keeper(mut self, kept: Option<&[u8]>, keeper: Box<dyn Keeper>) -> Result<Self, ServiceError> {
-        if let Some(bytes) = kept {
-            self.ledgers = Ledgers::decode(bytes, self.settings.clients)?;
-        }
+    /// Goes on with the losses of clients that an earlier process kept.
+    #[must_use]
+    pub fn with_ledgers(mut self, ledgers: Ledgers) -> Self {
+        self.ledgers = ledgers;
+        self
+    }
+
+    /// Keeps what clients lose, and are answered, with `keeper` from now on.
+    #[must_use]
+    pub fn with_keeper(mut self, keeper: Box<dyn Keeper>) -> Self {
         self.keeper = Some(keeper);
-        Ok(self)
+        self
     }
 
     /// Gives what an earlier process answered again, at no cost.
@@ -331,6 +324,14 @@ impl Service {
         self.losses.iter().for_each(|&loss| ledger.add(loss));
         let epsilon = || ledger.epsilon(self.model.terms.delta).unwrap_or(f64::INFINITY);
         (!self.losses.is_empty()).then(epsilon)
+    }
+
+    /// The account of a client that shows `secret`, as [`Ledgers::admit`] finds it.
+    ///
+    /// # Errors
+    /// It has none and gets none.
+    pub fn admit(&mut self, secret: &[u8; 32], generation: Option<u64>) -> Result<ClientId, AccountError> {
+        self.ledgers.admit(secret, generation)
     }
 
     /// ε that a client has lost so far.
@@ -375,8 +376,8 @@ impl Service {
 
     fn answer_batch(&mut self, queries: &[Query]) -> Vec<Result<Answer, QueryError>> {
         let mut rows = Vec::new();
-        let sources = self.sources(queries, &mut rows);
-        let computed = self.compute(&rows);
+        let (sources, charged) = self.sources(queries, &mut rows);
+        let computed = self.compute(&rows, &charged);
         let classes = self.model.network.classes;
         let mut new = Vec::new();
         let answers = sources
@@ -394,7 +395,7 @@ impl Service {
                         let logits = logits.get(row * classes..(row + 1) * classes).unwrap_or_default().to_vec();
                         let asked = Asked::of(query);
                         if self.answers.remember(asked, &logits) {
-                            new.push((asked, logits.clone()));
+                            new.push(asked);
                         }
                         (logits, false)
                     }
@@ -406,13 +407,15 @@ impl Service {
             .collect();
         // What costs nothing is computed again.
         if let Some(keeper) = self.keeper.as_mut().filter(|_| !self.losses.is_empty() && !new.is_empty()) {
-            keeper.remember(&new);
+            keeper.remember(&self.answers, &new);
         }
         answers
     }
 
-    /// Decides for each query where its answer comes from, charging those that cost; `rows` are the images to compute.
-    fn sources<'a>(&mut self, queries: &'a [Query], rows: &mut Vec<&'a [u8]>) -> Vec<Source> {
+    /// Decides for each query where its answer comes from, charging those that cost, and says whom; `rows` are the images to
+    /// compute.
+    fn sources<'a>(&mut self, queries: &'a [Query], rows: &mut Vec<&'a [u8]>) -> (Vec<Source>, Vec<ClientId>) {
+        let (mut charged, now) = (Vec::new(), Instant::now());
         let expected = self.model.network.input.len();
         let mut asked_now: HashMap<Asked, usize> = HashMap::new();
         let mut source = |query: &'a Query| {
@@ -427,22 +430,24 @@ impl Service {
             if let Some(&row) = asked_now.get(&asked) {
                 return Source::Row(row);
             }
-            match self.ledgers.charge(query.client, &self.losses, self.budget) {
+            match self.ledgers.charge(query.client, &self.losses, self.budget, now) {
                 Ok(()) => {
+                    charged.push(query.client);
                     rows.push(&query.image);
                     asked_now.insert(asked, rows.len() - 1);
                     Source::Row(rows.len() - 1)
                 }
-                Err(error) => Source::Refused(error),
+                Err(error) => Source::Refused(error.into()),
             }
         };
-        queries.iter().map(&mut source).collect()
+        let sources = queries.iter().map(&mut source).collect();
+        (sources, charged)
     }
 
     /// Logits of the rows. A batch in which everything is remembered or refused still goes to the worker, so that the
     /// number of messages does not tell.
-    fn compute(&mut self, rows: &[&[u8]]) -> Result<Vec<f32>, QueryError> {
-        if !self.losses.is_empty() && !rows.is_empty() && !self.keep() {
+    fn compute(&mut self, rows: &[&[u8]], charged: &[ClientId]) -> Result<Vec<f32>, QueryError> {
+        if !self.losses.is_empty() && !rows.is_empty() && !self.keep(charged) {
             return Err(QueryError::Unkept);
         }
         let (shape, samples) = (self.model.network.input, rows.len().max(1));
@@ -465,8 +470,7 @@ impl Service {
         answer.map_err(|error| QueryError::Failed(RunError::from(error).failure().detail))
     }
 
-    fn keep(&mut self) -> bool {
-        let Some(keeper) = &mut self.keeper else { return true };
-        self.ledgers.encode().is_ok_and(|bytes| keeper.keep(&bytes).is_ok())
+    fn keep(&mut self, charged: &[ClientId]) -> bool {
+        self.keeper.as_mut().is_none_or(|keeper| keeper.keep(&self.ledgers, charged).is_ok())
     }
 }

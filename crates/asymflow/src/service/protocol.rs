@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most images of one message.
 pub const MAX_IMAGES: u16 = 256;
 
@@ -16,6 +16,8 @@ pub enum ToService {
         version: u16,
         /// The secret by which the client names itself.
         client: [u8; 32],
+        /// What [`FromService::Welcome`] said when this account was opened; none opens one.
+        generation: Option<u64>,
         /// What the client was last given in [`FromService::Answers`]: a service whose state is older refuses it.
         witness: Option<Vec<u8>>,
     },
@@ -38,6 +40,8 @@ pub enum FromService {
     Welcome {
         /// [`VERSION`].
         version: u16,
+        /// The generation in which the client's account was opened, to be shown at every later visit: it belongs to the account.
+        generation: u64,
     },
     /// The body is a quote.
     Proof,
@@ -72,6 +76,8 @@ pub enum RefusalCode {
     Message,
     /// The client's budget is spent.
     Budget,
+    /// The client has no account and gets none: it is closed, not listed by the operator, or one of too many newcomers.
+    Account,
     /// The service's state is older than what the client has seen.
     RolledBack,
     /// Too many clients or messages.

@@ -9,6 +9,7 @@
 
 mod both;
 mod parity;
+mod policy;
 mod promises;
 mod toy_backend;
 mod toy_units;

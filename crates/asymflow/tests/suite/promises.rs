@@ -18,7 +18,7 @@ use crate::toy_backend::ToyBackend;
 use crate::training::{go, job_of};
 
 /// A job in every mode of the registry, on a network that each can compute, with noise where a mode draws any.
-fn jobs() -> Vec<(&'static str, JobSpec)> {
+pub fn jobs() -> Vec<(&'static str, JobSpec)> {
     let noise = json!({ "mechanism": "discrete_gaussian", "sigma": 2.0, "clip": 1.0 });
     let job = |name| {
         let mut job = job_of(name, &[("privacy", noise.clone())]);
@@ -31,7 +31,7 @@ fn jobs() -> Vec<(&'static str, JobSpec)> {
     jobs
 }
 
-fn facts<'a>(job: &'a JobSpec, registry: &'a Registry) -> Facts<'a> {
+pub fn facts<'a>(job: &'a JobSpec, registry: &'a Registry) -> Facts<'a> {
     let Task::Train(spec) = &job.task else { panic!("not a training") };
     let sampling = Sampling { batch: spec.batch, records: 48 };
     let (network, terms) = (&job.network, &job.terms);

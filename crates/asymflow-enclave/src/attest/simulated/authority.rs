@@ -117,6 +117,32 @@ mod ratings {
     /// What Intel publishes of a platform, for simulated ones: rated as each [`SimulatedMeasurement`](super::super::SimulatedMeasurement) says,
     /// valid from a day before `now_unix_seconds` until 30 days after.
     ///
+    /// ```rust
+    /// use asymflow_enclave::Assurance;
+    /// use asymflow_enclave::attest::{
+    ///     AttestedIdentity, Policy, Refusal, SimulatedMeasurement, SimulatedQuoter, Verifier, simulated_collateral,
+    /// };
+    ///
+    /// // In an enclave this is `GramineQuoter::default()`.
+    /// let measurement = SimulatedMeasurement::of_program(b"the bytes of the program");
+    /// let quoter = SimulatedQuoter::new(measurement.clone()).unwrap();
+    /// let identity = AttestedIdentity::new(&quoter, b"mode delta, epsilon 1").unwrap();
+    ///
+    /// // Collateral comes from Intel, by way of a caching service; see `Collateral`.
+    /// let now_unix_seconds = 1_800_000_000;
+    /// let collateral = simulated_collateral(now_unix_seconds).unwrap();
+    /// let policy = Policy { mr_enclave: vec![measurement.mr_enclave], ..Policy::default() };
+    ///
+    /// let strict = Verifier::new(policy.clone(), collateral.clone()).unwrap();
+    /// let refusal = strict.verify_certificate(identity.certificate(), now_unix_seconds).unwrap_err();
+    /// assert_eq!(refusal, Refusal::Simulated);
+    ///
+    /// let trial = Verifier::new(Policy { insecure_accept_simulated: true, ..policy }, collateral).unwrap();
+    /// let verified = trial.verify_certificate(identity.certificate(), now_unix_seconds).unwrap();
+    /// assert_eq!(verified.assurance, Assurance::Simulated);
+    /// assert_eq!(verified.promise, b"mode delta, epsilon 1");
+    /// ```
+    ///
     /// # Errors
     /// The time is past the year 9999, or there are no random numbers.
     pub fn simulated_collateral(now_unix_seconds: u64) -> Result<Collateral, SimulationError> {

@@ -3,7 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use crate::{Assurance, Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+use super::launch::{Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+use crate::Assurance;
 
 /// Runs the enclave program as a child process, with its standard input and output as the streams.
 ///

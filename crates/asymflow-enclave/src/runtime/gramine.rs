@@ -9,9 +9,10 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::launch::{Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+use crate::Assurance;
 use crate::codes;
 use crate::probe::{Machine, Need};
-use crate::{Assurance, Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
 
 /// How much of what Gramine says last is kept to be explained.
 const SAID_MAX_BYTES: usize = 16 << 10;

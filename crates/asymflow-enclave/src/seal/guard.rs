@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use ring::hmac;
 use thiserror::Error;
 
-use crate::seal::SealingKey;
-use crate::seal::disk::{Disk, OsDisk, replace};
+use super::disk::{Disk, OsDisk, replace};
+use super::key::SealingKey;
 
 /// Bytes of a digest and of a MAC.
 const DIGEST_BYTES: usize = 32;
@@ -106,7 +106,7 @@ impl FileGuard {
         Ok(Self::on(Box::new(OsDisk), made, key))
     }
 
-    pub(crate) fn on(disk: Box<dyn Disk>, folder: PathBuf, key: &SealingKey) -> Self {
+    pub(super) fn on(disk: Box<dyn Disk>, folder: PathBuf, key: &SealingKey) -> Self {
         Self { folder, key: key.mac_key(b"asymflow guard"), disk }
     }
 
@@ -155,7 +155,7 @@ impl Witness {
     /// Length of [`Witness::to_bytes`].
     pub const BYTES: usize = RECORD_BYTES;
 
-    pub(crate) fn sign(key: &SealingKey, label: &str, mark: Mark) -> Self {
+    pub(super) fn sign(key: &SealingKey, label: &str, mark: Mark) -> Self {
         let tag = hmac::sign(&witness_key(key), &labelled(&mark.to_bytes(), label));
         let mut mac = [0; DIGEST_BYTES];
         mac.copy_from_slice(tag.as_ref());
@@ -163,7 +163,7 @@ impl Witness {
     }
 
     /// The state it is of, where this key has signed it for `label`.
-    pub(crate) fn verify(&self, key: &SealingKey, label: &str) -> Option<Mark> {
+    pub(super) fn verify(&self, key: &SealingKey, label: &str) -> Option<Mark> {
         let signed = labelled(&self.mark.to_bytes(), label);
         hmac::verify(&witness_key(key), &signed, &self.mac).ok().map(|()| self.mark)
     }

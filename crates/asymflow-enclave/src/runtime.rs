@@ -1,0 +1,9 @@
+//! Ways to run the enclave program. The same program runs under every one.
+
+mod gramine;
+mod launch;
+mod sim;
+
+pub use gramine::{GramineDirect, GramineSgx};
+pub use launch::{Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+pub use sim::Sim;
