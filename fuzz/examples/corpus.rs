@@ -23,10 +23,11 @@ use asymflow_enclave::attest::{Claims, Evidence};
 use asymflow_fuzz::{attestation_files, sealed_files, share_files, small_network};
 use asymflow_privacy::{Loss, Precision, RecordLedger, Relation};
 use asymflow_residual::{ConvUnit, ResidualModel, Unit};
+use asymflow_shares::compile::WeightShare;
 use asymflow_shares::net::{
-    self as shares_net, FromDealer, FromServer, Hello, ModelInfo, QueryName, ToServer, VERSION,
+    self as shares_net, FromDealer, FromServer, Hello, ModelInfo, QueryName, Ticket, ToServer, VERSION,
 };
-use asymflow_shares::{Server, WeightShare};
+use asymflow_shares::program::Server;
 use asymflow_wire::{PREFIX_BYTES, write_frame};
 use asymflow_zoo::data::Normalization;
 use asymflow_zoo::delta::DeltaShape;
@@ -128,12 +129,12 @@ fn shares() {
     put("weight_share", "first", &weights);
     let share = WeightShare::<u64>::read_from(&mut weights.as_slice()).unwrap();
     put("share_frames", "program", &share.program().to_bytes());
-    let query = QueryName { session: [1; 16], number: 2 };
+    let ticket = Ticket { query: QueryName { session: [1; 16], number: 2 }, secret: [8; 32] };
     let model = share.program().hash();
     put("share_frames", "client", &frame(&Hello::Client { version: VERSION }, &[]));
-    put("share_frames", "peer", &frame(&Hello::Peer { version: VERSION, model, query, set_up: true }, &[]));
+    put("share_frames", "peer", &frame(&Hello::Peer { version: VERSION, model, ticket: ticket.id(), set_up: true }, &[]));
     put("share_frames", "dealer", &frame(&Hello::Dealer { version: VERSION, model, queries: 3 }, &[]));
-    put("share_frames", "input", &frame(&ToServer::Input { query }, &[]));
+    put("share_frames", "input", &frame(&ToServer::Input { ticket }, &[]));
     put("share_frames", "proof", &frame(&FromDealer::Proof { certificate_bytes: 4 }, &[9; 8]));
     let info = ModelInfo {
         input: Shape::new(1, 4, 4),

@@ -5,11 +5,12 @@ use std::io::sink;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use asymflow_shares::client::{InputShare, OutputShare, share_input};
+use asymflow_shares::compile::{FixedModel, Options, WeightShare, compile};
 use asymflow_shares::net::{FromDealer, FromServer, Hello, LIMITS, PROGRAM_LIMITS, PROOF_LIMITS, ToServer};
-use asymflow_shares::{
-    Deal, DealStore, Dealer, FixedModel, InputShare, Message, Options, OutputShare, Party, PartyModel, Program,
-    Progress, Seed, Server, ServerSeed, WeightPolicy, WeightShare, compile, share_input,
-};
+use asymflow_shares::program::{Program, Server, WeightPolicy};
+use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
+use asymflow_shares::server::{Message, Party, PartyModel, Progress};
 use asymflow_wire::{decode_header, read_frame};
 use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights};
 
@@ -37,15 +38,14 @@ pub fn weight_share(mut input: &[u8]) {
 pub fn shares(input: &[u8]) {
     let setup = &*SETUP;
     let (program, seed) = (setup.model.program(), &setup.seed);
-    let hash = program.hash();
     // Each part alone, or hardly a mutation gets as far as the later ones.
-    let _ = black_box(Deal::<u64>::read_from(&mut &*input, program, &hash, seed));
+    let _ = black_box(Deal::<u64>::read_from(&mut &*input, program, seed));
     let _ = black_box(InputShare::<u64>::read_from(&mut &*input, program));
     let _ = black_box(OutputShare::<u64>::read_from(&mut &*input, program));
     converse(party(), input);
     let mut rest = input;
-    let mut store = DealStore::new(Arc::clone(&setup.model), seed.clone(), 0);
-    if let Ok(deal) = Deal::read_from(&mut rest, program, &hash, seed)
+    let mut store = DealStore::new(Arc::clone(&setup.model), seed.clone(), 0).expect("its own seed");
+    if let Ok(deal) = Deal::read_from(&mut rest, program, seed)
         && let query = deal.query()
         && store.insert(deal).is_ok()
         && let Ok(party) = store.party(query, SystemTime::UNIX_EPOCH)
@@ -117,7 +117,7 @@ fn compiled(policy: WeightPolicy) -> FixedModel<u64> {
 }
 
 fn dealt() -> (Arc<PartyModel<u64>>, Dealer<u64>) {
-    let model = compiled(WeightPolicy::Public).publish().expect("public weights");
+    let model = compiled(WeightPolicy::Public).publish(&[0.5; 16]).expect("public weights");
     let (seed, lifetime) = (Seed::from_bytes([5; 32]), Duration::from_secs(1 << 20));
     let dealer = Dealer::new(model.program().clone(), &seed, lifetime).expect("a dealer");
     (model, dealer)
@@ -132,7 +132,7 @@ fn input_share() -> InputShare<u64> {
 /// The first server in the query.
 fn party() -> Party<u64> {
     let Setup { model, seed, deal } = &*SETUP;
-    let mut store = DealStore::new(Arc::clone(model), seed.clone(), 0);
+    let mut store = DealStore::new(Arc::clone(model), seed.clone(), 0).expect("its own seed");
     store.read(&mut deal.as_slice()).expect("its own deal");
     store.party(0, SystemTime::UNIX_EPOCH).expect("its own randomness")
 }
@@ -143,7 +143,7 @@ pub fn files() -> [Vec<u8>; 4] {
     let (model, mut dealer) = dealt();
     let mut theirs = Vec::new();
     dealer.deal_to(SystemTime::UNIX_EPOCH, &mut sink(), &mut theirs).expect("a deal");
-    let mut store = DealStore::new(Arc::clone(&model), dealer.seed(Server::Second), 0);
+    let mut store = DealStore::new(Arc::clone(&model), dealer.seed(Server::Second), 0).expect("its own seed");
     store.read(&mut theirs.as_slice()).expect("the second server's deal");
     let mut second = store.party(0, SystemTime::UNIX_EPOCH).expect("its randomness");
     let [left, right] =
@@ -156,7 +156,8 @@ pub fn files() -> [Vec<u8>; 4] {
         steps = [first.receive(other).expect("an answer"), second.receive(mine).expect("an answer")];
     }
     let mut weights = Vec::new();
-    let [share, _] = compiled(WeightPolicy::Shared).share(&Seed::from_bytes([7; 32])).expect("shares of weights");
+    let [share, _] =
+        compiled(WeightPolicy::Shared).share(&Seed::from_bytes([7; 32]), &[0.5; 16]).expect("shares of weights");
     share.write_to(&mut weights).expect("a share of weights");
     [SETUP.deal.clone(), messages, image, weights]
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use asymflow::modes::{RingBits, SharesSpec};
-use asymflow_shares::{Activation, CompileError, Decision, WeightPolicy, activations};
+use asymflow_shares::compile::{Activation, CompileError, Decision, activations};
+use asymflow_shares::program::WeightPolicy;
 use asymflow_zoo::Network;
 use serde::{Deserialize, Serialize};
 

@@ -160,6 +160,11 @@ fn deal(parser: &mut lexopt::Parser) -> Result<Command> {
     if queries == 0 {
         bail!("--queries must be at least 1, got 0");
     }
+    for (flag, got, most) in [("--hours", hours, 24 * 366), ("--timeout", timeout, 86_400)] {
+        if !(1..=most).contains(&got) {
+            bail!("{flag} must be 1 to {most}, got {got}");
+        }
+    }
     Ok(Command::Deal(DealArgs { program, queries, hours, servers, timeout }))
 }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use asymflow_enclave::attest::EXPORTER_LABEL;
-use asymflow_shares::Program;
 use asymflow_shares::net::{DealerPromise, deal as deal_to};
+use asymflow_shares::program::Program;
 
 use crate::args::DealArgs;
 use crate::evidence::Evidence;
@@ -24,7 +24,7 @@ pub fn deal(args: DealArgs) -> Result<()> {
     let prove = |nonce: &[u8; 32], exporter: &[u8; 32]| {
         prover(nonce, exporter).map(|quote| (identity.certificate().to_vec(), quote))
     };
-    let (lifetime, timeout) = (Duration::from_secs(args.hours.saturating_mul(3600)), Duration::from_secs(args.timeout));
+    let (lifetime, timeout) = (Duration::from_secs(args.hours * 3600), Duration::from_secs(args.timeout));
     let started = Instant::now();
     let bytes = deal_to::<u64>(program, &args.servers, args.queries, lifetime, timeout, EXPORTER_LABEL, &prove)?;
     let done = serde_json::json!({

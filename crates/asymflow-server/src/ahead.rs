@@ -5,8 +5,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use asymflow_shares::Party;
 use asymflow_shares::net::QueryName;
+use asymflow_shares::server::Party;
 
 use crate::model::Ring;
 
@@ -54,12 +54,12 @@ impl Ahead {
         let making = |slot: &mut Slot| matches!(slot, Slot::Making(name) if *name == query);
         let waited = self.changed.wait_timeout_while(self.lock(), patience, making);
         let (mut slot, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if slot.name() != Some(query) || !matches!(*slot, Slot::Ready(..)) {
-            return None;
-        }
         match std::mem::take(&mut *slot) {
-            Slot::Ready(_, party) => Some(party),
-            _ => None,
+            Slot::Ready(name, party) if name == query => Some(party),
+            other => {
+                *slot = other;
+                None
+            }
         }
     }
 

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use asymflow::memory::parse_bytes;
 use asymflow_enclave::attest::{Clock, Collateral, Policy, Verifier, simulated_collateral};
-use asymflow_shares::Server;
 use asymflow_shares::net::ServerAt;
+use asymflow_shares::program::Server;
 use asymflow_wire::tls::{Fingerprint, Identity};
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
@@ -79,7 +79,7 @@ struct Args {
     #[arg(long, default_value_t = 64)]
     sessions: usize,
     /// Seconds for each step of a conversation
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
     /// Queries that may begin in a minute
     #[arg(long, default_value_t = 6000)]
@@ -129,11 +129,9 @@ fn start(args: &Args) -> Result<()> {
     if peer == fingerprint {
         bail!("--peer-fingerprint is this server's own: one server with both shares sees every image");
     }
-    let cost = model.program.cost();
-    let deal_bytes = cost.dealer_bytes_first.max(cost.dealer_bytes_second);
-    let mut store = Store::open(folder, args.store_limit, deal_bytes)?;
-    store.purge(SystemTime::now())?;
-    let timeout = Duration::from_secs(args.timeout.max(1));
+    let store = Store::open(folder, &model.program, model.server, args.store_limit, SystemTime::now())
+        .with_context(|| format!("--store {}", folder.display()))?;
+    let timeout = Duration::from_secs(args.timeout);
     let bounds = Bounds { sessions: args.sessions.max(2), timeout, idle: 4 * timeout, queries_a_minute: args.rate };
     let listener = TcpListener::bind(&args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let ready = serde_json::json!({

@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use asymflow::modes::Registry;
 use asymflow::service::ServedModel;
+use asymflow_shares::compile::{Options, WeightShare, compile};
+use asymflow_shares::link::Link;
 use asymflow_shares::net::{LIMITS, ModelInfo, NetError, PROGRAM_LIMITS, read};
-use asymflow_shares::{
-    Link, Options, PartyModel, Program, Server, ServerSeed, Setup, WeightPolicy, WeightShare, compile, set_up,
-};
+use asymflow_shares::program::{ModelHash, Program, Server, WeightPolicy};
+use asymflow_shares::randomness::ServerSeed;
+use asymflow_shares::server::{PartyModel, Setup, set_up};
 use asymflow_zoo::Weights;
 
 /// The ring of all models here.
@@ -23,7 +25,7 @@ pub struct Model {
     pub server: Server,
     pub info: ModelInfo,
     pub program: Program,
-    pub hash: [u8; 32],
+    pub hash: ModelHash,
     weights: Held,
 }
 
@@ -44,7 +46,9 @@ impl Model {
         let (served, weights) = ServedModel::decode(&bytes, &Registry::default()).with_context(named)?;
         let weights = Weights::unflatten(&served.network, &weights).with_context(named)?;
         let options = Options::new::<Ring>(WeightPolicy::Public);
-        let model = compile::<Ring>(&served.network, &weights, &options).with_context(named)?.publish()?;
+        let model = compile::<Ring>(&served.network, &weights, &options).with_context(named)?;
+        // `prepare-shares` checks more; this is what a server can check without an image.
+        let model = model.publish(&vec![0.0; served.network.input.len()]).with_context(named)?;
         let info = ModelInfo {
             input: served.network.input,
             normalization: served.normalization,
@@ -85,8 +89,10 @@ impl Model {
         if !set_up_needed && let Some(model) = lock().get(&seed.session()) {
             return Ok(Arc::clone(model));
         }
-        let (_, share) = read_share(path).map_err(|error| NetError::Setup(format!("{}: {error:#}", path.display())))?;
-        let model = set_up(Setup::new(share, seed), link)?;
+        let failed = |error: &dyn std::fmt::Display| NetError::Setup(format!("{}: {error:#}", path.display()));
+        let (_, share) = read_share(path).map_err(|error| failed(&error))?;
+        // A share that was written over since this server began is of no model that was dealt for.
+        let model = set_up(Setup::new(share, seed).map_err(|error| failed(&error))?, link)?;
         let mut ready = lock();
         // One dealing is in use at a time, and a new one takes its place.
         if ready.len() >= 2 {

@@ -7,30 +7,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_enclave::attest::{Clock, EXPORTER_LABEL, Verifier};
+use asymflow_shares::client::{InputShare, OutputShare};
+use asymflow_shares::link::{DuplexLink, LinkError, Profile};
 use asymflow_shares::net::{
     DealerPromise, FromDealer, FromServer, Hello, LIMITS, NetError, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
-    ServerAt, Stream, ToServer, VERSION, accept, connect, read, write,
+    ServerAt, Stream, Ticket, TicketId, ToServer, VERSION, accept, connect, read, write,
 };
-use asymflow_shares::{
-    DuplexLink, InputShare, LinkError, OutputShare, Party, PartyModel, Profile, RunError, Server, ServerSeed, run,
-};
+use asymflow_shares::program::{ModelHash, Server};
+use asymflow_shares::randomness::ServerSeed;
+use asymflow_shares::server::{Party, RunError, run};
 use asymflow_wire::tls::{Fingerprint, Identity};
 use asymflow_wire::{Limits, WireError};
 
 use crate::ahead::Ahead;
 use crate::model::{Model, Ring};
-use crate::peers::Peers;
-use crate::store::{Store, StoreError};
+use crate::peers::{Arrived, Peers};
+use crate::store::{Store, StoreError, StoredDeal};
 
 /// Callers at a time beyond all sessions that are told so; more are dropped.
 const TURNED_AWAY: usize = 8;
+/// Between two tries to accept, where the process has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Most queries of one dealing.
 const QUERIES_LIMIT: u32 = 1 << 20;
 
-/// Bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Conversations at a time.
     pub sessions: usize,
     /// For each step of a conversation, and for a whole query.
     pub timeout: Duration,
@@ -56,11 +58,9 @@ pub struct Serving {
     pub rate: Mutex<(Instant, u32)>,
 }
 
-/// What ends a conversation.
 enum End {
     /// The other end has gone or was told enough.
     Gone(String),
-    /// It is told why.
     Refused(Refusal),
 }
 
@@ -83,6 +83,43 @@ fn refused<T>(code: RefusalCode, detail: impl std::fmt::Display) -> Result<T, En
     Err(End::Refused(Refusal::new(code, detail)))
 }
 
+fn internal(error: &dyn std::fmt::Display) -> End {
+    End::Refused(Refusal::new(RefusalCode::Internal, error))
+}
+
+/// A client's ticket, from when it is known here until the client was answered or is gone.
+struct UnderWay<'a> {
+    serving: &'a Serving,
+    ticket: Ticket,
+}
+
+impl<'a> UnderWay<'a> {
+    fn new(serving: &'a Serving, ticket: Ticket) -> Self {
+        serving.peers.expect(ticket.id());
+        Self { serving, ticket }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let is_linked = self.serving.peers.done(&self.ticket.id());
+        let mut store = self.serving.store();
+        if is_linked {
+            // The other server has spent it. Where it was spent here as well, there is nothing left to do.
+            let _ = store.take(self.ticket.query, SystemTime::now());
+        } else {
+            store.forget(self.ticket.query);
+        }
+    }
+}
+
+/// What was dealt for a query.
+enum Dealt {
+    /// As a party that was made ahead.
+    Prepared(Party<Ring>),
+    Read(StoredDeal),
+}
+
 /// A place among the conversations, given back when it is dropped.
 struct Place(Arc<Serving>);
 
@@ -99,7 +136,11 @@ pub fn serve(serving: &Arc<Serving>, listener: &TcpListener) -> anyhow::Result<(
     std::thread::Builder::new().spawn(move || preparing.ahead.work(|query| preparing.prepare(query)))?;
     serving.prepare_next();
     for tcp in listener.incoming() {
-        let Ok(tcp) = tcp else { continue };
+        let Ok(tcp) = tcp else {
+            // The caller stays in the queue, and an error at once would come again at once.
+            std::thread::sleep(PAUSE);
+            continue;
+        };
         let taken = serving.sessions.fetch_add(1, Ordering::AcqRel);
         let (place, tls) = (Place(Arc::clone(serving)), Arc::clone(&tls));
         if taken >= serving.bounds.sessions.saturating_add(TURNED_AWAY) {
@@ -134,10 +175,8 @@ impl Serving {
         };
         match heard {
             Ok(None) => stream.close(),
-            Ok(Some((query, set_up))) => {
-                // The query's thread has it from here on.
-                self.peers.leave(query, stream, set_up, self.bounds.sessions, self.bounds.timeout);
-            }
+            // The query's thread has it from here on.
+            Ok(Some((ticket, set_up))) => self.peers.leave(&ticket, Arrived { stream, set_up }),
             Err(End::Gone(what)) => crate::report(&format!("{who}: {what}")),
             Err(End::Refused(refusal)) => {
                 crate::report(&format!("{who}: refused: {refusal}"));
@@ -147,8 +186,8 @@ impl Serving {
         }
     }
 
-    /// A caller's hello and what follows; for the other server, which query it belongs to.
-    fn hear(&self, stream: &mut Stream) -> Result<Option<(QueryName, bool)>, End> {
+    /// A caller's hello and what follows; for the other server, which ticket it is about, and whether it needs masked weights.
+    fn hear(&self, stream: &mut Stream) -> Result<Option<(TicketId, bool)>, End> {
         let hello = match read::<Hello>(stream, LIMITS) {
             Err(WireError::Closed) => return Ok(None),
             hello => hello?.header,
@@ -159,19 +198,36 @@ impl Serving {
         }
         match hello {
             Hello::Client { .. } => self.client(stream).map(|()| None),
-            Hello::Peer { model, query, set_up, .. } => {
+            Hello::Peer { model, ticket, set_up, .. } => {
                 if stream.peer() != Some(self.peer.fingerprint) {
                     return refused(RefusalCode::Identity, "the caller is not the other server that is pinned here");
                 }
                 self.check_model(&model, "the other server")?;
+                self.check_ticket(ticket)?;
                 write(stream, &FromServer::Linked, &[])?;
-                Ok(Some((query, set_up)))
+                Ok(Some((ticket, set_up)))
             }
             Hello::Dealer { model, queries, .. } => self.dealer(stream, &model, queries).map(|()| None),
         }
     }
 
-    fn check_model(&self, hash: &[u8; 32], who: &str) -> Result<(), End> {
+    /// Whether the other server may begin with a ticket: the first server has given it, and the second takes it while its number
+    /// is unused.
+    fn check_ticket(&self, ticket: TicketId) -> Result<(), End> {
+        let Bounds { sessions, timeout, .. } = self.bounds;
+        let unused = self.store().seed(ticket.query);
+        let in_advance = self.model.server == Server::Second && unused.is_ok();
+        if self.peers.link(ticket, in_advance, sessions, timeout) {
+            return Ok(());
+        }
+        // A number whose client is here is not lost, whatever somebody else says about it.
+        if !self.peers.is_under_way(&ticket.query) {
+            unused?;
+        }
+        refused(RefusalCode::Identity, "no client here has this ticket")
+    }
+
+    fn check_model(&self, hash: &ModelHash, who: &str) -> Result<(), End> {
         if *hash == self.model.hash {
             return Ok(());
         }
@@ -184,8 +240,14 @@ impl Serving {
     fn client(&self, stream: &mut Stream) -> Result<(), End> {
         let welcome = FromServer::Welcome { server: self.model.server, info: self.model.info.clone() };
         write(stream, &welcome, &self.model.program.to_bytes())?;
-        let mut promised = None;
-        let mut talk = || loop {
+        let done = self.talk(stream);
+        self.prepare_next();
+        done
+    }
+
+    fn talk(&self, stream: &mut Stream) -> Result<(), End> {
+        let mut given: Option<UnderWay<'_>> = None;
+        loop {
             stream.set_timeout(self.bounds.idle);
             let said = match read::<ToServer>(stream, LIMITS) {
                 Err(WireError::Closed) => return Ok(()),
@@ -193,42 +255,42 @@ impl Serving {
             };
             stream.set_timeout(self.bounds.timeout);
             match said {
-                ToServer::Begin if promised.is_some() => {
-                    return refused(RefusalCode::Protocol, "a number was given and not used");
+                ToServer::Begin if given.is_some() => {
+                    return refused(RefusalCode::Protocol, "a ticket was given and not used");
                 }
                 ToServer::Begin => {
                     self.check_rate()?;
                     if self.model.server == Server::Second {
-                        return refused(RefusalCode::Protocol, "the first server gives numbers, this is the second");
+                        return refused(RefusalCode::Protocol, "the first server gives tickets, this is the second");
                     }
                     let query = self.store().promise(SystemTime::now())?;
-                    promised = Some(query);
-                    write(stream, &FromServer::Ticket(query), &[])?;
+                    let under_way = UnderWay::new(self, Ticket::random(query).map_err(|e| internal(&e))?);
+                    write(stream, &FromServer::Ticket(under_way.ticket.clone()), &[])?;
+                    given = Some(under_way);
                 }
-                ToServer::Input { query } => {
-                    if self.model.server == Server::First && promised != Some(query) {
-                        return refused(RefusalCode::Reused, "randomness that was not given to this client");
-                    }
+                ToServer::Input { ticket } => {
+                    let under_way = match given.take() {
+                        Some(under_way) if under_way.ticket == ticket => under_way,
+                        None if self.model.server == Server::Second => {
+                            self.check_rate()?;
+                            self.store().seed(ticket.query)?;
+                            UnderWay::new(self, ticket)
+                        }
+                        _ => return refused(RefusalCode::Reused, "a ticket that was not given to this client"),
+                    };
                     let share = match InputShare::<Ring>::read_from(stream, &self.model.program) {
                         Ok(share) => share,
-                        Err(asymflow_shares::TransferError::Wire(error)) => return Err(error.into()),
+                        Err(asymflow_shares::client::TransferError::Wire(error)) => return Err(error.into()),
                         Err(error) => return refused(RefusalCode::Protocol, error),
                     };
-                    let output = self.answer(query, share)?;
-                    promised = None;
+                    let output = self.answer(&under_way.ticket.id(), share)?;
                     stream.set_timeout(self.bounds.timeout);
                     write(stream, &FromServer::Output, &[])?;
                     output.write_to(&mut BufWriter::new(&mut *stream))?;
                     self.prepare_next();
                 }
             }
-        };
-        let done = talk();
-        if let Some(query) = promised {
-            self.store().forget(query);
         }
-        self.prepare_next();
-        done
     }
 
     fn check_rate(&self) -> Result<(), End> {
@@ -244,40 +306,60 @@ impl Serving {
         Ok(())
     }
 
-    /// One query with the other server.
-    fn answer(&self, query: QueryName, share: InputShare<Ring>) -> Result<OutputShare<Ring>, End> {
+    /// One query with the other server. Its number is spent before anything leaves that depends on it: at the first server now
+    /// that the input is here, at the second one when the first has said that it gave the ticket.
+    fn answer(&self, ticket: &TicketId, share: InputShare<Ring>) -> Result<OutputShare<Ring>, End> {
+        let query = ticket.query;
         let seed = self.store().seed(query)?;
         let needed = self.model.opened(&query.session).is_none();
-        let outgoing = self.call(query, needed).map_err(|error| End::Refused(of_peer(&error)))?;
-        let Some(arrived) = self.peers.wait(&query, self.bounds.timeout) else {
+        let (outgoing, dealt) = match self.model.server {
+            Server::First => {
+                let dealt = self.take(query)?;
+                (self.call(ticket, needed), dealt)
+            }
+            Server::Second => match self.call(ticket, needed) {
+                Ok(outgoing) => (Ok(outgoing), self.take(query)?),
+                Err(error) => {
+                    // A number that is spent there is of no use here.
+                    if matches!(&error, NetError::Refused { refusal, .. } if refusal.code == RefusalCode::Reused) {
+                        self.store().take(query, SystemTime::now())?;
+                    }
+                    return Err(End::Refused(of_peer(&error)));
+                }
+            },
+        };
+        let outgoing = outgoing.map_err(|error| End::Refused(of_peer(&error)))?;
+        let Some(Arrived { stream: mut incoming, set_up }) = self.peers.wait(ticket, self.bounds.timeout) else {
             return refused(RefusalCode::Peer, "the other server did not come to this query in time");
         };
-        let (mut incoming, set_up) = (arrived.stream, arrived.set_up);
         incoming.set_timeout(self.bounds.timeout);
         let mut link = DuplexLink::new(incoming, BufWriter::new(outgoing), Profile::LOOPBACK);
         let model = self.model.ready(&seed, needed || set_up, &mut link);
         let model = model.map_err(|error| End::Refused(of_peer(&error)))?;
-        let party = match self.ahead.take(query, self.bounds.timeout) {
-            Some(party) => Ok(party),
-            None => self.party(query, &model),
+        let party = match dealt {
+            Dealt::Prepared(party) => party,
+            Dealt::Read(dealt) => dealt.party(&model, SystemTime::now())?,
         };
-        // Before the first message that depends on it leaves, and for good.
-        self.store().spend(query, SystemTime::now())?;
-        match run(party?, share, &self.model.program, &mut link) {
+        match run(party, share, &self.model.program, &mut link) {
             Ok((output, _)) => Ok(output),
             Err(error) => Err(End::Refused(of_peer(&NetError::Run(error)))),
         }
     }
 
-    fn party(&self, query: QueryName, model: &Arc<PartyModel<Ring>>) -> Result<Party<Ring>, StoreError> {
-        let found = self.store().find(query)?;
-        found.party(model, &self.model.hash, SystemTime::now())
+    /// Spends a number. What was dealt for it is read and checked before anything is opened with it.
+    fn take(&self, query: QueryName) -> Result<Dealt, End> {
+        let found = self.store().take(query, SystemTime::now())?;
+        Ok(match self.ahead.take(query, self.bounds.timeout) {
+            Some(party) => Dealt::Prepared(party),
+            None => Dealt::Read(found.read(&self.model.program)?),
+        })
     }
 
     /// The next query's work that needs no input, where it can be done now.
     fn prepare(&self, query: QueryName) -> Option<Party<Ring>> {
         let model = self.model.opened(&query.session)?;
-        self.party(query, &model).ok()
+        let found = self.store().find(query).ok()?;
+        found.read(&self.model.program).ok()?.party(&model, SystemTime::now()).ok()
     }
 
     fn prepare_next(&self) {
@@ -286,13 +368,13 @@ impl Serving {
     }
 
     /// A connection for this server's messages of a query.
-    fn call(&self, query: QueryName, set_up: bool) -> Result<Stream, NetError> {
+    fn call(&self, ticket: &TicketId, set_up: bool) -> Result<Stream, NetError> {
         let config = self.identity.client_config(self.peer.fingerprint);
         let config = config.map_err(|error| NetError::Setup(error.to_string()))?;
         let mut stream = connect(&self.peer.address, config, self.bounds.timeout)?;
         let who = "the other server";
         let lost = |error| NetError::Wire { who: who.to_owned(), error };
-        let hello = Hello::Peer { version: VERSION, model: self.model.hash, query, set_up };
+        let hello = Hello::Peer { version: VERSION, model: self.model.hash, ticket: *ticket, set_up };
         write(&mut stream, &hello, &[]).map_err(lost)?;
         match read(&mut stream, LIMITS).map_err(lost)?.header {
             FromServer::Linked => Ok(stream),
@@ -301,7 +383,7 @@ impl Serving {
     }
 
     /// A dealer, from its proof to its last deal.
-    fn dealer(&self, stream: &mut Stream, model: &[u8; 32], queries: u32) -> Result<(), End> {
+    fn dealer(&self, stream: &mut Stream, model: &ModelHash, queries: u32) -> Result<(), End> {
         self.check_model(model, "the dealer")?;
         if queries == 0 || queries > QUERIES_LIMIT {
             let detail = format!("{queries} queries in one dealing, expected 1 to {QUERIES_LIMIT}");
@@ -314,17 +396,14 @@ impl Serving {
 
         let limits = Limits { body_bytes: ServerSeed::BYTES as u64, ..LIMITS };
         let frame = read::<FromDealer>(stream, limits)?;
-        let seed = match (frame.header, <[u8; ServerSeed::BYTES]>::try_from(frame.body)) {
-            (FromDealer::Seed, Ok(bytes)) => ServerSeed::from_bytes(bytes),
-            _ => None,
-        };
-        let Some(seed) = seed.filter(|seed| seed.server() == self.model.server) else {
-            return refused(RefusalCode::Protocol, "no seed for this server");
+        let bytes = <[u8; ServerSeed::BYTES]>::try_from(frame.body).ok().filter(|_| frame.header == FromDealer::Seed);
+        let Some(seed) = bytes.and_then(ServerSeed::from_bytes) else {
+            return refused(RefusalCode::Protocol, "no seed");
         };
         let mut incoming = self.store().incoming(seed, queries)?;
         for number in 0..u64::from(queries) {
             stream.set_timeout(self.bounds.timeout);
-            incoming.receive(number, stream, &self.model.program, &self.model.hash)?;
+            incoming.receive(number, stream, &self.model.program)?;
         }
         write(stream, &FromServer::Stored, &[])?;
         // The dealer waits for the other server.
@@ -345,9 +424,8 @@ impl Serving {
         let Some(verifier) = &self.dealers else {
             return refused(RefusalCode::Dealer, "this server accepts no dealer");
         };
-        let internal = |error: String| End::Refused(Refusal::new(RefusalCode::Internal, error));
         let mut nonce = [0; 32];
-        getrandom::fill(&mut nonce).map_err(|error| internal(error.to_string()))?;
+        getrandom::fill(&mut nonce).map_err(|error| internal(&error))?;
         write(stream, &FromServer::Challenge { nonce, server: self.model.server }, &[])?;
         let frame = read::<FromDealer>(stream, PROOF_LIMITS)?;
         let FromDealer::Proof { certificate_bytes } = frame.header else {
@@ -356,7 +434,7 @@ impl Serving {
         let Some((certificate, quote)) = frame.body.split_at_checked(certificate_bytes as usize) else {
             return refused(RefusalCode::Protocol, "a proof that ends early");
         };
-        let exporter = stream.exporter(EXPORTER_LABEL).map_err(|error| internal(error.to_string()))?;
+        let exporter = stream.exporter(EXPORTER_LABEL).map_err(|error| internal(&error))?;
         let now = Clock::System.now_unix_seconds();
         let unverified = |refusal| End::Refused(Refusal::new(RefusalCode::Dealer, refusal));
         let verified = verifier.verify_certificate(certificate, now).map_err(unverified)?;

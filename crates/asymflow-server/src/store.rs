@@ -1,7 +1,7 @@
 //! Correlated randomness on disk: stored whole, used once, expired in time.
 //!
 //! `store/SESSION/` is one dealing: `seed`, how many were dealt and until when, and `N.deal` for each unused query. A dealing
-//! is written in `store/incoming-SESSION/` and renamed when the dealer commits.
+//! is written in `store/incoming-SESSION/` and renamed when the dealer commits. A store is of one model at one server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use asymflow_shares::net::{QueryName, Refusal, RefusalCode};
-use asymflow_shares::{Deal, DealError, DealStore, Party, PartyModel, Program, ServerSeed};
+use asymflow_shares::program::{ModelHash, Program, Server};
+use asymflow_shares::randomness::{Deal, DealError, DealStore, SeedError, ServerSeed};
+use asymflow_shares::server::{Party, PartyModel};
 use thiserror::Error;
 
 use crate::model::Ring;
@@ -20,26 +22,18 @@ use crate::model::Ring;
 /// Why there is no randomness.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// All is used.
     #[error("no randomness is left")]
     Exhausted,
-    /// Used before.
     #[error("randomness {number} was used before, and is never used again")]
-    Reused {
-        /// Its number.
-        number: u64,
-    },
+    Reused { number: u64 },
     /// Of a dealing that is not here.
     #[error("this server has no randomness of that dealing: it was never here, or all of it has expired")]
     Unknown,
     /// More than there is room for.
     #[error("{queries} queries take {bytes} bytes, and {room} of {limit} are free")]
     Full {
-        /// How many.
         queries: u32,
-        /// What they take.
         bytes: u64,
-        /// What is free.
         room: u64,
         /// What the store may take.
         limit: u64,
@@ -47,17 +41,16 @@ pub enum StoreError {
     /// A dealing of the same name is here.
     #[error("this dealing is here already")]
     Twice,
-    /// Refused by the protocol.
     #[error(transparent)]
     Deal(#[from] DealError),
-    /// The disk failed.
+    /// A dealing of another model or server, which this store is not for.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// Something that has the place of a dealing.
+    #[error("{path} holds no dealing that this version reads")]
+    Unreadable { path: PathBuf },
     #[error("{path}: {error}")]
-    File {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+    File { path: PathBuf, error: io::Error },
 }
 
 impl StoreError {
@@ -68,8 +61,16 @@ impl StoreError {
             Self::Reused { .. } | Self::Unknown | Self::Deal(DealError::Reused { .. }) => RefusalCode::Reused,
             Self::Deal(DealError::Expired { .. }) => RefusalCode::Expired,
             Self::Full { .. } => RefusalCode::Full,
-            Self::Twice | Self::Deal(_) => RefusalCode::Protocol,
-            Self::File { .. } => RefusalCode::Internal,
+            Self::Seed(_) | Self::Deal(DealError::Seed(_)) => RefusalCode::Model,
+            Self::Twice
+            | Self::Deal(
+                DealError::Session { .. }
+                | DealError::Missing { .. }
+                | DealError::Length { .. }
+                | DealError::Order { .. }
+                | DealError::Wire(_),
+            ) => RefusalCode::Protocol,
+            Self::File { .. } | Self::Unreadable { .. } => RefusalCode::Internal,
         };
         Refusal::new(code, self)
     }
@@ -92,22 +93,36 @@ struct Dealing {
     unused: BTreeSet<u64>,
     /// Promised to a client in this process.
     promised: BTreeSet<u64>,
+    /// The number that was used last in this process.
+    last: u64,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
+    model: ModelHash,
+    server: Server,
     limit_bytes: u64,
     deal_bytes: u64,
     dealings: BTreeMap<[u8; 16], Dealing>,
 }
 
 impl Store {
-    /// Opens the store in `folder` and removes what was not committed. `deal_bytes` is what one query takes.
-    pub fn open(folder: &Path, limit_bytes: u64, deal_bytes: u64) -> Done<Self> {
+    /// Opens the store of `program` at `server` in `folder`, and removes what was not committed or has expired.
+    ///
+    /// # Errors
+    /// The disk failed, or something is here that was dealt for another model or server and has not expired.
+    pub fn open(folder: &Path, program: &Program, server: Server, limit_bytes: u64, now: SystemTime) -> Done<Self> {
         at(folder, fs::create_dir_all(folder))?;
-        let mut store = Self { folder: folder.to_owned(), limit_bytes, deal_bytes, dealings: BTreeMap::new() };
+        let cost = program.cost();
+        let mut store = Self {
+            folder: folder.to_owned(),
+            model: program.hash(),
+            server,
+            limit_bytes,
+            deal_bytes: cost.dealer_bytes_first.max(cost.dealer_bytes_second),
+            dealings: BTreeMap::new(),
+        };
         for entry in at(folder, fs::read_dir(folder))? {
             let path = at(folder, entry)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -116,6 +131,10 @@ impl Store {
             } else if let Some(dealing) = read_dealing(&path)? {
                 store.dealings.insert(dealing.seed.session(), dealing);
             }
+        }
+        store.purge(now)?;
+        for dealing in store.dealings.values() {
+            dealing.seed.check(store.model, server)?;
         }
         Ok(store)
     }
@@ -135,7 +154,6 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what has expired.
     pub fn purge(&mut self, now: SystemTime) -> Done<()> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let has_expired = |dealing: &Dealing| now >= dealing.expires_seconds;
@@ -180,12 +198,13 @@ impl Store {
         }
     }
 
-    /// The lowest unused number.
+    /// The number that is likely to be asked for next: the other server may have lost those before the last.
     pub fn next(&self) -> Option<QueryName> {
-        let first = |(session, dealing): (&[u8; 16], &Dealing)| {
-            dealing.unused.first().map(|&number| QueryName { session: *session, number })
+        let next = |(session, dealing): (&[u8; 16], &Dealing)| {
+            let number = dealing.unused.range(dealing.last..).next().or_else(|| dealing.unused.first());
+            number.map(|&number| QueryName { session: *session, number })
         };
-        self.dealings.iter().find_map(first)
+        self.dealings.iter().find_map(next)
     }
 
     /// The randomness of an unused number, which stays unused.
@@ -196,14 +215,16 @@ impl Store {
         Ok(Found { seed, file })
     }
 
-    /// Uses a number up. When this returns, a server that is killed and starts again does not have it any more.
-    pub fn spend(&mut self, query: QueryName, now: SystemTime) -> Done<()> {
-        self.seed(query)?;
+    /// The randomness of a number, which is used up. When this returns, a server that is killed and starts again does not have
+    /// it any more.
+    pub fn take(&mut self, query: QueryName, now: SystemTime) -> Done<Found> {
+        let found = self.find(query)?;
         let path = self.path(query);
         let mut expires_seconds = 0;
         if let Some(dealing) = self.dealings.get_mut(&query.session) {
             dealing.unused.remove(&query.number);
             dealing.promised.remove(&query.number);
+            dealing.last = query.number;
             expires_seconds = dealing.expires_seconds;
         }
         at(&path, fs::remove_file(&path))?;
@@ -212,7 +233,7 @@ impl Store {
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         match seconds.checked_sub(expires_seconds) {
             Some(seconds) => Err(DealError::Expired { query: query.number, seconds }.into()),
-            None => Ok(()),
+            None => Ok(found),
         }
     }
 
@@ -222,6 +243,7 @@ impl Store {
 
     /// A place for a dealing to be written to.
     pub fn incoming(&self, seed: ServerSeed, queries: u32) -> Done<Incoming> {
+        seed.check(self.model, self.server)?;
         self.check_room(queries)?;
         let name = name_of(&seed.session());
         if self.dealings.contains_key(&seed.session()) {
@@ -245,7 +267,7 @@ impl Store {
         incoming.is_committed = true;
         let dealt = u64::from(incoming.queries);
         let (seed, expires_seconds, unused) = (incoming.seed.clone(), incoming.expires_seconds, (0..dealt).collect());
-        let dealing = Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new() };
+        let dealing = Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new(), last: 0 };
         self.dealings.insert(dealing.seed.session(), dealing);
         Ok(())
     }
@@ -259,13 +281,25 @@ pub struct Found {
 }
 
 impl Found {
-    /// This server in the query, with all work done that needs no input. Nothing may leave before the number is spent.
-    pub fn party(self, model: &Arc<PartyModel<Ring>>, hash: &[u8; 32], now: SystemTime) -> Done<Party<Ring>> {
+    /// Reads it, and checks that it is for `program`.
+    pub fn read(self, program: &Program) -> Done<StoredDeal> {
         let mut reader = BufReader::with_capacity(1 << 16, self.file);
-        let deal = Deal::read_from(&mut reader, model.program(), hash, &self.seed)?;
-        let query = deal.query();
-        let mut once = DealStore::new(Arc::clone(model), self.seed, query);
-        once.insert(deal)?;
+        Ok(StoredDeal { deal: Deal::read_from(&mut reader, program, &self.seed)?, seed: self.seed })
+    }
+}
+
+#[derive(Debug)]
+pub struct StoredDeal {
+    seed: ServerSeed,
+    deal: Deal<Ring>,
+}
+
+impl StoredDeal {
+    /// This server in the query, with all work done that needs no input. Nothing may leave before the number is spent.
+    pub fn party(self, model: &Arc<PartyModel<Ring>>, now: SystemTime) -> Done<Party<Ring>> {
+        let query = self.deal.query();
+        let mut once = DealStore::new(Arc::clone(model), self.seed, query)?;
+        once.insert(self.deal)?;
         Ok(once.party(query, now)?)
     }
 }
@@ -284,8 +318,8 @@ pub struct Incoming {
 
 impl Incoming {
     /// Reads the deal with this number from the dealer and writes it.
-    pub fn receive(&mut self, number: u64, reader: &mut impl Read, program: &Program, hash: &[u8; 32]) -> Done<()> {
-        let deal = Deal::<Ring>::read_from(reader, program, hash, &self.seed)?;
+    pub fn receive(&mut self, number: u64, reader: &mut impl Read, program: &Program) -> Done<()> {
+        let deal = Deal::<Ring>::read_from(reader, program, &self.seed)?;
         if deal.query() != number {
             return Err(DealError::Reused { query: deal.query() }.into());
         }
@@ -324,10 +358,12 @@ fn name_of(session: &[u8; 16]) -> String {
 /// A committed dealing; `None` for a file that is none of ours.
 fn read_dealing(path: &Path) -> Done<Option<Dealing>> {
     let Ok(bytes) = fs::read(path.join("seed")) else { return Ok(None) };
-    let Some((seed, rest)) = bytes.split_first_chunk::<{ ServerSeed::BYTES }>() else { return Ok(None) };
-    let (Some(seed), ([dealt, expires], [])) = (ServerSeed::from_bytes(*seed), rest.as_chunks::<8>()) else {
-        return Ok(None);
+    let read = || {
+        let (seed, rest) = bytes.split_first_chunk::<{ ServerSeed::BYTES }>()?;
+        let ([dealt, expires], []) = rest.as_chunks::<8>() else { return None };
+        Some((ServerSeed::from_bytes(*seed)?, dealt, expires))
     };
+    let (seed, dealt, expires) = read().ok_or_else(|| StoreError::Unreadable { path: path.to_owned() })?;
     let [dealt, expires_seconds] = [dealt, expires].map(|bytes| u64::from_le_bytes(*bytes));
     let mut unused = BTreeSet::new();
     for entry in at(path, fs::read_dir(path))? {
@@ -336,33 +372,43 @@ fn read_dealing(path: &Path) -> Done<Option<Dealing>> {
             name.to_str().and_then(|name| name.strip_suffix(".deal")).and_then(|name| name.parse().ok());
         unused.extend(number);
     }
-    Ok(Some(Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new() }))
+    Ok(Some(Dealing { seed, dealt, expires_seconds, unused, promised: BTreeSet::new(), last: 0 }))
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use asymflow_shares::{Dealer, Options, Seed, Server, WeightPolicy, compile};
+    use asymflow_shares::compile::{Options, compile};
+    use asymflow_shares::program::WeightPolicy;
+    use asymflow_shares::randomness::{Dealer, Seed};
     use asymflow_zoo::{Weights, by_name};
 
     use super::*;
 
+    fn model(seed: u64) -> Arc<PartyModel<Ring>> {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let options = Options::new::<Ring>(WeightPolicy::Public);
+        compile::<Ring>(&network, &Weights::init(&network, seed), &options).unwrap().publish(&[0.5; 3072]).unwrap()
+    }
+
+    fn open(folder: &Path, model: &PartyModel<Ring>, limit_bytes: u64, now: SystemTime) -> Done<Store> {
+        Store::open(folder, model.program(), Server::First, limit_bytes, now)
+    }
+
     /// A folder, the program, and a store with `queries` dealt at `now`, to be used within a minute.
     fn stored(queries: u32, now: SystemTime) -> (tempfile::TempDir, Arc<PartyModel<Ring>>, Store) {
         let folder = tempfile::tempdir().unwrap();
-        let network = by_name("resnet8-cifar", 10, None).unwrap();
-        let options = Options::new::<Ring>(WeightPolicy::Public);
-        let model = compile::<Ring>(&network, &Weights::init(&network, 1), &options).unwrap().publish().unwrap();
-        let bytes = model.program().cost().dealer_bytes_first;
-        let mut store = Store::open(folder.path(), 3 * bytes, bytes).unwrap();
+        let model = model(1);
+        let bytes = model.program().cost().dealer_bytes_second;
+        let mut store = open(folder.path(), &model, 3 * bytes, now).unwrap();
         let lifetime = Duration::from_secs(60);
         let mut dealer = Dealer::<Ring>::new(model.program().clone(), &Seed::random().unwrap(), lifetime).unwrap();
         let mut incoming = store.incoming(dealer.seed(Server::First), queries).unwrap();
         for number in 0..u64::from(queries) {
             let (mut first, mut second) = (Vec::new(), std::io::sink());
             dealer.deal_to(now, &mut first, &mut second).unwrap();
-            incoming.receive(number, &mut first.as_slice(), model.program(), &model.program().hash()).unwrap();
+            incoming.receive(number, &mut first.as_slice(), model.program()).unwrap();
         }
         store.commit(incoming).unwrap();
         (folder, model, store)
@@ -375,19 +421,43 @@ mod tests {
         let query = store.promise(now).unwrap();
         assert_ne!(store.promise(now).unwrap(), query, "one number was given to two clients");
         assert!(matches!(store.promise(now), Err(StoreError::Exhausted)));
-        let hash = model.program().hash();
         // What was read ahead is still there.
-        store.find(query).unwrap().party(&model, &hash, now).unwrap();
-        assert_eq!((store.next(), Store::open(folder.path(), u64::MAX, 1).unwrap().unused()), (Some(query), 2));
-        store.spend(query, now).unwrap();
-        assert!(matches!(store.spend(query, now), Err(StoreError::Reused { number: 0 })));
+        store.find(query).unwrap().read(model.program()).unwrap().party(&model, now).unwrap();
+        assert_eq!((store.next(), open(folder.path(), &model, u64::MAX, now).unwrap().unused()), (Some(query), 2));
+        let found = store.take(query, now).unwrap();
+        assert!(matches!(store.take(query, now), Err(StoreError::Reused { number: 0 })));
         assert!(matches!(store.find(query), Err(StoreError::Reused { number: 0 })));
+        // Who took it has it, and nobody else.
+        found.read(model.program()).unwrap().party(&model, now).unwrap();
         drop(store);
-        let mut again = Store::open(folder.path(), u64::MAX, 1).unwrap();
+        let mut again = open(folder.path(), &model, u64::MAX, now).unwrap();
         assert_eq!(again.unused(), 1);
-        assert!(matches!(again.spend(query, now), Err(StoreError::Reused { number: 0 })));
+        assert!(matches!(again.take(query, now), Err(StoreError::Reused { number: 0 })));
         let never = QueryName { number: 2, ..query };
         assert!(matches!(again.seed(never), Err(StoreError::Deal(DealError::Missing { query: 2 }))));
+    }
+
+    #[test]
+    fn a_store_is_of_one_model_at_one_server() {
+        let now = SystemTime::now();
+        let (folder, one, store) = stored(1, now);
+        drop(store);
+        let other = model(2);
+        let error = open(folder.path(), &other, u64::MAX, now).unwrap_err();
+        assert!(matches!(&error, StoreError::Seed(SeedError::Model { .. })), "{error}");
+        let error = Store::open(folder.path(), one.program(), Server::Second, u64::MAX, now).unwrap_err();
+        assert!(matches!(&error, StoreError::Seed(SeedError::Server { .. })), "{error}");
+        // Nor does it take what is dealt for another.
+        let empty = tempfile::tempdir().unwrap();
+        let store = open(empty.path(), &one, u64::MAX, now).unwrap();
+        let dealer = Dealer::<Ring>::new(other.program().clone(), &Seed::random().unwrap(), Duration::from_secs(60));
+        let refused = store.incoming(dealer.unwrap().seed(Server::First), 1).unwrap_err();
+        assert_eq!(refused.refusal().code, RefusalCode::Model);
+        assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
+        // What cannot be read is not passed over: it may be what masks would be used twice of.
+        let seed = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path().join("seed");
+        fs::write(seed, [0; 65]).unwrap();
+        assert!(matches!(open(folder.path(), &one, u64::MAX, now), Err(StoreError::Unreadable { .. })));
     }
 
     #[test]
@@ -396,18 +466,20 @@ mod tests {
         let (folder, model, mut store) = stored(1, now);
         let later = now + Duration::from_secs(61);
         let query = store.promise(now).unwrap();
-        let hash = model.program().hash();
-        let expired = store.find(query).unwrap().party(&model, &hash, later).err().unwrap();
-        assert_eq!(expired.refusal().code, RefusalCode::Expired);
-        assert_eq!(store.spend(query, later).unwrap_err().refusal().code, RefusalCode::Expired);
+        let dealt = store.find(query).unwrap().read(model.program()).unwrap();
+        assert_eq!(dealt.party(&model, later).unwrap_err().refusal().code, RefusalCode::Expired);
+        assert_eq!(store.take(query, later).unwrap_err().refusal().code, RefusalCode::Expired);
         assert_eq!(store.unused(), 0);
         let (other, _, mut second) = stored(1, now);
         assert!(matches!(second.promise(later), Err(StoreError::Exhausted)));
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+        // What has expired is nobody's, and does not keep another model from its place.
+        let (third, ..) = stored(1, now);
+        assert_eq!(open(third.path(), &self::model(2), u64::MAX, later).unwrap().unused(), 0);
         // A server that is killed while it is dealt to.
         fs::create_dir(folder.path().join("incoming-00")).unwrap();
         fs::write(folder.path().join("incoming-00/0.deal"), "half a de").unwrap();
-        assert_eq!(Store::open(folder.path(), u64::MAX, 1).unwrap().unused(), 0);
+        assert_eq!(open(folder.path(), &model, u64::MAX, now).unwrap().unused(), 0);
         assert!(!folder.path().join("incoming-00").exists());
     }
 

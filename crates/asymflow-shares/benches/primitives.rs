@@ -12,10 +12,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use asymflow_shares::{
-    Activation, Deal, DealStore, Dealer, Decision, InputShare, Message, Options, Party, PartyModel, Progress, Ring,
-    Seed, Server, ServerSeed, WeightPolicy, Z48, compile, share_input,
-};
+use asymflow_shares::client::{InputShare, share_input};
+use asymflow_shares::compile::{Activation, Decision, Options, compile};
+use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
+use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
+use asymflow_shares::server::{Message, Party, PartyModel, Progress};
 use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -42,7 +43,10 @@ fn servers<R: Ring>(input: Shape, layers: Vec<Layer>, activations: BTreeMap<Stri
     let layers = layers.into_iter().chain([Layer::Flatten]).collect();
     let network = Network { name: "layer".to_owned(), input, classes: MAP.len(), layers };
     let options = Options { activations, ..Options::new::<R>(WeightPolicy::Public) };
-    let model = compile::<R>(&network, &Weights::init(&network, 1), &options).unwrap().publish().unwrap();
+    let model = compile::<R>(&network, &Weights::init(&network, 1), &options)
+        .unwrap()
+        .publish(&vec![0.25; input.len()])
+        .unwrap();
     let dealer = Dealer::new(model.program().clone(), &Seed::random().unwrap(), Duration::from_secs(600)).unwrap();
     let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
     Servers { model, seeds, dealer }
@@ -55,7 +59,7 @@ impl<R: Ring> Servers<R> {
         let shares = share_input(self.model.program(), first.query(), &image, &Seed::random().unwrap()).unwrap();
         let party = |side: usize, deal: Deal<R>| {
             let query = deal.query();
-            let mut store = DealStore::new(Arc::clone(&self.model), self.seeds[side].clone(), 0);
+            let mut store = DealStore::new(Arc::clone(&self.model), self.seeds[side].clone(), 0).unwrap();
             store.insert(deal).unwrap();
             store.party(query, SystemTime::now()).unwrap()
         };

@@ -5,10 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use asymflow_shares::{
-    Comparison, Deal, DealStore, Dealer, DuplexLink, LayerReport, Options, Party, PartyModel, Profile, Ring, Seed,
-    Server, ServerSeed, Setup, WeightPolicy, Z48, compile, open_output, run, set_up, share_input,
-};
+use asymflow_shares::client::{open_output, share_input};
+use asymflow_shares::compile::{Comparison, Options, compile};
+use asymflow_shares::link::{DuplexLink, Profile};
+use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
+use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
+use asymflow_shares::server::{LayerReport, Party, PartyModel, Setup, run, set_up};
 use asymflow_zoo::{Network, Weights, by_name};
 
 fn links(profile: Profile) -> [DuplexLink<TcpStream>; 2] {
@@ -43,20 +45,21 @@ fn both<A: Send, B: Send>(
 
 fn start<R: Ring>(network: &Network, options: &Options) -> Servers<R> {
     let model = compile::<R>(network, &Weights::init(network, 1), options).unwrap();
+    let image = vec![0.5; model.program().input_len()];
     let fresh = || Seed::random().unwrap();
     let sides = [Server::First, Server::Second];
     let pools = [(); 2].map(|()| rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
     if options.policy == WeightPolicy::Public {
-        let model = model.publish().unwrap();
+        let model = model.publish(&image).unwrap();
         let dealer = Dealer::new(model.program().clone(), &fresh(), Duration::from_secs(600)).unwrap();
         let seeds = sides.map(|side| dealer.seed(side));
         return Servers { models: [Arc::clone(&model), model], seeds, dealer, pools };
     }
-    let [first, second] = model.share(&fresh()).unwrap();
+    let [first, second] = model.share(&fresh(), &image).unwrap();
     let dealer = Dealer::new(first.program().clone(), &fresh(), Duration::from_secs(600)).unwrap();
     let seeds = sides.map(|side| dealer.seed(side));
     let [mut left, mut right] = links(Profile::LOOPBACK);
-    let (first, second) = (Setup::new(first, &seeds[0]), Setup::new(second, &seeds[1]));
+    let (first, second) = (Setup::new(first, &seeds[0]).unwrap(), Setup::new(second, &seeds[1]).unwrap());
     let started = Instant::now();
     println!("  setup: {:.1} MB sent by each server, once a model", first.message().body_bytes() as f64 * 1e-6);
     let (first, second) = both(&pools, || set_up(first, &mut left).unwrap(), || set_up(second, &mut right).unwrap());
@@ -66,7 +69,7 @@ fn start<R: Ring>(network: &Network, options: &Options) -> Servers<R> {
 
 fn ready<R: Ring>(model: &Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) -> Party<R> {
     let query = deal.query();
-    let mut store = DealStore::new(Arc::clone(model), seed.clone(), 0);
+    let mut store = DealStore::new(Arc::clone(model), seed.clone(), 0).unwrap();
     store.insert(deal).unwrap();
     store.party(query, SystemTime::now()).unwrap()
 }

@@ -12,7 +12,7 @@
 
 use rayon::prelude::*;
 
-use crate::hash::hash_blocks;
+use crate::hash::Hash;
 
 #[cfg(target_arch = "x86_64")]
 mod wide;
@@ -41,48 +41,73 @@ pub(crate) const fn key_blocks(bits: u32) -> usize {
 
 /// Keys for `alphas`, all below 2^bits: the correction words, which both parties get.
 ///
-/// `roots` are the parties' secrets: uniform and independent, one each a key.
-pub(crate) fn generate(bits: u32, alphas: &[u64], roots: [&[u128]; 2]) -> Vec<u128> {
+/// `roots` are the parties' secrets: uniform and independent, one each a key. `tree_key` is public, and must serve one
+/// call: with it and their number, [`LANES`] trees at a time have a hash of their own.
+pub(crate) fn generate(tree_key: u128, bits: u32, alphas: &[u64], roots: [&[u128]; 2]) -> Vec<u128> {
     let mut words = vec![0; alphas.len() * key_blocks(bits)];
     words
         .par_chunks_mut(LANES * key_blocks(bits))
         .zip(alphas.par_chunks(LANES))
         .zip(roots[0].par_chunks(LANES).zip(roots[1].par_chunks(LANES)))
-        .for_each(|((words, alphas), (left, right))| generate_lanes(bits, alphas, [left, right], words));
+        .enumerate()
+        .for_each(|(batch, ((words, alphas), (left, right)))| {
+            generate_lanes(tree_key ^ batch as u128, bits, alphas, [left, right], words);
+        });
     words
 }
 
 /// Party's shares of 1{x < α} for each of `points`, as whole bits: their exclusive or over the parties is the comparison.
-pub(crate) fn evaluate(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64]) -> Vec<u8> {
+pub(crate) fn evaluate(
+    party: usize,
+    tree_key: u128,
+    bits: u32,
+    words: &[u128],
+    roots: &[u128],
+    points: &[u64],
+) -> Vec<u8> {
     let mut shares = vec![0; points.len()];
     shares
         .par_chunks_mut(LANES)
         .zip(words.par_chunks(LANES * key_blocks(bits)))
         .zip(roots.par_chunks(LANES).zip(points.par_chunks(LANES)))
-        .for_each(|((shares, words), (roots, points))| evaluate_lanes(party, bits, words, roots, points, shares));
+        .enumerate()
+        .for_each(|(batch, ((shares, words), (roots, points)))| {
+            Lanes { tree_key: tree_key ^ batch as u128, bits, words, roots, points }.evaluate(party, shares);
+        });
     shares
 }
 
 /// Keys of at most [`LANES`] instances, level after level, each with one word an instance.
-fn generate_lanes(bits: u32, alphas: &[u64], roots: [&[u128]; 2], words: &mut [u128]) {
+fn generate_lanes(tree_key: u128, bits: u32, alphas: &[u64], roots: [&[u128]; 2], words: &mut [u128]) {
     #[cfg(target_arch = "x86_64")]
     if crate::hash::wide::available() {
         // SAFETY: the processor has these instructions.
-        unsafe { wide::generate(bits, alphas, roots, words) };
+        unsafe { wide::generate(tree_key, bits, alphas, roots, words) };
         return;
     }
-    Generation::new(bits, alphas, roots).run(words);
+    Generation::new(tree_key, bits, alphas, roots).run(words);
 }
 
-/// Shares of at most [`LANES`] instances.
-fn evaluate_lanes(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64], shares: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if crate::hash::wide::available() {
-        // SAFETY: the processor has these instructions.
-        unsafe { wide::evaluate(party, bits, words, roots, points, shares) };
-        return;
+/// What a party looks up in at most [`LANES`] trees.
+#[derive(Clone, Copy)]
+struct Lanes<'a> {
+    tree_key: u128,
+    bits: u32,
+    words: &'a [u128],
+    roots: &'a [u128],
+    points: &'a [u64],
+}
+
+impl Lanes<'_> {
+    fn evaluate(self, party: usize, shares: &mut [u8]) {
+        #[cfg(target_arch = "x86_64")]
+        if crate::hash::wide::available() {
+            // SAFETY: the processor has these instructions.
+            unsafe { wide::evaluate(party, self, shares) };
+            return;
+        }
+        evaluate_portable(party, self, shares);
     }
-    evaluate_portable(party, bits, words, roots, points, shares);
 }
 
 /// All ones where `bit` is set.
@@ -100,7 +125,8 @@ const fn position(point: u64) -> u32 {
     (point & ((1 << LEAF_LEVELS) - 1)) as u32
 }
 
-fn evaluate_portable(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64], shares: &mut [u8]) {
+fn evaluate_portable(party: usize, Lanes { tree_key, bits, words, roots, points }: Lanes<'_>, shares: &mut [u8]) {
+    let hash = Hash::new(tree_key);
     let lanes = points.len();
     let mut node = [0_u128; LANES];
     let mut control = [spread(party as u128); LANES];
@@ -114,7 +140,7 @@ fn evaluate_portable(party: usize, bits: u32, words: &[u128], roots: &[u128], po
         for ((hashed, node), &point) in hashed.iter_mut().zip(&node).zip(points) {
             *hashed = node | branch(point, bits, level);
         }
-        hash_blocks(&mut hashed[..lanes]);
+        hash.blocks(&mut hashed[..lanes]);
         for lane in 0..lanes {
             let right = branch(points[lane], bits, level);
             let word = words[lane] & control[lane];
@@ -127,7 +153,7 @@ fn evaluate_portable(party: usize, bits: u32, words: &[u128], roots: &[u128], po
     for (hashed, node) in hashed.iter_mut().zip(&node) {
         *hashed = node | LEAF;
     }
-    hash_blocks(&mut hashed[..lanes]);
+    hash.blocks(&mut hashed[..lanes]);
     let last = levels.next().unwrap_or_default();
     for (lane, (share, &word)) in shares.iter_mut().zip(last).enumerate() {
         let block = hashed[lane] ^ (word & control[lane]);
@@ -137,6 +163,7 @@ fn evaluate_portable(party: usize, bits: u32, words: &[u128], roots: &[u128], po
 
 /// The dealer's walk along α in the trees of both parties at once.
 struct Generation<'a> {
+    hash: Hash,
     bits: u32,
     alphas: &'a [u64],
     node: [[u128; LANES]; 2],
@@ -146,14 +173,15 @@ struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    fn new(bits: u32, alphas: &'a [u64], roots: [&[u128]; 2]) -> Self {
+    fn new(tree_key: u128, bits: u32, alphas: &'a [u64], roots: [&[u128]; 2]) -> Self {
         let mut node = [[0; LANES]; 2];
         for (node, roots) in node.iter_mut().zip(roots) {
             for (node, root) in node.iter_mut().zip(roots) {
                 *node = root & !LOW;
             }
         }
-        Self { bits, alphas, node, control: [[0; LANES], [u128::MAX; LANES]], value: [0; LANES] }
+        let control = [[0; LANES], [u128::MAX; LANES]];
+        Self { hash: Hash::new(tree_key), bits, alphas, node, control, value: [0; LANES] }
     }
 
     /// Writes level after level, each with one word a lane.
@@ -167,7 +195,7 @@ impl<'a> Generation<'a> {
             for node in nodes.iter_mut() {
                 *node |= LEAF;
             }
-            hash_blocks(&mut nodes[..lanes]);
+            self.hash.blocks(&mut nodes[..lanes]);
         }
         for (lane, word) in levels.next().into_iter().flatten().enumerate() {
             let below = (1_u128 << position(self.alphas[lane])) - 1;
@@ -181,8 +209,8 @@ impl<'a> Generation<'a> {
         let mut children = [[self.node[0]; 2], [self.node[1]; 2]];
         for [left, right] in &mut children {
             right[..lanes].iter_mut().for_each(|node| *node |= 1);
-            hash_blocks(&mut left[..lanes]);
-            hash_blocks(&mut right[..lanes]);
+            self.hash.blocks(&mut left[..lanes]);
+            self.hash.blocks(&mut right[..lanes]);
         }
         for (lane, word) in words.iter_mut().enumerate() {
             let keep = branch(self.alphas[lane], self.bits, level) as usize;
@@ -215,13 +243,17 @@ mod tests {
     use super::*;
     use crate::prg::{Prg, Purpose, Seed};
 
+    fn roots(seed: u8, count: usize) -> [Vec<u128>; 2] {
+        let seed = Seed::from_bytes([seed; 32]);
+        [0, 1].map(|party| Prg::new(&seed, &[0; 32], Purpose::Root, 0, party).blocks(count))
+    }
+
     /// 1{x < α} from both parties' shares.
     fn compare(bits: u32, alphas: &[u64], points: &[u64], seed: u8) -> Vec<u8> {
-        let seed = Seed::from_bytes([seed; 32]);
-        let roots = [0, 1].map(|party| Prg::new(&seed, Purpose::Root, 0, party).blocks(alphas.len()));
-        let words = generate(bits, alphas, [&roots[0], &roots[1]]);
+        let (roots, tree_key) = (roots(seed, alphas.len()), u128::from(seed));
+        let words = generate(tree_key, bits, alphas, [&roots[0], &roots[1]]);
         assert_eq!(words.len(), alphas.len() * key_blocks(bits));
-        let [left, right] = [0, 1].map(|party| evaluate(party, bits, &words, &roots[party], points));
+        let [left, right] = [0, 1].map(|party| evaluate(party, tree_key, bits, &words, &roots[party], points));
         left.iter().zip(&right).map(|(a, b)| a ^ b).collect()
     }
 
@@ -256,35 +288,48 @@ mod tests {
     fn instruction_sets_agree() {
         let seed = Seed::from_bytes([5; 32]);
         for (bits, count) in [(63, 1), (51, 31), (51, LANES), (19, 7), (7, 13), (1, 3)] {
-            let roots = [0, 1].map(|party| Prg::new(&seed, Purpose::Root, 0, party).blocks(count));
+            let (roots, tree_key) = (roots(5, count), 7 << 100 | u128::from(bits));
             let mask = (1_u64 << bits) - 1;
             let [alphas, points] = [2, 3].map(|index| {
-                let words: Vec<u64> = Prg::new(&seed, Purpose::Mask, 0, index).words(count);
+                let words: Vec<u64> = Prg::new(&seed, &[0; 32], Purpose::Mask, 0, index).words(count);
                 words.into_iter().map(|word| word & mask).collect::<Vec<u64>>()
             });
             let [mut portable, mut native] = [(); 2].map(|()| vec![0; count * key_blocks(bits)]);
-            Generation::new(bits, &alphas, [&roots[0], &roots[1]]).run(&mut portable);
-            generate_lanes(bits, &alphas, [&roots[0], &roots[1]], &mut native);
+            Generation::new(tree_key, bits, &alphas, [&roots[0], &roots[1]]).run(&mut portable);
+            generate_lanes(tree_key, bits, &alphas, [&roots[0], &roots[1]], &mut native);
             assert!(portable == native, "{bits} bits, {count} keys");
             for (party, roots) in roots.iter().enumerate() {
                 let [mut portable, mut other] = [(); 2].map(|()| vec![0; count]);
-                evaluate_portable(party, bits, &native, roots, &points, &mut portable);
-                evaluate_lanes(party, bits, &native, roots, &points, &mut other);
+                let lanes = Lanes { tree_key, bits, words: &native, roots, points: &points };
+                evaluate_portable(party, lanes, &mut portable);
+                lanes.evaluate(party, &mut other);
                 assert_eq!(portable, other, "{bits} bits, {count} keys");
             }
         }
     }
 
+    /// Trees of one secret and one α differ with the tweak, and from batch to batch.
+    #[test]
+    fn no_two_batches_share_a_hash() {
+        let roots = [1, 2].map(|root: u128| vec![root << 64; 2 * LANES]);
+        let words = |tree_key| generate(tree_key, 51, &[1 << 40; 2 * LANES], [&roots[0], &roots[1]]);
+        let (one, other) = (words(0), words(2));
+        let (first, second) = one.split_at(one.len() / 2);
+        for others in [second, &other[..first.len()]] {
+            assert!(first.iter().zip(others).all(|(a, b)| a != b));
+        }
+        assert_eq!(one, words(0));
+    }
+
     #[test]
     fn one_share_says_nothing() {
         let count = 1 << 14;
-        let seed = Seed::from_bytes([3; 32]);
-        let roots = [0, 1].map(|party| Prg::new(&seed, Purpose::Root, 0, party).blocks(count));
+        let roots = roots(3, count);
         let alphas = vec![1 << 40; count];
-        let words = generate(51, &alphas, [&roots[0], &roots[1]]);
+        let words = generate(9, 51, &alphas, [&roots[0], &roots[1]]);
         for point in [0, (1 << 40) - 1, 1 << 40, 1 << 50] {
             for (party, roots) in roots.iter().enumerate() {
-                let shares = evaluate(party, 51, &words, roots, &vec![point; count]);
+                let shares = evaluate(party, 9, 51, &words, roots, &vec![point; count]);
                 let ones = shares.iter().map(|&bit| f64::from(bit)).sum::<f64>();
                 // Five standard deviations of a fair coin.
                 assert!((ones - count as f64 / 2.0).abs() < 5.0 * (count as f64 / 4.0).sqrt(), "{ones} of {count}");

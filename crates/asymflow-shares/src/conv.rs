@@ -128,27 +128,37 @@ fn pad<R: Ring>(shape: ConvShape, input: &[R]) -> Vec<R> {
     padded
 }
 
+/// Adds one bias a channel to samples of `len` values.
+pub(crate) fn add_bias<R: Ring>(bias: &[R], len: usize, sums: &mut [R]) {
+    for sample in sums.chunks_exact_mut(len) {
+        for (channel, bias) in sample.chunks_exact_mut(len / bias.len()).zip(bias) {
+            channel.iter_mut().for_each(|sum| *sum = sum.plus(*bias));
+        }
+    }
+}
+
 /// The convolution with bias in floating point, straight from the definition.
 pub(crate) fn float_conv(s: ConvShape, weight: &[f64], bias: &[f64], x: &[f64]) -> Vec<f64> {
-    let (taps, columns) = (s.kernel * s.kernel, s.out_width());
-    let plane = s.height * s.width;
-    let value = |x: &[f64], filter: &[f64], oy: usize, ox: usize| {
-        let mut sum = 0.0;
-        for (ky, kx) in (0..s.kernel).flat_map(|ky| (0..s.kernel).map(move |kx| (ky, kx))) {
-            let (iy, ix) = ((oy * s.stride + ky).wrapping_sub(s.padding), (ox * s.stride + kx).wrapping_sub(s.padding));
-            if iy < s.height && ix < s.width {
-                let at = iy * s.width + ix;
-                sum +=
-                    (0..s.in_channels).map(|c| filter[c * taps + ky * s.kernel + kx] * x[c * plane + at]).sum::<f64>();
-            }
-        }
-        sum
-    };
+    let columns = s.out_width();
     let mut y = Vec::new();
     for x in x.chunks_exact(s.input_len()) {
-        for (filter, bias) in weight.chunks_exact(s.in_channels * taps).zip(bias) {
-            let pixels = (0..s.out_height()).flat_map(|oy| (0..columns).map(move |ox| (oy, ox)));
-            y.extend(pixels.map(|(oy, ox)| bias + value(x, filter, oy, ox)));
+        for (filter, bias) in weight.chunks_exact(s.depth()).zip(bias) {
+            let mut map = vec![*bias; s.out_height() * columns];
+            for (index, tap) in filter.iter().enumerate() {
+                let (ky, kx) = (index / s.kernel % s.kernel, index % s.kernel);
+                let plane = &x[index / (s.kernel * s.kernel) * s.height * s.width..];
+                for (oy, row) in map.chunks_exact_mut(columns).enumerate() {
+                    let iy = (oy * s.stride + ky).wrapping_sub(s.padding);
+                    if iy >= s.height {
+                        continue;
+                    }
+                    let from = &plane[iy * s.width..][..s.width];
+                    for (ox, sum) in row.iter_mut().enumerate() {
+                        *sum += tap * from.get((ox * s.stride + kx).wrapping_sub(s.padding)).unwrap_or(&0.0);
+                    }
+                }
+            }
+            y.extend(map);
         }
     }
     y
@@ -190,7 +200,7 @@ mod tests {
             padding in 0usize..2, height in 3usize..20, width in 3usize..20, samples in 1usize..3, seed: u8,
         ) {
             let shape = ConvShape { in_channels, out_channels, kernel, stride, padding, height, width };
-            let mut prg = Prg::new(&Seed::from_bytes([seed; 32]), Purpose::Mask, 0, 0);
+            let mut prg = Prg::new(&Seed::from_bytes([seed; 32]), &[0; 32], Purpose::Mask, 0, 0);
             let weight: Vec<u64> = prg.words(shape.weight_len());
             let x: Vec<u64> = prg.words(samples * shape.input_len());
             let mut y = vec![0; samples * shape.output_len()];

@@ -10,19 +10,18 @@ use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::dealer::ServerSeed;
-use crate::message::Session;
-use crate::model::{PartyModel, Server};
+use crate::model::PartyModel;
 use crate::nonlinear::OpDeal;
 use crate::party::Party;
-use crate::program::{DealSize, Program};
+use crate::prg::{SeedError, ServerSeed, Session};
+use crate::program::{DealSize, ModelHash, Program, Server};
 use crate::ring::Ring;
 
 /// What a deal belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DealHeader {
     pub(crate) session: Session,
-    pub(crate) model: [u8; 32],
+    pub(crate) model: ModelHash,
     pub(crate) query: u64,
     pub(crate) server: Server,
     /// Seconds of Unix time.
@@ -45,18 +44,15 @@ impl<R> fmt::Debug for Deal<R> {
 /// Why a deal was refused.
 #[derive(Debug, Error)]
 pub enum DealError {
-    /// Of another dealer's or for another server.
-    #[error("deal of query {query} belongs to another session or server")]
+    /// Of another dealer's, or for another server or model, than the seed.
+    #[error("deal of query {query} is not of this server's dealing")]
     Session {
         /// Its number.
         query: u64,
     },
-    /// For another model, program or format.
-    #[error("deal of query {query} belongs to another model")]
-    Model {
-        /// Its number.
-        query: u64,
-    },
+    /// The seed is for another model or server.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
     /// Used before, or dealt with a number below one that came before.
     #[error("randomness of query {query} was used, withdrawn or superseded, and is never used again")]
     Reused {
@@ -122,18 +118,11 @@ impl<R: Ring> Deal<R> {
         self.ops.iter().map(|op| (op.common.len() * 16 + op.corrections.len() * R::BYTES) as u64).sum()
     }
 
-    /// Checks that it is for this server and model.
-    fn check(&self, model: &PartyModel<R>, seed: &ServerSeed) -> Result<(), DealError> {
+    /// Checks that it is for the server and model of `seed`, of which `program` is.
+    fn check(&self, program: &Program, seed: &ServerSeed) -> Result<(), DealError> {
         let query = self.header.query;
-        check_header(&self.header, &model.hash, seed)?;
-        if model.server.is_some_and(|server| server != seed.server) {
-            return Err(DealError::Model { query });
-        }
-        let sizes = sizes(&model.program, seed.server);
-        if self.ops.len() != sizes.len() {
-            return Err(DealError::Model { query });
-        }
-        for (op, (deal, expected)) in self.ops.iter().zip(sizes).enumerate() {
+        check_header(&self.header, seed)?;
+        for (op, (deal, expected)) in self.ops.iter().zip(sizes(program, seed.server)).enumerate() {
             let got = DealSize { common: deal.common.len(), corrections: deal.corrections.len() };
             if got != expected {
                 let (got, expected) = (bytes_of::<R>(got), bytes_of::<R>(expected));
@@ -156,20 +145,16 @@ impl<R: Ring> Deal<R> {
         Ok(written)
     }
 
-    /// Reads what [`Deal::write_to`] wrote, for `program`, whose hash is `model`, at the server of `seed`. Nothing longer than
-    /// the program asks for is read.
+    /// Reads what [`Deal::write_to`] wrote, for `program` at the server of `seed`. Nothing longer than the program asks for is
+    /// read.
     ///
     /// # Errors
-    /// The reader failed, or the deal is not for this server, session and model, or not whole.
-    pub fn read_from(
-        reader: &mut impl Read,
-        program: &Program,
-        model: &[u8; 32],
-        seed: &ServerSeed,
-    ) -> Result<Self, DealError> {
+    /// The reader failed, the seed is for another program, or the deal is not for its server and session, or not whole.
+    pub fn read_from(reader: &mut impl Read, program: &Program, seed: &ServerSeed) -> Result<Self, DealError> {
+        seed.check(program.hash(), seed.server)?;
         let limits = |body_bytes| Limits { header_bytes: HEADER_LIMIT, body_bytes };
         let header: DealHeader = read_frame(reader, limits(0))?.header;
-        check_header(&header, model, seed)?;
+        check_header(&header, seed)?;
         let query = header.query;
         let mut ops = Vec::new();
         for (op, size) in sizes(program, seed.server).into_iter().enumerate() {
@@ -204,15 +189,10 @@ impl<R: Ring> OpDeal<R> {
     }
 }
 
-fn check_header(header: &DealHeader, model: &[u8; 32], seed: &ServerSeed) -> Result<(), DealError> {
-    let query = header.query;
-    if header.session != seed.session || header.server != seed.server {
-        return Err(DealError::Session { query });
-    }
-    if header.model != *model {
-        return Err(DealError::Model { query });
-    }
-    Ok(())
+fn check_header(header: &DealHeader, seed: &ServerSeed) -> Result<(), DealError> {
+    let DealHeader { session, model, query, server, .. } = *header;
+    let fits = (session, model, server) == (seed.session, seed.model, seed.server);
+    if fits { Ok(()) } else { Err(DealError::Session { query }) }
 }
 
 /// What `server` gets for each operation.
@@ -241,8 +221,12 @@ pub struct DealStore<R> {
 impl<R: Ring> DealStore<R> {
     /// An empty store. A server that starts again with a seed of before refuses all numbers below `next`, which it has kept
     /// ([`DealStore::next_number`]); with a new seed that is 0.
-    pub fn new(model: Arc<PartyModel<R>>, seed: ServerSeed, next: u64) -> Self {
-        Self { model, seed, deals: BTreeMap::new(), next }
+    ///
+    /// # Errors
+    /// The seed is for another model or server, or of another dealing than the model's masks.
+    pub fn new(model: Arc<PartyModel<R>>, seed: ServerSeed, next: u64) -> Result<Self, SeedError> {
+        model.check(&seed)?;
+        Ok(Self { model, seed, deals: BTreeMap::new(), next })
     }
 
     /// The model.
@@ -260,7 +244,7 @@ impl<R: Ring> DealStore<R> {
     /// # Errors
     /// The deal is not for this server, session and model, or this number or a higher one has been here.
     pub fn insert(&mut self, deal: Deal<R>) -> Result<(), DealError> {
-        deal.check(&self.model, &self.seed)?;
+        deal.check(&self.model.program, &self.seed)?;
         let query = deal.query();
         if query < self.next {
             return Err(DealError::Reused { query });
@@ -275,7 +259,7 @@ impl<R: Ring> DealStore<R> {
     /// # Errors
     /// The reader failed, or as [`DealStore::insert`].
     pub fn read(&mut self, reader: &mut impl Read) -> Result<u64, DealError> {
-        let deal = Deal::read_from(reader, &self.model.program, &self.model.hash, &self.seed)?;
+        let deal = Deal::read_from(reader, &self.model.program, &self.seed)?;
         let query = deal.query();
         self.insert(deal).map(|()| query)
     }

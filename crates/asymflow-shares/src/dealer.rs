@@ -6,78 +6,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use asymflow_wire::{WireError, write_frame};
-use zeroize::Zeroize;
 
 use crate::conv::Kernel;
 #[cfg(doc)]
 use crate::deal::DealStore;
 use crate::deal::{Deal, DealHeader};
-use crate::message::Session;
-use crate::model::{Server, weight_masks};
+use crate::model::weight_masks;
 use crate::nonlinear::{OpDeal, Source, correct, deal_relu, deal_rescale, deal_square, total};
-use crate::prg::{Prg, Purpose, Seed};
-use crate::program::{Op, Program, RingError, WeightPolicy};
+use crate::prg::{Prg, Purpose, Seed, ServerSeed};
+use crate::program::{Op, Program, RingError, Server, WeightPolicy};
 use crate::ring::{Ring, add};
-
-/// What a server gets of the dealer once: a seed that all its randomness comes from. Keep it as secret as the inputs.
-#[derive(Clone)]
-pub struct ServerSeed {
-    pub(crate) session: Session,
-    pub(crate) server: Server,
-    pub(crate) seed: Seed,
-}
-
-impl fmt::Debug for ServerSeed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ServerSeed({:?}, ..)", self.server)
-    }
-}
-
-impl ServerSeed {
-    /// Length of [`ServerSeed::to_bytes`].
-    pub const BYTES: usize = 49;
-
-    /// Which dealing it belongs to; public.
-    pub const fn session(&self) -> [u8; 16] {
-        self.session
-    }
-
-    /// Whose it is.
-    pub const fn server(&self) -> Server {
-        self.server
-    }
-
-    /// For an encrypted channel to the server.
-    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        bytes[0] = self.server as u8;
-        bytes[1..17].copy_from_slice(&self.session);
-        bytes[17..].copy_from_slice(self.seed.bytes());
-        bytes
-    }
-
-    /// The inverse of [`ServerSeed::to_bytes`]; `None` where the bytes name neither server.
-    pub fn from_bytes(mut bytes: [u8; Self::BYTES]) -> Option<Self> {
-        let [server, rest @ ..] = &bytes;
-        let server = match server {
-            0 => Server::First,
-            1 => Server::Second,
-            _ => return None,
-        };
-        let (session, seed) = rest.split_first_chunk::<16>()?;
-        let seed = Seed::from_bytes(*seed.first_chunk()?);
-        let found = Self { session: *session, server, seed };
-        bytes.zeroize();
-        Some(found)
-    }
-}
 
 /// Deals the randomness of one query after the other; no number is dealt twice.
 pub struct Dealer<R> {
     program: Program,
-    model: [u8; 32],
-    seeds: [Seed; 2],
-    session: Session,
+    /// The first server's and the second's.
+    seeds: [ServerSeed; 2],
     /// The masks B of shared weights.
     weights: Vec<Kernel<R>>,
     lifetime: Duration,
@@ -98,12 +42,16 @@ impl<R: Ring> Dealer<R> {
     /// The program was compiled for another ring.
     pub fn new(program: Program, seed: &Seed, lifetime: Duration) -> Result<Self, RingError> {
         program.check_ring(R::BITS)?;
-        let seeds = [0, 1].map(|server| seed.derive(Purpose::PartySeed, server));
+        let model = program.hash();
         let mut session = [0; 16];
-        Prg::new(seed, Purpose::Session, 0, 0).fill(&mut session);
+        Prg::new(seed, &model, Purpose::Session, 0, 0).fill(&mut session);
+        let seeds = [Server::First, Server::Second].map(|server| {
+            let seed = seed.derive(&model, Purpose::PartySeed, server as u32);
+            ServerSeed { session, model, server, seed }
+        });
         let mut weights = Vec::new();
         if program.policy() == WeightPolicy::Shared {
-            let [first, second] = [0, 1].map(|server| weight_masks::<R>(&seeds[server], &program));
+            let [first, second] = seeds.each_ref().map(|seed| weight_masks::<R>(seed, &program));
             let masks = add(&first, &second);
             let mut rest = masks.as_slice();
             for shape in &program.layers {
@@ -112,12 +60,12 @@ impl<R: Ring> Dealer<R> {
                 weights.push(Kernel::new(*shape, mask));
             }
         }
-        Ok(Self { model: program.hash(), program, seeds, session, weights, lifetime, next_query: 0 })
+        Ok(Self { program, seeds, weights, lifetime, next_query: 0 })
     }
 
     /// The seed of `server`, to be sent to it once.
     pub fn seed(&self, server: Server) -> ServerSeed {
-        ServerSeed { session: self.session, server, seed: self.seeds[server.index()].clone() }
+        self.seeds[server.index()].clone()
     }
 
     /// The randomness of the next query, for the first and the second server; it expires `lifetime` after `now`.
@@ -161,19 +109,20 @@ impl<R: Ring> Dealer<R> {
     fn next_headers(&mut self, now: SystemTime) -> [DealHeader; 2] {
         let query = self.next_query;
         self.next_query += 1;
-        let expires = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default() + self.lifetime;
-        [Server::First, Server::Second].map(|server| DealHeader {
-            session: self.session,
-            model: self.model,
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let expires_seconds = now.saturating_add(self.lifetime).as_secs();
+        self.seeds.each_ref().map(|seed| DealHeader {
+            session: seed.session,
+            model: seed.model,
             query,
-            server,
-            expires_seconds: expires.as_secs(),
+            server: seed.server,
+            expires_seconds,
         })
     }
 
     /// `masks` holds the mask of each opened register.
     fn deal_op(&self, query: u64, index: usize, masks: &mut [Option<Vec<R>>]) -> OpDeal<R> {
-        let sources = [0, 1].map(|server| Source { seed: &self.seeds[server], query, op: index as u32 });
+        let sources = self.seeds.each_ref().map(|seed| Source { seed, query, op: index as u32 });
         let len = |register| self.program.len(register);
         match &self.program.steps[index].op {
             Op::Open { input, output } => {
@@ -193,7 +142,13 @@ impl<R: Ring> Dealer<R> {
             }
             Op::Square { input, shift, .. } => deal_square(sources, len(*input), *shift),
             Op::Rescale { input, shift, .. } => deal_rescale(sources, len(*input), *shift),
-            _ => OpDeal::default(),
+            Op::Linear { .. }
+            | Op::Affine { .. }
+            | Op::Select { .. }
+            | Op::Join { .. }
+            | Op::Add { .. }
+            | Op::Pool { .. }
+            | Op::Truncate { .. } => OpDeal::default(),
         }
     }
 }

@@ -188,7 +188,7 @@ mod tests {
     use crate::ring::Z48;
 
     fn tiles_agree<R: Ring>() {
-        let mut prg = Prg::new(&Seed::from_bytes([4; 32]), Purpose::Mask, 0, 0);
+        let mut prg = Prg::new(&Seed::from_bytes([4; 32]), &[0; 32], Purpose::Mask, 0, 0);
         let (left, right) = (prg.words::<R>(77 * ROWS), prg.words::<R>(77 * COLUMNS));
         assert_eq!(tile(&left, &right), tile_plain(left.as_chunks().0, right.as_chunks().0));
     }

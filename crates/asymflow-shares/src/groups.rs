@@ -3,7 +3,7 @@
 use asymflow_zoo::{Choice, Decision as ZooDecision, Gate, Grouping as ZooGrouping, Layer, Shape, SharedRelu};
 use serde::{Deserialize, Serialize};
 
-/// What the decision of a group looks at, where [`Activation`](crate::Activation) puts one in place of a ReLU (Helbitz and
+/// What the decision of a group looks at, where [`Activation`](crate::compile::Activation) puts one in place of a ReLU (Helbitz and
 /// Avidan, 2021; Gorski, Jevnisek and Avidan, 2023).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -80,9 +80,10 @@ impl Grouping {
             return Err("decision");
         }
         let gated = |choice: &Choice| matches!(choice, Choice::Block { .. } | Choice::Copy { .. });
-        match &layer.grouping {
-            ZooGrouping::Choices(choices) if !choices.iter().all(gated) => Err("choice"),
-            _ => Ok(()),
-        }
+        let fits = match &layer.grouping {
+            ZooGrouping::Choices(choices) => choices.iter().all(gated),
+            ZooGrouping::Blocks { .. } => true,
+        };
+        if fits { Ok(()) } else { Err("choice") }
     }
 }

@@ -1,43 +1,38 @@
-//! The hash of the comparison trees: H(b) = π(b) ⊕ b, where π is AES-128 under a fixed public key.
+//! The hash of the comparison trees: H(b) = π(b) ⊕ b, where π is AES-128 under a public key that serves one batch of instances
+//! of one operation of one query alone, so that what is computed about one tells nothing about the others.
 //!
-//! In the ideal-permutation model H is a correlation-robust hash (Guo, Katz, Wang, Yu, "Efficient and Secure Multiparty
-//! Computation from Fixed-Key Block Ciphers", S&P 2020, section 7), which is what GGM trees ask of it.
-
-use std::sync::LazyLock;
+//! Where the ciphers under different keys are independent permutations H is a correlation-robust hash for each key (Guo, Katz,
+//! Wang, Yu, "Efficient and Secure Multiparty Computation from Fixed-Key Block Ciphers", S&P 2020, section 7), which is what GGM
+//! trees ask of it; and a guess counts against one batch, not against all that were ever dealt (Guo, Katz, Wang, Weng, Yu,
+//! "Better Concrete Security for Half-Gates Garbling (in the Multi-Instance Setting)", Crypto 2020).
 
 use aes::Aes128;
 use aes::cipher::generic_array::GenericArray;
 use aes::cipher::{BlockEncrypt, KeyInit};
 
-/// The fixed key: the first 128 bits of the fraction of π, as hexadecimal digits.
-const KEY: u128 = 0x243f_6a88_85a3_08d3_1319_8a2e_0370_7344;
-
-/// Replaces every block b by H(b).
-pub(crate) fn hash_blocks(blocks: &mut [u128]) {
-    #[cfg(target_arch = "x86_64")]
-    if wide::available() {
-        // SAFETY: the processor has these instructions.
-        unsafe { wide::hash_blocks(blocks) };
-        return;
-    }
-    hash_blocks_portable(blocks);
-}
-
 /// Blocks encrypted at once.
 const BATCH: usize = 32;
 
-/// With AES-NI where the processor has it, in constant-time software elsewhere.
-fn hash_blocks_portable(blocks: &mut [u128]) {
-    static CIPHER: LazyLock<Aes128> = LazyLock::new(|| Aes128::new(&KEY.to_be_bytes().into()));
-    let mut batch = [GenericArray::from([0; 16]); BATCH];
-    for part in blocks.chunks_mut(BATCH) {
-        let used = &mut batch[..part.len()];
-        for (to, from) in used.iter_mut().zip(&*part) {
-            *to = from.to_le_bytes().into();
-        }
-        CIPHER.encrypt_blocks(used);
-        for (to, from) in part.iter_mut().zip(used) {
-            *to ^= u128::from_le_bytes((*from).into());
+/// H, with AES-NI where the processor has it, in constant-time software elsewhere.
+pub(crate) struct Hash(Aes128);
+
+impl Hash {
+    pub(crate) fn new(key: u128) -> Self {
+        Self(Aes128::new(&key.to_le_bytes().into()))
+    }
+
+    /// Replaces every block b by H(b).
+    pub(crate) fn blocks(&self, blocks: &mut [u128]) {
+        let mut batch = [GenericArray::from([0; 16]); BATCH];
+        for part in blocks.chunks_mut(BATCH) {
+            let used = &mut batch[..part.len()];
+            for (to, from) in used.iter_mut().zip(&*part) {
+                *to = from.to_le_bytes().into();
+            }
+            self.0.encrypt_blocks(used);
+            for (to, from) in part.iter_mut().zip(used) {
+                *to ^= u128::from_le_bytes((*from).into());
+            }
         }
     }
 }
@@ -48,10 +43,6 @@ pub(crate) mod wide {
 
     use std::arch::x86_64::*;
 
-    use super::KEY;
-
-    /// Registers that are in flight at once, enough to hide the latency of a round.
-    const REGISTERS: usize = 8;
     const ROUNDS: usize = 10;
 
     /// The key schedule, in each quarter of a register.
@@ -63,21 +54,6 @@ pub(crate) mod wide {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("vaes")
             && is_x86_feature_detected!("aes")
-    }
-
-    #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
-    pub(super) fn hash_blocks(blocks: &mut [u128]) {
-        let keys = keys();
-        for part in blocks.chunks_mut(4 * REGISTERS) {
-            let mut input = [_mm512_setzero_si512(); REGISTERS];
-            for (register, quad) in input.iter_mut().zip(part.chunks(4)) {
-                *register = load(quad);
-            }
-            let output = hash(input, &keys);
-            for (register, quad) in output.iter().zip(part.chunks_mut(4)) {
-                store(quad, *register);
-            }
-        }
     }
 
     /// Up to four blocks; zero beyond.
@@ -121,10 +97,9 @@ pub(crate) mod wide {
         state
     }
 
-    /// The key schedule of FIPS 197 for [`KEY`].
+    /// The key schedule of FIPS 197.
     #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
-    pub(crate) fn keys() -> Keys {
-        let first = KEY.swap_bytes();
+    pub(crate) fn keys(first: u128) -> Keys {
         let mut keys = [_mm_set_epi64x((first >> 64) as i64, first as i64); ROUNDS + 1];
         keys[1] = next(keys[0], _mm_aeskeygenassist_si128::<0x01>(keys[0]));
         keys[2] = next(keys[1], _mm_aeskeygenassist_si128::<0x02>(keys[1]));
@@ -152,12 +127,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_permutation_is_aes_under_the_fixed_key() {
-        let cipher = Aes128::new(&KEY.to_be_bytes().into());
+    fn the_hash_is_the_cipher_plus_its_input() {
         let blocks: Vec<u128> = (0..77).map(|i| (i as u128) << 120 | i as u128).collect();
-        for run in [hash_blocks, hash_blocks_portable] {
+        for key in [0, 0x243f_6a88_85a3_08d3_1319_8a2e_0370_7344_u128] {
+            let cipher = Aes128::new(&key.to_le_bytes().into());
             let mut hashed = blocks.clone();
-            run(&mut hashed);
+            Hash::new(key).blocks(&mut hashed);
             for (&input, &output) in blocks.iter().zip(&hashed) {
                 let mut block = input.to_le_bytes().into();
                 cipher.encrypt_block(&mut block);

@@ -4,11 +4,9 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::compile::fixed_point;
-use crate::model::Server;
 use crate::prg::{Prg, Purpose, Seed};
-use crate::program::{Program, RingError};
-use crate::ring::{Ring, add, sub};
+use crate::program::{Program, RingError, Server};
+use crate::ring::{Ring, add, fixed_point, sub};
 
 /// One server's share of an input.
 pub struct InputShare<R> {
@@ -47,13 +45,15 @@ pub enum ClientError {
         /// Expected.
         expected: usize,
     },
-    /// Not finite, or beyond what the ring holds.
-    #[error("value {index} of the input, {value}, is not finite or beyond the range of the ring")]
+    /// Not a number, or beyond what values have room for.
+    #[error("value {index} of the input is {value}, and must be below {limit} in magnitude")]
     Value {
         /// Index into the input.
         index: usize,
         /// The value.
         value: f32,
+        /// What the program was compiled for.
+        limit: f64,
     },
     /// Of another ring than the program.
     #[error(transparent)]
@@ -66,7 +66,7 @@ pub enum ClientError {
 /// Shares of `input` (samples × channels × height × width) for the two servers. `seed` must be fresh for every query.
 ///
 /// # Errors
-/// The input has another length, or a value that is not finite or too large.
+/// The input has another length, or a value that is not finite or needs more integer bits than values have.
 pub fn share_input<R: Ring>(
     program: &Program,
     query: u64,
@@ -75,7 +75,7 @@ pub fn share_input<R: Ring>(
 ) -> Result<[InputShare<R>; 2], ClientError> {
     program.check_ring(R::BITS)?;
     let values = encode::<R>(program, input)?;
-    let first = Prg::new(seed, Purpose::InputShare, query, 0).words::<R>(values.len());
+    let first = Prg::new(seed, &program.hash(), Purpose::InputShare, query, 0).words::<R>(values.len());
     let second = sub(&values, &first);
     Ok([(Server::First, first), (Server::Second, second)].map(|(server, values)| InputShare { query, server, values }))
 }
@@ -86,9 +86,11 @@ pub(crate) fn encode<R: Ring>(program: &Program, input: &[f32]) -> Result<Vec<R>
         return Err(ClientError::Length { got: input.len(), expected });
     }
     let bits = program.fixed.activation_bits;
+    let limit = program.value_limit();
     let one = |(index, &value): (usize, &f32)| {
-        let fixed = fixed_point::<R>(f64::from(value), bits).filter(|_| value.is_finite());
-        fixed.map(R::from_i64).ok_or(ClientError::Value { index, value })
+        let wide = f64::from(value);
+        let fixed = fixed_point::<R>(wide, bits).filter(|_| wide.abs() < limit);
+        fixed.map(R::from_i64).ok_or(ClientError::Value { index, value, limit })
     };
     input.iter().enumerate().map(one).collect()
 }

@@ -6,10 +6,8 @@ use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::model::Server;
-
-/// Which dealing a message or deal belongs to.
-pub(crate) type Session = [u8; 16];
+use crate::prg::Session;
+use crate::program::{ModelHash, Server};
 
 /// The step of the one message outside queries: masked weights.
 pub(crate) const SETUP: u32 = u32::MAX;
@@ -18,7 +16,7 @@ pub(crate) const SETUP: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     pub(crate) session: Session,
-    pub(crate) model: [u8; 32],
+    pub(crate) model: ModelHash,
     pub(crate) query: u64,
     pub(crate) step: u32,
     pub(crate) from: Server,

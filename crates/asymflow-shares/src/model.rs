@@ -3,44 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::conv::Kernel;
-use crate::dealer::ServerSeed;
-use crate::message::{Header, Message, MessageError, SETUP, Session};
-use crate::prg::{Prg, Purpose, Seed};
-use crate::program::{Program, WeightPolicy};
+use crate::message::{Header, Message, MessageError, SETUP};
+use crate::plaintext::PlaintextError;
+use crate::prg::{Prg, Purpose, Seed, SeedError, ServerSeed, Session};
+use crate::program::{ModelHash, Program, Server, WeightPolicy};
 use crate::ring::{Ring, add, sub};
 
-/// Which of the two servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Server {
-    /// The one whose randomness comes from a seed alone.
-    First,
-    /// The one that gets the dealer's corrections.
-    Second,
-}
-
-impl Server {
-    /// The other one.
-    pub const fn other(self) -> Self {
-        match self {
-            Self::First => Self::Second,
-            Self::Second => Self::First,
-        }
-    }
-
-    pub(crate) const fn is_first(self) -> bool {
-        matches!(self, Self::First)
-    }
-
-    pub(crate) const fn index(self) -> usize {
-        self as usize
-    }
-}
-
 /// A program with fixed-point weights, as its owner has them.
+#[derive(Clone)]
 pub struct FixedModel<R> {
     pub(crate) program: Program,
     /// Weight and bias of each linear layer.
@@ -67,12 +41,18 @@ impl<R> fmt::Debug for WeightShare<R> {
     }
 }
 
-/// The model is of the other policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the model was compiled for {policy:?} weights")]
-pub struct PolicyError {
-    /// What it was compiled for.
-    pub policy: WeightPolicy,
+/// Why a model is not given to servers.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum ModelError {
+    /// It is of the other policy.
+    #[error("the model was compiled for {policy:?} weights")]
+    Policy {
+        /// What it was compiled for.
+        policy: WeightPolicy,
+    },
+    /// Its answers would be wrong: a value leaves the range on what it was checked with.
+    #[error(transparent)]
+    Range(#[from] PlaintextError),
 }
 
 impl<R> WeightShare<R> {
@@ -93,19 +73,30 @@ impl<R: Ring> FixedModel<R> {
         &self.program
     }
 
-    /// Shares of the weights for the two servers. `seed` must be fresh for every model.
+    /// Checks that the model is for `policy`, and computes `inputs`, one query's after the other, in the clear.
+    fn check(&self, policy: WeightPolicy, inputs: &[f32]) -> Result<(), ModelError> {
+        if self.program.policy != policy {
+            return Err(ModelError::Policy { policy: self.program.policy });
+        }
+        let first = inputs.len().min(self.program.input_len());
+        let (first, rest) = inputs.split_at(first);
+        self.evaluate(first)?;
+        rest.chunks(self.program.input_len()).try_for_each(|input| self.evaluate(input).map(drop))?;
+        Ok(())
+    }
+
+    /// Shares of the weights for the two servers. `seed` must be fresh. `inputs` are one or more inputs such as will be asked,
+    /// one query's values after the other: on those, no value leaves the range in which shares are right.
     ///
     /// # Errors
-    /// The model was compiled for public weights.
-    pub fn share(self, seed: &Seed) -> Result<[WeightShare<R>; 2], PolicyError> {
-        let policy = self.program.policy;
-        if policy != WeightPolicy::Shared {
-            return Err(PolicyError { policy });
-        }
+    /// The model was compiled for public weights, or its answers would be wrong.
+    pub fn share(self, seed: &Seed, inputs: &[f32]) -> Result<[WeightShare<R>; 2], ModelError> {
+        self.check(WeightPolicy::Shared, inputs)?;
+        let content = self.content();
         let mut program = self.program;
-        Prg::new(seed, Purpose::ModelTag, 0, 0).fill(&mut program.tag);
+        Prg::new(seed, &content, Purpose::ModelTag, 0, 0).fill(&mut program.tag);
         let program = Arc::new(program);
-        let mut stream = Prg::new(seed, Purpose::WeightShare, 0, 0);
+        let mut stream = Prg::new(seed, &content, Purpose::WeightShare, 0, 0);
         let split = |(weight, bias): (Vec<R>, Vec<R>)| {
             let first = (stream.words(weight.len()), stream.words(bias.len()));
             let second = (sub(&weight, &first.0), sub(&bias, &first.1));
@@ -119,20 +110,34 @@ impl<R: Ring> FixedModel<R> {
         }))
     }
 
-    /// The model as both servers use it where the weights are public.
+    /// Hash of the program and all weights. It stays with the owner, and makes the shares of another model other ones even
+    /// where a seed serves twice.
+    fn content(&self) -> ModelHash {
+        let mut hash = Sha256::new().chain_update(self.program.hash());
+        let mut bytes = Vec::new();
+        for values in self.layers.iter().flat_map(|(weight, bias)| [weight, bias]) {
+            bytes.clear();
+            R::write(values, &mut bytes);
+            hash.update(&bytes);
+        }
+        hash.finalize().into()
+    }
+
+    /// The model as both servers use it where the weights are public; `inputs` as for [`FixedModel::share`].
     ///
     /// # Errors
-    /// The model was compiled for shared weights.
-    pub fn publish(self) -> Result<Arc<PartyModel<R>>, PolicyError> {
-        let policy = self.program.policy;
-        if policy != WeightPolicy::Public {
-            return Err(PolicyError { policy });
-        }
+    /// The model was compiled for shared weights, or its answers would be wrong.
+    pub fn publish(self, inputs: &[f32]) -> Result<Arc<PartyModel<R>>, ModelError> {
+        self.check(WeightPolicy::Public, inputs)?;
+        Ok(self.published())
+    }
+
+    pub(crate) fn published(self) -> Arc<PartyModel<R>> {
         let layers = self.program.layers.iter().zip(self.layers);
         let layers = layers
             .map(|(shape, (weight, bias))| PartyLayer { weight: Kernel::new(*shape, &weight), masked: None, bias })
             .collect();
-        Ok(Arc::new(PartyModel { hash: self.program.hash(), program: Arc::new(self.program), server: None, layers }))
+        Arc::new(PartyModel { hash: self.program.hash(), program: Arc::new(self.program), masked_for: None, layers })
     }
 }
 
@@ -148,9 +153,9 @@ pub(crate) struct PartyLayer<R> {
 /// A model at a server, ready for queries.
 pub struct PartyModel<R> {
     pub(crate) program: Arc<Program>,
-    pub(crate) hash: [u8; 32],
-    /// Whose shares these are; public weights are everybody's.
-    pub(crate) server: Option<Server>,
+    pub(crate) hash: ModelHash,
+    /// Whose shares these are, and which dealing's masks are on them; public weights are everybody's.
+    masked_for: Option<(Server, Session)>,
     pub(crate) layers: Vec<PartyLayer<R>>,
 }
 
@@ -159,11 +164,18 @@ impl<R> PartyModel<R> {
     pub fn program(&self) -> &Program {
         &self.program
     }
+
+    /// Checks that `seed` is for this model, and that of its set-up where weights are shared.
+    pub(crate) fn check(&self, seed: &ServerSeed) -> Result<(), SeedError> {
+        let (server, session) = self.masked_for.unwrap_or((seed.server, seed.session));
+        seed.check(self.hash, server)?;
+        if session == seed.session { Ok(()) } else { Err(SeedError::Dealing) }
+    }
 }
 
 impl<R> fmt::Debug for PartyModel<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PartyModel({}, {:?})", self.program.name, self.server)
+        write!(f, "PartyModel({}, {:?})", self.program.name, self.masked_for.map(|(server, _)| server))
     }
 }
 
@@ -175,7 +187,7 @@ pub struct Setup<R> {
     share: WeightShare<R>,
     /// This server's share of F, layer after layer.
     masked: Vec<R>,
-    hash: [u8; 32],
+    hash: ModelHash,
     session: Session,
 }
 
@@ -186,18 +198,22 @@ impl<R> fmt::Debug for Setup<R> {
 }
 
 /// This server's shares of the masks B, layer after layer.
-pub(crate) fn weight_masks<R: Ring>(seed: &Seed, program: &Program) -> Vec<R> {
+pub(crate) fn weight_masks<R: Ring>(seed: &ServerSeed, program: &Program) -> Vec<R> {
     let count = program.layers.iter().map(crate::conv::ConvShape::weight_len).sum();
-    Prg::new(seed, Purpose::WeightMask, 0, 0).words(count)
+    seed.stream(Purpose::WeightMask, 0, 0).words(count)
 }
 
 impl<R: Ring> Setup<R> {
     /// With this server's share of the weights and its seed from the dealer.
-    pub fn new(share: WeightShare<R>, seed: &ServerSeed) -> Self {
+    ///
+    /// # Errors
+    /// The seed is for another model or server.
+    pub fn new(share: WeightShare<R>, seed: &ServerSeed) -> Result<Self, SeedError> {
         let hash = share.program.hash();
+        seed.check(hash, share.server)?;
         let weights: Vec<R> = share.layers.iter().flat_map(|(weight, _)| weight.iter().copied()).collect();
-        let masked = sub(&weights, &weight_masks::<R>(&seed.seed, &share.program));
-        Self { share, masked, hash, session: seed.session }
+        let masked = sub(&weights, &weight_masks::<R>(seed, &share.program));
+        Ok(Self { share, masked, hash, session: seed.session })
     }
 
     /// What the other server needs.
@@ -231,6 +247,7 @@ impl<R: Ring> Setup<R> {
             PartyLayer { weight: Kernel::new(*shape, &weight), masked: Some(Kernel::new(*shape, masked)), bias }
         });
         let layers = layers.collect();
-        Arc::new(PartyModel { program: self.share.program, hash: self.hash, server: Some(self.share.server), layers })
+        let masked_for = Some((self.share.server, self.session));
+        Arc::new(PartyModel { program: self.share.program, hash: self.hash, masked_for, layers })
     }
 }

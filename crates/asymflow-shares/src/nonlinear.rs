@@ -13,10 +13,11 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::compare;
 use crate::groups::Groups;
-use crate::prg::{Prg, Purpose, Seed};
+use crate::prg::{Prg, Purpose, ServerSeed};
 use crate::program::Compare;
 use crate::ring::{Ring, sub};
 
@@ -32,14 +33,28 @@ pub(crate) struct OpDeal<R> {
 /// Where the streams of an operation come from.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
-    pub(crate) seed: &'a Seed,
+    pub(crate) seed: &'a ServerSeed,
     pub(crate) query: u64,
     pub(crate) op: u32,
 }
 
 impl Source<'_> {
-    pub(crate) fn stream(&self, purpose: Purpose) -> Prg {
-        Prg::new(self.seed, purpose, self.query, self.op)
+    fn stream(&self, purpose: Purpose) -> Prg {
+        self.seed.stream(purpose, self.query, self.op)
+    }
+
+    /// The key of the permutation of this operation's trees: public, and of no other dealing, query or operation.
+    fn tree_key(&self) -> u128 {
+        let digest = Sha256::new()
+            .chain_update(b"asymflow-shares trees v2")
+            .chain_update(self.seed.session)
+            .chain_update(self.seed.model)
+            .chain_update(self.query.to_le_bytes())
+            .chain_update(self.op.to_le_bytes())
+            .finalize();
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest[..16]);
+        u128::from_le_bytes(key)
     }
 
     pub(crate) fn mask<R: Ring>(&self, count: usize) -> Vec<R> {
@@ -111,7 +126,7 @@ pub(crate) fn deal_relu<R: Ring>(
         deciding(&mask, groups, samples).into_iter().map(|r| compare.split(r)).unzip();
     let decisions = signs.len();
     let roots = sources.map(|source| source.stream(Purpose::Root).blocks(decisions));
-    let common = compare::generate(compare.width - 1, &alphas, [&roots[0], &roots[1]]);
+    let common = compare::generate(sources[0].tree_key(), compare.width - 1, &alphas, [&roots[0], &roots[1]]);
     let [left, right] = sources.map(|source| source.decision_masks(decisions));
     let flips: Vec<R> =
         signs.iter().zip(&left).zip(&right).map(|((a, b), c)| R::from_u64(u64::from(a ^ b ^ c))).collect();
@@ -172,6 +187,7 @@ pub(crate) fn group_of(groups: Option<&Groups>, index: usize) -> usize {
 /// A server's randomness of one rectification.
 pub(crate) struct ReluShare<R> {
     pub(crate) mask: Vec<R>,
+    tree_key: u128,
     roots: Vec<u128>,
     decision_masks: Vec<u8>,
     keys: Arc<Vec<u128>>,
@@ -184,6 +200,7 @@ impl<R: Ring> ReluShare<R> {
     pub(crate) fn expand(source: Source<'_>, deal: OpDeal<R>, first: bool, len: usize, decisions: usize) -> Self {
         Self {
             mask: source.mask(len),
+            tree_key: source.tree_key(),
             roots: source.stream(Purpose::Root).blocks(decisions),
             decision_masks: source.decision_masks(decisions),
             keys: deal.common,
@@ -199,7 +216,7 @@ impl<R: Ring> ReluShare<R> {
     /// This server's shares of the masked decisions about what was opened.
     pub(crate) fn decide(&self, party: usize, compare: Compare, deciding: &[R]) -> Vec<u8> {
         let (signs, points): (Vec<u8>, Vec<u64>) = deciding.iter().map(|&x| compare.split(x)).unzip();
-        let mut shares = compare::evaluate(party, compare.width - 1, &self.keys, &self.roots, &points);
+        let mut shares = compare::evaluate(party, self.tree_key, compare.width - 1, &self.keys, &self.roots, &points);
         for ((share, sign), mask) in shares.iter_mut().zip(signs).zip(&self.decision_masks) {
             // The public part of the decision, 1 ⊕ sign, is the first server's.
             *share ^= mask ^ if party == 0 { 1 ^ sign } else { 0 };

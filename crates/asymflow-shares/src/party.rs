@@ -6,17 +6,18 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::channels::{affine, join, select};
+use crate::conv::add_bias;
 use crate::deal::Deal;
-use crate::dealer::ServerSeed;
 use crate::groups::Groups;
 use crate::input::{InputShare, OutputShare};
 use crate::message::{Header, Message, MessageError};
-use crate::model::{PartyModel, Server};
+use crate::model::PartyModel;
 use crate::nonlinear::{
     ReluShare, RescaleShare, Source, SquareShare, deciding, offset, own_words, pack_bits, unpack_bits,
 };
 use crate::pool::pool;
-use crate::program::{Op, Register, WeightPolicy};
+use crate::prg::ServerSeed;
+use crate::program::{Op, Register, Server, WeightPolicy};
 use crate::ring::{Ring, add, sub};
 
 /// Why a query cannot go on. It is over then: its randomness is spent, and the party answers nothing any more.
@@ -94,7 +95,7 @@ enum State<R> {
     Over,
 }
 
-/// One server in one query, made by a [`DealStore`](crate::DealStore).
+/// One server in one query, made by a [`DealStore`](crate::randomness::DealStore).
 pub struct Party<R> {
     model: Arc<PartyModel<R>>,
     server: Server,
@@ -196,7 +197,7 @@ impl<R: Ring> Party<R> {
         let query = self.header.query;
         let mut masks = vec![None; program.values.len()];
         for (index, (step, op_deal)) in program.steps.iter().zip(deal.ops).enumerate() {
-            let source = Source { seed: &seed.seed, query, op: index as u32 };
+            let source = Source { seed, query, op: index as u32 };
             self.prepared.push(match &step.op {
                 Op::Open { input, output } => {
                     masks[*output] = Some(index);
@@ -224,7 +225,14 @@ impl<R: Ring> Party<R> {
                 Op::Rescale { input, .. } => {
                     Prepared::Rescale(RescaleShare::expand(source, op_deal, first, program.len(*input)))
                 }
-                _ => Prepared::Nothing,
+                // With public weights a linear layer is local as well.
+                Op::Linear { .. }
+                | Op::Affine { .. }
+                | Op::Select { .. }
+                | Op::Join { .. }
+                | Op::Add { .. }
+                | Op::Pool { .. }
+                | Op::Truncate { .. } => Prepared::Nothing,
             });
         }
     }
@@ -269,27 +277,35 @@ impl<R: Ring> Party<R> {
     fn opened(&mut self, opened: Vec<R>) -> Option<Message> {
         let program = Arc::clone(&self.model.program);
         let first = self.is_first();
-        match (&program.steps.get(self.at)?.op, &self.prepared[self.at]) {
-            (Op::Relu { compare, .. }, Prepared::Relu { share, groups }) => {
+        let prepared = &self.prepared[self.at];
+        let (output, values) = match &program.steps.get(self.at)?.op {
+            Op::Relu { compare, .. } => {
+                let Prepared::Relu { share, groups } = prepared else { return None };
                 let about = deciding(&opened, groups.as_ref(), program.samples);
                 let own = share.decide(self.server.index(), *compare, &about);
                 let body = pack_bits(&own);
-                Some(self.send(Pending::Decisions { own, opened }, body))
+                return Some(self.send(Pending::Decisions { own, opened }, body));
             }
-            (Op::Square { output, shift, .. }, Prepared::Square(share)) => {
-                self.registers[*output] = share.square(first, *shift, &opened);
-                None
+            Op::Square { output, shift, .. } => {
+                let Prepared::Square(share) = prepared else { return None };
+                (*output, share.square(first, *shift, &opened))
             }
-            (Op::Rescale { output, shift, .. }, Prepared::Rescale(share)) => {
-                self.registers[*output] = share.rescale(first, *shift, &opened);
-                None
+            Op::Rescale { output, shift, .. } => {
+                let Prepared::Rescale(share) = prepared else { return None };
+                (*output, share.rescale(first, *shift, &opened))
             }
-            (Op::Open { output, .. }, _) => {
-                self.registers[*output] = opened;
-                None
-            }
-            _ => None,
-        }
+            Op::Open { output, .. } => (*output, opened),
+            // These open nothing.
+            Op::Linear { .. }
+            | Op::Affine { .. }
+            | Op::Select { .. }
+            | Op::Join { .. }
+            | Op::Add { .. }
+            | Op::Pool { .. }
+            | Op::Truncate { .. } => return None,
+        };
+        self.registers[output] = values;
+        None
     }
 
     fn decided(&mut self, opened: &[R], decisions: &[u8]) {
@@ -338,7 +354,11 @@ impl<R: Ring> Party<R> {
         let layer = &self.model.layers[layer];
         let mut sums = match &mut self.prepared[self.at] {
             Prepared::Linear { rest } => std::mem::take(rest),
-            _ => {
+            Prepared::Nothing
+            | Prepared::Open { .. }
+            | Prepared::Relu { .. }
+            | Prepared::Square(_)
+            | Prepared::Rescale(_) => {
                 let mut sums = vec![R::ZERO; len];
                 if self.server.is_first() {
                     add_bias(&layer.bias, layer.weight.shape.output_len(), &mut sums);
@@ -348,15 +368,6 @@ impl<R: Ring> Party<R> {
         };
         layer.weight.apply(&self.registers[input], &mut sums);
         sums
-    }
-}
-
-/// Adds one bias a channel to samples of `len` values.
-pub(crate) fn add_bias<R: Ring>(bias: &[R], len: usize, sums: &mut [R]) {
-    for sample in sums.chunks_exact_mut(len) {
-        for (channel, bias) in sample.chunks_exact_mut(len / bias.len()).zip(bias) {
-            channel.iter_mut().for_each(|sum| *sum = sum.plus(*bias));
-        }
     }
 }
 

@@ -3,12 +3,11 @@
 use thiserror::Error;
 
 use crate::channels::{affine, join, select};
-use crate::conv::{Kernel, float_conv};
+use crate::conv::{Kernel, add_bias, float_conv};
 use crate::groups::Grouping;
 use crate::input::{ClientError, decode, encode};
 use crate::model::FixedModel;
 use crate::nonlinear::{deciding, group_of};
-use crate::party::add_bias;
 use crate::pool::pool;
 use crate::program::{Op, Program};
 use crate::ring::Ring;
@@ -19,8 +18,8 @@ pub enum PlaintextError {
     /// The input does not fit.
     #[error(transparent)]
     Input(#[from] ClientError),
-    /// A value beyond what protocols handle, 2^(ℓ−2) in magnitude at the scale of its layer.
-    #[error("layer {layer}: {value:e} with {scale} fraction bits leaves the range of the ring")]
+    /// A value beyond what protocols handle: 2^(ℓ−2) in magnitude at the scale of its layer, or the window of a decision.
+    #[error("layer {layer}: {value:e} with {scale} fraction bits leaves the range in which shares are right")]
     Overflow {
         /// The layer.
         layer: String,
@@ -48,7 +47,7 @@ pub struct Trace {
 
 impl<R: Ring> FixedModel<R> {
     /// Computes what the servers compute on shares, with truncation to the nearest where theirs is random, and refuses what
-    /// overflows.
+    /// overflows the ring or the window of a decision.
     ///
     /// # Errors
     /// The input does not fit, or a value leaves the range in which protocols are right.
@@ -65,7 +64,14 @@ impl<R: Ring> FixedModel<R> {
                 // Where values are truncated, those before are too large.
                 let register = match step.op {
                     Op::Relu { input, .. } | Op::Rescale { input, .. } | Op::Truncate { input, .. } => input,
-                    _ => output,
+                    Op::Open { .. }
+                    | Op::Linear { .. }
+                    | Op::Square { .. }
+                    | Op::Affine { .. }
+                    | Op::Select { .. }
+                    | Op::Join { .. }
+                    | Op::Add { .. }
+                    | Op::Pool { .. } => output,
                 };
                 let scale = program.values[register].scale;
                 let value = magnitude * 2_f64.powi(-(scale as i32));
@@ -90,8 +96,11 @@ impl<R: Ring> FixedModel<R> {
                 let sums = float_conv(shape, &floats(weight), &floats(bias), &floats(&registers[*input]));
                 sums.into_iter().fold(0.0, |largest, x| f64::max(largest, x.abs()))
             }
-            // A sum that decides may be twice as large as a value.
-            Op::Relu { input, grouping, .. } => self.sums(grouping, *input, &registers[*input]) / 2.0,
+            // What decides has to fit its window, which with all bits is twice as wide as the range of a value.
+            Op::Relu { input, compare, grouping, .. } => {
+                let window = R::BITS as i32 - 1 - (compare.dropped + compare.width) as i32;
+                self.sums(grouping, *input, &registers[*input]) * 2_f64.powi(window)
+            }
             Op::Square { input, shift, .. } => (most(input) / power(*shift)).powi(2),
             Op::Affine { input, output, factor, offset } => {
                 let planes = registers[*input].chunks_exact(self.program.values[*output].shape.pixels());
@@ -112,9 +121,11 @@ impl<R: Ring> FixedModel<R> {
         }
     }
 
-    /// Bound of the sums that decide about groups.
+    /// Bound of what decides: values, or sums of groups.
     fn sums(&self, grouping: &Grouping, register: usize, x: &[R]) -> f64 {
-        let Some(groups) = grouping.groups(self.program.values[register].shape) else { return 0.0 };
+        let Some(groups) = grouping.groups(self.program.values[register].shape) else {
+            return x.iter().map(|x| (x.to_i64() as f64).abs()).fold(0.0, f64::max);
+        };
         let mut sums = vec![0.0; self.program.samples * groups.count];
         for (index, x) in x.iter().enumerate() {
             let weight = groups.weight[index % groups.of.len()];

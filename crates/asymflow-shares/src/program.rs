@@ -12,6 +12,39 @@ mod check;
 
 pub use check::ProgramError;
 
+pub use crate::ring::{Ring, Z48};
+
+/// SHA-256 of a [`Program`], which tells every model from every other.
+pub type ModelHash = [u8; 32];
+
+/// Which of the two servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Server {
+    /// The one whose randomness comes from a seed alone.
+    First,
+    /// The one that gets the dealer's corrections.
+    Second,
+}
+
+impl Server {
+    /// The other one.
+    pub const fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+
+    pub(crate) const fn is_first(self) -> bool {
+        matches!(self, Self::First)
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// Whether the servers know the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -36,11 +69,10 @@ pub struct FixedPoint {
 /// Index of a tensor of a program.
 pub(crate) type Register = usize;
 
-/// Shape and scale of a tensor.
+/// Shape of a tensor, and fraction bits of its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Value {
     pub(crate) shape: Shape,
-    /// Fraction bits.
     pub(crate) scale: u32,
 }
 
@@ -48,27 +80,71 @@ pub(crate) struct Value {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Op {
     /// Opens the input under a fresh mask, for linear layers with shared weights. One round.
-    Open { input: Register, output: Register },
+    Open {
+        input: Register,
+        output: Register,
+    },
     /// Convolution or fully connected layer. Its input has been opened where weights are shared.
-    Linear { input: Register, layer: usize, output: Register },
+    Linear {
+        input: Register,
+        layer: usize,
+        output: Register,
+    },
     /// max(x, 0), the decision made for each group, and truncation by `shift` bits. Two rounds.
-    Relu { input: Register, output: Register, shift: u32, compare: Compare, grouping: Grouping },
+    Relu {
+        input: Register,
+        output: Register,
+        shift: u32,
+        compare: Compare,
+        grouping: Grouping,
+    },
     /// x² after truncation by `shift` bits. One round.
-    Square { input: Register, output: Register, shift: u32 },
+    Square {
+        input: Register,
+        output: Register,
+        shift: u32,
+    },
     /// factor · x + offset, one of each for all channels or one for each.
-    Affine { input: Register, output: Register, factor: Vec<i64>, offset: Vec<i64> },
-    /// These channels alone.
-    Select { input: Register, output: Register, channels: Vec<u32> },
+    Affine {
+        input: Register,
+        output: Register,
+        factor: Vec<i64>,
+        offset: Vec<i64>,
+    },
+    Select {
+        input: Register,
+        output: Register,
+        channels: Vec<u32>,
+    },
     /// The channels of each part at the places named, shifted left so that the scales agree; zero elsewhere.
-    Join { parts: Vec<Part>, output: Register },
+    Join {
+        parts: Vec<Part>,
+        output: Register,
+    },
     /// The sum of two tensors, each shifted left so that the scales agree.
-    Add { inputs: [Register; 2], shifts: [u32; 2], output: Register },
+    Add {
+        inputs: [Register; 2],
+        shifts: [u32; 2],
+        output: Register,
+    },
     /// Sums over PyTorch's adaptive windows times `2^bits / size` rounded.
-    Pool { input: Register, output: Register, bits: u32 },
+    Pool {
+        input: Register,
+        output: Register,
+        bits: u32,
+    },
     /// Truncation of an opened value, which never fails. One round.
-    Rescale { input: Register, output: Register, shift: u32 },
+    Rescale {
+        input: Register,
+        output: Register,
+        shift: u32,
+    },
     /// Local truncation of each share.
-    Truncate { input: Register, output: Register, shift: u32 },
+    Truncate {
+        input: Register,
+        output: Register,
+        shift: u32,
+    },
 }
 
 /// One part of [`Op::Join`].
@@ -106,6 +182,8 @@ pub struct Program {
     pub(crate) ring_bits: u32,
     pub(crate) policy: WeightPolicy,
     pub(crate) fixed: FixedPoint,
+    /// Integer bits of every value, sign included.
+    pub(crate) integer_bits: u32,
     /// Register 0 is the input.
     pub(crate) values: Vec<Value>,
     pub(crate) output: Register,
@@ -177,6 +255,11 @@ impl Program {
         self.len(self.output)
     }
 
+    /// Inputs and weights stay below it in magnitude.
+    pub(crate) fn value_limit(&self) -> f64 {
+        2_f64.powi(self.integer_bits as i32 - 1)
+    }
+
     /// For the other server and the dealer.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Nothing in a program can fail to encode.
@@ -198,7 +281,7 @@ impl Program {
     }
 
     /// Identifies program, format and model: what every message carries.
-    pub fn hash(&self) -> [u8; 32] {
+    pub fn hash(&self) -> ModelHash {
         Sha256::new().chain_update(self.tag).chain_update(self.to_bytes()).finalize().into()
     }
 
@@ -233,7 +316,12 @@ impl Program {
                 Op::Linear { layer, .. } => {
                     cost.multiplications += (self.samples * self.layers[*layer].multiplications()) as u64;
                 }
-                _ => {}
+                Op::Affine { .. }
+                | Op::Select { .. }
+                | Op::Join { .. }
+                | Op::Add { .. }
+                | Op::Pool { .. }
+                | Op::Truncate { .. } => {}
             }
         }
         cost
@@ -255,10 +343,17 @@ impl Program {
             }
             Op::Square { input, .. } => DealSize { common: 0, corrections: 4 * self.len(*input) },
             Op::Rescale { input, .. } => DealSize { common: 0, corrections: 2 * self.len(*input) },
-            Op::Linear { output, .. } if self.policy == WeightPolicy::Shared => {
-                DealSize { common: 0, corrections: self.len(*output) }
-            }
-            _ => DealSize::default(),
+            Op::Linear { output, .. } => match self.policy {
+                WeightPolicy::Shared => DealSize { common: 0, corrections: self.len(*output) },
+                WeightPolicy::Public => DealSize::default(),
+            },
+            Op::Open { .. }
+            | Op::Affine { .. }
+            | Op::Select { .. }
+            | Op::Join { .. }
+            | Op::Add { .. }
+            | Op::Pool { .. }
+            | Op::Truncate { .. } => DealSize::default(),
         }
     }
 }
@@ -286,7 +381,13 @@ impl Op {
         match self {
             Self::Relu { .. } => 2,
             Self::Open { .. } | Self::Square { .. } | Self::Rescale { .. } => 1,
-            _ => 0,
+            Self::Linear { .. }
+            | Self::Affine { .. }
+            | Self::Select { .. }
+            | Self::Join { .. }
+            | Self::Add { .. }
+            | Self::Pool { .. }
+            | Self::Truncate { .. } => 0,
         }
     }
 }

@@ -41,6 +41,12 @@ pub trait Ring: sealed::Sealed + Copy + Debug + Default + Eq + Send + Sync + 'st
     fn read(bytes: &[u8]) -> Vec<Self>;
 }
 
+/// `value` with `bits` fraction bits, where its magnitude stays below 2^(ℓ−2).
+pub(crate) fn fixed_point<R: Ring>(value: f64, bits: u32) -> Option<i64> {
+    let scaled = (value * 2_f64.powi(bits as i32)).round();
+    (scaled.abs() < 2_f64.powi(R::BITS as i32 - 2)).then_some(scaled as i64)
+}
+
 mod sealed {
     /// Code that handles registers relies on a ring being one of two machine words.
     pub trait Sealed {}

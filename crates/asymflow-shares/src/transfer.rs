@@ -7,8 +7,8 @@ use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 use thiserror::Error;
 
 use crate::input::{InputShare, OutputShare};
-use crate::model::{Server, WeightShare};
-use crate::program::{Program, ProgramError, RingError};
+use crate::model::WeightShare;
+use crate::program::{Program, ProgramError, RingError, Server};
 use crate::ring::Ring;
 
 /// Longest encoding of a program.

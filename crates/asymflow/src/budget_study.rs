@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use asymflow_engine::argmax;
 use asymflow_residual::SgdStep;
 use asymflow_shares::budget::{Backend, BudgetError, Item, Prices, price, solve};
-use asymflow_shares::{CompileError, Options, PlaintextError, WeightPolicy, compile};
+use asymflow_shares::compile::{CompileError, Options, PlaintextError, compile};
+use asymflow_shares::program::WeightPolicy;
 use asymflow_zoo::data::{Augment, Loader, Normalization, Split};
 use asymflow_zoo::replace::map_activations;
 use asymflow_zoo::{
@@ -428,7 +429,7 @@ fn sites(network: &Network, weights: &Weights, images: &[f32]) -> Found<Vec<Site
             }
         }
     }
-    let named = asymflow_shares::activations(network)?;
+    let named = asymflow_shares::compile::activations(network)?;
     let site = |(name, shape): (String, Shape)| {
         let samples = reached.get(&name).map_or(&[][..], Vec::as_slice);
         let values = |channel: usize| -> Vec<f64> {

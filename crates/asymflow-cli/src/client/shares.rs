@@ -1,5 +1,6 @@
 //! The client and the owner of two servers that answer on secret shares.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use asymflow::modes::Registry;
 use asymflow::service::ServedModel;
+use asymflow_shares::compile::{FixedModel, Options, compile, float_logits};
 use asymflow_shares::net::{Client, ModelInfo, NetError, ServerAt, write};
-use asymflow_shares::{Options, Seed, WeightPolicy, compile};
+use asymflow_shares::program::WeightPolicy;
+use asymflow_shares::randomness::Seed;
 use asymflow_wire::tls::Fingerprint;
-use asymflow_zoo::Weights;
 use asymflow_zoo::data::read_image;
+use asymflow_zoo::{Network, Weights};
 use clap::{Args, ValueEnum};
 
 use super::answer::{answer, say};
@@ -21,6 +24,11 @@ use crate::output::print;
 
 /// The ring of the servers.
 type Ring = u64;
+
+/// Images of noise that ranges are checked with where no others are given.
+const NOISE: usize = 2;
+/// Largest error in fixed point, as a part of the largest logit, that is not worth a warning.
+const PRECISE: f64 = 0.02;
 
 /// Options of `shares`.
 #[derive(Debug, Args)]
@@ -38,7 +46,7 @@ pub struct SharesArgs {
     #[arg(long)]
     json: bool,
     /// Longest wait for an answer, in seconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
 }
 
@@ -53,6 +61,10 @@ pub struct PrepareArgs {
     /// Folder for what the dealer and the servers get
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// JPEG or PNG file like those that will be asked, to check the ranges of fixed point with; may be repeated. Noise where
+    /// there is none
+    #[arg(long, value_name = "FILE")]
+    check: Vec<PathBuf>,
 }
 
 /// Who knows the weights.
@@ -80,17 +92,10 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
         let what = format!("{servers} servers and {fingerprints} fingerprints, expected two of each");
         return Err(CliError::usage(what, "give --server and --fingerprint for each of the two servers"));
     };
-    let mut client =
-        Client::connect(&[first, second], Duration::from_secs(args.timeout.max(1))).map_err(|e| told(&e))?;
+    let mut client = Client::connect(&[first, second], Duration::from_secs(args.timeout)).map_err(|e| told(&e))?;
     let info = client.info().clone();
-    let levels = info.normalization.values(info.input.channels);
     for path in &args.images {
-        let pixels =
-            read_image(path, info.input).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
-        let plane = (info.input.height * info.input.width).max(1);
-        let planes = pixels.chunks_exact(plane).zip(&levels);
-        let image: Vec<f32> =
-            planes.flat_map(|(plane, levels)| plane.iter().map(|&pixel| levels[usize::from(pixel)])).collect();
+        let image = read(path, &info)?;
         let started = Instant::now();
         let logits = client.ask::<Ring>(&image).map_err(|e| told(&e))?;
         let milliseconds = 1e3 * started.elapsed().as_secs_f64();
@@ -100,6 +105,18 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
     }
     client.close();
     Ok(())
+}
+
+/// The values of an image file, as the network takes them.
+fn read(path: &Path, info: &ModelInfo) -> Result<Vec<f32>, CliError> {
+    let pixels = read_image(path, info.input).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
+    Ok(normalised(&pixels, info))
+}
+
+fn normalised(pixels: &[u8], info: &ModelInfo) -> Vec<f32> {
+    let levels = info.normalization.values(info.input.channels);
+    let planes = pixels.chunks_exact((info.input.height * info.input.width).max(1)).zip(&levels);
+    planes.flat_map(|(plane, levels)| plane.iter().map(|&pixel| levels[usize::from(pixel)])).collect()
 }
 
 fn told(error: &NetError) -> CliError {
@@ -129,6 +146,12 @@ pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
     let policy = if args.weights == Policy::Public { WeightPolicy::Public } else { WeightPolicy::Shared };
     let compiled = compile::<Ring>(&model.network, &weights, &Options::new::<Ring>(policy))
         .map_err(|e| CliError::usage(format!("{named}: {e}"), ""))?;
+    let info =
+        ModelInfo { input: model.network.input, normalization: model.normalization, class_names: model.class_names };
+    let images = check_images(&args.check, &info)?;
+    let unlike = "if images stay in range where noise does not, name some with --check";
+    check(&compiled, &model.network, &weights, &images)
+        .map_err(|e| CliError::usage(format!("{named}: {e}"), unlike))?;
     let failed = |e: String| CliError::failed(format!("{}: {e}", args.output.display()), "give a new folder");
     std::fs::create_dir_all(&args.output).map_err(|e| failed(e.to_string()))?;
     let put = |name: &str, write: &dyn Fn(&mut BufWriter<std::fs::File>) -> std::io::Result<()>| {
@@ -139,16 +162,49 @@ pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
         return put("program", &|file| file.write_all(&program));
     }
     let seed = Seed::random().map_err(|e| CliError::missing(format!("no randomness: {e}"), ""))?;
-    let shares = compiled.share(&seed).map_err(|e| failed(e.to_string()))?;
+    let shares = compiled.share(&seed, &images.concat()).map_err(|e| failed(e.to_string()))?;
     let program = shares[0].program().to_bytes();
     put("program", &|file| file.write_all(&program))?;
-    let info =
-        ModelInfo { input: model.network.input, normalization: model.normalization, class_names: model.class_names };
     for (name, share) in ["first.share", "second.share"].into_iter().zip(&shares) {
         put(name, &|file| {
             write(file, &info, &[]).map_err(std::io::Error::other)?;
             share.write_to(file).map(drop).map_err(std::io::Error::other)
         })?;
+    }
+    Ok(())
+}
+
+/// What ranges are checked with: files, or noise of all pixel values.
+fn check_images(files: &[PathBuf], info: &ModelInfo) -> Result<Vec<Vec<f32>>, CliError> {
+    if !files.is_empty() {
+        return files.iter().map(|path| read(path, info)).collect();
+    }
+    let mut images = Vec::new();
+    for _ in 0..NOISE {
+        let mut pixels = vec![0; info.input.len()];
+        getrandom::fill(&mut pixels).map_err(|e| CliError::missing(format!("no randomness: {e}"), ""))?;
+        images.push(normalised(&pixels, info));
+    }
+    Ok(images)
+}
+
+/// Computes images in fixed point beside double precision, and says what error to expect.
+fn check(model: &FixedModel<Ring>, network: &Network, weights: &Weights, images: &[Vec<f32>]) -> Result<(), String> {
+    let (mut error, mut largest) = (0.0_f64, 0.0_f64);
+    for image in images {
+        let fixed = model.evaluate(image).map_err(|e| e.to_string())?.logits;
+        let float = float_logits(network, weights, &BTreeMap::new(), image).map_err(|e| e.to_string())?;
+        for (fixed, float) in fixed.iter().zip(float) {
+            error = error.max((f64::from(*fixed) - float).abs());
+            largest = largest.max(float.abs());
+        }
+    }
+    let count = images.len();
+    say(&format!(
+        "checked with {count} images: logits up to {largest:.3} are off by at most {error:.1e} in fixed point"
+    ));
+    if error > PRECISE * largest {
+        say("warning: fixed point is too coarse for these weights: answers on shares may differ from the model's");
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use asymflow_shares::Header;
 use asymflow_shares::net::{FromServer, Hello, LIMITS, Stream, accept, connect, read, write};
+use asymflow_shares::server::Header;
 use asymflow_wire::tls::{Fingerprint, Identity};
 use asymflow_wire::{Frame, Limits, read_frame, write_frame};
 

@@ -14,10 +14,13 @@ use std::time::Duration;
 use asymflow::modes::{ModeRef, PrivacyTerms, Registry, Sampling, TrustedOnlySpec};
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
 use asymflow_privacy::Relation;
+use asymflow_shares::client::share_input;
 use asymflow_shares::net::{
-    FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, ToServer, VERSION, connect, read, write,
+    FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, Ticket, ToServer, VERSION, connect,
+    read, write,
 };
-use asymflow_shares::{Program, Seed, share_input};
+use asymflow_shares::program::Program;
+use asymflow_shares::randomness::Seed;
 use asymflow_wire::tls::client_config;
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
 use asymflow_zoo::{Shape, Weights, by_name};
@@ -277,6 +280,7 @@ fn strangers_and_other_models_are_refused_by_name() {
     // A second server with other weights is found before anything is shared, by dealer and client.
     std::fs::write(pair.folder.path().join("other.asymflow"), model_file(8)).unwrap();
     pair.servers[1] = None;
+    std::fs::rename(pair.folder.path().join("second"), pair.folder.path().join("before")).unwrap();
     pair.serve(1, &["--model", "other.asymflow"]);
     let refused = pair.refusal();
     assert!(refused.contains("they have different models"), "{refused}");
@@ -321,12 +325,20 @@ fn rogue(pair: &Pair, index: usize) -> (Stream, Program) {
     (stream, Program::from_bytes(&frame.body).unwrap())
 }
 
-fn ticket(stream: &mut Stream) -> QueryName {
+fn ticket(stream: &mut Stream) -> Ticket {
     write(stream, &ToServer::Begin, &[]).unwrap();
     match read::<FromServer>(stream, LIMITS).unwrap().header {
-        FromServer::Ticket(query) => query,
+        FromServer::Ticket(ticket) => ticket,
         other => panic!("{other:?}"),
     }
+}
+
+/// A server's share of an image for a ticket.
+fn send(stream: &mut Stream, program: &Program, ticket: &Ticket, index: usize) {
+    let image = vec![0.5; program.input_len()];
+    let shares = share_input::<u64>(program, ticket.query.number, &image, &Seed::random().unwrap()).unwrap();
+    write(stream, &ToServer::Input { ticket: ticket.clone() }, &[]).unwrap();
+    shares[index].write_to(stream).unwrap();
 }
 
 fn code(stream: &mut Stream) -> RefusalCode {
@@ -344,19 +356,15 @@ fn a_client_that_breaks_the_rules_is_told_why_and_the_next_one_is_answered() {
     let (mut stream, program) = rogue(&pair, 0);
     let unused = ticket(&mut stream);
     drop(stream);
-    let used = QueryName { number: 0, ..unused };
-    let share = |query: QueryName| {
-        share_input::<u64>(&program, query.number, &vec![0.5; program.input_len()], &Seed::random().unwrap()).unwrap()
-    };
+    let used = Ticket::random(QueryName { number: 0, ..unused.query }).unwrap();
 
     // Replayed: a number that was used, at the server that gives none out.
     let (mut stream, _) = rogue(&pair, 1);
-    write(&mut stream, &ToServer::Input { query: used }, &[]).unwrap();
-    share(used)[1].write_to(&mut stream).unwrap();
+    send(&mut stream, &program, &used, 1);
     assert_eq!(code(&mut stream), RefusalCode::Reused);
-    // Out of order: an input for a number that another client was given.
+    // Out of order: an input for a ticket that another client was given.
     let (mut stream, _) = rogue(&pair, 0);
-    write(&mut stream, &ToServer::Input { query: unused }, &[]).unwrap();
+    write(&mut stream, &ToServer::Input { ticket: unused.clone() }, &[]).unwrap();
     assert_eq!(code(&mut stream), RefusalCode::Reused);
     // Longer than it may be.
     let (mut stream, _) = rogue(&pair, 0);
@@ -373,14 +381,15 @@ fn a_client_that_breaks_the_rules_is_told_why_and_the_next_one_is_answered() {
     assert_eq!(code(&mut stream), RefusalCode::Version);
     // Somebody who says to be the other server, without its certificate.
     let mut stream = connect(&pair.addresses[0], config, Duration::from_secs(60)).unwrap();
-    let hello = Hello::Peer { version: VERSION, model: program.hash(), query: unused, set_up: false };
+    let hello = Hello::Peer { version: VERSION, model: program.hash(), ticket: unused.id(), set_up: false };
     write(&mut stream, &hello, &[]).unwrap();
     assert_eq!(code(&mut stream), RefusalCode::Identity);
     // Gone in the middle of a frame, with a number in hand.
     let (mut stream, _) = rogue(&pair, 0);
-    let query = ticket(&mut stream);
-    assert_eq!(query, unused, "a number that a client did not use is given to another");
-    write(&mut stream, &ToServer::Input { query }, &[]).unwrap();
+    let ticket = ticket(&mut stream);
+    assert_eq!(ticket.query, unused.query, "a number that a client did not use is given to another");
+    assert_ne!(ticket.secret, unused.secret, "one that left could ask in place of its successor");
+    write(&mut stream, &ToServer::Input { ticket }, &[]).unwrap();
     stream.write_all(b"asyf").unwrap();
     drop(stream);
     // Its number goes back when the server has seen that it is gone.
@@ -388,11 +397,11 @@ fn a_client_that_breaks_the_rules_is_told_why_and_the_next_one_is_answered() {
     let given = loop {
         write(&mut next, &ToServer::Begin, &[]).unwrap();
         match read::<FromServer>(&mut next, LIMITS).unwrap().header {
-            FromServer::Ticket(query) => break query,
+            FromServer::Ticket(ticket) => break ticket,
             _ => next = rogue(&pair, 0).0,
         }
     };
-    assert_eq!(given, unused);
+    assert_eq!(given.query, unused.query);
     drop(next);
     let images = pair.images();
     let answered = (0..50).any(|_| {
@@ -407,11 +416,8 @@ fn a_server_that_is_killed_in_the_middle_of_a_query_is_named_to_the_client() {
     let mut pair = Pair::start(false);
     pair.deal("2", true);
     let (mut stream, program) = rogue(&pair, 0);
-    let query = ticket(&mut stream);
-    let image = vec![0.5; program.input_len()];
-    let [share, _] = share_input::<u64>(&program, query.number, &image, &Seed::random().unwrap()).unwrap();
-    write(&mut stream, &ToServer::Input { query }, &[]).unwrap();
-    share.write_to(&mut stream).unwrap();
+    let ticket = ticket(&mut stream);
+    send(&mut stream, &program, &ticket, 0);
     // The first server now waits for the second, which dies.
     pair.servers[1] = None;
     assert_eq!(code(&mut stream), RefusalCode::Peer);
@@ -486,4 +492,133 @@ fn a_server_that_is_killed_between_two_rounds_is_named_at_the_other_end() {
     pair.serve(1, &[]);
     pair.assert_answers(&pair.images()[..1]);
     assert!(pair.refusal().contains("no randomness is left"), "the query that failed gave its randomness back");
+}
+
+#[test]
+fn a_stranger_without_a_ticket_uses_up_nobodys_query() {
+    let pair = Pair::start(false);
+    pair.deal("3", true);
+    let (mut holder, program) = rogue(&pair, 0);
+    let held = ticket(&mut holder).query;
+    // The next client's number, which is no secret, before that client comes.
+    let guessed = Ticket::random(QueryName { number: held.number + 1, ..held }).unwrap();
+    let (mut stranger, _) = rogue(&pair, 1);
+    send(&mut stranger, &program, &guessed, 1);
+    assert_eq!(code(&mut stranger), RefusalCode::Identity);
+    pair.assert_answers(&pair.images()[..1]);
+    // And while the client of that number is there.
+    let (mut client, _) = rogue(&pair, 0);
+    let theirs = ticket(&mut client);
+    let (mut stranger, _) = rogue(&pair, 1);
+    send(&mut stranger, &program, &Ticket::random(theirs.query).unwrap(), 1);
+    assert_eq!(code(&mut stranger), RefusalCode::Identity);
+    let (mut second, _) = rogue(&pair, 1);
+    send(&mut client, &program, &theirs, 0);
+    let (mut stranger, _) = rogue(&pair, 1);
+    send(&mut stranger, &program, &Ticket::random(theirs.query).unwrap(), 1);
+    assert_eq!(code(&mut stranger), RefusalCode::Identity);
+    send(&mut second, &program, &theirs, 1);
+    for stream in [&mut client, &mut second] {
+        assert_eq!(read::<FromServer>(stream, LIMITS).unwrap().header, FromServer::Output);
+    }
+}
+
+#[test]
+fn queries_a_minute_are_bounded_at_both_servers() {
+    for limited in [0, 1] {
+        let mut pair = Pair::start(false);
+        pair.servers[limited] = None;
+        pair.serve(limited, &["--rate", "2"]);
+        pair.deal("5", true);
+        let images = pair.images();
+        pair.assert_answers(&images[..2]);
+        let refused = pair.refusal();
+        assert!(refused.contains("2 queries began in this minute"), "at {limited}: {refused}");
+    }
+}
+
+#[test]
+fn a_number_that_one_server_has_lost_costs_one_query_and_no_more() {
+    for lost in [0, 1] {
+        let mut pair = Pair::start(false);
+        pair.deal("3", true);
+        // As after a crash between the moments in which the two spend a number.
+        pair.servers[lost] = None;
+        let store = pair.folder.path().join(["first", "second"][lost]);
+        let dealing = std::fs::read_dir(store).unwrap().next().unwrap().unwrap().path();
+        std::fs::remove_file(dealing.join("0.deal")).unwrap();
+        pair.serve(lost, &[]);
+        let images = pair.images();
+        let answered: Vec<bool> = (0..3).map(|_| pair.try_ask(&images[..1])).collect();
+        // The first server gives out its own numbers alone; what the second has lost is lost there as well.
+        assert_eq!(answered, [[true, true, false], [false, true, true]][lost], "lost at {lost}");
+    }
+}
+
+#[test]
+fn a_number_that_a_client_used_at_the_second_server_alone_is_not_given_again() {
+    let pair = Pair::start(false);
+    pair.deal("2", true);
+    let (mut client, program) = rogue(&pair, 0);
+    let given = ticket(&mut client);
+    let (mut second, _) = rogue(&pair, 1);
+    send(&mut second, &program, &given, 1);
+    // The second server has asked the first about the ticket by now, or will be refused because its client is gone.
+    std::thread::sleep(Duration::from_secs(1));
+    drop(client);
+    assert_eq!(code(&mut second), RefusalCode::Peer);
+    pair.assert_answers(&pair.images()[..1]);
+    assert!(pair.refusal().contains("no randomness is left"));
+}
+
+#[test]
+fn a_store_serves_the_model_that_it_was_dealt_for() {
+    let mut pair = Pair::start(true);
+    pair.deal("2", true);
+    pair.assert_answers(&pair.images()[..1]);
+    let (other, weights) = model(8);
+    std::fs::write(pair.folder.path().join("other.asymflow"), other.encode(&weights).unwrap()).unwrap();
+    pair.asymflow(&["client", "prepare-shares", "other.asymflow", "--weights", "shared", "--output", "other"], true);
+    pair.servers = [None, None];
+    let mut command = Command::new(beside("asymflow-server"));
+    command.current_dir(pair.folder.path()).args(["--identity", "first.pem", "--share", "other/first.share"]);
+    command.args(["--store", "first", "--peer", &pair.addresses[1], "--peer-fingerprint", &pair.fingerprints[1]]);
+    let output = command.arg("--exit-with-parent").stdin(Stdio::null()).output().unwrap();
+    let said = stderr(&output);
+    assert!(!output.status.success() && said.contains("the randomness is for another model"), "{said}");
+    // The model of before is served on.
+    pair.serve(0, &[]);
+    pair.serve(1, &[]);
+    pair.assert_answers(&pair.images()[..1]);
+}
+
+/// Processor time that a process has taken, in clock ticks.
+fn ticks(server: &Server) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.0.id())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_server_without_descriptors_waits_and_recovers() {
+    let mut pair = Pair::start(false);
+    pair.servers[0] = None;
+    pair.serve(0, &[]);
+    let id = pair.servers[0].as_ref().unwrap().0.id();
+    let limited = Command::new("prlimit").args(["--pid", &id.to_string(), "--nofile=24:24"]).status().unwrap();
+    assert!(limited.success());
+    pair.deal("1", true);
+    let idle: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(&pair.addresses[0]).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let before = ticks(pair.servers[0].as_ref().unwrap());
+    std::thread::sleep(Duration::from_secs(2));
+    let taken = ticks(pair.servers[0].as_ref().unwrap()) - before;
+    assert!(taken < 50, "{taken} hundredths of a second of two seconds");
+    drop(idle);
+    let images = pair.images();
+    let answered = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        pair.try_ask(&images[..1])
+    });
+    assert!(answered, "it did not recover");
 }

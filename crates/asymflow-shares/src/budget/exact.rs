@@ -2,7 +2,6 @@
 
 use super::{BudgetError, Item, Solution, check, totals};
 
-/// Most states.
 const LIMIT: u64 = 1 << 28;
 
 /// The best selection, where costs are whole numbers and few; items that need others are left out. Costs are rounded up, so

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, LEAF, LOW, VALUE, depth, key_blocks, position};
+use super::{LANES, LEAF, LOW, Lanes, VALUE, depth, key_blocks, position};
 use crate::hash::wide::{Keys, hash, keys, load, store};
 
 /// Registers of all instances.
@@ -63,9 +63,9 @@ fn branch(points: __m512i, bits: u32, level: usize) -> __m512i {
 }
 
 #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
-pub(super) fn evaluate(party: usize, bits: u32, words: &[u128], roots: &[u128], points: &[u64], shares: &mut [u8]) {
+pub(super) fn evaluate(party: usize, Lanes { tree_key, bits, words, roots, points }: Lanes<'_>, shares: &mut [u8]) {
     let lanes = points.len();
-    let keys = keys();
+    let keys = keys(tree_key);
     let points_wide = blocks_of(points);
     let mut node = registers(roots);
     for node in &mut node {
@@ -114,9 +114,9 @@ pub(super) fn evaluate(party: usize, bits: u32, words: &[u128], roots: &[u128], 
 }
 
 #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
-pub(super) fn generate(bits: u32, alphas: &[u64], roots: [&[u128]; 2], words: &mut [u128]) {
+pub(super) fn generate(tree_key: u128, bits: u32, alphas: &[u64], roots: [&[u128]; 2], words: &mut [u128]) {
     let lanes = alphas.len();
-    let keys = keys();
+    let keys = keys(tree_key);
     let alphas_wide = blocks_of(alphas);
     let mut nodes = [registers(roots[0]), registers(roots[1])];
     for (party, nodes) in nodes.iter_mut().enumerate() {

@@ -4,7 +4,7 @@ use asymflow_zoo::{Choice, Decision as ZooDecision, Grouping as ZooGrouping, Sha
 
 use super::curve::Curve;
 use super::lower::Compiler;
-use super::{Activation, Comparison, CompileError};
+use super::options::{Activation, Comparison, CompileError};
 use crate::groups::{Decision, Grouping};
 use crate::program::{Compare, Op, Register, Value};
 use crate::ring::Ring;
@@ -196,7 +196,7 @@ fn renumbered(choices: &[Choice], gated: &[u32]) -> Vec<Choice> {
 const fn block_size(choice: &Choice) -> usize {
     match *choice {
         Choice::Block { rows, columns } => rows * columns,
-        _ => 1,
+        Choice::Copy { .. } | Choice::Quadratic | Choice::Identity | Choice::Zero => 1,
     }
 }
 

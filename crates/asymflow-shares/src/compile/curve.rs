@@ -7,9 +7,9 @@
 use asymflow_zoo::{Form, Layer, Quadratic, Shape};
 
 use super::lower::Compiler;
-use super::{Activation, CompileError, fixed_point};
+use super::options::{Activation, CompileError};
 use crate::program::{Op, Part, Register, Value};
-use crate::ring::Ring;
+use crate::ring::{Ring, fixed_point};
 
 /// Most fraction bits that a coefficient gets beyond what its layer has.
 const EXTRA_BITS: u32 = 16;
@@ -72,21 +72,18 @@ impl<R: Ring> Compiler<'_, R> {
         rest: &'l [Layer],
         channels: usize,
     ) -> Result<Option<(Curve, &'l [Layer])>, CompileError> {
-        let (name, curve, rest) = match rest {
-            [Layer::Quadratic(quadratic), rest @ ..] => (quadratic.name.clone(), self.coefficients(quadratic), rest),
-            [Layer::Relu, rest @ ..] => {
-                let name = format!("{}.relu", self.last);
-                match self.options.activations.get(&name) {
-                    Some(Activation::Quadratic { a, b, c }) => {
-                        if *a == 0.0 {
-                            return Err(CompileError::Activation { name, what: "coefficient of a quadratic" });
-                        }
-                        (name, vec![[*a, *b, *c]], rest)
-                    }
-                    _ => return Ok(None),
-                }
+        let (name, curve, rest) = if let [Layer::Quadratic(quadratic), rest @ ..] = rest {
+            (quadratic.name.clone(), self.coefficients(quadratic), rest)
+        } else if let [Layer::Relu, rest @ ..] = rest
+            && let name = format!("{}.relu", self.last)
+            && let Some(Activation::Quadratic { a, b, c }) = self.options.activations.get(&name)
+        {
+            if *a == 0.0 {
+                return Err(CompileError::Activation { name, what: "coefficient of a quadratic" });
             }
-            _ => return Ok(None),
+            (name, vec![[*a, *b, *c]], rest)
+        } else {
+            return Ok(None);
         };
         let mut curve: Vec<[f64; 3]> =
             (0..channels).filter_map(|i| curve.get(i % curve.len().max(1)).copied()).collect();
@@ -113,7 +110,6 @@ impl<R: Ring> Compiler<'_, R> {
         quadratic.coefficients(&tensors).into_iter().map(|of| [of.a, of.b, of.c].map(f64::from)).collect()
     }
 
-    /// Completes the squares.
     pub(super) fn complete(&self, curve: Curve) -> Result<Squares, CompileError> {
         let Curve { name, channels } = curve;
         let bits = self.options.fixed.square_bits;

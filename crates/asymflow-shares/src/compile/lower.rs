@@ -7,12 +7,13 @@ use sha2::{Digest, Sha256};
 
 use super::activate::{GROUP_LIMIT, Votes, decides_all};
 use super::curve::Curve;
-use super::{Activation, CompileError, Options, Truncation, fixed_point, name_after};
+use super::names::name_after;
+use super::options::{Activation, CompileError, Options, Truncation};
 use crate::conv::ConvShape;
 use crate::groups::Decision;
 use crate::model::FixedModel;
 use crate::program::{Op, Program, Register, Step, Value, WeightPolicy};
-use crate::ring::Ring;
+use crate::ring::{Ring, fixed_point};
 
 /// Fraction bits of 1/size where the size of a pooling window is no power of two.
 const POOL_BITS: u32 = 10;
@@ -45,6 +46,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
             ring_bits: R::BITS,
             policy: options.policy,
             fixed: options.fixed,
+            integer_bits: options.integer_bits,
             values: vec![input],
             output: 0,
             layers: Vec::new(),

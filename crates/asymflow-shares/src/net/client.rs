@@ -11,9 +11,8 @@ use super::protocol::{
 };
 use super::stream::{NetError, Stream, connect};
 use crate::input::{InputShare, OutputShare, open_output, share_input};
-use crate::model::Server;
 use crate::prg::Seed;
-use crate::program::Program;
+use crate::program::{Program, Server};
 use crate::ring::Ring;
 
 /// Where a server is, and who.
@@ -93,13 +92,14 @@ impl Client {
         }
         let [first, second] = &mut self.servers;
         first.say(&ToServer::Begin)?;
-        let query = match first.hear()? {
-            FromServer::Ticket(query) => query,
+        let ticket = match first.hear()? {
+            FromServer::Ticket(ticket) => ticket,
             other => return Err(NetError::unexpected(&first.who, other)),
         };
-        let [left, right] = share_input::<R>(&self.program, query.number, image, &Seed::random()?)?;
-        first.send(&ToServer::Input { query }, &left)?;
-        second.send(&ToServer::Input { query }, &right)?;
+        let [left, right] = share_input::<R>(&self.program, ticket.query.number, image, &Seed::random()?)?;
+        let header = ToServer::Input { ticket };
+        first.send(&header, &left)?;
+        second.send(&header, &right)?;
         let answers: [Result<OutputShare<R>, NetError>; 2] =
             [first.answer(&self.program), second.answer(&self.program)];
         match answers {

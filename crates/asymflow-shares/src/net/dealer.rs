@@ -10,9 +10,8 @@ use super::client::ServerAt;
 use super::protocol::{FromDealer, FromServer, Hello, LIMITS, VERSION, read, write};
 use super::stream::{NetError, Stream, connect};
 use crate::dealer::Dealer;
-use crate::model::Server;
 use crate::prg::Seed;
-use crate::program::Program;
+use crate::program::{ModelHash, Program, Server};
 use crate::ring::Ring;
 
 const BUFFER_BYTES: usize = 1 << 16;
@@ -31,7 +30,7 @@ pub struct DealerPromise {
 
 impl DealerPromise {
     /// Of a dealer for the program with the hash `program`, between these two servers.
-    pub fn new(program: &[u8; 32], servers: [String; 2]) -> Self {
+    pub fn new(program: &ModelHash, servers: [String; 2]) -> Self {
         use std::fmt::Write as _;
         let program_sha256 = program.iter().fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");

@@ -12,6 +12,6 @@ pub use client::{Client, ServerAt};
 pub use dealer::{DealerPromise, Proof, Prove, deal};
 pub use protocol::{
     FromDealer, FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, PROOF_LIMITS, QueryName, Refusal, RefusalCode,
-    ToServer, VERSION, read, write,
+    Ticket, TicketId, ToServer, VERSION, read, write,
 };
 pub use stream::{NetError, Stream, accept, connect};

@@ -8,11 +8,12 @@ use asymflow_zoo::Shape;
 use asymflow_zoo::data::Normalization;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::model::Server;
+use crate::program::{ModelHash, Server};
 
 /// Version of this protocol; both ends must speak the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Of all frames without a body.
 pub const LIMITS: Limits = Limits { header_bytes: 1 << 12, body_bytes: 0 };
 /// Of a server's welcome: class names in the header, the program in the body.
@@ -31,6 +32,47 @@ pub struct QueryName {
     pub number: u64,
 }
 
+/// What the first server gives one client for one query. Whoever has it may ask it, so only that client and both servers do.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// Which randomness to use.
+    pub query: QueryName,
+    /// Random.
+    pub secret: [u8; 32],
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticket({:?}, ..)", self.query)
+    }
+}
+
+impl Ticket {
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// The operating system has no randomness to give.
+    pub fn random(query: QueryName) -> Result<Self, getrandom::Error> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret)?;
+        Ok(Self { query, secret })
+    }
+
+    /// What the servers know it by between each other.
+    pub fn id(&self) -> TicketId {
+        TicketId { query: self.query, secret_sha256: Sha256::digest(self.secret).into() }
+    }
+}
+
+/// A ticket without its secret: it lets nobody ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TicketId {
+    /// Which randomness it is for.
+    pub query: QueryName,
+    /// SHA-256 of its secret.
+    pub secret_sha256: [u8; 32],
+}
+
 /// The first frame of whoever calls a server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hello {
@@ -44,9 +86,9 @@ pub enum Hello {
         /// [`VERSION`].
         version: u32,
         /// Hash of its program.
-        model: [u8; 32],
-        /// The query.
-        query: QueryName,
+        model: ModelHash,
+        /// Of the client that asks.
+        ticket: TicketId,
         /// Whether it needs the masked weights of this dealing.
         set_up: bool,
     },
@@ -55,7 +97,7 @@ pub enum Hello {
         /// [`VERSION`].
         version: u32,
         /// Hash of its program.
-        model: [u8; 32],
+        model: ModelHash,
         /// How many queries' randomness it brings.
         queries: u32,
     },
@@ -75,12 +117,12 @@ pub struct ModelInfo {
 /// What a client says after its hello.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToServer {
-    /// Asks the first server for a number.
+    /// Asks the first server for a ticket.
     Begin,
-    /// A share of an input follows, as [`InputShare::write_to`](crate::InputShare::write_to) has it.
+    /// A share of an input follows, as [`InputShare::write_to`](crate::client::InputShare::write_to) has it.
     Input {
-        /// Which randomness to use.
-        query: QueryName,
+        /// What the first server gave for it.
+        ticket: Ticket,
     },
 }
 
@@ -92,7 +134,7 @@ pub enum FromDealer {
         /// Length of the certificate.
         certificate_bytes: u32,
     },
-    /// The server's seed in the body; deals follow, as [`Deal::write_to`](crate::Deal::write_to) has them.
+    /// The server's seed in the body; deals follow, as [`Deal::write_to`](crate::randomness::Deal::write_to) has them.
     Seed,
     /// Both servers have all of it: it may be used.
     Commit,
@@ -109,7 +151,7 @@ pub enum FromServer {
         info: ModelInfo,
     },
     /// Randomness that no other client gets.
-    Ticket(QueryName),
+    Ticket(Ticket),
     /// A share of the logits follows.
     Output,
     /// To a dealer: prove what you are, with this nonce.

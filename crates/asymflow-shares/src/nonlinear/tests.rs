@@ -3,12 +3,19 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::groups::Grouping;
+use crate::prg::Seed;
+use crate::program::Server;
 use crate::ring::{Z48, add};
 
 /// Shares of `values`, and seeds of both servers.
-fn shared<R: Ring>(values: &[R], seed: u8) -> ([Vec<R>; 2], [Seed; 2]) {
-    let first = Prg::new(&Seed::from_bytes([seed ^ 0x55; 32]), Purpose::InputShare, 0, 0).words::<R>(values.len());
-    ([first.clone(), sub(values, &first)], [1, 2].map(|half| Seed::from_bytes([half ^ seed.rotate_left(3); 32])))
+fn shared<R: Ring>(values: &[R], seed: u8) -> ([Vec<R>; 2], [ServerSeed; 2]) {
+    let masking = Seed::from_bytes([seed ^ 0x55; 32]);
+    let first = Prg::new(&masking, &[0; 32], Purpose::InputShare, 0, 0).words::<R>(values.len());
+    let seeds = [Server::First, Server::Second].map(|server| {
+        let seed = Seed::from_bytes([(1 + server as u8) ^ seed.rotate_left(3); 32]);
+        ServerSeed { session: [0; 16], model: [0; 32], server, seed }
+    });
+    ([first.clone(), sub(values, &first)], seeds)
 }
 
 fn halves<R: Clone>(deal: OpDeal<R>) -> [OpDeal<R>; 2] {
@@ -78,7 +85,7 @@ fn decisions_are_exact_in_the_whole_ring() {
     for near in [-2, -1, 0, 1] {
         values.extend([1_i64 << 62, -(1 << 62), i64::MAX, i64::MIN].map(|v| u64::from_i64(v.wrapping_add(near))));
     }
-    values.extend(Prg::new(&Seed::from_bytes([6; 32]), Purpose::Mask, 0, 0).words::<u64>(1000));
+    values.extend(Prg::new(&Seed::from_bytes([6; 32]), &[0; 32], Purpose::Mask, 0, 0).words::<u64>(1000));
     let (decisions, _) = relu(&values, 0, exact::<u64>(0), None, 3);
     assert!(values.iter().zip(decisions).all(|(x, bit)| bit == u8::from(x.to_i64() >= 0)));
 }
@@ -175,7 +182,7 @@ fn truncation_rounds_without_bias() {
 #[test]
 fn a_group_follows_its_decision() {
     let shape = Shape::new(4, 6, 7);
-    let values: Vec<i64> = Prg::new(&Seed::from_bytes([8; 32]), Purpose::Mask, 0, 0)
+    let values: Vec<i64> = Prg::new(&Seed::from_bytes([8; 32]), &[0; 32], Purpose::Mask, 0, 0)
         .words::<u64>(shape.len())
         .into_iter()
         .map(|v| v.to_i64() >> 24)

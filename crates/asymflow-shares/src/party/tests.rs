@@ -7,12 +7,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{Activation, Options, Truncation, compile};
+use crate::deal::{DealError, DealStore};
 use crate::dealer::Dealer;
 use crate::groups::Decision;
-use crate::input::{open_output, share_input};
-use crate::model::{FixedModel, Setup};
+use crate::input::{ClientError, open_output, share_input};
+use crate::model::{FixedModel, ModelError, Setup, WeightShare};
 use crate::plaintext::PlaintextError;
-use crate::prg::{Prg, Purpose, Seed};
+use crate::prg::{Prg, Purpose, Seed, SeedError};
 use crate::program::Program;
 use crate::ring::Z48;
 
@@ -67,22 +68,23 @@ fn fixture<R: Ring>(policy: WeightPolicy, seed: u8) -> Fixture<R> {
     let seed = Seed::from_bytes([seed; 32]);
     let model = model::<R>(policy);
     if policy == WeightPolicy::Public {
-        let model = model.publish().unwrap();
+        let model = model.published();
         let dealer = Dealer::new(model.program().clone(), &seed, Duration::from_secs(60)).unwrap();
         return Fixture { models: [Arc::clone(&model), model], seeds: SIDES.map(|side| dealer.seed(side)), dealer };
     }
-    let shares = model.share(&seed.derive(Purpose::WeightShare, 0)).unwrap();
+    let shares = model.share(&seed, &[0.5; 2 * 192]).unwrap();
     let dealer = Dealer::new(shares[0].program().clone(), &seed, Duration::from_secs(60)).unwrap();
     let seeds = SIDES.map(|side| dealer.seed(side));
     let [first, second] = shares;
-    let (first, second) = (Setup::new(first, &seeds[0]), Setup::new(second, &seeds[1]));
+    let (first, second) = (Setup::new(first, &seeds[0]).unwrap(), Setup::new(second, &seeds[1]).unwrap());
     let messages = [first.message(), second.message()];
     let models = [first.finish(&messages[1]).unwrap(), second.finish(&messages[0]).unwrap()];
     Fixture { models, seeds, dealer }
 }
 
 fn image(program: &Program, seed: u8) -> Vec<f32> {
-    let words: Vec<u32> = Prg::new(&Seed::from_bytes([seed; 32]), Purpose::Mask, 9, 9).words(program.input_len());
+    let words: Vec<u32> =
+        Prg::new(&Seed::from_bytes([seed; 32]), &[0; 32], Purpose::Mask, 9, 9).words(program.input_len());
     words.into_iter().map(|word| (word as f32 / 2_f32.powi(30)) - 2.0).collect()
 }
 
@@ -391,10 +393,11 @@ fn debug_output_shows_no_value() {
 fn a_masked_weight_message_belongs_to_its_model() {
     let seed = Seed::from_bytes([1; 32]);
     let setups = |seed: &Seed| {
-        let shares = model::<u64>(WeightPolicy::Shared).share(&seed.derive(Purpose::WeightShare, 0)).unwrap();
+        let shares = model::<u64>(WeightPolicy::Shared).share(seed, &[0.5; 2 * 192]).unwrap();
         let dealer = Dealer::<u64>::new(shares[0].program().clone(), seed, Duration::from_secs(60)).unwrap();
         let [first, second] = shares;
-        [Setup::new(first, &dealer.seed(Server::First)), Setup::new(second, &dealer.seed(Server::Second))]
+        [(first, Server::First), (second, Server::Second)]
+            .map(|(share, server)| Setup::new(share, &dealer.seed(server)).unwrap())
     };
     let [first, second] = setups(&seed);
     let [_, other] = setups(&Seed::from_bytes([2; 32]));
@@ -409,16 +412,74 @@ fn a_masked_weight_message_belongs_to_its_model() {
     assert!(matches!(first.finish(&short).unwrap_err(), MessageError::Length { got: 8, .. }));
 }
 
+/// What both servers open of a model's weights, W − B, layer after layer.
+fn opened_weights(shares: [WeightShare<u64>; 2], seeds: &[ServerSeed; 2]) -> Result<Vec<u64>, SeedError> {
+    let [first, second] = shares;
+    let messages = [Setup::new(first, &seeds[0])?.message(), Setup::new(second, &seeds[1])?.message()];
+    let [first, second] = messages.map(|message| u64::read(&message.body));
+    Ok(add(&first, &second))
+}
+
+#[test]
+fn a_seed_of_one_model_masks_no_other() {
+    let network = network();
+    let options = Options::new::<u64>(WeightPolicy::Shared);
+    let models = [1, 2].map(|seed| compile::<u64>(&network, &Weights::init(&network, seed), &options).unwrap());
+    let [one, other] = models
+        .each_ref()
+        .map(|model| -> Vec<u64> { model.layers.iter().flat_map(|(weight, _)| weight.iter().copied()).collect() });
+    let difference = sub(&other, &one);
+    // The worst owner and the worst dealer: one seed for everything that they do.
+    let seed = Seed::from_bytes([9; 32]);
+    let shares = || models.each_ref().map(|model| model.clone().share(&seed, &[0.5; 192]).unwrap());
+    let [one, other] = shares().map(|[share, _]| {
+        let dealer = Dealer::<u64>::new(share.program().clone(), &seed, Duration::from_secs(60)).unwrap();
+        SIDES.map(|side| dealer.seed(side))
+    });
+    // A server that starts again with another model and the seed file of before opens nothing.
+    let [_, moved] = shares();
+    assert!(matches!(opened_weights(moved, &one), Err(SeedError::Model { .. })));
+    // And what is opened of two models says nothing of how they differ.
+    let [first, second] = shares();
+    let shared = |shares: &[WeightShare<u64>; 2]| shares[0].layers[0].0.clone();
+    assert_ne!(shared(&first), shared(&second), "a server that has both shares subtracts them");
+    let learned = sub(&opened_weights(second, &other).unwrap(), &opened_weights(first, &one).unwrap());
+    let equal = learned.iter().zip(&difference).filter(|(a, b)| a == b).count();
+    let largest = learned.iter().map(|x| x.to_i64().unsigned_abs()).max().unwrap();
+    assert!(learned.len() > 50_000 && equal < 10 && largest > 1 << 62, "{equal} of {}, {largest}", learned.len());
+}
+
+#[test]
+fn deals_of_another_dealer_than_the_set_up_are_refused() {
+    let mut fixture = fixture::<u64>(WeightPolicy::Shared, 11);
+    let other = Dealer::<u64>::new(fixture.program().clone(), &Seed::from_bytes([77; 32]), Duration::from_secs(60));
+    let mut other = other.unwrap();
+    for (side, server) in SIDES.into_iter().enumerate() {
+        let model = &fixture.models[side];
+        let refused = |seed| DealStore::new(Arc::clone(model), seed, 0).unwrap_err();
+        assert_eq!(refused(other.seed(server)), SeedError::Dealing);
+        assert_eq!(refused(fixture.seeds[1 - side].clone()), SeedError::Server { dealt: server.other() });
+    }
+    let [first, _] = other.deal(SystemTime::now());
+    let mut store = DealStore::new(Arc::clone(&fixture.models[0]), fixture.seeds[0].clone(), 0).unwrap();
+    assert!(matches!(store.insert(first), Err(DealError::Session { query: 0 })));
+    let [first, _] = fixture.dealer.deal(SystemTime::now());
+    store.insert(first).unwrap();
+}
+
 #[test]
 fn overflow_is_an_error_in_the_clear() {
     let mut weights = Weights::init(&network(), 3);
-    weights.tensors.get_mut("fc.weight").unwrap().data.fill(1e6);
-    weights.tensors.get_mut("bn1.weight").unwrap().data.fill(1e5);
+    weights.tensors.get_mut("bn1.weight").unwrap().data.fill(5e3);
     let options = Options::new::<u64>(WeightPolicy::Public);
     let model = compile::<u64>(&network(), &weights, &options).unwrap();
     let error = model.evaluate(&[1.0; 192]).unwrap_err();
     let PlaintextError::Overflow { layer, .. } = &error else { panic!("{error}") };
-    assert_eq!(layer, "conv1.act");
+    assert_eq!(layer, "layer1.0.conv1");
+    // Nothing can be asked of it, and neither of what was never checked.
+    assert_eq!(model.clone().publish(&[1.0; 192]).unwrap_err(), ModelError::Range(error));
+    let length = ClientError::Length { got: 0, expected: 192 };
+    assert_eq!(model.clone().publish(&[]).unwrap_err(), ModelError::Range(length.into()));
     let error = model.evaluate(&[f32::INFINITY; 192]).unwrap_err();
     assert!(matches!(error, PlaintextError::Input(_)), "{error}");
 }
@@ -454,7 +515,7 @@ fn consecutive_linear_layers_are_truncated() {
         });
         let cuts = cuts.count();
         assert!(cuts > 0);
-        let model = model.publish().unwrap();
+        let model = model.publish(&[0.5; 32]).unwrap();
         let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60)).unwrap();
         let seeds = SIDES.map(|side| dealer.seed(side));
         let mut fixture = Fixture { models: [Arc::clone(&model), model], seeds, dealer };
@@ -490,7 +551,7 @@ proptest! {
             return Ok(());
         }
         let layers = program.layers.iter().map(|s| (vec![1; s.weight_len()], vec![1; s.out_channels])).collect();
-        let model = FixedModel { program, layers }.publish().unwrap();
+        let model = FixedModel { program, layers }.published();
         let dealer = Dealer::new(model.program().clone(), &Seed::from_bytes([1; 32]), Duration::from_secs(60)).unwrap();
         let seeds = SIDES.map(|side| dealer.seed(side));
         let mut fixture = Fixture::<u64> { models: [Arc::clone(&model), model], seeds, dealer };

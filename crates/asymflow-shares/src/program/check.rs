@@ -9,7 +9,6 @@ use crate::conv::ConvShape;
 
 /// Most values that all tensors of a query, or all weights, may have together.
 const VALUES_LIMIT: usize = 1 << 30;
-/// Most operations.
 const STEPS_LIMIT: usize = 1 << 14;
 
 /// Why bytes are no program.
@@ -39,6 +38,7 @@ pub(super) struct Unchecked {
     ring_bits: u32,
     policy: WeightPolicy,
     fixed: FixedPoint,
+    integer_bits: u32,
     values: Vec<Value>,
     output: Register,
     layers: Vec<ConvShape>,
@@ -50,8 +50,10 @@ impl TryFrom<Unchecked> for Program {
     type Error = ProgramError;
 
     fn try_from(raw: Unchecked) -> Result<Self, ProgramError> {
-        let Unchecked { name, samples, ring_bits, policy, fixed, values, output, layers, steps, tag } = raw;
-        let program = Self { name, samples, ring_bits, policy, fixed, values, output, layers, steps, tag };
+        let Unchecked { name, samples, ring_bits, policy, fixed, integer_bits, values, output, layers, steps, tag } =
+            raw;
+        let program =
+            Self { name, samples, ring_bits, policy, fixed, integer_bits, values, output, layers, steps, tag };
         program.check()?;
         Ok(program)
     }
@@ -85,6 +87,7 @@ impl Program {
         let FixedPoint { activation_bits, square_bits, weight_bits } = self.fixed;
         let fractions = [activation_bits, square_bits, weight_bits];
         require(fractions.iter().all(|bits| *bits < self.ring_bits), "fraction")?;
+        require((1..self.ring_bits).contains(&self.integer_bits), "number of integer bits")?;
         require(self.steps.len() <= STEPS_LIMIT, "number of operations")?;
         require(self.values.len() == self.steps.len() + 1, "number of tensors")?;
         let mut total = 0_usize;

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::servers::{HOUR, Pair, image, pair, query, query_over};
-use asymflow_shares::{
-    Activation, Deal, DealError, DealStore, DuplexLink, HalfDuplexLink, Link, LinkError, Message, Options, Party,
-    Profile, RunError, Seed, ServerSeed, WeightPolicy, channel_links, compile, run, share_input,
-};
+use asymflow_shares::client::share_input;
+use asymflow_shares::compile::{Activation, Options, compile};
+use asymflow_shares::link::{DuplexLink, HalfDuplexLink, Link, LinkError, Profile, channel_links};
+use asymflow_shares::program::WeightPolicy;
+use asymflow_shares::randomness::{Deal, DealError, DealStore, Seed, SeedError, ServerSeed};
+use asymflow_shares::server::{Message, Party, RunError, run};
 use asymflow_zoo::{Network, Shape, Weights, by_name};
 use proptest::prelude::*;
 
@@ -54,7 +56,7 @@ fn all_links_give_one_answer() {
 }
 
 /// A party with its input, ready to run.
-fn ready(pair: &mut Pair<u64>) -> (Party<u64>, asymflow_shares::InputShare<u64>) {
+fn ready(pair: &mut Pair<u64>) -> (Party<u64>, asymflow_shares::client::InputShare<u64>) {
     let [first, _] = pair.dealer.deal(SystemTime::now());
     let program = pair.models[0].program();
     let image = image(program.input_len(), 1);
@@ -138,7 +140,7 @@ fn randomness_is_used_once() {
     store.purge(late);
     assert!(store.is_empty());
     // A server that starts again goes on where it was.
-    let mut store = DealStore::new(Arc::clone(&pair.models[0]), pair.seeds[0].clone(), 5);
+    let mut store = DealStore::new(Arc::clone(&pair.models[0]), pair.seeds[0].clone(), 5).unwrap();
     assert!(matches!(store.insert(four), Err(DealError::Reused { query: 4 })));
     assert_eq!(store.next_number(), 5);
 }
@@ -155,10 +157,9 @@ fn deals_of_others_are_refused() {
     let error = pair.stores[0].insert(second).unwrap_err();
     assert!(matches!(error, DealError::Session { query: 0 }), "{error}");
     // And what was dealt for another model.
-    let mut shared = fixture(WeightPolicy::Shared, 7);
-    let [first, _] = shared.dealer.deal(SystemTime::now());
-    let error = DealStore::new(Arc::clone(&pair.models[0]), shared.seeds[0].clone(), 0).insert(first).unwrap_err();
-    assert!(matches!(error, DealError::Model { query: 0 }), "{error}");
+    let shared = fixture(WeightPolicy::Shared, 7);
+    let error = DealStore::new(Arc::clone(&pair.models[0]), shared.seeds[0].clone(), 0).unwrap_err();
+    assert!(matches!(error, SeedError::Model { .. }), "{error}");
 }
 
 /// Both halves of a deal as they travel.
@@ -194,7 +195,7 @@ fn deals_travel() {
             .collect();
         servers.into_iter().map(|server| server.join().unwrap()).collect::<Vec<_>>()
     });
-    let logits = asymflow_shares::open_output(pair.models[0].program(), &outputs.try_into().unwrap()).unwrap();
+    let logits = asymflow_shares::client::open_output(pair.models[0].program(), &outputs.try_into().unwrap()).unwrap();
     let (expected, _) = query(&mut pair, &image);
     assert!(logits.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 0.02), "{logits:?} {expected:?}");
 }
@@ -218,7 +219,7 @@ fn a_deal_in_pieces_is_the_same() {
 fn a_damaged_deal_is_an_error() {
     let mut pair = fixture(WeightPolicy::Shared, 9);
     let [_, bytes] = travelling(&mut pair);
-    let store = |side: usize| DealStore::new(Arc::clone(&pair.models[side]), pair.seeds[side].clone(), 0);
+    let store = |side: usize| DealStore::new(Arc::clone(&pair.models[side]), pair.seeds[side].clone(), 0).unwrap();
     let read = |mut bytes: &[u8]| store(1).read(&mut bytes);
     read(&bytes).unwrap();
     for end in (0..200).chain((200..bytes.len()).step_by(9973)) {
@@ -251,7 +252,7 @@ proptest! {
         });
         let mut damaged = bytes.clone();
         damaged[at] ^= flip;
-        let mut store = DealStore::new(Arc::clone(&pair.models[1]), pair.seeds[1].clone(), 0);
+        let mut store = DealStore::new(Arc::clone(&pair.models[1]), pair.seeds[1].clone(), 0).unwrap();
         let _ = store.read(&mut damaged.as_slice());
         let _ = store.read(&mut noise.as_slice());
         let _ = Message::read_from(&mut noise.as_slice(), 1 << 20);
@@ -260,12 +261,11 @@ proptest! {
 
 #[test]
 fn models_with_other_activations_have_other_hashes() {
-    // What the second server compiled differently is noticed at the first message.
-    let mut pair = fixture(WeightPolicy::Public, 12);
+    let pair = fixture(WeightPolicy::Public, 12);
     let mut options = Options::new::<u64>(WeightPolicy::Public);
     options.activations = BTreeMap::from([("conv1.relu".to_owned(), Activation::Quadratic { a: 0.1, b: 0.5, c: 0.2 })]);
-    let other = compile::<u64>(&network(), &Weights::init(&network(), 1), &options).unwrap().publish().unwrap();
-    let [first, _] = pair.dealer.deal(SystemTime::now());
-    let error = DealStore::new(other, pair.seeds[0].clone(), 0).insert(first).unwrap_err();
-    assert!(matches!(error, DealError::Model { .. }), "{error}");
+    let other =
+        compile::<u64>(&network(), &Weights::init(&network(), 1), &options).unwrap().publish(&[0.5; 192]).unwrap();
+    let error = DealStore::new(other, pair.seeds[0].clone(), 0).unwrap_err();
+    assert!(matches!(error, SeedError::Model { .. }), "{error}");
 }

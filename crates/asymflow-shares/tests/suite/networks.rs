@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use crate::float::{largest_difference, lively};
 use crate::servers::{image, pair, query};
-use asymflow_shares::{
-    Activation, Comparison, CompileError, Decision, FixedPoint, Options, Ring, WeightPolicy, Z48, activations, compile,
-    float_logits, with_average_pooling,
+use asymflow_shares::client::{ClientError, share_input};
+use asymflow_shares::compile::{
+    Activation, Comparison, CompileError, Decision, Options, activations, compile, float_logits, with_average_pooling,
 };
-use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name};
+use asymflow_shares::compile::{ModelError, PlaintextError};
+use asymflow_shares::in_process::{InProcess, InProcessError};
+use asymflow_shares::program::{FixedPoint, Ring, WeightPolicy, Z48};
+use asymflow_shares::randomness::Seed;
+use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name, replace_activations};
 
 /// Largest distance of logits on shares from those in fixed point and in floating point.
 fn distances<R: Ring>(network: &Network, options: &Options, images: u64) -> (f64, f64) {
@@ -94,9 +98,15 @@ fn resnet8_on_a_window_of_bits() {
     // Activations stay below 2^7: a sign, seven integer bits and sixteen of fraction.
     let options = Options { comparison: Comparison::Window { bits: 24 }, ..Options::new::<u64>(WeightPolicy::Shared) };
     close::<u64>(&resnet8(), &options, 10, 0.0002);
+    // A window without integer bits decides wrongly, and is refused.
     let narrow = Options { comparison: Comparison::Window { bits: 16 }, ..options };
-    let (_, far) = distances::<u64>(&resnet8(), &narrow, 1);
-    assert!(far > 0.05, "a window without integer bits decides wrongly: {far}");
+    let model = compile::<u64>(&resnet8(), &lively(&resnet8(), 5), &narrow).unwrap();
+    let image = image(768, 0);
+    let refused = model.share(&Seed::from_bytes([1; 32]), &image).unwrap_err();
+    assert!(
+        matches!(&refused, ModelError::Range(PlaintextError::Overflow { layer, .. }) if layer == "conv1.relu"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -222,6 +232,75 @@ fn what_has_no_protocol_is_named() {
     assert!(slopes.starts_with("layer slopes cannot be computed on shares") && slopes.ends_with("use a ReLU instead"));
     let norm = refused(Layer::BatchNorm { name: "norm".to_owned(), channels: 2 });
     assert!(norm.starts_with("layer norm cannot be computed on shares"), "{norm}");
+}
+
+#[test]
+fn what_values_have_no_room_for_is_refused_before_anything_is_asked() {
+    fn refuses<R: Ring>(integer_bits: u32) {
+        let (network, options) = (resnet8(), Options::new::<R>(WeightPolicy::Public));
+        assert_eq!(options.integer_bits, integer_bits);
+        let limit = 2_f32.powi(integer_bits as i32 - 1);
+        let model = compile::<R>(&network, &lively(&network, 1), &options).unwrap();
+        let seed = Seed::from_bytes([1; 32]);
+        for value in [1e7, -limit, limit, f32::INFINITY, f32::NAN] {
+            let mut image = image(network.input.len(), 1);
+            image[7] = value;
+            let refused = share_input::<R>(model.program(), 0, &image, &seed).unwrap_err();
+            assert!(matches!(refused, ClientError::Value { index: 7, .. }), "{value}: {refused}");
+            image[7] = limit.next_down();
+            share_input::<R>(model.program(), 0, &image, &seed).unwrap();
+        }
+        for (name, value) in [("conv1.weight", 1e9), ("fc.weight", -limit), ("fc.bias", 1e5), ("bn1.weight", 1e9)] {
+            let mut weights = lively(&network, 1);
+            weights.tensors.get_mut(name).unwrap().data[3] = value;
+            let refused = compile::<R>(&network, &weights, &options).unwrap_err();
+            let layer = if name.starts_with("fc") { "fc" } else { "conv1" };
+            let named = match &refused {
+                CompileError::Weight { layer, .. } | CompileError::Magnitude { layer, .. } => layer,
+                other => panic!("{other}"),
+            };
+            assert_eq!(named, layer, "{refused}");
+        }
+    }
+    refuses::<u64>(14);
+    refuses::<Z48>(10);
+    refuses::<u32>(8);
+}
+
+/// Squares without scale grow from layer to layer, until they leave the ring; with smaller weights they stay.
+#[test]
+fn squares_that_grow_are_refused_or_right() {
+    let (mut refused, mut right) = (0, 0);
+    for (c, factor) in [("0.5", 1.0), ("1", 1.0), ("2", 1.0), ("0.5", 0.3), ("1", 0.3), ("1", 0.1)] {
+        let form = format!("kervolution:{c}");
+        let network = replace_activations(&resnet8_of(12), &form.parse().unwrap()).unwrap();
+        let mut weights = lively(&network, 3);
+        let norms = weights.tensors.iter_mut().filter(|(name, _)| name.contains(".bn") || name.starts_with("bn"));
+        for (_, tensor) in norms.filter(|(name, _)| name.ends_with(".weight")) {
+            tensor.data.iter_mut().for_each(|value| *value *= factor);
+        }
+        for policy in BOTH {
+            let options = Options::new::<u64>(policy);
+            let image = image(network.input.len(), 1);
+            let model = compile::<u64>(&network, &weights, &options).unwrap();
+            let mut servers = match InProcess::start(model, &image) {
+                Ok(servers) => servers,
+                Err(InProcessError::Model(ModelError::Range(_))) => {
+                    refused += 1;
+                    continue;
+                }
+                Err(other) => panic!("{form}: {other}"),
+            };
+            let logits = servers.ask(&image).unwrap().logits;
+            let float = float_logits(&network, &weights, &options.activations, &image).unwrap();
+            let largest = float.iter().fold(1.0, |most: f64, logit| most.max(logit.abs()));
+            let worst = largest_difference(&logits, &float) / largest;
+            println!("{form} {policy:?}, weights × {factor}: {worst:.1e} of the logits");
+            assert!(worst < 0.02, "{form} {policy:?}, weights × {factor}: {worst} of the logits");
+            right += 1;
+        }
+    }
+    assert!(refused >= 4 && right >= 2, "{refused} refused, {right} right");
 }
 
 #[test]

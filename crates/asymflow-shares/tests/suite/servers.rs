@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use asymflow_shares::{
-    DealStore, Dealer, FixedModel, LayerReport, Link, PartyModel, Profile, Ring, Seed, Server, ServerSeed, Setup,
-    WeightPolicy, channel_links, open_output, run, set_up, share_input,
-};
+use asymflow_shares::client::{open_output, share_input};
+use asymflow_shares::compile::FixedModel;
+use asymflow_shares::link::{Link, Profile, channel_links};
+use asymflow_shares::program::{Ring, Server, WeightPolicy};
+use asymflow_shares::randomness::{DealStore, Dealer, Seed, ServerSeed};
+use asymflow_shares::server::{LayerReport, PartyModel, Setup, run, set_up};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 
@@ -25,7 +27,7 @@ pub struct Pair<R> {
 
 fn pair_of<R: Ring>(models: [Arc<PartyModel<R>>; 2], dealer: Dealer<R>) -> Pair<R> {
     let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
-    let store = |side: usize| DealStore::new(Arc::clone(&models[side]), seeds[side].clone(), 0);
+    let store = |side: usize| DealStore::new(Arc::clone(&models[side]), seeds[side].clone(), 0).unwrap();
     Pair { stores: [store(0), store(1)], models, seeds, dealer }
 }
 
@@ -34,16 +36,17 @@ pub const HOUR: Duration = Duration::from_secs(3600);
 pub fn pair<R: Ring>(model: FixedModel<R>, seed: u8) -> Pair<R> {
     let [owner, dealing] = [1, 2].map(|half| Seed::from_bytes([half ^ seed.rotate_left(4); 32]));
     let both = [Server::First, Server::Second];
+    let likely = image(model.program().input_len(), 0);
     if model.program().policy() == WeightPolicy::Public {
-        let model = model.publish().unwrap();
+        let model = model.publish(&likely).unwrap();
         let dealer = Dealer::new(model.program().clone(), &dealing, HOUR).unwrap();
         return pair_of([Arc::clone(&model), model], dealer);
     }
-    let [first, second] = model.share(&owner).unwrap();
+    let [first, second] = model.share(&owner, &likely).unwrap();
     let dealer = Dealer::new(first.program().clone(), &dealing, HOUR).unwrap();
     let seeds = both.map(|server| dealer.seed(server));
     let [mut left, mut right] = channel_links(Profile::LOOPBACK);
-    let (first, second) = (Setup::new(first, &seeds[0]), Setup::new(second, &seeds[1]));
+    let (first, second) = (Setup::new(first, &seeds[0]).unwrap(), Setup::new(second, &seeds[1]).unwrap());
     let models = std::thread::scope(|scope| {
         let first = scope.spawn(|| set_up(first, &mut left).unwrap());
         let second = set_up(second, &mut right).unwrap();

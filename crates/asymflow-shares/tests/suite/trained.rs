@@ -2,7 +2,8 @@
 
 use crate::float::{largest_difference, lively};
 use crate::servers::{image, pair, query};
-use asymflow_shares::{CompileError, Options, PlaintextError, Ring, WeightPolicy, Z48, compile, float_logits};
+use asymflow_shares::compile::{CompileError, Options, PlaintextError, compile, float_logits};
+use asymflow_shares::program::{Ring, WeightPolicy, Z48};
 use asymflow_zoo::{
     Choice, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Replacement, Shape, SharedRelu, Weights,
     by_name, replace::map_activations, replace_activations,

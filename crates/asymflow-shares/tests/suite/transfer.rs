@@ -2,10 +2,10 @@
 
 use std::sync::OnceLock;
 
-use asymflow_shares::{
-    InputShare, Options, OutputShare, Program, ProgramError, Seed, TransferError, WeightPolicy, WeightShare, compile,
-    share_input,
-};
+use asymflow_shares::client::{InputShare, OutputShare, TransferError, share_input};
+use asymflow_shares::compile::{Options, WeightShare, compile};
+use asymflow_shares::program::{Program, ProgramError, WeightPolicy};
+use asymflow_shares::randomness::Seed;
 use asymflow_zoo::{Decision, Network, Shape, Weights, by_name};
 use proptest::prelude::*;
 
@@ -16,14 +16,14 @@ fn network() -> Network {
 fn weight_share() -> WeightShare<u64> {
     let options = Options::new::<u64>(WeightPolicy::Shared);
     let model = compile::<u64>(&network(), &Weights::init(&network(), 1), &options).unwrap();
-    let [_, second] = model.share(&Seed::from_bytes([1; 32])).unwrap();
+    let [_, second] = model.share(&Seed::from_bytes([1; 32]), &[0.5; 192]).unwrap();
     second
 }
 
 #[test]
 fn programs_travel() {
     for name in ["demo-cnn", "resnet8-cifar", "resnet18-cifar", "vgg11-cifar"] {
-        let network = asymflow_shares::with_average_pooling(&by_name(name, 10, None).unwrap());
+        let network = asymflow_shares::compile::with_average_pooling(&by_name(name, 10, None).unwrap());
         let weights = Weights::init(&network, 1);
         for policy in [WeightPolicy::Public, WeightPolicy::Shared] {
             let model = compile::<u64>(&network, &weights, &Options::new::<u64>(policy)).unwrap();

@@ -5,16 +5,15 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::Door;
 use asymflow_residual::{SgdStep, WorkerStats};
-use asymflow_shares::{
-    CompileError, DealStore, Dealer, LayerReport, Options, OutputShare, PartyModel, Profile, Ring, Seed, Server,
-    ServerSeed, Setup, WeightPolicy, Z48, channel_links, compile, open_output, run, set_up, share_input,
-};
+use asymflow_shares::compile::{CompileError, FixedModel, Options, compile};
+use asymflow_shares::in_process::{Answer, InProcess, InProcessError};
+use asymflow_shares::program::{Ring, WeightPolicy, Z48};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};
@@ -115,22 +114,15 @@ impl ModeSpec for SharesSpec {
     }
 }
 
-/// Longer than any one query takes.
-const EXPIRY: Duration = Duration::from_secs(3600);
-
 /// Why two servers gave no answer.
 #[derive(Debug, Error)]
 pub enum SharesError {
     /// The network has a layer that cannot be computed on shares.
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// The protocol, the dealer or a server failed.
+    /// A value leaves its range, or the protocol, the dealer or a server failed.
     #[error("on shares: {0}")]
-    Protocol(String),
-}
-
-fn protocol(error: impl ToString) -> SharesError {
-    SharesError::Protocol(error.to_string())
+    Servers(#[from] InProcessError),
 }
 
 /// Training in the trusted part, inference by two servers on shares.
@@ -151,18 +143,24 @@ impl OnShares {
     /// in its place.
     pub fn new(network: Network, weights: &Weights, spec: SharesSpec, par: Par) -> Result<Self, ExecError> {
         // Refused before it is trained, not after.
-        drop(pair(&network, weights, spec)?);
+        match spec.ring {
+            RingBits::Bits64 => drop(compiled::<u64>(&network, weights, spec)?),
+            RingBits::Bits48 => drop(compiled::<Z48>(&network, weights, spec)?),
+        }
         let trained = TrustedOnly::with_weights(network, ModelWeights::Held(weights.clone()), par)?;
         Ok(Self { trained, spec, servers: None, stats: WorkerStats::default() })
     }
 
-    fn servers(&mut self) -> Result<&mut Box<dyn Pair>, ExecError> {
-        if self.servers.is_none() {
-            let engine = self.trained.engine();
-            let weights = Weights::unflatten(engine.network(), &engine.params().flat_values())?;
-            self.servers = Some(pair(engine.network(), &weights, self.spec)?);
+    /// The servers; `image` is the next to be asked.
+    fn servers(&mut self, image: &[f32]) -> Result<&mut Box<dyn Pair>, ExecError> {
+        match &mut self.servers {
+            Some(servers) => Ok(servers),
+            none => {
+                let engine = self.trained.engine();
+                let weights = Weights::unflatten(engine.network(), &engine.params().flat_values())?;
+                Ok(none.insert(pair(engine.network(), &weights, self.spec, image)?))
+            }
         }
-        self.servers.as_mut().ok_or_else(|| protocol("no servers").into())
     }
 }
 
@@ -171,12 +169,13 @@ impl Mode for OnShares {
         let values = images.len() / records.len().max(1);
         let mut logits = Vec::new();
         for image in images.chunks_exact(values.max(1)) {
-            let answer = self.servers()?.ask(image)?;
-            self.stats.busy_seconds += answer.compute_seconds;
-            self.stats.transfer_seconds += answer.wait_seconds;
-            self.stats.bytes_to_worker += answer.sent_bytes[0];
-            self.stats.bytes_from_worker += answer.sent_bytes[1];
-            logits.extend(answer.logits);
+            let Answer { logits: answer, layers } = self.servers(image)?.ask(image).map_err(SharesError::from)?;
+            let [first, second] = &layers;
+            self.stats.busy_seconds += first.iter().map(|layer| layer.compute_seconds).sum::<f64>();
+            self.stats.transfer_seconds += first.iter().map(|layer| layer.wait_seconds).sum::<f64>();
+            self.stats.bytes_to_worker += first.iter().map(|layer| layer.bytes_sent).sum::<u64>();
+            self.stats.bytes_from_worker += second.iter().map(|layer| layer.bytes_sent).sum::<u64>();
+            logits.extend(answer);
         }
         Ok(logits)
     }
@@ -213,101 +212,27 @@ impl Mode for OnShares {
     }
 }
 
-/// What one query gave and cost.
-#[derive(Debug)]
-struct Answer {
-    logits: Vec<f32>,
-    /// Payload of the first server and of the second.
-    sent_bytes: [u64; 2],
-    compute_seconds: f64,
-    wait_seconds: f64,
-}
-
 /// Both servers and their dealer, whatever the ring.
 trait Pair: Debug + Send {
-    fn ask(&mut self, image: &[f32]) -> Result<Answer, SharesError>;
+    fn ask(&mut self, image: &[f32]) -> Result<Answer, InProcessError>;
 }
 
-fn pair(network: &Network, weights: &Weights, spec: SharesSpec) -> Result<Box<dyn Pair>, SharesError> {
+impl<R: Ring> Pair for InProcess<R> {
+    fn ask(&mut self, image: &[f32]) -> Result<Answer, InProcessError> {
+        self.ask(image)
+    }
+}
+
+fn compiled<R: Ring>(network: &Network, weights: &Weights, spec: SharesSpec) -> Result<FixedModel<R>, SharesError> {
+    let policy = if spec.shared_weights { WeightPolicy::Shared } else { WeightPolicy::Public };
+    Ok(compile::<R>(network, weights, &Options::new::<R>(policy))?)
+}
+
+/// The servers with the model that these weights make, whose ranges are checked on `image`.
+fn pair(network: &Network, weights: &Weights, spec: SharesSpec, image: &[f32]) -> Result<Box<dyn Pair>, SharesError> {
     Ok(match spec.ring {
-        RingBits::Bits64 => Box::new(Servers::<u64>::start(network, weights, spec)?),
-        RingBits::Bits48 => Box::new(Servers::<Z48>::start(network, weights, spec)?),
-    })
-}
-
-#[derive(Debug)]
-struct Servers<R: Ring> {
-    models: [Arc<PartyModel<R>>; 2],
-    seeds: [ServerSeed; 2],
-    dealer: Dealer<R>,
-}
-
-impl<R: Ring> Servers<R> {
-    fn start(network: &Network, weights: &Weights, spec: SharesSpec) -> Result<Self, SharesError> {
-        let policy = if spec.shared_weights { WeightPolicy::Shared } else { WeightPolicy::Public };
-        let model = compile::<R>(network, weights, &Options::new::<R>(policy))?;
-        let fresh = || Seed::random().map_err(protocol);
-        let dealer = |program: &asymflow_shares::Program| {
-            let dealer = Dealer::new(program.clone(), &fresh()?, EXPIRY).map_err(protocol)?;
-            let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
-            Ok::<_, SharesError>((dealer, seeds))
-        };
-        if !spec.shared_weights {
-            let model = model.publish().map_err(protocol)?;
-            let (dealer, seeds) = dealer(model.program())?;
-            return Ok(Self { models: [Arc::clone(&model), model], seeds, dealer });
-        }
-        let [first, second] = model.share(&fresh()?).map_err(protocol)?;
-        let (dealer, seeds) = dealer(first.program())?;
-        let [mut to_second, mut to_first] = channel_links(Profile::LOOPBACK);
-        let (first, second) = both(
-            || set_up(Setup::new(first, &seeds[0]), &mut to_second).map_err(protocol),
-            || set_up(Setup::new(second, &seeds[1]), &mut to_first).map_err(protocol),
-        )?;
-        Ok(Self { models: [first, second], seeds, dealer })
-    }
-}
-
-type Ran<R> = (OutputShare<R>, Vec<LayerReport>);
-
-impl<R: Ring> Pair for Servers<R> {
-    fn ask(&mut self, image: &[f32]) -> Result<Answer, SharesError> {
-        let [first, second] = self.dealer.deal(SystemTime::now());
-        let query = first.query();
-        let program = self.models[0].program();
-        let seed = Seed::random().map_err(protocol)?;
-        let [left, right] = share_input::<R>(program, query, image, &seed).map_err(protocol)?;
-        let ready = |server: usize, deal| {
-            let mut store = DealStore::new(Arc::clone(&self.models[server]), self.seeds[server].clone(), query);
-            store.insert(deal).map_err(protocol)?;
-            store.party(query, SystemTime::now()).map_err(protocol)
-        };
-        let (first, second) = both(|| ready(0, first), || ready(1, second))?;
-        let [mut to_second, mut to_first] = channel_links(Profile::LOOPBACK);
-        let started = Instant::now();
-        let (first, second): (Ran<R>, Ran<R>) = both(
-            || run(first, left, program, &mut to_second).map_err(protocol),
-            || run(second, right, program, &mut to_first).map_err(protocol),
-        )?;
-        let sum = |layers: &[LayerReport], of: fn(&LayerReport) -> u64| layers.iter().map(of).sum();
-        let sent_bytes = [sum(&first.1, |layer| layer.bytes_sent), sum(&second.1, |layer| layer.bytes_sent)];
-        let wait_seconds: f64 = first.1.iter().map(|layer| layer.wait_seconds).sum();
-        let compute_seconds = (started.elapsed().as_secs_f64() - wait_seconds).max(0.0);
-        let logits = open_output(program, &[first.0, second.0]).map_err(protocol)?;
-        Ok(Answer { logits, sent_bytes, compute_seconds, wait_seconds })
-    }
-}
-
-/// Runs both servers at once.
-fn both<A: Send, B: Send>(
-    first: impl FnOnce() -> Result<A, SharesError> + Send,
-    second: impl FnOnce() -> Result<B, SharesError> + Send,
-) -> Result<(A, B), SharesError> {
-    std::thread::scope(|scope| {
-        let first = scope.spawn(first);
-        let second = second();
-        let first = first.join().map_err(|_| protocol("the first server stopped"))?;
-        Ok((first?, second?))
+        RingBits::Bits64 => Box::new(InProcess::<u64>::start(compiled(network, weights, spec)?, image)?),
+        RingBits::Bits48 => Box::new(InProcess::<Z48>::start(compiled(network, weights, spec)?, image)?),
     })
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use asymflow_shares::link::{DuplexLink, Profile};
 use asymflow_shares::net::{Stream, accept, connect};
-use asymflow_shares::{DuplexLink, Profile};
 use asymflow_wire::tls::Identity;
 
 use crate::error::CliError;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use asymflow_shares::{
-    Deal, DealStore, Dealer, FixedModel, LayerReport, Options, OutputShare, Party, PartyModel, Ring, Seed, Server,
-    ServerSeed, Setup, WeightPolicy, Z48, compile, float_logits, open_output, run, set_up, share_input,
-};
+use asymflow_shares::client::{OutputShare, open_output, share_input};
+use asymflow_shares::compile::{FixedModel, Options, compile, float_logits};
+use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
+use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
+use asymflow_shares::server::{LayerReport, Party, PartyModel, Setup, run, set_up};
 use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization};
 use asymflow_zoo::{Network, Weights};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
@@ -119,26 +120,28 @@ impl<'a> Bench<'a> {
     /// Gives the model to the servers, and each server its seed from a dealer.
     fn start<R: Ring>(&self, setting: Setting) -> Result<Servers<R>, CliError> {
         let model = compiled::<R>(self.network, self.weights, setting)?;
+        // Ranges are checked on what is asked first.
+        let image = self.images.images.first().map_or(&[][..], Vec::as_slice);
         let fresh = || Seed::random().map_err(failed);
-        let deals_for = |program: &asymflow_shares::Program| {
+        let deals_for = |program: &asymflow_shares::program::Program| {
             let dealer = Dealer::new(program.clone(), &fresh()?, Duration::from_secs(3600)).map_err(failed)?;
             let seeds = [Server::First, Server::Second].map(|server| dealer.seed(server));
             Ok::<_, CliError>((dealer, seeds))
         };
         let none = Duration::ZERO.as_secs_f64();
         if setting.policy == WeightPolicy::Public {
-            let model = model.publish().map_err(failed)?;
+            let model = model.publish(image).map_err(failed)?;
             let (dealer, seeds) = deals_for(model.program())?;
             let models = [Arc::clone(&model), model];
             return Ok(Servers { models, seeds, dealer, setup_bytes: [0; 2], setup_seconds: none });
         }
-        let [first, second] = model.share(&fresh()?).map_err(failed)?;
+        let [first, second] = model.share(&fresh()?, image).map_err(failed)?;
         let (dealer, seeds) = deals_for(first.program())?;
         let [mut left, mut right] = ends(LinkName::Loopback)?;
         let started = Instant::now();
         let (first, second) = self.both(
-            || set_up(Setup::new(first, &seeds[0]), &mut left.link).map_err(failed),
-            || set_up(Setup::new(second, &seeds[1]), &mut right.link).map_err(failed),
+            || set_up(Setup::new(first, &seeds[0]).map_err(failed)?, &mut left.link).map_err(failed),
+            || set_up(Setup::new(second, &seeds[1]).map_err(failed)?, &mut right.link).map_err(failed),
         )?;
         let setup_seconds = started.elapsed().as_secs_f64();
         let setup_bytes = [left.close(), right.close()];
@@ -221,8 +224,9 @@ pub fn images(experiment: &Experiment, network: &Network) -> Result<Labelled, Cl
 
 /// The model that a setting says, at its owner.
 pub fn compiled<R: Ring>(network: &Network, weights: &Weights, setting: Setting) -> Result<FixedModel<R>, CliError> {
-    let refused =
-        |e: asymflow_shares::CompileError| CliError::usage(format!("{setting}: {e}"), "take another model or setting");
+    let refused = |e: asymflow_shares::compile::CompileError| {
+        CliError::usage(format!("{setting}: {e}"), "take another model or setting")
+    };
     let activations = setting.activation.of(network).map_err(refused)?;
     compile::<R>(network, weights, &Options { activations, ..Options::new::<R>(setting.policy) }).map_err(refused)
 }
@@ -248,7 +252,7 @@ struct Servers<R> {
 /// Takes a server's deal, and does all work that needs no input.
 fn ready<R: Ring>(model: &Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) -> Result<Party<R>, CliError> {
     let query = deal.query();
-    let mut store = DealStore::new(Arc::clone(model), seed.clone(), query);
+    let mut store = DealStore::new(Arc::clone(model), seed.clone(), query).map_err(failed)?;
     store.insert(deal).map_err(failed)?;
     store.party(query, SystemTime::now()).map_err(failed)
 }

@@ -1,6 +1,6 @@
 //! What two servers cost, as Markdown.
 
-use asymflow_shares::{Cost, WeightPolicy, Z48};
+use asymflow_shares::program::{Cost, WeightPolicy, Z48};
 use asymflow_zoo::{Network, Weights};
 
 use super::found::SharesRun;
