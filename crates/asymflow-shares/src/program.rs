@@ -80,71 +80,27 @@ pub(crate) struct Value {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Op {
     /// Opens the input under a fresh mask, for linear layers with shared weights. One round.
-    Open {
-        input: Register,
-        output: Register,
-    },
+    Open { input: Register, output: Register },
     /// Convolution or fully connected layer. Its input has been opened where weights are shared.
-    Linear {
-        input: Register,
-        layer: usize,
-        output: Register,
-    },
+    Linear { input: Register, layer: usize, output: Register },
     /// max(x, 0), the decision made for each group, and truncation by `shift` bits. Two rounds.
-    Relu {
-        input: Register,
-        output: Register,
-        shift: u32,
-        compare: Compare,
-        grouping: Grouping,
-    },
+    Relu { input: Register, output: Register, shift: u32, compare: Compare, grouping: Grouping },
     /// x² after truncation by `shift` bits. One round.
-    Square {
-        input: Register,
-        output: Register,
-        shift: u32,
-    },
+    Square { input: Register, output: Register, shift: u32 },
     /// factor · x + offset, one of each for all channels or one for each.
-    Affine {
-        input: Register,
-        output: Register,
-        factor: Vec<i64>,
-        offset: Vec<i64>,
-    },
-    Select {
-        input: Register,
-        output: Register,
-        channels: Vec<u32>,
-    },
+    Affine { input: Register, output: Register, factor: Vec<i64>, offset: Vec<i64> },
+    /// The channels that are named, and no others.
+    Select { input: Register, output: Register, channels: Vec<u32> },
     /// The channels of each part at the places named, shifted left so that the scales agree; zero elsewhere.
-    Join {
-        parts: Vec<Part>,
-        output: Register,
-    },
+    Join { parts: Vec<Part>, output: Register },
     /// The sum of two tensors, each shifted left so that the scales agree.
-    Add {
-        inputs: [Register; 2],
-        shifts: [u32; 2],
-        output: Register,
-    },
+    Add { inputs: [Register; 2], shifts: [u32; 2], output: Register },
     /// Sums over PyTorch's adaptive windows times `2^bits / size` rounded.
-    Pool {
-        input: Register,
-        output: Register,
-        bits: u32,
-    },
+    Pool { input: Register, output: Register, bits: u32 },
     /// Truncation of an opened value, which never fails. One round.
-    Rescale {
-        input: Register,
-        output: Register,
-        shift: u32,
-    },
+    Rescale { input: Register, output: Register, shift: u32 },
     /// Local truncation of each share.
-    Truncate {
-        input: Register,
-        output: Register,
-        shift: u32,
-    },
+    Truncate { input: Register, output: Register, shift: u32 },
 }
 
 /// One part of [`Op::Join`].
