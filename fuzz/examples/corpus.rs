@@ -226,7 +226,7 @@ fn job(mode: &dyn ModeSpec) -> JobSpec {
     JobSpec {
         mode: ModeRef::of(mode).unwrap(),
         network: small_network().clone(),
-        data: DataSpec { path: None, train: Some(8), test: Some(4), seed: 1, augment: false },
+        data: DataSpec { path: None, reader: None, train: Some(8), test: Some(4), seed: 1, augment: false },
         terms: TERMS,
         worker: Some(WorkerSpec {
             address: "127.0.0.1:1".to_owned(),

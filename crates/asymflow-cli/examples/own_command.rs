@@ -1,4 +1,7 @@
-//! A command with a kind of experiments and a network of its own.
+//! A command with a kind of experiments, a network and a reader of data of its own.
+
+#[path = "own/registry.rs"]
+mod registry;
 
 use std::process::ExitCode;
 
@@ -86,5 +89,5 @@ fn linear(classes: usize, input: Option<Shape>) -> Result<Network, String> {
 }
 
 fn main() -> ExitCode {
-    asymflow_cli::main_with(Extensions::default().kind(CountParameters).network("linear", linear))
+    asymflow_cli::main_with(Extensions::default().kind(CountParameters).network("linear", linear).registry(registry::registry()))
 }

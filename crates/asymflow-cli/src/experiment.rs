@@ -147,8 +147,8 @@ impl Experiment {
 
     /// The data a job reads.
     pub fn data_spec(&self) -> DataSpec {
-        let DataSection { path, train, test, seed, augment } = self.data.clone();
-        DataSpec { path, train, test, seed, augment }
+        let DataSection { path, reader, train, test, seed, augment } = self.data.clone();
+        DataSpec { path, reader, train, test, seed, augment }
     }
 
     /// What every ε is said of.
@@ -193,7 +193,7 @@ impl Experiment {
         if let (None, Some(train), Some(test)) = (&spec.path, spec.train, spec.test) {
             return Ok((train, test));
         }
-        let data = asymflow::run::load(&spec).map_err(|e| CliError::usage(e.to_string(), "see [data]"))?;
+        let data = asymflow::run::load(&spec, &self.registry).map_err(|e| CliError::usage(e.to_string(), "see [data]"))?;
         Ok((data.train.len(), data.test.len()))
     }
 

@@ -21,6 +21,9 @@ use crate::study::{RankStudyReport, RankStudySpec};
 pub struct DataSpec {
     /// A folder or archive in a known format; the built-in procedural set without it.
     pub path: Option<PathBuf>,
+    /// Name of a registered reader for what lies there ([`Registry::with_data`](crate::modes::Registry::with_data)).
+    #[serde(default)]
+    pub reader: Option<String>,
     /// Training images used: a class-balanced subset of a data set, or as many as are made.
     pub train: Option<usize>,
     /// Test images used.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use asymflow_privacy::{Precision, RecordAccountant};
 use asymflow_residual::{OpenError, ResidualBackend};
 use asymflow_zoo::Weights;
-use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization, Split};
+use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
 use asymflow_zoo::delta::delta;
 use faer::Par;
 
@@ -87,7 +87,7 @@ impl Runner<'_> {
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
         check_train(&*self.mode, spec)?;
-        let data = load(&self.job.data)?;
+        let data = load(&self.job.data, self.registry)?;
         fits(self.job, &data)?;
         Ok(JobReport::Train(Box::new(self.train_on(&data, spec, (body, bytes), observer)?.0)))
     }
@@ -246,7 +246,7 @@ impl Runner<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Trained, RunError> {
         check_train(&*self.mode, spec)?;
-        let data = load(&self.job.data)?;
+        let data = load(&self.job.data, self.registry)?;
         fits(self.job, &data)?;
         let (report, trained) = self.train_on(&data, spec, (body, bytes), observer)?;
         let weights = Weights::unflatten(&self.mode.stored_network(&self.job.network)?, &trained)?;
@@ -302,16 +302,27 @@ fn check_train(mode: &dyn ModeSpec, spec: &TrainSpec) -> Result<(), RunError> {
 ///
 /// # Errors
 /// They cannot be read.
-pub fn load(spec: &DataSpec) -> Result<Split, RunError> {
-    let source = match &spec.path {
-        Some(path) => DataSource::Files { path: path.clone(), resize: None },
-        None => DataSource::Synthetic {
-            train: spec.train.unwrap_or(5000),
-            test: spec.test.unwrap_or(1000),
-            seed: spec.seed,
-        },
+pub fn load(spec: &DataSpec, registry: &Registry) -> Result<Split, RunError> {
+    let mut split = match (&spec.reader, spec.path.clone()) {
+        (Some(reader), Some(path)) => {
+            let unread = |reason| RunError::Reader { reader: reader.clone(), reason };
+            let read = registry.data(reader).map_err(|known| unread(format!("there are {known:?}")))?;
+            read(&path).map_err(|e| unread(format!("{}: {e}", path.display())))?
+        }
+        (Some(reader), None) => {
+            let reason = "data.path says where it is to read".to_owned();
+            return Err(RunError::Reader { reader: reader.clone(), reason });
+        }
+        (None, Some(path)) => data::load(&DataSource::Files { path, resize: None })?,
+        (None, None) => {
+            let (train, test) = (spec.train.unwrap_or(5000), spec.test.unwrap_or(1000));
+            data::load(&DataSource::Synthetic { train, test, seed: spec.seed })?
+        }
     };
-    let mut split = data::load(&source)?;
+    let (train, test) = (split.train.shape(), split.test.shape());
+    if train != test {
+        return Err(DataError::SplitShapes { train, test }.into());
+    }
     if let Some(n) = spec.train.filter(|&n| n < split.train.len()) {
         split.train = split.train.subset(n, spec.seed)?;
     }

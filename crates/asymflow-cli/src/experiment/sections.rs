@@ -16,6 +16,9 @@ use crate::error::CliError;
 pub struct DataSection {
     /// A data set on disk; the built-in procedural set without it. `--data` sets it.
     pub path: Option<PathBuf>,
+    /// What reads the data at `path`, where a program has registered it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reader: Option<String>,
     /// Training images.
     pub train: Option<usize>,
     /// Test images.
@@ -28,7 +31,7 @@ pub struct DataSection {
 
 impl Default for DataSection {
     fn default() -> Self {
-        Self { path: None, train: None, test: None, seed: 1, augment: true }
+        Self { path: None, reader: None, train: None, test: None, seed: 1, augment: true }
     }
 }
 

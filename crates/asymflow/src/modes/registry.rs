@@ -1,10 +1,12 @@
-//! Everything that is found by a name: modes, mechanisms and decompositions. A program of one's own adds to it.
+//! Everything that is found by a name: modes, mechanisms, decompositions and readers of data. A program of one's own adds to it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use asymflow_linalg::{Decomposer, by_name};
 use asymflow_privacy::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, Mechanism, MechanismError};
+use asymflow_zoo::data::Split;
 
 use super::{Asked, ModeError, ModeFamily, ModeRef, ModeSpec};
 
@@ -14,6 +16,9 @@ pub type NumberMechanism = Box<dyn Mechanism<Output = Vec<f32>>>;
 pub type MakeMechanism = fn(Option<f64>) -> Result<NumberMechanism, MechanismError>;
 /// Makes a decomposition.
 pub type MakeDecomposer = fn() -> Box<dyn Decomposer>;
+
+/// Reads a data set that lies at a path.
+pub type ReadData = fn(&Path) -> Result<Split, String>;
 
 /// What is known by a name.
 ///
@@ -29,12 +34,14 @@ pub struct Registry {
     families: Vec<Box<dyn ModeFamily>>,
     mechanisms: BTreeMap<String, MakeMechanism>,
     decomposers: BTreeMap<String, MakeDecomposer>,
+    readers: BTreeMap<String, ReadData>,
 }
 
 impl Default for Registry {
     /// What this crate knows.
     fn default() -> Self {
-        Self { families: super::builtin(), mechanisms: BTreeMap::new(), decomposers: BTreeMap::new() }
+        let (mechanisms, decomposers, readers) = Default::default();
+        Self { families: super::builtin(), mechanisms, decomposers, readers }
             .with_mechanism("discrete_gaussian", |sigma| Ok(Box::new(DiscreteGaussian::fine(given(sigma)?)?)))
             .with_mechanism("insecure_float_noise", |sigma| Ok(Box::new(InsecureFloatNoise::new(given(sigma)?)?)))
             .with_mechanism("insecure_none", |_| Ok(Box::new(InsecureNone)))
@@ -66,6 +73,22 @@ impl Registry {
     pub fn with_decomposer(mut self, name: &str, make: MakeDecomposer) -> Self {
         self.decomposers.insert(name.to_owned(), make);
         self
+    }
+
+    /// Adds a reader of data sets, by its name in `data.reader`. Data are private: what it says of them in an error reaches the
+    /// host.
+    #[must_use]
+    pub fn with_data(mut self, name: &str, read: ReadData) -> Self {
+        self.readers.insert(name.to_owned(), read);
+        self
+    }
+
+    /// The reader `name`, or the names that there are.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn data(&self, name: &str) -> Result<ReadData, Vec<String>> {
+        self.readers.get(name).copied().ok_or_else(|| self.readers.keys().cloned().collect())
     }
 
     /// Names of entries, in order.

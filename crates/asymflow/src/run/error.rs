@@ -20,6 +20,14 @@ pub enum RunError {
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A registered reader does not read the data, or is not there.
+    #[error("data.reader {reader:?}: {reason}")]
+    Reader {
+        /// Its name.
+        reader: String,
+        /// Why.
+        reason: String,
+    },
     /// The data does not fit the network.
     #[error("images of {images:?} with {classes} classes do not fit network {network}")]
     Fit {
@@ -127,7 +135,7 @@ impl RunError {
             }
             (Self::Mode(ModeError::OverBudget { .. }), _) => FailureCode::Release,
             (_, Some(ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. })) => FailureCode::Worker,
-            (Self::Data(_) | Self::Fit { .. }, _) => FailureCode::Data,
+            (Self::Data(_) | Self::Reader { .. } | Self::Fit { .. }, _) => FailureCode::Data,
             (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,
             (Self::Host(_) | Self::Train(TrainError::Host(_)), _) => FailureCode::Host,
             _ => FailureCode::Job,
