@@ -89,5 +89,7 @@ fn linear(classes: usize, input: Option<Shape>) -> Result<Network, String> {
 }
 
 fn main() -> ExitCode {
-    asymflow_cli::main_with(Extensions::default().kind(CountParameters).network("linear", linear).registry(registry::registry()))
+    asymflow_cli::main_with(
+        Extensions::default().kind(CountParameters).network("linear", linear).registry(registry::registry()),
+    )
 }

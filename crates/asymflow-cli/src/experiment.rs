@@ -7,6 +7,7 @@ use std::sync::Arc;
 use asymflow::job::{DataSpec, TrainSpec};
 use asymflow::modes::delta::DeltaSection;
 use asymflow::modes::{Asked, Facts, ModeSpec, PrivacyTerms, Purpose, Registry, Sampling, Sections};
+use asymflow_zoo::data::Split;
 use asymflow_zoo::{Network, Replacement, by_name, replace_activations};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -184,6 +185,18 @@ impl Experiment {
         self.registry.spec(&asked).map_err(|e| CliError::usage(format!("{model}: {e}"), MODE_HELP))
     }
 
+    /// The data, as the trusted part reads them, with `test` test images and, where they are made, `train` training images unless the
+    /// experiment says how many.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub(crate) fn load(&self, train: usize, test: usize) -> Result<Split, CliError> {
+        let spec = self.data_spec();
+        let train = spec.train.or(spec.path.is_none().then_some(train));
+        let data = asymflow::run::load(&DataSpec { train, test: Some(test), ..spec }, &self.registry);
+        data.map_err(|e| CliError::usage(e.to_string(), "see [data]"))
+    }
+
     /// Training and test records of a run: as they are told, or counted where they lie.
     ///
     /// # Errors
@@ -193,7 +206,8 @@ impl Experiment {
         if let (None, Some(train), Some(test)) = (&spec.path, spec.train, spec.test) {
             return Ok((train, test));
         }
-        let data = asymflow::run::load(&spec, &self.registry).map_err(|e| CliError::usage(e.to_string(), "see [data]"))?;
+        let data =
+            asymflow::run::load(&spec, &self.registry).map_err(|e| CliError::usage(e.to_string(), "see [data]"))?;
         Ok((data.train.len(), data.test.len()))
     }
 

@@ -84,10 +84,13 @@ pub fn wrong_answer() -> CliError {
     CliError::failed("the enclave process answered another task", "")
 }
 
-/// A program that stands beside this one.
+/// A program that stands beside this one, or else on PATH.
 fn beside(program: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
-    own.parent().unwrap_or(Path::new("")).join(program)
+    let beside = own.parent().unwrap_or(Path::new("")).join(program);
+    let path = std::env::var_os("PATH").filter(|_| !beside.is_file()).unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|path| path.is_file());
+    found.unwrap_or(beside)
 }
 
 impl Run {

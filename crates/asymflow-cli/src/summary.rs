@@ -205,7 +205,9 @@ impl Summary {
         let facts = experiment.facts(&job.network, &job.terms, report.train_images);
         let guard = mode.guard(&facts).map_err(unusable)?;
         let replaced = mode.losses(&facts).map_err(unusable)?.by_replacement(job.terms.relation);
-        let replaced = replaced.epsilon(job.terms.delta).map_err(|e| unusable(e.into()))?;
+        // Steps that were done again after a lost worker are not in what was planned.
+        let replaced =
+            replaced.epsilon(job.terms.delta).map_err(|e| unusable(e.into()))?.filter(|_| report.reopened == 0);
         let data = match &job.data.path {
             None => "synthetic".to_owned(),
             Some(path) => path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),

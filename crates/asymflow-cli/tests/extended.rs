@@ -69,3 +69,56 @@ fn a_kind_and_a_network_from_outside_are_run_reported_and_resumed() {
 
     assert!(text(&own_command(at, &["models"]).stdout).lines().any(|name| name == "linear"));
 }
+
+const TRAINED: &str = r#"
+schema = 1
+title = "Bright and dark"
+claim = "none"
+kind = "train"
+[data]
+path = "numbers"
+reader = "csv"
+augment = false
+[model]
+names = ["linear"]
+classes = 2
+input = { channels = 1, height = 8, width = 8 }
+[mode]
+run = ["trusted-only"]
+[train]
+epochs = 3
+batch = 16
+learning_rate = 0.05
+"#;
+
+/// The trusted part reads them: it is a program of somebody else's too.
+#[test]
+fn data_from_outside_are_read_by_the_trusted_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    std::fs::write(at.join("bright.toml"), TRAINED).unwrap();
+    std::fs::create_dir(at.join("numbers")).unwrap();
+    let line = |number: usize| {
+        let level = if number.is_multiple_of(2) { 40 } else { 200 };
+        let pixels = (0..64).map(|pixel| (level + (number * 7 + pixel * 3) % 31).to_string());
+        format!("{},{}", number % 2, pixels.collect::<Vec<_>>().join(","))
+    };
+    let lines = |from: usize, to: usize| (from..to).map(|number| line(number) + "\n").collect::<String>();
+    std::fs::write(at.join("numbers/train.csv"), lines(0, 64)).unwrap();
+    std::fs::write(at.join("numbers/test.csv"), lines(64, 96)).unwrap();
+    let output = own_command(at, &["run", "bright.toml"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("64 training and 32 test images"), "{}", text(&output.stderr));
+    let run = std::fs::read_dir(at.join("runs")).unwrap().next().unwrap().unwrap().path();
+    let summary = std::fs::read_to_string(run.join("summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["results"]["train"]["runs"][0]["accuracy"]["test"], 1.0);
+
+    let output = own_command(at, &["run", "bright.toml", "--set", "data.reader=cvs"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("data.reader \"cvs\": there are [\"csv\"]"), "{}", text(&output.stderr));
+    std::fs::write(at.join("numbers/test.csv"), "1,2,x\n").unwrap();
+    let output = own_command(at, &["run", "bright.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("line 1: no number up to 255"), "{}", text(&output.stderr));
+}

@@ -156,11 +156,17 @@ fn resolve_sections(
 ) -> Result<(), CliError> {
     let given = std::mem::take(&mut experiment.sections);
     let of_kinds = || registered.kinds.iter().filter_map(|kind| kind.section());
+    let of_modes = || registered.registry.sections();
     for (name, section) in given {
+        // The mode checks it when it is made.
+        if of_modes().any(|known| known == name) {
+            experiment.sections.insert(name, section);
+            continue;
+        }
         let Some(owner) = registered.kinds.iter().find(|kind| kind.section() == Some(&name)) else {
             let common = serde_json::to_value(&*experiment).unwrap_or_default();
             let common = common.as_object().into_iter().flat_map(serde_json::Map::keys).map(String::as_str);
-            let help = nearest(&name, common.chain(of_kinds()));
+            let help = nearest(&name, common.chain(of_kinds()).chain(of_modes().map(|name| -> &str { name })));
             return Err(CliError::usage(format!("{}: unknown section or key `{name}`", path.display()), help));
         };
         let section = owner.resolve(section).map_err(|e| unknown_key(path, &format!("{e}")))?;

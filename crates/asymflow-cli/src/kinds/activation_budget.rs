@@ -2,10 +2,9 @@
 
 use asymflow::budget_study::{self, BudgetReport, BudgetRow, BudgetSpec, BudgetStudyError, Training};
 use asymflow_zoo::Weights;
-use asymflow_zoo::data::{self, DataError, DataSource, Split};
 
 use crate::error::CliError;
-use crate::experiment::{DataSection, Experiment, Limit};
+use crate::experiment::{Experiment, Limit};
 use crate::kind::{Ended, ExperimentKind};
 use crate::run::Run;
 use crate::text::markdown;
@@ -41,7 +40,7 @@ impl ExperimentKind for ActivationBudget {
     fn run(&self, run: &Run, settings: &BudgetSpec) -> Result<(Ended, Option<BudgetReport>), CliError> {
         let e = run.experiment();
         let name = &e.model.names[0];
-        let split = load(&e.data)?;
+        let split = e.load(2000, e.data.test.unwrap_or(1000))?;
         let failed = |e: BudgetStudyError| CliError::failed(e.to_string(), "");
         let training = Training {
             epochs: e.train.epochs,
@@ -70,22 +69,6 @@ impl ExperimentKind for ActivationBudget {
     fn table(&self, experiment: &Experiment, settings: &BudgetSpec, report: &BudgetReport) -> String {
         table(experiment, settings, report)
     }
-}
-
-fn load(section: &DataSection) -> Result<Split, CliError> {
-    let DataSection { path, train, test, seed, .. } = section.clone();
-    let source = match path {
-        Some(path) => DataSource::Files { path, resize: None },
-        None => DataSource::Synthetic { train: train.unwrap_or(2000), test: test.unwrap_or(1000), seed },
-    };
-    let unusable = |e: DataError| CliError::usage(e.to_string(), "");
-    let mut split = data::load(&source).map_err(unusable)?;
-    for (set, count) in [(&mut split.train, train), (&mut split.test, test)] {
-        if let Some(count) = count.filter(|count| *count < set.len()) {
-            *set = set.subset(count, seed).map_err(unusable)?;
-        }
-    }
-    Ok(split)
 }
 
 const HEAD: [&str; 14] = [

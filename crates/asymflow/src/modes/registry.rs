@@ -96,6 +96,11 @@ impl Registry {
         self.families.iter().flat_map(|family| family.names()).copied()
     }
 
+    /// Sections of an experiment that belong to a mode.
+    pub fn sections(&self) -> impl Iterator<Item = &'static str> {
+        self.families.iter().filter_map(|family| family.section())
+    }
+
     /// The family that knows the entry `name`.
     pub fn family(&self, name: &str) -> Option<&dyn ModeFamily> {
         self.families.iter().find(|family| family.names().contains(&name)).map(|family| &**family)

@@ -436,6 +436,12 @@ pub trait ModeFamily: Debug + Send + Sync {
     /// Names of entries, the first of which names the family.
     fn names(&self) -> &'static [&'static str];
 
+    /// Name of a section of an experiment that is its own, read by [`Sections::get`]; the modes of this crate read sections that every
+    /// experiment has.
+    fn section(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether an entry takes an ε of its own behind an `@`: every positive number, `inf` only where `Some(true)`.
     fn takes_epsilon(&self, _name: &str) -> Option<bool> {
         None

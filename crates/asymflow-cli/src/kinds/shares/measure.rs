@@ -8,14 +8,14 @@ use asymflow_shares::compile::{FixedModel, Options, compile, float_logits};
 use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
 use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
 use asymflow_shares::server::{LayerReport, Party, PartyModel, Setup, run, set_up};
-use asymflow_zoo::data::{self, Augment, Batch, DataSource, Loader, Normalization};
+use asymflow_zoo::data::{Augment, Batch, Loader, Normalization};
 use asymflow_zoo::{Network, Weights};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 
 use super::ends::{ends, failed};
 use super::found::SharesRun;
 use crate::error::CliError;
-use crate::experiment::{DataSection, Experiment};
+use crate::experiment::Experiment;
 use crate::shares_section::{ActivationName, LinkName, RingName, Setting};
 
 pub struct Labelled {
@@ -198,21 +198,12 @@ type Answer<R> = (OutputShare<R>, Vec<LayerReport>);
 
 /// Test images, normalised by the training set.
 pub fn images(experiment: &Experiment, network: &Network) -> Result<Labelled, CliError> {
-    let DataSection { path, train, seed, .. } = experiment.data.clone();
-    let count = experiment.shares.images;
-    let source = match path {
-        Some(path) => DataSource::Files { path, resize: None },
-        None => DataSource::Synthetic { train: train.unwrap_or(1000), test: count, seed },
-    };
-    let unusable = |e: data::DataError| CliError::usage(e.to_string(), "");
-    let mut split = data::load(&source).map_err(unusable)?;
+    let seed = experiment.data.seed;
+    let split = experiment.load(1000, experiment.shares.images)?;
     if split.test.shape() != network.input {
         let message =
             format!("images of {:?} do not fit {}, which takes {:?}", split.test.shape(), network.name, network.input);
         return Err(CliError::usage(message, "set model.input, or take other data"));
-    }
-    if count < split.test.len() {
-        split.test = split.test.subset(count, seed).map_err(unusable)?;
     }
     let normalization = Normalization::of(&split.train);
     let mut batch = Batch::default();
