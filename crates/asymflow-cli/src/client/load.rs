@@ -84,7 +84,7 @@ pub struct Latency {
 }
 
 /// What the connections have seen together.
-struct Seen {
+struct Outcomes {
     micros: Histogram<u64>,
     refused: u64,
     failed: u64,
@@ -97,7 +97,7 @@ pub fn load(service: &ServiceArgs, spec: &LoadSpec) -> Result<LoadReport, CliErr
     let images = synthetic(0, 64, 1).test;
     let micros = Histogram::new_with_bounds(1, 600_000_000, 3)
         .map_err(|e| CliError::failed(format!("cannot measure: {e}"), ""))?;
-    let seen = Mutex::new(Seen { micros, refused: 0, failed: 0, first_failure: None });
+    let seen = Mutex::new(Outcomes { micros, refused: 0, failed: 0, first_failure: None });
     let ready = std::sync::Barrier::new(spec.connections + 1);
     let mut start = Instant::now();
     std::thread::scope(|scope| {
@@ -121,7 +121,7 @@ pub fn load(service: &ServiceArgs, spec: &LoadSpec) -> Result<LoadReport, CliErr
     Ok(report(*spec, &seen.into_inner().unwrap_or_else(PoisonError::into_inner), wall_seconds))
 }
 
-fn report(load: LoadSpec, seen: &Seen, wall_seconds: f64) -> LoadReport {
+fn report(load: LoadSpec, seen: &Outcomes, wall_seconds: f64) -> LoadReport {
     let at = |quantile: f64| seen.micros.value_at_quantile(quantile) as f64 / 1e3;
     let answered = seen.micros.len();
     LoadReport {
@@ -161,7 +161,7 @@ fn ask(
     number: usize,
     spec: &LoadSpec,
     images: &Dataset,
-    seen: &Mutex<Seen>,
+    seen: &Mutex<Outcomes>,
 ) -> Result<(), CliError> {
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(spec.seconds);

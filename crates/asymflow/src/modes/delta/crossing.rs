@@ -18,7 +18,7 @@ use asymflow_zoo::Weights;
 use asymflow_zoo::delta::DeltaNetworks;
 
 use super::cache::ReleasedCache;
-use super::gates::{GradientNoise, gate_as_in_code};
+use super::gates::{Noise, gate_as_in_code};
 use super::spec::{DeltaSpec, Feed, Labels, Variant};
 use crate::link::Link;
 use crate::modes::{ExecError, ModeError, PrivacyTerms, Sampling, TrainBatch, TrainState};
@@ -47,7 +47,7 @@ impl Latest {
 pub struct Crossing {
     link: Link,
     gate: Gate<PackedBits>,
-    gradients: Option<GradientNoise>,
+    noise: Noise,
     cache: ReleasedCache,
     spec: DeltaSpec,
     classes: usize,
@@ -83,16 +83,13 @@ impl Crossing {
         if !values.is_multiple_of(8) {
             return Err(ModeError::Settings { mode: "delta", what: "features that fill whole bytes, one bit a value" });
         }
-        let gradients = match spec.labels {
-            Labels::NoisyGradient { epsilon } => Some(GradientNoise::new(epsilon, terms, stage2_epochs)?),
-            Labels::Public | Labels::RandomisedResponse { .. } => None,
-        };
+        let noise = Noise::of(spec, terms, sampling, stage2_epochs)?;
         let model = ResidualModel { units: vec![Unit::Network(networks.residual.clone())] };
         let latest = Arc::new(weights.take(&networks.residual).map_err(ExecError::from)?);
         let mut crossing = Self {
-            gate: spec.bit_gate(terms, sampling)?,
+            gate: noise.bit_gate()?,
             link: Link::open(backend, model)?,
-            gradients,
+            noise,
             cache: ReleasedCache::default(),
             spec: spec.clone(),
             classes: networks.residual.classes,
@@ -198,7 +195,7 @@ impl Crossing {
             return Ok(());
         }
         let session = self.link.session();
-        let ticket = if self.gradients.is_some() {
+        let ticket = if self.noise.gradient.is_some() {
             session.submit_stored(M_RES, &numbers, Pass::Training)
         } else {
             session.train_stored(M_RES, &numbers, sgd)
@@ -222,7 +219,7 @@ impl Crossing {
     ) -> Result<Vec<f32>, ExecError> {
         let samples = batch.samples();
         let current = self.asked.take();
-        if let (Some((records, sgd)), true) = (batch.next, self.gradients.is_none()) {
+        if let (Some((records, sgd)), true) = (batch.next, self.noise.gradient.is_none()) {
             let view = batch.view;
             self.ask(records, view, sgd)?;
         }
@@ -231,7 +228,7 @@ impl Crossing {
             (None, Some((_, ticket))) => self.collect(ticket, samples, seconds)?,
             (None, None) => return Err(ExecError::malformed(RESIDUAL, "an answer that was not asked for")),
         };
-        if self.gradients.is_some() {
+        if self.noise.gradient.is_some() {
             self.send_gradient(&logits, batch, sgd, door, seconds)?;
         }
         Ok(logits)
@@ -246,10 +243,9 @@ impl Crossing {
         door: &mut Door,
         seconds: &mut Seconds,
     ) -> Result<(), ExecError> {
-        let Some(noise) = self.gradients else { return Ok(()) };
         let gradient = self.gradient(logits, batch)?;
         let released = timed(&mut seconds.release, || {
-            let gate = noise.gate(batch.samples())?;
+            let gate = self.noise.gradient_gate(batch.samples())?;
             door.release(&gate, LOGITS, batch.records(), Private::new(gradient))
         });
         self.step_along(released.map_err(ExecError::release("logits"))?, sgd, seconds)
@@ -328,7 +324,8 @@ impl Crossing {
         if self.spec.variant == Variant::ReleasedCode {
             return Ok(vec![Loss::Infinite]);
         }
-        Ok(self.gradients.iter().map(|noise| noise.gate(1)?.loss()).collect::<Result<_, _>>()?)
+        let gate = self.noise.gradient.map(|_| self.noise.gradient_gate(1)).transpose()?;
+        Ok(gate.iter().map(Gate::loss).collect::<Result<_, _>>()?)
     }
 
     /// Waits for the logits of `samples` records.

@@ -7,7 +7,7 @@ use asymflow_zoo::Network;
 use asymflow_zoo::cost;
 use asymflow_zoo::delta::{DeltaNetworks, delta};
 
-use super::gates::GradientNoise;
+use super::gates::Noise;
 use super::mode::{Delta, DeltaParts};
 use super::section::DeltaSection;
 use super::spec::{DeltaSpec, Feed, Labels, Variant};
@@ -48,6 +48,10 @@ impl DeltaSpec {
         epochs.saturating_sub(self.stage1_epochs)
     }
 
+    fn noise(&self, facts: &Facts<'_>) -> Result<Noise, ModeError> {
+        Noise::of(self, facts.terms, facts.sampling, self.stage2_epochs(facts.epochs))
+    }
+
     /// What a label, or the gradients that tell it, cost its record.
     fn label_charges(&self, facts: &Facts<'_>, stage2: usize) -> Result<Vec<Charge>, ModeError> {
         let charge = |what: &str, flow, loss, times: usize| {
@@ -58,8 +62,8 @@ impl DeltaSpec {
             Labels::RandomisedResponse { epsilon } => {
                 charge("label by randomised response", Flow::Label, Loss::Pure { epsilon }, 1)
             }
-            Labels::NoisyGradient { epsilon } => {
-                let loss = GradientNoise::new(epsilon, facts.terms, stage2)?.gate(1)?.loss()?;
+            Labels::NoisyGradient { .. } => {
+                let loss = self.noise(facts)?.gradient_gate(1)?.loss()?;
                 charge("gradient of logits", Flow::Gradient, loss, stage2)
             }
         })
@@ -115,7 +119,7 @@ impl ModeSpec for DeltaSpec {
             return needs("public labels for variant released-code, whose gradients tell them");
         }
         if self.needs_worker() {
-            self.bit_gate(facts.terms, facts.sampling)?.loss()?;
+            self.noise(facts)?.bit_gate()?.loss()?;
             if let Labels::RandomisedResponse { epsilon } = self.labels {
                 RandomisedResponse::new(facts.network.classes as u32, epsilon)?;
             }
@@ -148,7 +152,7 @@ impl ModeSpec for DeltaSpec {
             let train = vec![residual(Loss::Infinite, stage2), gradient];
             return Ok(Losses { train, test: vec![residual(Loss::Infinite, facts.evaluations)] });
         }
-        let loss = self.bit_gate(facts.terms, facts.sampling)?.loss()?;
+        let loss = self.noise(facts)?.bit_gate()?.loss()?;
         let mut train = vec![residual(loss, self.views)];
         train.extend(self.label_charges(facts, stage2)?);
         let test = vec![residual(loss, facts.evaluations.min(1))];
@@ -166,7 +170,7 @@ impl ModeSpec for DeltaSpec {
         };
         Ok(Some(Guard {
             mechanism: self.mechanism().to_owned(),
-            sigma: self.sigma(facts.terms, facts.sampling)?,
+            sigma: self.noise(facts)?.bits,
             clip: Some(self.clip),
             labels,
             split: Some(SplitPromise { rank: self.shape.rank, block: self.shape.block, kept: self.shape.kept }),
@@ -212,7 +216,7 @@ impl ModeSpec for DeltaSpec {
             (Feed::Residual | Feed::Nothing, Variant::Strict | Variant::ReleasedCode) => self.mechanism(),
         };
         let guard = self.guard(facts)?.map(|guard| Guard { mechanism: mechanism.to_owned(), ..guard });
-        let losses = vec![self.bit_gate(facts.terms, facts.sampling)?.loss()?];
+        let losses = vec![self.noise(facts)?.bit_gate()?.loss()?];
         Ok(Serving::Served { losses, guard, can_stream: false })
     }
 

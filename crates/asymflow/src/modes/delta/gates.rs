@@ -2,14 +2,11 @@
 
 use asymflow_privacy::{
     DiscreteGaussian, Gate, InsecureLaplaceSign, InsecureSign, Mechanism, MechanismError, OneBit, PackedBits, Relation,
-    Sensitivity, gaussian_sigma, thesis_local_epsilon, thesis_sigma,
+    Sensitivity, calibrate_losses, gaussian_sigma, thesis_local_epsilon, thesis_sigma,
 };
 
-use super::spec::{DeltaSpec, Variant};
+use super::spec::{DeltaSpec, Labels, Variant};
 use crate::modes::{ModeError, PrivacyTerms, Sampling, zcdp_sigma};
-
-/// ‖softmax(z) − y‖₂ is at most √2, whatever the logits.
-const GRADIENT_NORM: f64 = std::f64::consts::SQRT_2;
 
 impl DeltaSpec {
     /// σ of the noise on residuals; `None` where there is none.
@@ -29,18 +26,6 @@ impl DeltaSpec {
             Variant::ReleasedCode => None,
         })
     }
-
-    /// The gate of residuals: clip, noise, one bit a value (thesis eq 3.6).
-    ///
-    /// # Errors
-    /// Settings out of range.
-    pub fn bit_gate(&self, terms: &PrivacyTerms, sampling: Sampling) -> Result<Gate<PackedBits>, ModeError> {
-        let mechanism: Box<dyn Mechanism<Output = PackedBits>> = match self.sigma(terms, sampling)? {
-            Some(sigma) => Box::new(OneBit::new(sigma)?),
-            None => Box::new(InsecureSign),
-        };
-        Ok(Gate::new(mechanism, Some(self.clip), terms.relation)?)
-    }
 }
 
 /// The gate of a batch's channel means as the authors' code has it: signs after Laplace noise of scale p·(‖x̄‖₁/b)/ε, both norm and
@@ -59,32 +44,68 @@ pub(super) fn gate_as_in_code(
     Gate::new(mechanism, None, Relation::Remove)
 }
 
-/// Label privacy by noise: the gate of g_res = o_res − y, which passes anew every epoch.
-#[derive(Clone, Copy, Debug)]
-pub struct GradientNoise {
-    /// Standard deviation of the noise on the gradient of one record.
-    sigma: f64,
+/// The noise on everything that is released of a record.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Noise {
+    /// σ on residuals; none where they carry no noise.
+    pub bits: Option<f64>,
+    /// σ on the gradient g_res = o_res − y of one record, which passes anew every epoch; none where labels are released otherwise.
+    pub gradient: Option<f64>,
+    clip: f64,
     relation: Relation,
 }
 
-impl GradientNoise {
-    /// Noise with which a record may pass `releases` times for `epsilon` in all.
+impl Noise {
+    /// The noise of `spec` over so many epochs of stage 2. What variant `strict` promises of residuals and gradients together is
+    /// calibrated with the ledger that will judge it: where both, each calibrated alone, would exceed their sum, both get more.
     ///
     /// # Errors
-    /// Settings out of range.
-    pub fn new(epsilon: f64, terms: &PrivacyTerms, releases: usize) -> Result<Self, ModeError> {
-        let all = (releases.max(1) as f64).sqrt();
-        let sensitivity = Sensitivity::of_clipped(GRADIENT_NORM, terms.relation).l2() * all;
-        Ok(Self { sigma: zcdp_sigma(epsilon, terms.delta, sensitivity)?, relation: terms.relation })
+    /// Settings out of range, or a promise that no noise keeps.
+    pub fn of(
+        spec: &DeltaSpec,
+        terms: &PrivacyTerms,
+        sampling: Sampling,
+        stage2_epochs: usize,
+    ) -> Result<Self, ModeError> {
+        let (clip, relation) = (spec.clip, terms.relation);
+        let mut noise = Self { bits: spec.sigma(terms, sampling)?, gradient: None, clip, relation };
+        let (Labels::NoisyGradient { epsilon }, true) = (spec.labels, stage2_epochs > 0) else { return Ok(noise) };
+        let l2 = Sensitivity::of_label_gradient(1, relation).l2();
+        let gradient = zcdp_sigma(epsilon, terms.delta, l2 * (stage2_epochs as f64).sqrt())?;
+        noise.gradient = Some(gradient);
+        if let (Variant::Strict, Some(residuals), Some(bits)) = (spec.variant, spec.epsilon, noise.bits) {
+            let factor = calibrate_losses(residuals + epsilon, terms.delta, |factor| {
+                let scaled = Self { bits: Some(factor * bits), gradient: Some(factor * gradient), clip, relation };
+                let bits = vec![scaled.bit_gate()?.loss()?; spec.views];
+                let gradients = vec![scaled.gradient_gate(1)?.loss()?; stage2_epochs];
+                Ok([bits, gradients].concat())
+            })?;
+            let factor = factor.max(1.0);
+            (noise.bits, noise.gradient) = (Some(factor * bits), Some(factor * gradient));
+        }
+        Ok(noise)
     }
 
-    /// The gate of the mean over `samples` records: noise and sensitivity shrink alike, so the loss is that of one record.
+    /// The gate of residuals: clip, noise, one bit a value (thesis eq 3.6).
     ///
     /// # Errors
-    /// Noise too small for its grid.
-    pub fn gate(&self, samples: usize) -> Result<Gate<Vec<f32>>, MechanismError> {
-        let samples = samples.max(1) as f64;
-        let mechanism = DiscreteGaussian::fine(self.sigma / samples)?;
-        Gate::new(Box::new(mechanism), Some(GRADIENT_NORM / samples), self.relation)
+    /// A σ or clip out of range.
+    pub fn bit_gate(&self) -> Result<Gate<PackedBits>, MechanismError> {
+        let mechanism: Box<dyn Mechanism<Output = PackedBits>> = match self.bits {
+            Some(sigma) => Box::new(OneBit::new(sigma)?),
+            None => Box::new(InsecureSign),
+        };
+        Gate::new(mechanism, Some(self.clip), self.relation)
+    }
+
+    /// The gate of the mean gradient over `samples` records: noise and sensitivity shrink alike, so the loss is that of one record.
+    ///
+    /// # Errors
+    /// No noise, or too little for its grid.
+    pub fn gradient_gate(&self, samples: usize) -> Result<Gate<Vec<f32>>, MechanismError> {
+        let sigma = self.gradient.ok_or(MechanismError::Sigma { sigma: f64::NAN })?;
+        let sensitivity = Sensitivity::of_label_gradient(samples, self.relation);
+        let mechanism = DiscreteGaussian::fine(sigma / samples.max(1) as f64)?;
+        Ok(Gate::new(Box::new(mechanism), Some(sensitivity.l2()), self.relation)?.with_sensitivity(sensitivity))
     }
 }

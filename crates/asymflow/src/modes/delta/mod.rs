@@ -15,7 +15,7 @@ mod split;
 
 pub use cache::ReleasedCache;
 pub(super) use family::Family;
-pub use gates::GradientNoise;
+pub use gates::Noise;
 pub use mode::{Delta, DeltaParts};
 pub use section::{DeltaSection, LabelPolicy};
 pub use spec::{DeltaSpec, Feed, Labels, Variant};
