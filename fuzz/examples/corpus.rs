@@ -132,7 +132,11 @@ fn shares() {
     let ticket = Ticket { query: QueryName { session: [1; 16], number: 2 }, secret: [8; 32] };
     let model = share.program().hash();
     put("share_frames", "client", &frame(&Hello::Client { version: VERSION }, &[]));
-    put("share_frames", "peer", &frame(&Hello::Peer { version: VERSION, model, ticket: ticket.id(), set_up: true }, &[]));
+    put(
+        "share_frames",
+        "peer",
+        &frame(&Hello::Peer { version: VERSION, model, ticket: ticket.id(), set_up: true }, &[]),
+    );
     put("share_frames", "dealer", &frame(&Hello::Dealer { version: VERSION, model, queries: 3 }, &[]));
     put("share_frames", "input", &frame(&ToServer::Input { ticket }, &[]));
     put("share_frames", "proof", &frame(&FromDealer::Proof { certificate_bytes: 4 }, &[9; 8]));

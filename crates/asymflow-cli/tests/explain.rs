@@ -102,7 +102,14 @@ fn more_epochs_never_cost_less() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     std::fs::write(at.join("e.toml"), EXPERIMENT.replace("RUN", "\"delta@9\", \"asymml\"")).unwrap();
-    let noisy = ["--set", "delta.labels=noisy-gradient", "--set", "privacy.mechanism=discrete_gaussian", "--set", "privacy.sigma=5"];
+    let noisy = [
+        "--set",
+        "delta.labels=noisy-gradient",
+        "--set",
+        "privacy.mechanism=discrete_gaussian",
+        "--set",
+        "privacy.sigma=5",
+    ];
     let mut before = [0.0; 2];
     for epochs in ["1", "3", "1000", "1000000"] {
         let epochs = format!("train.epochs={epochs}");

@@ -27,7 +27,6 @@ struct Store {
     most_live: usize,
     /// Values of those that are free.
     idle: usize,
-    /// Bytes of [`Beside`].
     beside: usize,
     most_beside: usize,
 }

@@ -85,7 +85,6 @@ struct Work {
     pool: Pool,
     par: Par,
     stream: Option<WeightStream>,
-    /// By node.
     saved: Vec<Option<Saved>>,
     /// Samples of the pass that was kept last.
     kept: Option<usize>,
@@ -232,7 +231,9 @@ impl Engine {
             self.work.checks = convolver.is_repeatable();
             let again = if self.work.checks { self.pass(images, samples, pass, convolver) } else { Ok(Vec::new()) };
             self.work.checks = false;
-            self.work.kept = None;
+            if pass == Pass::Training {
+                self.work.kept = None;
+            }
             return Err(again.err().unwrap_or_else(|| error.into()));
         }
         Ok(logits)

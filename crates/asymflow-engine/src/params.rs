@@ -47,7 +47,6 @@ impl Params {
         Ok(Self::take(network, &mut weights))
     }
 
-    /// Parameters without values.
     pub(crate) fn absent(network: &Network) -> Self {
         Self::take(network, &mut Weights::default())
     }

@@ -11,6 +11,6 @@ pub use faer::{Par, dyn_stack};
 
 pub use dct::BlockDct;
 pub use decompose::{
-    Alternating, BatchShape, DecomposeError, Decomposer, ExactSvd, Gram, LowRank, RandomRange, SharedBasis, by_name,
+    Alternating, BatchShape, DecomposeError, Decomposer, ExactSvd, Gram, LowRank, RandomRange, by_name,
 };
-pub use rank::{LayerCost, RankPolicy};
+pub use rank::RankPolicy;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::accountant::{AccountantError, checked_delta};
-use crate::calibration::gdp_epsilon;
+use crate::gdp::gdp_epsilon;
 use crate::loss::Loss;
 use crate::zcdp::{gdp_with_zcdp_epsilon, zcdp_epsilon};
 

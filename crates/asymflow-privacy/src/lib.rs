@@ -9,6 +9,7 @@ mod clip;
 mod door;
 mod exact;
 mod fourier;
+mod gdp;
 mod grid;
 mod labels;
 mod loss;
@@ -21,6 +22,7 @@ mod privacy_loss;
 mod public;
 mod rdp;
 mod records;
+mod search;
 mod zcdp;
 
 pub use accountant::{Accountant, AccountantError, Event, ZcdpAccountant};

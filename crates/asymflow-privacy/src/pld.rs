@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accountant::{Accountant, AccountantError, Event, checked_delta};
-use crate::calibration::gdp_epsilon;
 use crate::fourier::{Complex, Fourier};
+use crate::gdp::gdp_epsilon;
 use crate::loss::Loss;
 use crate::privacy_loss::{Direction, LossDistribution};
 use crate::rdp::RdpAccountant;
+use crate::search::golden_minimum;
 use crate::zcdp::{gdp_with_zcdp_epsilon, zcdp_epsilon};
 
 /// Grid points that a composition is spread over, up to a factor of two.
@@ -307,26 +308,4 @@ fn epsilon_of(masses: &[f64], window: &Window, delta: f64) -> f64 {
     }
     // From here to the next grid point, or down from the lowest one, the divergence is mass − e^(ε − loss)·weighted.
     if mass > delta { (loss + ((mass - delta) / weighted).ln()).max(0.0) } else { 0.0 }
-}
-
-/// The least value of `f` found by golden section on [`low`, `high`]; every value is a valid answer to callers. Where `f`
-/// is infinite on both sides, the search goes left.
-pub(crate) fn golden_minimum(mut low: f64, mut high: f64, steps: usize, f: impl Fn(f64) -> f64) -> f64 {
-    let golden = 0.5 * (5.0_f64.sqrt() - 1.0);
-    let (mut left, mut right) = (high - golden * (high - low), low + golden * (high - low));
-    let (mut at_left, mut at_right) = (f(left), f(right));
-    let mut best = at_left.min(at_right);
-    for _ in 0..steps {
-        if at_left <= at_right {
-            (high, right, at_right) = (right, left, at_left);
-            left = high - golden * (high - low);
-            at_left = f(left);
-        } else {
-            (low, left, at_left) = (left, right, at_right);
-            right = low + golden * (high - low);
-            at_right = f(right);
-        }
-        best = best.min(at_left).min(at_right);
-    }
-    best
 }

@@ -1,7 +1,7 @@
 //! From ρ-zCDP to (ε, δ), tightly.
 
-use crate::calibration::gdp_epsilon;
-use crate::pld::golden_minimum;
+use crate::gdp::gdp_epsilon;
+use crate::search::golden_minimum;
 
 /// The least ε over all orders α > 1 of ρα + ln(1 − 1/α) − (ln δ + ln α)/(α − 1) (Canonne, Kamath and Steinke 2020),
 /// at least 0.

@@ -50,6 +50,7 @@ fn each_tap(conv: &ConvUnit, samples: usize, mut visit: impl FnMut(usize, usize,
     }
 }
 
+/// The backend that a worker is given.
 pub fn backend() -> ConvolutionBackend<Loops> {
     ConvolutionBackend { name: "loops", device: "loops (CPU)".to_owned(), convolve: Loops }
 }

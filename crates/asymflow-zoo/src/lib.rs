@@ -20,10 +20,10 @@ pub mod weight_files;
 pub mod weights;
 
 #[cfg(feature = "burn")]
-pub use burn_net::{BurnNet, BurnNetError};
+pub use burn_net::BurnNet;
 pub use data::{DataError, DataSource, Dataset, Split};
 pub use graph::Graph;
-pub use models::{ModelError, by_name};
+pub use models::by_name;
 pub use network::{Layer, Network};
 pub use ops::{
     Choice, Coefficients, Conv, Decision, Easing, Form, Gate, Grouping, Groups, Linear, Quadratic, RangePenalty,
@@ -31,7 +31,7 @@ pub use ops::{
 };
 pub use param::{Init, ParamKind, ParamSpec, rate_factors};
 pub use reference::Reference;
-pub use replace::{Replacement, ReplacementError, replace_activations};
+pub use replace::{Replacement, replace_activations};
 pub use shape::{NetworkError, Shape};
 pub use training::{Pass, SgdStep};
-pub use weights::{Misfit, WeightTensor, Weights, WeightsError};
+pub use weights::{WeightTensor, Weights, WeightsError};

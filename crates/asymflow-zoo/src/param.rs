@@ -64,7 +64,6 @@ impl Init {
         Self::Rows(vec![value])
     }
 
-    /// `len` values.
     pub(crate) fn values(&self, len: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
         match self {
             Self::Rows(row) => row.iter().copied().cycle().take(len).collect(),

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use asymflow_zoo::weight_files::{self, WeightFault};
-use asymflow_zoo::{Misfit, Weights, WeightsError, by_name};
+use asymflow_zoo::weights::Misfit;
+use asymflow_zoo::{Weights, WeightsError, by_name};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::fixtures::{formula, golden, tiny, value};

@@ -64,7 +64,7 @@ fn part(data: &Dataset) -> Value {
         hash.update((name.len() as u64).to_le_bytes());
         hash.update(name.as_bytes());
     }
-    serde_json::json!({ "images": data.len(), "sha256": crate::service::hex(&hash.finalize()) })
+    serde_json::json!({ "images": data.len(), "sha256": crate::hex::hex(&hash.finalize()) })
 }
 
 /// The first place where two values differ, and what stands there in each.

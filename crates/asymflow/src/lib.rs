@@ -3,6 +3,7 @@
 #[cfg(feature = "shares")]
 pub mod budget_study;
 pub mod checkpoint;
+mod hex;
 pub mod job;
 pub mod link;
 pub mod memory;

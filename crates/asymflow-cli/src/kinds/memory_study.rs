@@ -125,7 +125,8 @@ fn passes<'a>(e: &'a Experiment, settings: &MemorySection) -> Result<Vec<(&'a st
     for model in &e.model.names {
         for &entry in &e.entries {
             let (mode, network) = (e.mode_spec(entry, model)?, e.network(&entry.model(model))?);
-            let serving = mode.serving(&e.facts(&network, &terms, 1)).map_err(|e| CliError::usage(e.to_string(), ""))?;
+            let serving =
+                mode.serving(&e.facts(&network, &terms, 1)).map_err(|e| CliError::usage(e.to_string(), ""))?;
             let can_stream = matches!(serving, Serving::Served { can_stream: true, .. });
             passes.push((model.as_str(), entry, false, false));
             passes.extend((settings.streamed && can_stream).then_some((model.as_str(), entry, false, true)));

@@ -577,7 +577,8 @@ fn a_store_serves_the_model_that_it_was_dealt_for() {
     pair.deal("2", true);
     pair.assert_answers(&pair.images()[..1]);
     let (other, weights) = model(8);
-    std::fs::write(pair.folder.path().join("other.asymflow"), other.encode(&weights).unwrap()).unwrap();
+    std::fs::write(pair.folder.path().join("other.asymflow"), other.encode(&weights, &Registry::default()).unwrap())
+        .unwrap();
     pair.asymflow(&["client", "prepare-shares", "other.asymflow", "--weights", "shared", "--output", "other"], true);
     pair.servers = [None, None];
     let mut command = Command::new(beside("asymflow-server"));

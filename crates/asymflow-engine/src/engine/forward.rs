@@ -16,7 +16,7 @@ use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
 use crate::shared_relu::{self, SharedNode, SharedSaved};
 
 impl Work {
-    /// Forgets the pass before, and takes a buffer for a batch.
+    /// Takes a buffer for a batch. An inference between a training pass and its gradient leaves what was kept.
     pub(super) fn begin(&mut self, program: &Program, samples: usize, pass: Pass) -> Buffer {
         // An inference between a training pass and its gradient leaves what was kept.
         if pass == Pass::Training {

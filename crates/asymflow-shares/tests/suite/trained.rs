@@ -86,7 +86,7 @@ fn every_form_of_quadratic() {
                 .tensors
                 .iter_mut()
                 .filter(|(name, _)| name.contains("bn2.weight") || name.contains("bn1.weight"))
-                .for_each(|(_, tensor)| tensor.data.iter_mut().for_each(|value| *value *= 0.3));
+                .for_each(|(_, tensor)| tensor.data.iter_mut().for_each(|value| *value *= 0.25));
         }
         for policy in BOTH {
             let (_, wide) = distances::<u64>(&network, &weights, policy, 3);

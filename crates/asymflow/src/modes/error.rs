@@ -3,6 +3,10 @@
 use asymflow_engine::EngineError;
 use asymflow_privacy::{AccountantError, CalibrationError, MechanismError, ReleaseError};
 use asymflow_residual::{CollectError, OpenError, SubmitError};
+#[cfg(feature = "shares")]
+use asymflow_shares::compile::CompileError;
+#[cfg(feature = "shares")]
+use asymflow_shares::in_process::InProcessError;
 use asymflow_zoo::delta::DeltaError;
 use asymflow_zoo::{NetworkError, WeightsError};
 use thiserror::Error;
@@ -72,7 +76,7 @@ pub enum ExecError {
     /// Two servers on shares gave no answer.
     #[cfg(feature = "shares")]
     #[error(transparent)]
-    Shares(#[from] super::SharesError),
+    Shares(#[from] SharesError),
 }
 
 impl From<WeightsError> for ExecError {
@@ -234,4 +238,16 @@ impl From<OpenError> for ModeError {
     fn from(error: OpenError) -> Self {
         Self::Exec(error.into())
     }
+}
+
+/// Why two servers gave no answer.
+#[cfg(feature = "shares")]
+#[derive(Debug, Error)]
+pub enum SharesError {
+    /// The network has a layer that cannot be computed on shares.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// A value leaves its range, or the protocol, the dealer or a server failed.
+    #[error("on shares: {0}")]
+    Servers(#[from] InProcessError),
 }

@@ -1,6 +1,6 @@
 //! The modes of execution: what each says of itself ([`ModeSpec`]), and how it infers a batch and trains one step ([`Mode`]).
 //!
-//! One file or folder a mode, and one line in [`builtin`]. Nothing else in the workspace knows a mode by its name.
+//! One file or folder a mode, and one line in [`Registry::default`]. Nothing else in the workspace knows a mode by its name.
 
 mod asymml;
 mod clear;
@@ -17,8 +17,12 @@ mod shares;
 mod spec;
 mod trusted_only;
 
+use asymflow_privacy::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError};
+
 pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SplitConv, open_link};
 pub use clear::{Clear, ClearSpec};
+#[cfg(feature = "shares")]
+pub use error::SharesError;
 pub use error::{ExecError, ModeError};
 pub use guard::{GuardSpec, zcdp_sigma};
 pub use lesson::Lesson;
@@ -26,22 +30,31 @@ pub use mode::{Answering, Mode, Phase, Records, Recovered, StepReport, TrainBatc
 pub use naive_dp::{NaiveDp, NaiveDpSpec};
 pub use registry::{MakeDecomposer, MakeMechanism, NumberMechanism, Registry};
 #[cfg(feature = "shares")]
-pub use shares::{OnShares, RingBits, SharesError, SharesSpec};
+pub use shares::{OnShares, RingBits, SharesSpec};
 pub use spec::{
     Asked, Charge, Explained, Facts, Guard, Losses, Macs, ModeFamily, ModeRef, ModeSpec, Parts, PrivacyTerms, Purpose,
     Sampling, Sections, Serving, SplitPromise, composed,
 };
 pub use trusted_only::{TrustedOnly, TrustedOnlySpec};
 
-/// Every mode of this crate, in the order in which they are listed.
-fn builtin() -> Vec<Box<dyn ModeFamily>> {
-    vec![
-        Box::new(clear::Family),
-        Box::new(trusted_only::Family),
-        Box::new(asymml::Family),
-        Box::new(delta::Family),
+impl Default for Registry {
+    /// What this crate knows, its modes in the order in which they are listed.
+    fn default() -> Self {
+        let registry = Self::empty()
+            .with_mode(Box::new(clear::Family))
+            .with_mode(Box::new(trusted_only::Family))
+            .with_mode(Box::new(asymml::Family))
+            .with_mode(Box::new(delta::Family));
         #[cfg(feature = "shares")]
-        Box::new(shares::Family),
-        Box::new(naive_dp::Family),
-    ]
+        let registry = registry.with_mode(Box::new(shares::Family));
+        registry
+            .with_mode(Box::new(naive_dp::Family))
+            .with_mechanism("discrete_gaussian", |sigma| Ok(Box::new(DiscreteGaussian::fine(given(sigma)?)?)))
+            .with_mechanism("insecure_float_noise", |sigma| Ok(Box::new(InsecureFloatNoise::new(given(sigma)?)?)))
+            .with_mechanism("insecure_none", |_| Ok(Box::new(InsecureNone)))
+    }
+}
+
+fn given(sigma: Option<f64>) -> Result<f64, MechanismError> {
+    sigma.ok_or(MechanismError::Sigma { sigma: f64::NAN })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use asymflow_linalg::{Decomposer, by_name};
-use asymflow_privacy::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, Mechanism, MechanismError};
+use asymflow_privacy::{Mechanism, MechanismError};
 use asymflow_zoo::data::Split;
 
 use super::{Asked, ModeError, ModeFamily, ModeRef, ModeSpec};
@@ -37,22 +37,13 @@ pub struct Registry {
     readers: BTreeMap<String, ReadData>,
 }
 
-impl Default for Registry {
-    /// What this crate knows.
-    fn default() -> Self {
-        let (mechanisms, decomposers, readers) = Default::default();
-        Self { families: super::builtin(), mechanisms, decomposers, readers }
-            .with_mechanism("discrete_gaussian", |sigma| Ok(Box::new(DiscreteGaussian::fine(given(sigma)?)?)))
-            .with_mechanism("insecure_float_noise", |sigma| Ok(Box::new(InsecureFloatNoise::new(given(sigma)?)?)))
-            .with_mechanism("insecure_none", |_| Ok(Box::new(InsecureNone)))
-    }
-}
-
-fn given(sigma: Option<f64>) -> Result<f64, MechanismError> {
-    sigma.ok_or(MechanismError::Sigma { sigma: f64::NAN })
-}
-
 impl Registry {
+    /// Nothing is known by it; [`Registry::default`] knows what this crate has.
+    pub fn empty() -> Self {
+        let (mechanisms, decomposers, readers) = Default::default();
+        Self { families: Vec::new(), mechanisms, decomposers, readers }
+    }
+
     /// Adds a family of modes; one of the same name is replaced.
     #[must_use]
     pub fn with_mode(mut self, family: Box<dyn ModeFamily>) -> Self {

@@ -11,14 +11,14 @@ use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::Door;
 use asymflow_residual::{SgdStep, WorkerStats};
-use asymflow_shares::compile::{CompileError, FixedModel, Options, compile};
+use asymflow_shares::compile::{FixedModel, Options, compile};
 use asymflow_shares::in_process::{Answer, InProcess, InProcessError};
 use asymflow_shares::program::{Ring, WeightPolicy, Z48};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
+use super::error::SharesError;
 use super::mode::held;
 use super::{
     Asked, ExecError, Facts, Guard, Losses, Macs, Mode, ModeError, ModeFamily, ModeSpec, Parts, Purpose, Recovered,
@@ -112,17 +112,6 @@ impl ModeSpec for SharesSpec {
     fn build(&self, parts: Parts<'_>) -> Result<Box<dyn Mode>, ModeError> {
         Ok(Box::new(OnShares::new(parts.network, &held(parts.weights)?, *self, parts.par)?))
     }
-}
-
-/// Why two servers gave no answer.
-#[derive(Debug, Error)]
-pub enum SharesError {
-    /// The network has a layer that cannot be computed on shares.
-    #[error(transparent)]
-    Compile(#[from] CompileError),
-    /// A value leaves its range, or the protocol, the dealer or a server failed.
-    #[error("on shares: {0}")]
-    Servers(#[from] InProcessError),
 }
 
 /// Training in the trusted part, inference by two servers on shares.

@@ -6,11 +6,19 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Query;
 use super::ledgers::{ClientId, Malformed};
 
 /// Answers in one block of [`Answers::blocks`].
 const BLOCK_ANSWERS: usize = 64;
+
+/// An image that a client asks about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Who asks.
+    pub client: ClientId,
+    /// Channels × height × width bytes, as in a data set.
+    pub image: Vec<u8>,
+}
 
 /// A client and the digest of its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -172,7 +180,9 @@ mod tests {
         assert_eq!((remembered(&answers, 0, 9), remembered(&answers, 1, 1000)), (9, 91));
         assert!(answers.get(&asked(1, 999)).is_some(), "the latest is there");
         for image in 0..1000 {
-            (1..11).for_each(|client| drop(answers.remember(asked(client, image), &[0.0; 10])));
+            for client in 1..11 {
+                answers.remember(asked(client, image), &[0.0; 10]);
+            }
         }
         assert_eq!(remembered(&answers, 0, 9), 9);
         for client in 1..11 {
@@ -181,7 +191,9 @@ mod tests {
         assert_eq!((answers.logits.len(), answers.by_count.len(), answers.counts.len()), (100, 11, 11));
         // A single client beyond its limit loses its own, and any of them.
         let mut alone = Answers::new(100);
-        (0..1000).for_each(|image| drop(alone.remember(asked(1, image), &[])));
+        for image in 0..1000 {
+            alone.remember(asked(1, image), &[]);
+        }
         let latest = (900..1000).filter(|&image| alone.get(&asked(1, image)).is_some()).count();
         assert!((40..90).contains(&latest), "{latest} of the latest 100");
     }
@@ -189,7 +201,9 @@ mod tests {
     #[test]
     fn what_was_kept_is_recalled_up_to_the_limit() {
         let mut before = Answers::new(200);
-        (0..150).for_each(|image| drop(before.remember(asked(1, image), &[image as f32; 10])));
+        for image in 0..150 {
+            before.remember(asked(1, image), &[image as f32; 10]);
+        }
         let blocks: Vec<_> = before.blocks().map(Result::unwrap).collect();
         assert_eq!(blocks.len(), 3);
         for (limit, want) in [(200, 150), (120, 120)] {

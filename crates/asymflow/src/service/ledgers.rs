@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::promise::hex;
+use crate::hex::hex;
 
 /// The generation of clients whose tokens the operator has listed. It never closes.
 const LISTED: u64 = u64::MAX;
@@ -118,7 +118,6 @@ pub struct Malformed;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ledgers {
     spent: BTreeMap<ClientId, RecordLedger>,
-    /// Accounts by generation.
     counts: BTreeMap<u64, usize>,
     /// The generation in which accounts are opened.
     current: u64,

@@ -27,11 +27,12 @@ use crate::memory::MemoryUse;
 use crate::modes::{ExecError, Guard, Mode, ModeError, ModeSpec, Parts, Registry, Serving};
 use crate::run::RunError;
 
-pub use answers::{Answers, Asked};
+pub use crate::hex::{hex, sha256_hex};
+pub use answers::{Answers, Asked, Query};
 pub use ledgers::{AccountError, AccountLimits, ChargeError, ClientId, Ledgers, Malformed, TokensError};
 pub use model::{ModelFileError, ServedModel};
 pub use model_file::{ModelFile, ReadModel};
-pub use promise::{Promise, PromiseError, hex, sha256_hex};
+pub use promise::{Promise, PromiseError};
 
 /// Why a model cannot be served.
 #[derive(Debug, Error)]
@@ -81,15 +82,6 @@ impl Default for ServiceSettings {
         let patience = Duration::from_secs(30);
         Self { batch: 8, budget_epsilon: None, remembered: REMEMBERED, accounts: AccountLimits::default(), patience }
     }
-}
-
-/// An image that a client asks about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Query {
-    /// Who asks.
-    pub client: ClientId,
-    /// Channels × height × width bytes, as in a data set.
-    pub image: Vec<u8>,
 }
 
 /// What a client hears about one image.

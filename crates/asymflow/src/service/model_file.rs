@@ -9,7 +9,7 @@ use asymflow_zoo::{Network, WeightTensor, Weights};
 use sha2::{Digest, Sha256};
 
 use super::model::{LIMITS, ModelFileError, ServedModel};
-use super::promise::hex;
+use crate::hex::hex;
 use crate::modes::Registry;
 
 /// Bytes read at a time.

@@ -4,7 +4,6 @@ use asymflow_privacy::Relation;
 use asymflow_zoo::Shape;
 use asymflow_zoo::limits::MAX_VALUES;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{Service, ServiceSettings};
@@ -148,20 +147,6 @@ fn release(service: &Service, settings: &ServiceSettings, epsilon: f64) -> Relea
         answer_epsilon: Some(epsilon).filter(|e| e.is_finite()),
         client_epsilon: settings.budget_epsilon,
     }
-}
-
-/// SHA-256 in hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ fn every_rule_holds_in_every_mode() {
         assert_eq!(refusal(policy.clone(), &unsealed), Some(JobRefusal::Vault), "{name}");
         holds(false, "no vault", JobPolicy { require_vault: false, ..policy.clone() }, &unsealed);
         let mut study = job.clone();
-        study.task = Task::Speedup(SpeedupSpec { batch: 1, repeats: 1, decompositions: vec![], train: false, seed: 1 });
+        study.task = Task::Speedup(SpeedupSpec { batch: 1, repeats: 1, variants: vec![], train: false, seed: 1 });
         assert_eq!(refusal(policy.clone(), &study), Some(JobRefusal::Task), "{name}");
 
         // Whatever budget the job asks for, it has no more than the policy's.

@@ -58,7 +58,7 @@ fn a_run_whose_budget_is_below_one_release_sends_nothing() {
 
 /// Everything that a mode can be asked to do, whether it succeeds or not: how often it was refused.
 fn ask_for_everything(mode: &mut dyn Mode, job: &JobSpec) -> usize {
-    let data = load(&job.data).unwrap();
+    let data = load(&job.data, &Registry::default()).unwrap();
     let normalization = Normalization::of(&data.train);
     let loader = Loader::new(&data.train, &normalization, Augment::NONE, 1);
     let mut batch = asymflow_zoo::data::Batch::default();
@@ -165,7 +165,7 @@ fn a_checkpoint_of_another_run_is_refused_in_every_mode() {
     let changes: [(&str, Change); 7] = [
         ("data.test.images", |job| job.data.test = Some(15)),
         ("data.train.images", |job| job.data.train = Some(47)),
-        ("data.test.sha256", |job| job.data.seed = 2),
+        ("data.train.sha256", |job| job.data.seed = 2),
         ("privacy.delta", |job| job.terms.delta = 1e-6),
         ("privacy.budget_epsilon", |job| job.terms.budget_epsilon = Some(1e9)),
         ("schedule.learning_rate", |job| train(job).learning_rate = 0.5),
