@@ -90,7 +90,11 @@ fn protocols() {
     put("job", "stop", &frame(&ToTrusted::Stop, &[]));
     put("job", "step", &frame(&FromTrusted::Step { epoch: 1, step: 2, loss: 0.5 }, &[]));
     put("job", "checkpoint", &frame(&FromTrusted::Checkpoint { epoch: 1, step: 0 }, b"bytes"));
-    put("service", "hello", &frame(&ToService::Hello { version: 1, client: [3; 32], witness: Some(vec![5; 72]) }, &[]));
+    put(
+        "service",
+        "hello",
+        &frame(&ToService::Hello { version: 2, client: [3; 32], generation: Some(1), witness: Some(vec![5; 72]) }, &[]),
+    );
     put("service", "classify", &frame(&ToService::Classify { images: 2 }, &[9; 128]));
     let refusal = Refusal { code: RefusalCode::Budget, detail: "spent".to_owned() };
     let outcomes = vec![Outcome::Answered, Outcome::Remembered, Outcome::Refused(refusal)];

@@ -1,6 +1,7 @@
 //! Why a mode could not be set up, or not execute a batch.
 
 use asymflow_engine::EngineError;
+use asymflow_linalg::DecomposeError;
 use asymflow_privacy::{AccountantError, CalibrationError, MechanismError, ReleaseError};
 use asymflow_residual::{CollectError, OpenError, SubmitError};
 #[cfg(feature = "shares")]
@@ -35,7 +36,7 @@ pub enum ExecError {
         /// Name of the convolution.
         layer: String,
         /// Why.
-        error: asymflow_linalg::DecomposeError,
+        error: DecomposeError,
     },
     /// A release was refused; nothing left.
     #[error("layer {layer}: {error}")]
@@ -115,10 +116,11 @@ impl ExecError {
         )
     }
 
-    /// The layer where NaN or an infinity appeared, whoever saw it first: the engine, the door, the worker, or the link to it.
+    /// The layer where NaN or an infinity appeared, whoever saw it first: the engine, the decomposition, the door, the worker, or the link to it.
     pub fn non_finite_layer(&self) -> Option<&str> {
         match self {
             Self::Engine(EngineError::NonFinite { layer, .. })
+            | Self::Decompose { layer, error: DecomposeError::NonFinite { .. } }
             | Self::Release { layer, error: ReleaseError::NonFinite { .. } }
             | Self::Submit { layer, error: SubmitError::NonFinite { .. } }
             | Self::Collect { layer, error: CollectError::NonFinite { .. } } => Some(layer),
