@@ -118,10 +118,10 @@ fn blocks_of_another_context_are_not_told() {
 fn a_host_can_take_blocks_from_the_end_of_a_relaxed_log_and_none_of_a_strict_one() {
     for durability in BOTH {
         let place = Place::new();
-        append(&place, durability, 0..4);
-        let [file] = &files(&place)[..] else { panic!("one file was begun") };
+        append(&place, durability, 0..2);
+        let [file] = &files(&place)[..] else { panic!("{durability:?}: {:?}", files(&place)) };
         let good = std::fs::read(file).unwrap();
-        assert_eq!(good.len(), 5 * BLOCK_BYTES, "the first block began the file and was appended");
+        assert_eq!(good.len(), 3 * BLOCK_BYTES, "the first block began the file and was appended");
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x21;
@@ -142,7 +142,7 @@ fn a_host_can_take_blocks_from_the_end_of_a_relaxed_log_and_none_of_a_strict_one
         // What was lost stays lost, and nothing stands in the way of what comes.
         std::fs::write(file, if durability == Durability::Strict { &good } else { &good[..2 * BLOCK_BYTES] }).unwrap();
         append(&place, durability, [4]);
-        let want = if durability == Durability::Strict { vec![2, 3, 4] } else { vec![0, 4] };
+        let want = if durability == Durability::Strict { vec![0, 1, 4] } else { vec![0, 4] };
         assert_eq!(held(&place, durability).0, want);
     }
 }
