@@ -1,5 +1,4 @@
 //! What a pass takes, measured on lengths and taken with values.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use asymflow_engine::{Engine, LocalConv, softmax_cross_entropy};
 use asymflow_zoo::{Pass, Shape, Weights, by_name, replace_activations};

@@ -1,5 +1,4 @@
 //! The whole suite, in this process and behind a worker.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

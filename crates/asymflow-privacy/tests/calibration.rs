@@ -1,4 +1,5 @@
 //! Calibration: the table that shows the printed formula to be too small, inverses, monotony, and refusals.
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
     Accountant, AccountantError, CalibrationError, Event, Loss, Mechanism, MechanismError, OneBit, PldAccountant,

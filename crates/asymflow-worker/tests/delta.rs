@@ -293,12 +293,13 @@ fn a_label_that_does_not_fit_the_budget_stays() {
 
 #[test]
 fn settings_that_cannot_be_are_refused_in_words() {
-    let refuse = |change: fn(&mut DeltaSpec)| {
+    type Change = fn(&mut DeltaSpec);
+    let refuse = |change: Change| {
         let mut spec = repeatable();
         change(&mut spec);
         refused(&job(&spec)).detail
     };
-    let refusals: [(fn(&mut DeltaSpec), &str); 6] = [
+    let refusals: [(Change, &str); 6] = [
         (|s| s.shape.rank = 17, "rank 17 is out of range 1..=16"),
         (|s| s.shape.block = 5, "blocks of 5"),
         (|s| s.clip = 0.0, "l2 sensitivity must be positive"),

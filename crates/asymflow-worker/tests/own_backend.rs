@@ -1,5 +1,4 @@
 //! What `docs/how-to/add-a-backend.md` says.
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
