@@ -68,7 +68,7 @@ impl ChoiceCost {
     }
 }
 
-/// Cost of one channel of `shape`'s size with `choice`, as [`Program::cost`](crate::Program::cost) counts it, in a query of one sample.
+/// Cost of one channel of `shape`'s size with `choice`, as [`Program::cost`](crate::program::Program::cost) counts it, in a query of one sample.
 pub fn price(choice: Choice, shape: Shape, backend: Backend) -> ChoiceCost {
     let word = f64::from(backend.ring_bits / 8);
     let values = shape.pixels() as f64;

@@ -11,7 +11,7 @@ use asymflow_zoo::{
 use crate::compile::{Activation, CompileError};
 use crate::groups::Decision;
 
-/// Logits of one image (channels × height × width) in double precision, activations replaced as by [`compile`](fn@crate::compile):
+/// Logits of one image (channels × height × width) in double precision, activations replaced as by [`compile`](fn@crate::compile::compile):
 /// the zoo's reference, which shares nothing with the programs that it is compared with.
 ///
 /// # Errors

@@ -23,7 +23,7 @@ pub enum SealError {
     TooLarge {
         /// The label.
         label: String,
-        /// The limit, see [`SealedStore::with_limit`].
+        /// The limit, see [`SealedStore::with_limit`](super::SealedStore::with_limit).
         limit_bytes: u64,
     },
     /// The folder cannot be used.

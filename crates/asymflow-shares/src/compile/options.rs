@@ -76,7 +76,7 @@ pub struct Options {
     pub truncation: Truncation,
     /// Samples in one query.
     pub samples: usize,
-    /// What stands in place of the activations named here ([`activations`]).
+    /// What stands in place of the activations named here ([`activations`](super::activations)).
     pub activations: BTreeMap<String, Activation>,
 }
 

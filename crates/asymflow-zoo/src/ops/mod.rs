@@ -89,7 +89,7 @@ impl Op {
     /// Shape of one output sample given that of (every) input sample.
     ///
     /// # Errors
-    /// Channels, windows or settings that do not fit `input`, and sizes beyond [`limits`](crate::limits).
+    /// Channels, windows or settings that do not fit `input`, and sizes beyond [`limits`].
     pub fn output(&self, input: Shape) -> Result<Shape, NetworkError> {
         limits::check_shape(self.label(), input)?;
         limits::check_shape(self.label(), self.operation().output(input)?)
