@@ -25,12 +25,13 @@ const USAGE: u8 = 2;
 /// decompositions calls it from its `main`:
 ///
 /// ```no_run
-/// use asymflow::modes::Registry;
+/// use std::process::ExitCode;
 ///
-/// # fn main() -> std::process::ExitCode {
-/// let registry = Registry::default().with_decomposer("mine", || asymflow_linalg::by_name("gram").unwrap());
-/// asymflow_enclaved::main_with(&registry)
-/// # }
+/// use asymflow::modes::{ModeFamily, Registry};
+///
+/// fn program(mine: Box<dyn ModeFamily>) -> ExitCode {
+///     asymflow_enclaved::main_with(&Registry::default().with_mode(mine))
+/// }
 /// ```
 pub fn main_with(registry: &Registry) -> ExitCode {
     let command = match args::parse(lexopt::Parser::from_env()) {

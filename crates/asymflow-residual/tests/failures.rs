@@ -276,10 +276,15 @@ fn hostile_models_are_refused() {
     assert_eq!(raw_open(&worker, nested(2).as_bytes()), Some(0), "the form of the model is right");
     assert_eq!(raw_open(&worker, nested(10_000).as_bytes()), Some(2), "deep nesting");
     assert_eq!(raw_open(&worker, b"{"), Some(2));
-    let huge = r#"{"units":[{"Conv":{"input":{"channels":60000,"height":1,"width":1},"out_channels":30000,"kernel":1,"stride":1,"padding":0}}]}"#;
-    assert_eq!(raw_open(&worker, huge.as_bytes()), Some(2), "weights beyond the session's memory");
-    let impossible = huge.replace("60000", "18446744073709551615");
-    assert_eq!(raw_open(&worker, impossible.as_bytes()), Some(1));
+    let convolutions = |channels: &str, units: usize| {
+        let unit = format!(
+            r#"{{"Conv":{{"input":{{"channels":{channels},"height":1,"width":1}},"out_channels":25000,"kernel":1,"stride":1,"padding":0}}}}"#
+        );
+        raw_open(&worker, format!(r#"{{"units":[{}]}}"#, vec![unit; units].join(",")).as_bytes())
+    };
+    assert_eq!(convolutions("18446744073709551615", 1), Some(1));
+    assert_eq!(convolutions("60000", 1), Some(1), "weights beyond the limits of a network");
+    assert_eq!(convolutions("20000", 3), Some(2), "weights beyond the session's memory");
     assert_eq!(raw_open(&worker, &vec![b' '; 2 << 20]), None, "a model of 2 MiB");
     works(opened(config(&worker)).unwrap().as_mut());
 }
