@@ -108,7 +108,7 @@ fn protocols() {
 /// The worker's messages, which its crate keeps to itself, in their order.
 #[derive(Serialize)]
 enum Welcome {
-    Ready { device: &'static str },
+    Ready { device: &'static str, modelled: bool },
     Missing { what: &'static str, fix: &'static str },
 }
 
@@ -158,7 +158,7 @@ fn shares() {
 fn worker() {
     let done = |values, precision| Response::Done { busy_seconds: 0.1, values, precision };
     let session = [
-        frame(&Welcome::Ready { device: "cpu" }, &[]),
+        frame(&Welcome::Ready { device: "cpu", modelled: false }, &[]),
         frame(&Opened::Ready, &[]),
         frame(&done(0, Precision::F32), &[]),
         frame(&done(4, Precision::F16), &[0; 8]),

@@ -128,7 +128,7 @@ fn worker(mode: &dyn ModeSpec, args: &ServeArgs) -> Result<Option<Arc<dyn Residu
         timeout_seconds: WORKER_SECONDS,
         patience_seconds: WORKER_SECONDS,
     };
-    Ok(Some(worker_client(&worker, mode.precision())?))
+    Ok(Some(worker_client(&worker, mode.precision(), false)?))
 }
 
 fn threads(asked: usize) -> usize {

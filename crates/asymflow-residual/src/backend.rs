@@ -129,6 +129,14 @@ pub enum OpenError {
         /// How to get it.
         fix: String,
     },
+    /// The worker computes nothing, and its answers would be taken for results.
+    #[error("worker {address} computes nothing: {device}; only experiments of speed take such a worker")]
+    Modelled {
+        /// The worker.
+        address: String,
+        /// Its device, in words.
+        device: String,
+    },
     /// The model is not executable.
     #[error("unit {unit}: {reason}")]
     Model {
@@ -283,6 +291,11 @@ pub trait ResidualBackend: Send + Sync + Debug {
     /// # Errors
     /// The backend is missing or unreachable, or a unit is not executable.
     fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError>;
+
+    /// Whether its answers are no results, and only how long they take is meant.
+    fn is_modelled(&self) -> bool {
+        false
+    }
 }
 
 /// Submits released data and collects results, so that trusted work overlaps.

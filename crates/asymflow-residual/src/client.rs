@@ -100,6 +100,8 @@ pub struct WorkerConfig {
     pub connect_timeout: Duration,
     /// Longest wait for the opening of a session, and for one answer from the first byte of its request on.
     pub answer_timeout: Duration,
+    /// Whether answers that are no results are taken, for measurements of time. They never leave the trusted part as results.
+    pub takes_modelled: bool,
     /// Sees what is sent, on the connection and through the ring. A body in the ring is seen as a frame of its own,
     /// before the frame that announces it; its header is the slot, the sequence and the length.
     pub tap: Option<Tap>,
@@ -118,6 +120,7 @@ impl WorkerConfig {
             answers: Precision::F32,
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(300),
+            takes_modelled: false,
             tap: None,
             notify: None,
         }
@@ -154,7 +157,10 @@ impl WorkerClient {
         connection.send(&hello, &[]).map_err(|e| self.opening(&e))?;
         let welcome: Frame<Welcome> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
         match welcome.header {
-            Welcome::Ready { device } => Ok((connection, handle, text(&device))),
+            Welcome::Ready { device, modelled } if modelled && !self.config.takes_modelled => {
+                Err(OpenError::Modelled { address: self.config.address.clone(), device: text(&device) })
+            }
+            Welcome::Ready { device, .. } => Ok((connection, handle, text(&device))),
             Welcome::Missing { what, fix } => Err(OpenError::Missing { what: text(&what), fix: text(&fix) }),
             Welcome::Token => Err(OpenError::Token { address: self.config.address.clone() }),
             Welcome::Version { expected } => {

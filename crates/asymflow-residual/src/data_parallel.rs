@@ -61,6 +61,10 @@ impl ResidualBackend for DataParallel {
         let kept = vec![None; sizes.len()];
         Ok(Box::new(ParallelSession { sessions, sizes, kept, next: 0, pending: BTreeMap::new() }))
     }
+
+    fn is_modelled(&self) -> bool {
+        self.backends.iter().any(|backend| backend.is_modelled())
+    }
 }
 
 /// A submission's part in each session that got samples.

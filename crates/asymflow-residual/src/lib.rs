@@ -14,6 +14,8 @@ mod client;
 pub mod conformance;
 mod connection;
 mod data_parallel;
+#[cfg(feature = "serve")]
+mod modelled;
 mod protocol;
 mod received;
 mod ring;
@@ -33,6 +35,8 @@ pub use backend::{
 pub use burn_backend::{BurnBackend, DeviceChoice, DeviceChoiceError};
 pub use client::{Notify, Protection, Tap, Transport, WorkerClient, WorkerConfig};
 pub use data_parallel::DataParallel;
+#[cfg(feature = "serve")]
+pub use modelled::{ModelledBackend, ModelledBackendError};
 pub use protocol::{PROTOCOL_VERSION, Token};
 pub use ring::{RingLayout, RingLayoutError, RingName, RingNameError};
 #[cfg(feature = "serve")]

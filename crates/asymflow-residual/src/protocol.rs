@@ -19,7 +19,7 @@ use crate::backend::{Pass, SgdStep, Wanted};
 use crate::ring::{Offer, RingLayout};
 
 /// Version of the messages; the other side must speak the same.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Longest text taken from the other side.
 const MAX_TEXT: usize = 400;
@@ -62,10 +62,19 @@ pub(crate) struct Hello {
 /// The worker's answer to [`Hello`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Welcome {
-    Ready { device: String },
-    Missing { what: String, fix: String },
+    /// `modelled` where answers are no results.
+    Ready {
+        device: String,
+        modelled: bool,
+    },
+    Missing {
+        what: String,
+        fix: String,
+    },
     Token,
-    Version { expected: u16 },
+    Version {
+        expected: u16,
+    },
 }
 
 /// Opens the session; the body is the model as JSON.

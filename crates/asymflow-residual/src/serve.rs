@@ -263,7 +263,9 @@ fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), ExchangeEr
         Welcome::Version { expected: PROTOCOL_VERSION }
     } else {
         match shared.backend.probe() {
-            Availability::Ready { device } => Welcome::Ready { device: text(&device) },
+            Availability::Ready { device } => {
+                Welcome::Ready { device: text(&device), modelled: shared.backend.is_modelled() }
+            }
             Availability::Missing { what, fix } => Welcome::Missing { what: text(&what), fix: text(&fix) },
         }
     };

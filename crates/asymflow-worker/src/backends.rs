@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use asymflow_native::NativeBackend;
-use asymflow_residual::ResidualBackend;
+use asymflow_residual::{ModelledBackend, ResidualBackend};
 use thiserror::Error;
 
 type Make = Box<dyn Fn(&str) -> Result<Arc<dyn ResidualBackend>, String> + Send + Sync>;
@@ -40,7 +40,8 @@ pub enum UnknownDevice {
 }
 
 impl Backends {
-    /// Those of this workspace: `flex` and its kin where burn is built in (feature `burn`), and `native`.
+    /// Those of this workspace: `flex` and its kin where burn is built in (feature `burn`), `native`, and two for measurements of time:
+    /// `null` answers zeros at once, `model:TFLOPS:GB/s:µs` when such a card would have answered.
     pub fn standard() -> Self {
         let backends = Self(Vec::new());
         #[cfg(feature = "burn")]
@@ -51,10 +52,16 @@ impl Backends {
                 Ok(Arc::new(asymflow_residual::BurnBackend::new(choice)))
             })
         });
-        backends.with("native", |which| match which {
-            "" => Ok(Arc::new(NativeBackend::default())),
-            _ => Err("there is one native device".to_owned()),
-        })
+        let one = |which: &str, what: &str| {
+            if which.is_empty() { Ok(()) } else { Err(format!("there is one {what} device")) }
+        };
+        backends
+            .with("native", move |which| one(which, "native").map(|()| Arc::new(NativeBackend::default()) as Arc<_>))
+            .with("null", move |which| one(which, "null").map(|()| Arc::new(ModelledBackend::NULL) as Arc<_>))
+            .with("model", |card| match card.parse::<ModelledBackend>() {
+                Ok(card) => Ok(Arc::new(card)),
+                Err(error) => Err(error.to_string()),
+            })
     }
 
     /// One more backend. `make` is given what stands behind the name and a colon, or nothing, and says in words why there is no
@@ -111,6 +118,9 @@ mod tests {
         let told = |device: &str| backends.make(device).unwrap_err().to_string();
         assert_eq!(told("own:2"), "device \"own:2\": no 2");
         assert_eq!(told("native:0"), "device \"native:0\": there is one native device");
+        assert_eq!(backends.make("model:11.2:12:20").unwrap().name(), "model");
+        assert!(backends.make("null").unwrap().is_modelled());
+        assert!(told("model:fast").starts_with("device \"model:fast\": \"fast\" is no card"), "{}", told("model:fast"));
         assert!(told("abacus").starts_with("unknown device \"abacus\", expected one of "), "{}", told("abacus"));
         #[cfg(feature = "burn")]
         {

@@ -33,7 +33,8 @@ struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
-    /// Device by its name, what tells it from others of its kind after a colon: native, flex, wgpu:0, remote:KEY@IP:PORT, …;
+    /// Device by its name, what tells it from others of its kind after a colon: native, flex, wgpu:0, remote:KEY@IP:PORT, …; for
+    /// measurements of time null or model:TFLOPS:GB/s:µs, which answer zeros;
     /// devices separated by commas share each batch; without it, the first that the program knows
     #[arg(long, visible_alias = "devices", value_delimiter = ',')]
     device: Vec<String>,

@@ -72,6 +72,25 @@ fn plaintext_has_no_fingerprint_and_warns() {
     assert_eq!(ready.child.wait().unwrap().code(), Some(0));
 }
 
+/// Its answers are never taken for results where nobody asked for times alone.
+#[test]
+fn a_worker_that_computes_nothing_is_refused_unless_it_is_asked_for() {
+    for (name, told) in
+        [("null", "null (answers zeros"), ("model:11.2:12:20", "modelled card of 11.2 TFLOPS, 12 GB/s, 20 µs")]
+    {
+        let ready = start(&["--exit-with-parent", "--device", name]);
+        let refused = client(&ready, "secret").open(&model()).map(drop).unwrap_err();
+        let OpenError::Modelled { device, .. } = &refused else { unreachable!("{refused}") };
+        assert!(device.starts_with(told), "{device}");
+        let protection = Protection::Pinned(ready.line["fingerprint"].as_str().unwrap().parse().unwrap());
+        let mut config = WorkerConfig::new(ready.line["listening"].as_str().unwrap(), Token::new("secret"), protection);
+        config.takes_modelled = true;
+        let mut session = WorkerClient::new(config).open(&model()).unwrap();
+        session.set_weights(UnitId(0), &[2.0]).unwrap();
+        assert_eq!(session.weights(UnitId(0)).unwrap(), [0.0]);
+    }
+}
+
 fn refused(mut command: Command, code: i32) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(code));

@@ -45,9 +45,12 @@ impl Link {
                     self.reopened += 1;
                     return Ok(());
                 }
-                Err(error @ (OpenError::Token { .. } | OpenError::Certificate { .. } | OpenError::Model { .. })) => {
-                    return Err(error);
-                }
+                Err(
+                    error @ (OpenError::Token { .. }
+                    | OpenError::Certificate { .. }
+                    | OpenError::Modelled { .. }
+                    | OpenError::Model { .. }),
+                ) => return Err(error),
                 Err(error) if start.elapsed() > patience => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::checkpoint::Checkpoint;
 use crate::job::{
-    Body, Failure, FailureCode, FromTrusted, JobSpec, Notice, ToTrusted, VaultSpec, WorkerSpec, WorkerTransport,
+    Body, Failure, FailureCode, FromTrusted, JobSpec, Notice, Task, ToTrusted, VaultSpec, WorkerSpec, WorkerTransport,
 };
 use crate::modes::Registry;
 use crate::run::run;
@@ -188,14 +188,19 @@ pub fn open_worker(job: &JobSpec, precision: Precision) -> Result<Arc<dyn Residu
             fix: "name one in the worker section".to_owned(),
         });
     };
-    worker_client(worker, precision)
+    let takes_modelled = matches!(job.task, Task::Speedup(_));
+    worker_client(worker, precision, takes_modelled)
 }
 
-/// A client for a worker, which answers in `precision`.
+/// A client for a worker, which answers in `precision`; one that computes nothing is taken where only times are measured.
 ///
 /// # Errors
 /// A fingerprint that is none, or none where the connection is not in plaintext.
-pub fn worker_client(worker: &WorkerSpec, precision: Precision) -> Result<Arc<dyn ResidualBackend>, OpenError> {
+pub fn worker_client(
+    worker: &WorkerSpec,
+    precision: Precision,
+    takes_modelled: bool,
+) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     let WorkerSpec { address, fingerprint, token, insecure_plaintext, transport, timeout_seconds, .. } = worker;
     let unreachable = |reason: String| OpenError::Unreachable { address: address.clone(), reason };
     let protection = match (fingerprint, insecure_plaintext) {
@@ -208,6 +213,7 @@ pub fn worker_client(worker: &WorkerSpec, precision: Precision) -> Result<Arc<dy
     };
     let mut config = WorkerConfig::new(address.clone(), Token::new(token.as_bytes()), protection);
     config.answers = precision;
+    config.takes_modelled = takes_modelled;
     config.transport = match transport {
         WorkerTransport::Tcp => Transport::Tcp,
         WorkerTransport::Shm => Transport::SharedMemory(RingLayout::default()),
