@@ -137,7 +137,7 @@ impl RankPolicy {
             Self::Energy { share } | Self::Cost { share } if !(share > 0.0 && share <= 1.0) => {
                 Err(RankError::Share { share })
             }
-            _ => Ok(()),
+            Self::Fixed { .. } | Self::Doubling { .. } | Self::Energy { .. } | Self::Cost { .. } => Ok(()),
         }
     }
 

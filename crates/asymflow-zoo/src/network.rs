@@ -129,10 +129,8 @@ impl Layer {
 
     /// Layers that it is of, itself included.
     fn count(&self) -> usize {
-        match self {
-            Self::Residual { main, shortcut } => 1 + main.iter().chain(shortcut).map(Self::count).sum::<usize>(),
-            _ => 1,
-        }
+        let Self::Residual { main, shortcut } = self else { return 1 };
+        1 + main.iter().chain(shortcut).map(Self::count).sum::<usize>()
     }
 }
 

@@ -162,7 +162,7 @@ pub fn map_activations(network: &Network, make: &dyn Fn(String, Shape) -> Layer)
 
 /// One walk through a network that changes its layers.
 struct Walk<'a> {
-    /// What quadratics become.
+    /// The form that quadratics get; theirs stays without one.
     form: Option<Form>,
     /// Whether maximum pooling becomes average pooling.
     averages: bool,

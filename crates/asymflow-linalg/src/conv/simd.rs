@@ -155,7 +155,7 @@ unsafe fn run_avx2<K: Kernel>(kernel: &K) {
     unsafe { kernel.run::<Avx2>() }
 }
 
-/// AVX-512: one register.
+/// Sixteen lanes in one register.
 #[cfg(target_arch = "x86_64")]
 pub(super) struct Avx512;
 
@@ -296,7 +296,6 @@ impl Simd for Avx2 {
     }
 }
 
-/// Plain arrays.
 pub(super) struct Portable;
 
 impl Simd for Portable {

@@ -67,7 +67,7 @@ impl Transform<6, 6> for Input {
     }
 }
 
-/// Aᵀ, of products.
+/// Aᵀ, which makes four outputs of six products.
 pub(super) struct Output;
 
 impl Transform<6, 4> for Output {
@@ -87,7 +87,7 @@ impl Transform<6, 4> for Output {
     }
 }
 
-/// G, of kernels.
+/// G, which makes six points of a kernel's three.
 pub(super) struct Weight;
 
 impl Transform<3, 6> for Weight {

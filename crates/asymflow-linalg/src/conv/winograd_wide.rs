@@ -57,7 +57,7 @@ impl Wide {
         self.weight.len() + self.output.len() + self.staging
     }
 
-    /// Values of scratch.
+    /// f32 values of scratch that a pass needs.
     pub(super) const fn len(&self) -> usize {
         self.input.len() + self.threads * self.thread_len()
     }

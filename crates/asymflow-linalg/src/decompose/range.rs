@@ -35,9 +35,9 @@ struct Sizes {
     channels: usize,
     pixels: usize,
     rank: usize,
-    /// Columns iterated.
+    /// Columns of the range that is iterated: the rank and the oversampling.
     block: usize,
-    /// Columns stored.
+    /// `block`, rounded up to whole lanes.
     width: usize,
 }
 

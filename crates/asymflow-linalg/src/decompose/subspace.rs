@@ -138,7 +138,6 @@ impl Plan {
     }
 }
 
-/// Scratch of [`eigen`].
 pub(super) fn eigen_scratch(n: usize) -> StackReq {
     StackReq::all_of(&[
         temp_mat_scratch::<f32>(n, n),

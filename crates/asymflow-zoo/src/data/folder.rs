@@ -1,10 +1,9 @@
-//! Image folders, `train/<class>/…` and `test/<class>/…`, and the resizing of images.
+//! Image folders, `train/<class>/…` and `test/<class>/…`, and single images.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::imageops::{self, FilterType};
-use image::{GrayImage, ImageReader, Limits};
+use image::{ImageReader, Limits};
 use rayon::prelude::*;
 
 use crate::data::{DataError, Dataset, Filter, MAX_SIDE, Resize, Split, files};
@@ -146,27 +145,4 @@ pub fn write_png(path: &Path, pixels: &[u8], shape: Shape) -> Result<(), DataErr
     let colour = if shape.channels == 3 { image::ExtendedColorType::Rgb8 } else { image::ExtendedColorType::L8 };
     image::save_buffer_with_format(path, &interleaved, width, height, colour, image::ImageFormat::Png)
         .map_err(|error| failed(error.to_string()))
-}
-
-impl Resize {
-    /// Shape of an image of shape `from` afterwards.
-    pub(super) fn shape(self, from: Shape) -> Shape {
-        Shape::new(from.channels, self.height, self.width)
-    }
-
-    /// The planes of shape `from`, each resized.
-    pub(super) fn apply(self, planes: &[u8], from: Shape) -> Vec<u8> {
-        if self.shape(from) == from {
-            return planes.to_vec();
-        }
-        let filter = match self.filter {
-            Filter::Nearest => FilterType::Nearest,
-            Filter::Bilinear => FilterType::Triangle,
-        };
-        let resize = |plane: &[u8]| {
-            let image = GrayImage::from_raw(from.width as u32, from.height as u32, plane.to_vec())?;
-            Some(imageops::resize(&image, self.width as u32, self.height as u32, filter).into_raw())
-        };
-        planes.chunks_exact(from.pixels()).filter_map(resize).flatten().collect()
-    }
 }

@@ -49,13 +49,11 @@ impl<'a> Pickle<'a> {
             let result = reader.step().map_err(|what| PickleError { offset, what })?;
             if let Some(value) = result {
                 let mut objects = reader.objects;
-                let root = match value {
-                    Value::Object(id) => match objects.get_mut(id) {
-                        Some(Object::Dict(items)) => std::mem::take(items),
-                        _ => return Err(PickleError { offset, what: "the outermost value is no dictionary" }),
-                    },
-                    _ => return Err(PickleError { offset, what: "the outermost value is no dictionary" }),
+                let outermost = if let Value::Object(id) = value { objects.get_mut(id) } else { None };
+                let Some(Object::Dict(items)) = outermost else {
+                    return Err(PickleError { offset, what: "the outermost value is no dictionary" });
                 };
+                let root = std::mem::take(items);
                 return Ok(Self { objects, root });
             }
         }
@@ -67,13 +65,8 @@ impl<'a> Pickle<'a> {
     }
 
     fn sequence(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
-        match value {
-            Value::Object(id) => match self.objects.get(id)? {
-                Object::Sequence(items) => Some(items),
-                _ => None,
-            },
-            _ => None,
-        }
+        let Value::Object(id) = value else { return None };
+        if let Object::Sequence(items) = self.objects.get(id)? { Some(items) } else { None }
     }
 
     /// The list of integers under `key`.
@@ -85,11 +78,8 @@ impl<'a> Pickle<'a> {
     /// The list of strings under `key`.
     pub fn strings(&self, key: &str) -> Option<Vec<String>> {
         let items = self.sequence(self.get(key)?)?;
-        let string = |item: &Value<'a>| match item {
-            Value::Bytes(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-            _ => None,
-        };
-        items.iter().map(string).collect()
+        let string = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        items.iter().map(|item| if let Value::Bytes(bytes) = item { Some(string(bytes)) } else { None }).collect()
     }
 
     /// Rows, columns and bytes of the row-major two-dimensional numpy array of bytes under `key`.
@@ -190,10 +180,10 @@ impl<'a> Reader<'a> {
             }
             b'b' => {
                 let state = self.pop()?;
-                match self.top()? {
-                    Object::Instance(old) => *old = state,
-                    _ => return Err("state set on something that is no instance"),
-                }
+                let Object::Instance(old) = self.top()? else {
+                    return Err("state set on something that is no instance");
+                };
+                *old = state;
             }
             _ => return Err("unknown opcode"),
         }
@@ -290,26 +280,21 @@ impl<'a> Reader<'a> {
     }
 
     fn top(&mut self) -> Step<&mut Object<'a>> {
-        match self.stack.last() {
-            Some(Value::Object(id)) => self.objects.get_mut(*id).ok_or("no object"),
-            _ => Err("no object on the stack"),
-        }
+        let Some(Value::Object(id)) = self.stack.last() else { return Err("no object on the stack") };
+        self.objects.get_mut(*id).ok_or("no object")
     }
 
     fn append(&mut self, items: Vec<Value<'a>>) -> Step<()> {
-        match self.top()? {
-            Object::Sequence(list) => list.extend(items),
-            _ => return Err("append to something that is no list"),
-        }
+        let Object::Sequence(list) = self.top()? else { return Err("append to something that is no list") };
+        list.extend(items);
         Ok(())
     }
 
     fn set_items(&mut self, items: &[Value<'a>]) -> Step<()> {
-        let (pairs, rest) = items.as_chunks::<2>();
-        match self.top()? {
-            Object::Dict(dict) if rest.is_empty() => dict.extend(pairs.iter().map(|&[key, value]| (key, value))),
-            _ => return Err("items that make no dictionary"),
-        }
+        let (Object::Dict(dict), (pairs, [])) = (self.top()?, items.as_chunks::<2>()) else {
+            return Err("items that make no dictionary");
+        };
+        dict.extend(pairs.iter().map(|&[key, value]| (key, value)));
         Ok(())
     }
 }
