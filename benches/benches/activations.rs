@@ -6,8 +6,14 @@
 use std::time::Instant;
 
 use asymflow::modes::{Mode, TrainBatch, TrustedOnly};
-use asymflow_engine::{Engine, LocalConv};
-use asymflow_zoo::{Easing, Layer, Network, Pass, SgdStep, Shape, Weights, by_name, replace_activations};
+use asymflow_engine::{Engine, local::LocalConv};
+use asymflow_zoo::{
+    Network, Weights, by_name,
+    models::replace::replace_activations,
+    network::{Layer, Shape},
+    ops::Easing,
+    weights::{Pass, SgdStep},
+};
 use faer::Par;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -15,7 +15,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use asymflow_linalg::decompose::NAMES;
-use asymflow_linalg::{BatchShape, Decomposer, LowRank, by_name};
+use asymflow_linalg::{
+    Decomposer, LowRank,
+    decompose::{BatchShape, by_name},
+};
 use criterion::Criterion;
 use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack};

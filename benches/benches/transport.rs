@@ -12,15 +12,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, ReleaseError, Released,
-    Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, ReleaseError, Source},
+    mechanisms::InsecureNone,
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 use asymflow_residual::{
-    Availability, Batch, CollectError, ConvUnit, Notify, OpenError, Pass, Protection, ResidualBackend, ResidualModel,
-    ResidualSession, ResidualTraining, RingLayout, ServeConfig, ServeLimits, SgdStep, SubmitError, Ticket, Token,
-    Transport, Unit, UnitId, Wanted, Worker, WorkerClient, WorkerConfig, WorkerStats,
+    ResidualBackend,
+    backend::{
+        Availability, Batch, CollectError, ConvUnit, OpenError, Pass, ResidualModel, ResidualSession, ResidualTraining,
+        SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
+    },
+    client::RingLayout,
+    client::{Notify, Protection, Token, Transport, WorkerClient, WorkerConfig},
+    serve::{ServeConfig, ServeLimits, Worker},
 };
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 use criterion::{BatchSize, Criterion};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -9,8 +9,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use asymflow::modes::{Clear, Mode, TrainBatch, TrustedOnly};
-use asymflow_privacy::RecordAccountant;
-use asymflow_residual::{BurnBackend, DeviceChoice, SgdStep};
+use asymflow_privacy::records::RecordAccountant;
+use asymflow_residual::{
+    backend::SgdStep,
+    burn_backend::{BurnBackend, DeviceChoice},
+};
 use asymflow_zoo::{Weights, by_name};
 use faer::{Accum, Mat, Par};
 
@@ -99,7 +102,7 @@ fn main() -> Result<(), Failure> {
         let network = by_name(name, 10, None)?;
         let weights = Weights::init(&network, 1);
         let images: Vec<f32> = (0..samples * network.input.len()).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
-        let macs = asymflow_zoo::cost::total_cost(&network)?.macs as f64 * samples as f64;
+        let macs = asymflow_zoo::graph::cost::total_cost(&network)?.macs as f64 * samples as f64;
         let torch = torch(name, samples).unwrap_or_default();
         let ours = measure(&mut TrustedOnly::new(network.clone(), &weights, Par::rayon(THREADS))?, &images, samples)?;
         let backend = Arc::new(BurnBackend::new(DeviceChoice::Flex));

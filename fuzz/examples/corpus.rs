@@ -21,8 +21,8 @@ use asymflow::service::protocol::{FromService, Outcome, Refusal, RefusalCode, To
 use asymflow::service::{AccountLimits, ClientId, Ledgers, Promise, ServedModel, Service, ServiceSettings};
 use asymflow_enclave::attest::{Claims, Evidence};
 use asymflow_fuzz::{attestation_files, sealed_files, share_files, small_network};
-use asymflow_privacy::{Loss, Precision, RecordLedger, Relation};
-use asymflow_residual::{ConvUnit, ResidualModel, Unit};
+use asymflow_privacy::{Loss, accountants::Relation, payload::Precision, records::RecordLedger};
+use asymflow_residual::backend::{ConvUnit, ResidualModel, Unit};
 use asymflow_shares::compile::WeightShare;
 use asymflow_shares::net::{
     self as shares_net, FromDealer, FromServer, Hello, ModelInfo, QueryName, Ticket, ToServer, VERSION,
@@ -30,8 +30,11 @@ use asymflow_shares::net::{
 use asymflow_shares::program::Server;
 use asymflow_wire::{PREFIX_BYTES, write_frame};
 use asymflow_zoo::data::Normalization;
-use asymflow_zoo::delta::DeltaShape;
-use asymflow_zoo::{Layer, Network, Shape, Weights, by_name};
+use asymflow_zoo::models::delta::DeltaShape;
+use asymflow_zoo::{
+    Network, Weights, by_name,
+    network::{Layer, Shape},
+};
 use faer::Par;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
@@ -290,7 +293,7 @@ fn models() {
     }
     let network = small_network();
     let weights = Weights::init(network, 1);
-    put("weights", "small", &asymflow_zoo::weight_files::encode(network, &weights).unwrap());
+    put("weights", "small", &asymflow_zoo::weights::files::encode(network, &weights).unwrap());
     let mut spent = RecordLedger::default();
     spent.add(Loss::Pure { epsilon: 0.5 });
     let checkpoint = Checkpoint {

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use asymflow_zoo::data::{load, read_image};
-use asymflow_zoo::{DataSource, Shape};
+use asymflow_zoo::{data::DataSource, network::Shape};
 use tempfile::TempDir;
 
 /// Two images of 2×3 pixels, and their labels.

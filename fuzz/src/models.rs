@@ -10,9 +10,12 @@ use asymflow::service::{
     AccountLimits, ClientId, Ledgers, Promise, Query, ServedModel, Service, ServiceSettings, sha256_hex,
 };
 use asymflow_wire::decode_header;
-use asymflow_zoo::cost::total_cost;
+use asymflow_zoo::graph::cost::total_cost;
 use asymflow_zoo::{
-    Choice, Conv, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Shape, SharedRelu, weight_files,
+    Network,
+    network::{Layer, Shape},
+    ops::{Choice, Conv, Decision, Form, Grouping, Linear, Quadratic, SharedRelu},
+    weights::files,
 };
 use faer::Par;
 
@@ -131,7 +134,7 @@ pub fn released_cache(input: &[u8]) {
 
 /// Weights as safetensors.
 pub fn weights(input: &[u8]) {
-    if let Ok(weights) = weight_files::decode(&NETWORK, input) {
+    if let Ok(weights) = files::decode(&NETWORK, input) {
         assert!(weights.validate(&NETWORK).is_ok());
     }
 }

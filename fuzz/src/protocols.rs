@@ -12,14 +12,20 @@ use asymflow::modes::Registry;
 use asymflow::serve::open_worker;
 use asymflow::service::protocol::{FromService, ToService};
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, PackedBits, Payload, Precision, Private, RecordAccountant, Relation, Released,
-    Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{PackedBits, Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 use asymflow_residual::{
-    ConvUnit, Pass, Protection, ResidualBackend, ResidualModel, Token, Unit, UnitId, Wanted, WorkerClient, WorkerConfig,
+    ResidualBackend,
+    backend::{ConvUnit, Pass, ResidualModel, Unit, UnitId, Wanted},
+    client::{Protection, Token, WorkerClient, WorkerConfig},
 };
 use asymflow_wire::{Limits, Prefix, decode_header, read_frame};
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -12,7 +12,11 @@ use asymflow_shares::program::{Program, Server, WeightPolicy};
 use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
 use asymflow_shares::server::{Message, Party, PartyModel, Progress};
 use asymflow_wire::{decode_header, read_frame};
-use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights};
+use asymflow_zoo::{
+    Network, Weights,
+    network::{Layer, Shape},
+    ops::{Conv, Linear},
+};
 
 /// A first frame of a caller, of client, dealer or server, or the header of one, or a program.
 pub fn share_frames(input: &[u8]) {
@@ -88,10 +92,10 @@ static SETUP: LazyLock<Setup> = LazyLock::new(|| {
 fn network() -> Network {
     let conv =
         Conv { name: "conv".to_owned(), in_channels: 1, out_channels: 2, kernel: 3, stride: 1, padding: 1, bias: true };
-    let quadratic = asymflow_zoo::Quadratic {
+    let quadratic = asymflow_zoo::ops::Quadratic {
         name: "square".to_owned(),
         channels: 3,
-        form: asymflow_zoo::Form::Kervolution { c: 1.0 },
+        form: asymflow_zoo::ops::Form::Kervolution { c: 1.0 },
     };
     let linear = |name: &str, in_features, out_features| {
         Layer::Linear(Linear { name: name.to_owned(), in_features, out_features })

@@ -8,7 +8,12 @@ use std::process::ExitCode;
 use asymflow_cli::experiment::{Experiment, Limit};
 use asymflow_cli::plot::{Line, Plot};
 use asymflow_cli::{CliError, Ended, ExperimentKind, Extensions, Run, Verdict, markdown};
-use asymflow_zoo::{Layer, Linear, Network, Shape, cost};
+use asymflow_zoo::{
+    Network,
+    graph::cost,
+    network::{Layer, Shape},
+    ops::Linear,
+};
 use serde::{Deserialize, Serialize};
 
 /// `[parameters]`

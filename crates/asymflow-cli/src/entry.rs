@@ -3,7 +3,7 @@
 use std::fmt;
 
 use asymflow::modes::Registry;
-use asymflow_zoo::Replacement;
+use asymflow_zoo::models::replace::Replacement;
 
 /// An entry of `mode.run`: the name of a mode; where the mode takes one, `@` and an ε of its own, `inf` for none; and `+ACTIVATION`,
 /// twice at most, where the network is to have another activation or pooling than its own:

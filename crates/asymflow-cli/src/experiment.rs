@@ -8,7 +8,10 @@ use asymflow::job::{DataSpec, TrainSpec};
 use asymflow::modes::delta::DeltaSection;
 use asymflow::modes::{Asked, Facts, ModeSpec, PrivacyTerms, Purpose, Registry, Sampling, Sections};
 use asymflow_zoo::data::Split;
-use asymflow_zoo::{Network, Replacement, by_name, replace_activations};
+use asymflow_zoo::{
+    Network, by_name,
+    models::replace::{Replacement, replace_activations},
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use asymflow::modes::{Charge, Losses, ModeError, composed};
-use asymflow_privacy::{Accountant, Event, PldAccountant, RdpAccountant, Relation, ZcdpAccountant};
+use asymflow_privacy::accountants::{Accountant, Event, PldAccountant, RdpAccountant, Relation, ZcdpAccountant};
 
 use crate::error::CliError;
 use crate::experiment::Experiment;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use asymflow::modes::Registry;
-use asymflow_zoo::{Network, Shape};
+use asymflow_zoo::{Network, network::Shape};
 
 use crate::error::CliError;
 use crate::experiment::{KindFacts, Networks, Registered};
@@ -15,7 +15,7 @@ use crate::kinds;
 ///
 /// ```
 /// use asymflow_cli::Extensions;
-/// use asymflow_zoo::{Layer, Linear, Network, Shape};
+/// use asymflow_zoo::{Network, network::{Layer, Shape}, ops::Linear};
 ///
 /// let linear = |classes: usize, input: Option<Shape>| {
 ///     let input = input.unwrap_or(Shape::new(3, 32, 32));

@@ -10,7 +10,7 @@ use asymflow::job::{Body, JobReport, JobSpec, Task, WorkerSpec};
 use asymflow::modes::ModeRef;
 use asymflow_enclave::Assurance;
 use asymflow_enclave::runtime::TrustedRuntime;
-use asymflow_zoo::{Network, Weights, weight_files};
+use asymflow_zoo::{Network, Weights, weights::files};
 
 use crate::entry::Entry;
 use crate::error::CliError;
@@ -127,7 +127,7 @@ impl Run {
         let Some(path) = &self.experiment.model.weights else { return Ok(None) };
         let network = self.experiment.network(name)?;
         let help = "weights are safetensors or a state dict of PyTorch, under torchvision's names";
-        let weights = weight_files::read(path, &network).map_err(|e| CliError::usage(e.to_string(), help))?;
+        let weights = files::read(path, &network).map_err(|e| CliError::usage(e.to_string(), help))?;
         Ok(Some((network, weights)))
     }
 

@@ -2,7 +2,7 @@
 
 use asymflow::job::{JobSpec, Task, TrainReport};
 use asymflow::modes::{Macs, ModeSpec};
-use asymflow_zoo::cost;
+use asymflow_zoo::graph::cost;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;

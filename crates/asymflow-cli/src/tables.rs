@@ -2,7 +2,7 @@
 
 use asymflow::plan::{Placement, Plan};
 use asymflow_engine::timing::Seconds;
-use asymflow_zoo::cost;
+use asymflow_zoo::graph::cost;
 
 use crate::error::CliError;
 use crate::experiment::Experiment;

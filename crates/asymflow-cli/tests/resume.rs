@@ -65,7 +65,7 @@ fn one_run() -> (tempfile::TempDir, PathBuf) {
     std::fs::create_dir(at.join("nets")).unwrap();
     std::fs::write(at.join("nets/small.json"), serde_json::to_string(&network).unwrap()).unwrap();
     let weights = asymflow_zoo::Weights::init(&network, 5);
-    std::fs::write(at.join("start.safetensors"), asymflow_zoo::weight_files::encode(&network, &weights).unwrap())
+    std::fs::write(at.join("start.safetensors"), asymflow_zoo::weights::files::encode(&network, &weights).unwrap())
         .unwrap();
     std::fs::write(at.join("mine.toml"), EXPERIMENT).unwrap();
     let output = asymflow(at, &["run", "mine.toml"]);

@@ -12,10 +12,10 @@ use asymflow::modes::delta::{DeltaSpec, Feed, Labels, Variant};
 use asymflow::modes::{AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling, TrustedOnlySpec};
 use asymflow::plan::SplitSpec;
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings, sha256_hex};
-use asymflow_privacy::{Precision, Relation};
+use asymflow_privacy::{accountants::Relation, payload::Precision};
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
-use asymflow_zoo::delta::DeltaShape;
-use asymflow_zoo::{Network, Shape, Weights, by_name};
+use asymflow_zoo::models::delta::DeltaShape;
+use asymflow_zoo::{Network, Weights, by_name, network::Shape};
 use faer::Par;
 
 /// A process that ends with its test.

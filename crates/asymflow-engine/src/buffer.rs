@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
+use rayon::prelude::*;
 
 /// A vector is handed out again for as little as one over this of its length.
 const REUSE: usize = 2;
@@ -223,4 +224,13 @@ impl Activation {
             copy
         })
     }
+}
+
+/// a += b.
+pub fn add_assign(a: &mut [f32], b: &[f32]) {
+    a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| {
+        for (a, &b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+    });
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use asymflow_zoo::{Easing, Network, Pass, Weights};
+use asymflow_zoo::{Network, Weights, ops::Easing, weights::Pass};
 use faer::Par;
 
 use crate::buffer::{Activation, Buffer, Pool};
@@ -56,8 +56,8 @@ enum Saved {
     Input { x: Activation },
     Quadratic(QuadraticSaved),
     SharedRelu(SharedSaved),
-    MaxPool { argmax: crate::buffer::Beside<u32>, x: asymflow_zoo::Shape },
-    AvgPool { x: asymflow_zoo::Shape },
+    MaxPool { argmax: crate::buffer::Beside<u32>, x: asymflow_zoo::network::Shape },
+    AvgPool { x: asymflow_zoo::network::Shape },
     Dropout { keep: crate::buffer::Beside<bool> },
     Add { y: Option<Arc<Buffer>> },
 }
@@ -316,7 +316,7 @@ impl Engine {
 ///
 /// # Errors
 /// The first value that is not finite.
-pub fn check_finite(layer: &str, values: &[f32]) -> Result<(), EngineError> {
+pub(crate) fn check_finite(layer: &str, values: &[f32]) -> Result<(), EngineError> {
     // A NaN or infinity survives multiplication by zero and addition; summing finds it without a branch.
     let clean = values.chunks(1 << 12).all(|chunk| chunk.iter().map(|v| v * 0.0).sum::<f32>() == 0.0);
     if clean {

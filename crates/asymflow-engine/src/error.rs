@@ -1,7 +1,7 @@
 //! Why the engine could not execute a batch.
 
 use asymflow_linalg::conv::ConvError;
-use asymflow_zoo::{NetworkError, WeightsError};
+use asymflow_zoo::{network::NetworkError, weights::WeightsError};
 use thiserror::Error;
 
 use crate::streamed::StreamError;

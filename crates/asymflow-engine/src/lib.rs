@@ -1,23 +1,18 @@
 #![doc = include_str!("../README.md")]
 
-mod buffer;
+pub mod buffer;
 mod engine;
 mod error;
 pub mod local;
-mod loss;
+pub mod loss;
 mod ops;
 mod params;
-mod program;
+pub mod program;
 mod quadratic;
 mod shared_relu;
 pub mod streamed;
 pub mod timing;
 
-pub use buffer::{Activation, Buffer, Pool};
-pub use engine::{Convolver, Engine, check_finite};
+pub use engine::{Convolver, Engine};
 pub use error::EngineError;
-pub use local::LocalConv;
-pub use loss::{argmax, softmax_cross_entropy};
-pub use ops::add_assign;
 pub use params::Params;
-pub use program::{ConvNode, Program};

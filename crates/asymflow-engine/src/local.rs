@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use asymflow_linalg::conv::{self, ConvError, ConvShape};
-use asymflow_zoo::Pass;
+use asymflow_zoo::weights::Pass;
 use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 

@@ -3,7 +3,7 @@
 //! All batches are NCHW, row-major. Parallel loops run over planes or channels and every sum has a fixed
 //! order, so results do not depend on the number of threads.
 
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 use asymflow_zoo::ops::{AvgPool, MaxPool};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -163,15 +163,6 @@ pub fn prelu_backward(x: &[f32], dy: &mut [f32], shape: Shape, slopes: &[f32]) -
         },
     );
     d_slopes
-}
-
-/// a += b.
-pub fn add_assign(a: &mut [f32], b: &[f32]) {
-    a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| {
-        for (a, &b) in a.iter_mut().zip(b) {
-            *a += b;
-        }
-    });
 }
 
 /// Max-pooling of every plane; `argmax` receives the index of each maximum within its input plane.

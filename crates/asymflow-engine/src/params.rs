@@ -1,7 +1,11 @@
 //! The parameters of a network inside the trusted part, with their gradients and momentum.
 
 use asymflow_zoo::ops::NORM_MOMENTUM;
-use asymflow_zoo::{Network, ParamSpec, SgdStep, Weights, WeightsError, rate_factors};
+use asymflow_zoo::{
+    Network, Weights,
+    ops::{ParamSpec, rate_factors},
+    weights::{SgdStep, WeightsError},
+};
 use rayon::prelude::*;
 
 use crate::error::EngineError;
@@ -218,7 +222,7 @@ impl Params {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_zoo::{ParamKind, by_name, replace_activations};
+    use asymflow_zoo::{by_name, models::replace::replace_activations, ops::ParamKind};
 
     use super::*;
 

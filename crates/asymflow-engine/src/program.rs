@@ -1,7 +1,12 @@
 //! A network prepared for execution: lowered, ReLU fused where it can be, groups of activations laid out.
 
 use asymflow_zoo::ops::{AvgPool, MaxPool, Op};
-use asymflow_zoo::{Conv, Graph, Network, NetworkError, Shape};
+use asymflow_zoo::{
+    Network,
+    graph::Graph,
+    network::{NetworkError, Shape},
+    ops::Conv,
+};
 
 use crate::quadratic::QuadraticNode;
 use crate::shared_relu::SharedNode;

@@ -2,7 +2,10 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 
-use asymflow_zoo::{Coefficients, Form, Quadratic, RangePenalty, Shape};
+use asymflow_zoo::{
+    network::Shape,
+    ops::{Coefficients, Form, Quadratic, RangePenalty},
+};
 use rayon::prelude::*;
 
 use crate::buffer::Activation;

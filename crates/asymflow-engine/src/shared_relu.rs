@@ -2,7 +2,10 @@
 //!
 //! Parallel over samples, and every sum has a fixed order. What a group decides is in its vote: positive keeps.
 
-use asymflow_zoo::{Decision, Easing, Shape, SharedRelu};
+use asymflow_zoo::{
+    network::Shape,
+    ops::{Decision, Easing, SharedRelu},
+};
 use rayon::prelude::*;
 
 use crate::buffer::{Activation, Buffer};

@@ -15,7 +15,10 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use asymflow_zoo::{Network, ParamKind, ParamSpec, Weights};
+use asymflow_zoo::{
+    Network, Weights,
+    ops::{ParamKind, ParamSpec},
+};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -270,7 +273,7 @@ impl ModelWeights {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_zoo::{Pass, by_name};
+    use asymflow_zoo::{by_name, weights::Pass};
     use faer::Par;
 
     use super::*;

@@ -1,7 +1,7 @@
 //! What a pass takes, measured on lengths and taken with values.
 
-use asymflow_engine::{Engine, LocalConv, softmax_cross_entropy};
-use asymflow_zoo::{Pass, Shape, Weights, by_name, replace_activations};
+use asymflow_engine::{Engine, local::LocalConv, loss::softmax_cross_entropy};
+use asymflow_zoo::{Weights, by_name, models::replace::replace_activations, network::Shape, weights::Pass};
 use faer::Par;
 
 /// The pool of an engine at work and that of one that measures hold the same after every pass, whatever came before.

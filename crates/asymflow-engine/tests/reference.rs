@@ -1,10 +1,13 @@
 //! The engine against the zoo's reference: every operation, forward, backward and in its statistics.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use asymflow_engine::{Engine, LocalConv};
+use asymflow_engine::{Engine, local::LocalConv};
 use asymflow_zoo::{
-    Choice, Conv, Decision, Easing, Form, Grouping, Layer, Linear, Network, Pass, Quadratic, RangePenalty, Reference,
-    Shape, SharedRelu, Weights, by_name,
+    Network, Weights, by_name,
+    graph::reference::Reference,
+    network::{Layer, Shape},
+    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, Quadratic, RangePenalty, SharedRelu},
+    weights::Pass,
 };
 use faer::Par;
 use rand::{RngExt, SeedableRng};

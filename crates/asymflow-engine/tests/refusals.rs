@@ -3,8 +3,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, Engine, EngineError, LocalConv, Pool};
-use asymflow_zoo::{Conv, Layer, Linear, Network, Pass, Shape, Weights, WeightsError, by_name};
+use asymflow_engine::{
+    Convolver, Engine, EngineError,
+    buffer::{Activation, Buffer, Pool},
+    local::LocalConv,
+    program::ConvNode,
+};
+use asymflow_zoo::{
+    Network, Weights, by_name,
+    network::{Layer, Shape},
+    ops::{Conv, Linear},
+    weights::{Pass, WeightsError},
+};
 use faer::Par;
 
 fn demo() -> (Network, Engine, LocalConv) {
@@ -138,7 +148,7 @@ fn nan_stays_nan_and_its_layer_is_named() {
             layers: vec![Layer::Relu, Layer::Flatten],
         };
         let text = format!("shared-relu:1x2x2:{decision}");
-        asymflow_zoo::replace_activations(&of, &text.parse().unwrap()).unwrap().layers.remove(0)
+        asymflow_zoo::models::replace::replace_activations(&of, &text.parse().unwrap()).unwrap().layers.remove(0)
     };
     let residual = Layer::Residual { main: vec![Layer::Relu], shortcut: Vec::new() };
     for after in [

@@ -9,8 +9,5 @@ pub mod spectrum;
 /// Threads of a computation, and memory that a caller owns: what faer's functions take.
 pub use faer::{Par, dyn_stack};
 
-pub use dct::BlockDct;
-pub use decompose::{
-    Alternating, BatchShape, DecomposeError, Decomposer, ExactSvd, Gram, LowRank, RandomRange, by_name,
-};
+pub use decompose::{Decomposer, LowRank};
 pub use rank::RankPolicy;

@@ -1,15 +1,20 @@
 #![doc = include_str!("../README.md")]
 
 use asymflow_engine::local::Scratch;
-use asymflow_engine::{Engine, EngineError, LocalConv};
+use asymflow_engine::{Engine, EngineError, local::LocalConv};
 use asymflow_linalg::conv::{self, ConvError, ConvShape};
-use asymflow_privacy::Payload;
+use asymflow_privacy::payload::Payload;
 use asymflow_residual::units::{self, ComputeUnit, ConvolutionUnit, Convolve, Gradients, Product, TrainUnit, Units};
 use asymflow_residual::{
-    Availability, CollectError, ConvUnit, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep,
-    Unit, Wanted,
+    ResidualBackend,
+    backend::{
+        Availability, CollectError, ConvUnit, OpenError, Pass, ResidualModel, ResidualTraining, SgdStep, Unit, Wanted,
+    },
 };
-use asymflow_zoo::{Easing, Network, ParamSpec, Weights};
+use asymflow_zoo::{
+    Network, Weights,
+    ops::{Easing, ParamSpec},
+};
 use faer::Par;
 
 /// The trusted engine's kernels, on the processor; each session has a thread of its own and shares the pool's.

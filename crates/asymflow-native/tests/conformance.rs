@@ -5,7 +5,9 @@ use std::sync::Arc;
 use asymflow_native::NativeBackend;
 use asymflow_residual::conformance::{Part, check};
 use asymflow_residual::{
-    Protection, ResidualBackend, ServeConfig, ServeLimits, Token, Worker, WorkerClient, WorkerConfig,
+    ResidualBackend,
+    client::{Protection, Token, WorkerClient, WorkerConfig},
+    serve::{ServeConfig, ServeLimits, Worker},
 };
 
 #[test]

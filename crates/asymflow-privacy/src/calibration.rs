@@ -92,14 +92,15 @@ pub fn gaussian_sigma(epsilon: f64, delta: f64, sensitivity: f64) -> Result<f64,
 /// For a composition, let `epsilon_at` fill an accountant and ask it:
 ///
 /// ```
-/// # use asymflow_privacy::{Event, RdpAccountant, calibrate_sigma, Accountant};
+/// # use asymflow_privacy::accountants::{Accountant, Event, RdpAccountant};
+/// # use asymflow_privacy::calibration::calibrate_sigma;
 /// let sigma = calibrate_sigma(1.0, |sigma| {
 ///     let mut accountant = RdpAccountant::default();
 ///     accountant.compose(Event::PoissonSampled { q: 0.01, noise_multiplier: sigma }, 1000)?;
 ///     accountant.epsilon(1e-5)
 /// })?;
 /// assert!(sigma > 1.0 && sigma < 2.0);
-/// # Ok::<(), asymflow_privacy::CalibrationError>(())
+/// # Ok::<(), asymflow_privacy::calibration::CalibrationError>(())
 /// ```
 ///
 /// # Errors
@@ -122,7 +123,7 @@ pub fn calibrate_sigma(
 /// noised gradients at ε = 0.5, each with its own noise, are scaled by one factor so that they cost 9.5 together:
 ///
 /// ```
-/// # use asymflow_privacy::{Loss, calibrate_losses, gaussian_sigma};
+/// # use asymflow_privacy::{Loss, calibration::{calibrate_losses, gaussian_sigma}};
 /// let delta = 1e-5;
 /// let bits = gaussian_sigma(9.0, delta, 1.0)?;
 /// let gradient = |sigma: f64| Loss::Zcdp { rho: 0.5 * (1.0 / sigma).powi(2) };
@@ -133,7 +134,7 @@ pub fn calibrate_sigma(
 ///     Ok(losses)
 /// })?;
 /// assert!(factor > 1.0 && factor < 1.03);
-/// # Ok::<(), asymflow_privacy::CalibrationError>(())
+/// # Ok::<(), asymflow_privacy::calibration::CalibrationError>(())
 /// ```
 ///
 /// # Errors

@@ -158,7 +158,11 @@ impl Source<'_> {
 /// release anything.
 ///
 /// ```
-/// use asymflow_privacy::{Door, Flow, Gate, OneBit, Private, RecordAccountant, Relation, Source};
+/// use asymflow_privacy::accountants::Relation;
+/// use asymflow_privacy::door::{Gate, Source};
+/// use asymflow_privacy::mechanisms::OneBit;
+/// use asymflow_privacy::records::{Flow, RecordAccountant};
+/// use asymflow_privacy::{Door, Private};
 /// use rand::{SeedableRng, rngs::StdRng};
 ///
 /// // In earnest the seed comes from the operating system.

@@ -131,7 +131,7 @@ impl Mechanism for InsecureNone {
 /// # Guarantee
 /// None for what is computed. The stated loss, μ = Δ₂/σ, is that of real-valued noise; which floating-point numbers can
 /// come out depends on the value that they hide (Mironov 2012). Release with
-/// [`DiscreteGaussian`](crate::DiscreteGaussian) or [`OneBit`](crate::OneBit) instead.
+/// [`DiscreteGaussian`](crate::mechanisms::DiscreteGaussian) or [`OneBit`](crate::mechanisms::OneBit) instead.
 #[derive(Clone, Copy, Debug)]
 pub struct InsecureFloatNoise {
     sigma: f64,

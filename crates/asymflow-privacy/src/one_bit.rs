@@ -59,11 +59,12 @@ impl OneBit {
     /// Noise of standard deviation `sigma` on values that are moved into [−`sigma`, `sigma`] first, for less loss.
     ///
     /// ```
-    /// # use asymflow_privacy::{Mechanism, OneBit, Relation, Sensitivity};
+    /// # use asymflow_privacy::accountants::{Relation, Sensitivity};
+    /// # use asymflow_privacy::mechanisms::{Mechanism, OneBit};
     /// let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
     /// let rho = |mechanism: OneBit| mechanism.loss(sensitivity).map(|loss| loss.rho());
     /// assert!(rho(OneBit::clipped(2.0)?)? < 0.65 * rho(OneBit::new(2.0)?)?);
-    /// # Ok::<(), asymflow_privacy::MechanismError>(())
+    /// # Ok::<(), asymflow_privacy::mechanisms::MechanismError>(())
     /// ```
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::bits::PackedBits;
+pub use crate::bits::{PackedBits, PackedBitsError};
 use crate::boundary::Released;
 
 /// Precision of numbers on the wire.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::accountant::{AccountantError, checked_delta};
 use crate::boundary::Released;
-use crate::budget::{Budget, BudgetError, RecordLedger};
+pub use crate::budget::{Budget, BudgetError, RecordLedger};
 use crate::door::ReleaseError;
 use crate::loss::{Loss, Relation};
 

@@ -2,8 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, InsecureFloatNoise, InsecureNone, Loss, Mechanism, Relation, Sensitivity,
-    ZcdpAccountant,
+    Loss,
+    accountants::{Accountant, AccountantError, Relation, Sensitivity, ZcdpAccountant},
+    mechanisms::{InsecureFloatNoise, InsecureNone, Mechanism},
 };
 use proptest::prelude::*;
 

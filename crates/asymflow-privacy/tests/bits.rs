@@ -1,6 +1,6 @@
 //! Packed bits: order, padding, and what is refused.
 
-use asymflow_privacy::{Format, PackedBits, PackedBitsError, Payload};
+use asymflow_privacy::payload::{Format, PackedBits, PackedBitsError, Payload};
 use proptest::prelude::*;
 
 #[test]

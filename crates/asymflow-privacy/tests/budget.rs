@@ -3,8 +3,10 @@
 #![expect(clippy::panic, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Budget, BudgetError, Door, Flow, Loss, RecordAccountant, RecordLedger, ReleaseError, Source, gaussian_epsilon,
-    gaussian_sigma,
+    Door, Loss,
+    calibration::{gaussian_epsilon, gaussian_sigma},
+    door::{ReleaseError, Source},
+    records::{Budget, BudgetError, Flow, RecordAccountant, RecordLedger},
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;

@@ -2,9 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, CalibrationError, Event, Loss, Mechanism, MechanismError, OneBit, PldAccountant,
-    RdpAccountant, RecordLedger, Relation, Sensitivity, calibrate_losses, calibrate_sigma, gaussian_delta,
-    gaussian_epsilon, gaussian_sigma, thesis_amplified_epsilon, thesis_local_epsilon, thesis_sigma,
+    Loss,
+    accountants::{Accountant, AccountantError, Event, PldAccountant, RdpAccountant, Relation, Sensitivity},
+    calibration::{
+        CalibrationError, calibrate_losses, calibrate_sigma, gaussian_delta, gaussian_epsilon, gaussian_sigma,
+        thesis_amplified_epsilon, thesis_local_epsilon, thesis_sigma,
+    },
+    mechanisms::{Mechanism, MechanismError, OneBit},
+    records::RecordLedger,
 };
 use proptest::prelude::*;
 

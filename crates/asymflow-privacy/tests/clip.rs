@@ -1,6 +1,6 @@
 //! Clipping: the bound holds for the numbers that are left, rounding included.
 
-use asymflow_privacy::{ClipError, clip_coordinates, clip_l2};
+use asymflow_privacy::mechanisms::{ClipError, clip_coordinates, clip_l2};
 use proptest::prelude::*;
 
 /// Σ x² in units of 2^-298, exactly, for |x| below 2^-86: every f32 is a multiple of 2^-149.

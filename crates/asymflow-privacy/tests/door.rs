@@ -4,9 +4,15 @@
 use std::collections::BTreeSet;
 
 use asymflow_privacy::{
-    Budget, BudgetError, DiscreteGaussian, Door, Flow, Gate, InsecureFloatNoise, InsecureLaplaceSign, InsecureNone,
-    InsecureSign, Laplace, LedgerEntry, Loss, Mechanism, MechanismError, OneBit, PackedBits, Private,
-    RandomisedResponse, RecordAccountant, RecordLedger, Relation, ReleaseError, Released, Sensitivity, Source,
+    Door, Loss, Private, Released,
+    accountants::{Relation, Sensitivity},
+    door::{Gate, ReleaseError, Source},
+    mechanisms::{
+        DiscreteGaussian, InsecureFloatNoise, InsecureLaplaceSign, InsecureNone, InsecureSign, Laplace, Mechanism,
+        MechanismError, OneBit, RandomisedResponse,
+    },
+    payload::PackedBits,
+    records::{Budget, BudgetError, Flow, LedgerEntry, RecordAccountant, RecordLedger},
 };
 use proptest::prelude::*;
 use rand::CryptoRng;

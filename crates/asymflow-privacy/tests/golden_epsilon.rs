@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, Event, PldAccountant, RdpAccountant, gaussian_delta, gaussian_epsilon, gaussian_sigma,
+    accountants::{Accountant, Event, PldAccountant, RdpAccountant},
+    calibration::{gaussian_delta, gaussian_epsilon, gaussian_sigma},
 };
 use serde::Deserialize;
 

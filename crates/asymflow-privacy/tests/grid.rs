@@ -4,7 +4,11 @@
 //! 1e-6.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
-use asymflow_privacy::{DiscreteGaussian, Laplace, Loss, Mechanism, MechanismError, Relation, Sensitivity, clip_l2};
+use asymflow_privacy::{
+    Loss,
+    accountants::{Relation, Sensitivity},
+    mechanisms::{DiscreteGaussian, Laplace, Mechanism, MechanismError, clip_l2},
+};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;

@@ -4,7 +4,11 @@
 //! leaves that range with probability 1e-6, so a failure means a wrong sampler, not bad luck.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
-use asymflow_privacy::{InsecureFloatNoise, Loss, Mechanism, MechanismError, Relation, Sensitivity};
+use asymflow_privacy::{
+    Loss,
+    accountants::{Relation, Sensitivity},
+    mechanisms::{InsecureFloatNoise, Mechanism, MechanismError},
+};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;

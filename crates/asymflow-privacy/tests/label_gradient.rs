@@ -1,7 +1,10 @@
 //! The sensitivity of a batch's logit gradient to a label, by brute force over labels and logits in f32.
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
-use asymflow_privacy::{Relation, Sensitivity, clip_l2};
+use asymflow_privacy::{
+    accountants::{Relation, Sensitivity},
+    mechanisms::clip_l2,
+};
 use proptest::prelude::*;
 
 /// (softmax(z) − y)/samples in f32, as it is computed where it is released.

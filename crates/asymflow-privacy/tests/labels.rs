@@ -1,6 +1,11 @@
 //! Randomised response: frequencies, and the ratio that ε bounds.
 
-use asymflow_privacy::{Door, MechanismError, Private, RandomisedResponse, RecordAccountant, ReleaseError};
+use asymflow_privacy::{
+    Door, Private,
+    door::ReleaseError,
+    mechanisms::{MechanismError, RandomisedResponse},
+    records::RecordAccountant,
+};
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;

@@ -2,8 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Accountant, AccountantError, DiscreteGaussian, Event, InsecureNone, Laplace, Loss, Mechanism, OneBit,
-    PldAccountant, RdpAccountant, Relation, Sensitivity, ZcdpAccountant, gaussian_epsilon,
+    Loss,
+    accountants::{
+        Accountant, AccountantError, Event, PldAccountant, RdpAccountant, Relation, Sensitivity, ZcdpAccountant,
+    },
+    calibration::gaussian_epsilon,
+    mechanisms::{DiscreteGaussian, InsecureNone, Laplace, Mechanism, OneBit},
 };
 use proptest::prelude::*;
 

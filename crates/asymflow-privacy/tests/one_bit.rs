@@ -4,8 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Door, Flow, Format, Gate, Loss, Mechanism, MechanismError, OneBit, Private, RecordAccountant, Relation,
-    Sensitivity, Source, calibrate_losses, gaussian_delta, gaussian_sigma,
+    Door, Loss, Private,
+    accountants::{Relation, Sensitivity},
+    calibration::{calibrate_losses, gaussian_delta, gaussian_sigma},
+    door::{Gate, Source},
+    mechanisms::{Mechanism, MechanismError, OneBit},
+    payload::Format,
+    records::{Flow, RecordAccountant},
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
@@ -102,7 +107,7 @@ fn empty_and_short_releases_have_clean_padding() {
     let mechanism = OneBit::new(1.0).unwrap();
     for len in 0..130 {
         let bits = mechanism.apply(vec![100.0; len], &mut ChaCha20Rng::seed_from_u64(4)).unwrap();
-        let again = asymflow_privacy::PackedBits::from_bytes(bits.as_bytes().to_vec(), len).unwrap();
+        let again = asymflow_privacy::payload::PackedBits::from_bytes(bits.as_bytes().to_vec(), len).unwrap();
         assert_eq!(again, bits);
         assert!((0..len).all(|i| bits.get(i) == Some(true)));
     }

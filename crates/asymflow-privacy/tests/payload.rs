@@ -1,7 +1,12 @@
 //! Payloads: rounding, saturation and size.
 
 use asymflow_privacy::{
-    Door, Flow, Format, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Source,
+    Door, Private,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{Format, Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;

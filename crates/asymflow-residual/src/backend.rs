@@ -3,9 +3,12 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use asymflow_privacy::{PackedBits, Payload, Released};
-use asymflow_zoo::{Easing, Network, Shape};
-pub use asymflow_zoo::{Pass, SgdStep};
+use asymflow_privacy::{
+    Released,
+    payload::{PackedBits, Payload},
+};
+pub use asymflow_zoo::weights::{Pass, SgdStep};
+use asymflow_zoo::{Network, network::Shape, ops::Easing};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

@@ -1,7 +1,11 @@
 //! A whole network on a burn device.
 
-use asymflow_privacy::{PackedBits, Payload};
-use asymflow_zoo::{BurnNet, Easing, Network, ParamSpec, Weights};
+use asymflow_privacy::payload::{PackedBits, Payload};
+use asymflow_zoo::{
+    Network, Weights,
+    burn_net::BurnNet,
+    ops::{Easing, ParamSpec},
+};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::backend::{CollectError, Pass, SgdStep, Wanted};

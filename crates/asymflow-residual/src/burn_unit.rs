@@ -4,8 +4,8 @@ use burn::tensor::module::{conv_transpose2d, conv2d, conv2d_weight_backward};
 use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 use burn::tensor::{Device, Tensor, TensorData, s};
 
-use asymflow_privacy::Payload;
-use asymflow_zoo::Shape;
+use asymflow_privacy::payload::Payload;
+use asymflow_zoo::network::Shape;
 
 use crate::backend::{CollectError, ConvUnit, Pass, Wanted};
 use crate::protocol::widen;

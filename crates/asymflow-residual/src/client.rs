@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::{Payload, Precision};
+use asymflow_privacy::payload::{Payload, Precision};
 use asymflow_wire::tls::{Fingerprint, Stream, client_config, dial};
 use asymflow_wire::{Frame, WireError};
 
@@ -15,10 +15,12 @@ use crate::backend::{
 };
 use crate::connection::{Connection, ExchangeError};
 use crate::protocol::{
-    BARE, Encoding, Hello, Mapped, Open, Opened, PROTOCOL_VERSION, RequestHeader, ResponseHeader, Token, Welcome,
-    put_payload, put_u32, take_payload, text, widen, with_body,
+    BARE, Encoding, Hello, Mapped, Open, Opened, RequestHeader, ResponseHeader, Welcome, put_payload, put_u32,
+    take_payload, text, widen, with_body,
 };
-use crate::ring::{Ring, RingLayout};
+pub use crate::protocol::{PROTOCOL_VERSION, Token};
+use crate::ring::Ring;
+pub use crate::ring::{RingLayout, RingLayoutError};
 use crate::session::{Answer, Executor, Expected, QueuedSession, Request};
 use crate::unit;
 

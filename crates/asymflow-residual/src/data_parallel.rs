@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use asymflow_privacy::{Payload, Precision, ReleaseError, Released};
+use asymflow_privacy::{
+    Released,
+    door::ReleaseError,
+    payload::{Payload, Precision},
+};
 
 use crate::backend::{
     Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
@@ -18,7 +22,7 @@ const TRAINING: &str = "a network is trained by one device; data parallelism off
 
 /// Splits the samples of every batch over several devices or workers and sums their weight gradients.
 ///
-/// Convolutions train as on one device. A [`Unit::Network`](crate::Unit::Network) owns its weights and batch
+/// Convolutions train as on one device. A [`Unit::Network`](crate::backend::Unit::Network) owns its weights and batch
 /// statistics, so it is offered for inference only; training it is [`SubmitError::Unsupported`].
 #[derive(Clone, Debug)]
 pub struct DataParallel {

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::Payload;
-use asymflow_zoo::cost::total_cost;
+use asymflow_privacy::payload::Payload;
+use asymflow_zoo::graph::cost::total_cost;
 use thiserror::Error;
 
 use crate::backend::{
@@ -19,15 +19,15 @@ const SPIN: Duration = Duration::from_micros(100);
 /// A backend that answers zeros of the right shape, at once or when a card of a given speed would have answered.
 ///
 /// Sessions refuse it wherever its answers would be taken for results:
-/// [`WorkerConfig::takes_modelled`](crate::WorkerConfig::takes_modelled).
+/// [`WorkerConfig::takes_modelled`](crate::client::WorkerConfig::takes_modelled).
 ///
 /// ```
-/// use asymflow_residual::ModelledBackend;
+/// use asymflow_residual::modelled::ModelledBackend;
 ///
 /// let rtx_5000: ModelledBackend = "11.2:12:20".parse()?;
 /// assert_eq!(rtx_5000, ModelledBackend { flops: 11.2e12, bytes_per_second: 12e9, latency_seconds: 20e-6 });
 /// assert!("11.2:0:20".parse::<ModelledBackend>().is_err());
-/// # Ok::<(), asymflow_residual::ModelledBackendError>(())
+/// # Ok::<(), asymflow_residual::modelled::ModelledBackendError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelledBackend {

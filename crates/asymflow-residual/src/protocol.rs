@@ -5,10 +5,10 @@
 //! allocated, values on the receiver's own copy.
 
 #[cfg(feature = "serve")]
-use asymflow_privacy::PackedBits;
-use asymflow_privacy::{Payload, Precision};
+use asymflow_privacy::payload::PackedBits;
+use asymflow_privacy::payload::{Payload, Precision};
 use asymflow_wire::Limits;
-use asymflow_zoo::Easing;
+use asymflow_zoo::ops::Easing;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};

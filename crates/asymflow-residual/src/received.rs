@@ -1,11 +1,15 @@
 //! What arrives already released.
 
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Mechanism, Payload, Precision, Private, RecordAccountant, Relation, ReleaseError,
-    Released, Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, ReleaseError, Source},
+    mechanisms::{InsecureNone, Mechanism},
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 #[cfg(any(feature = "serve", feature = "conformance"))]
-use asymflow_privacy::{InsecureSign, PackedBits};
+use asymflow_privacy::{mechanisms::InsecureSign, payload::PackedBits};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::backend::{Availability, ResidualBackend};
 use crate::connection::{Connection, ExchangeError};
 use crate::protocol::{BARE, Hello, PROTOCOL_VERSION, Token, Welcome, text};
-use crate::ring::RingName;
+pub use crate::ring::{RingName, RingNameError};
 use crate::serve_session::serve_session;
 
 /// Connections that may be shaking hands beside the sessions; further ones are dropped.
@@ -58,7 +58,7 @@ impl Default for ServeLimits {
 pub struct ServeConfig {
     /// What clients must show.
     pub token: Token,
-    /// No TLS; see [`Protection::InsecurePlaintext`](crate::Protection::InsecurePlaintext).
+    /// No TLS; see [`Protection::InsecurePlaintext`](crate::client::Protection::InsecurePlaintext).
     pub insecure_plaintext: bool,
     /// Key and certificate; a fresh one without it.
     pub identity: Option<Identity>,

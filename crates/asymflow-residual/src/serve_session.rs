@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use asymflow_privacy::{PackedBits, Payload, Precision};
+use asymflow_privacy::payload::{PackedBits, Payload, Precision};
 use asymflow_wire::{Limits, WireError};
 use half::vec::HalfFloatVecExt;
 
@@ -305,7 +305,7 @@ impl Serving {
         let labels = take_u32(&body.split_off(at)).ok_or_else(malformed)?;
         self.memory.store(bytes).map_err(Refusal::Failed)?;
         let bits = PackedBits::from_bytes(body, 8 * at).map_err(|_| malformed())?;
-        let refused = |error: asymflow_privacy::ReleaseError| Refusal::Failed(error.to_string());
+        let refused = |error: asymflow_privacy::door::ReleaseError| Refusal::Failed(error.to_string());
         let bits = received_bits(&bits).map_err(refused)?;
         let labels = labelled.then(|| received_labels(labels)).transpose().map_err(refused)?;
         Ok(self.session.store(unit, first, bits, labels)?)

@@ -11,9 +11,12 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use asymflow_privacy::{PackedBits, Payload, Released};
+use asymflow_privacy::{
+    Released,
+    payload::{PackedBits, Payload},
+};
 
-use asymflow_zoo::Easing;
+use asymflow_zoo::ops::Easing;
 
 use crate::backend::{
     Batch, CollectError, NO_MOMENTUM, Pass, ResidualSession, ResidualTraining, SgdStep, SharedValues, SubmitError,

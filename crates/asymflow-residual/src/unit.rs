@@ -1,7 +1,12 @@
 //! Sizes of a unit, checked so that a hostile model can neither overflow nor exhaust memory unseen.
 
-use asymflow_zoo::limits::MAX_VALUES;
-use asymflow_zoo::{Conv, Graph, Layer, Network, NetworkError, ParamSpec};
+use asymflow_zoo::network::limits::MAX_VALUES;
+use asymflow_zoo::{
+    Network,
+    graph::Graph,
+    network::{Layer, NetworkError},
+    ops::{Conv, ParamSpec},
+};
 
 use crate::backend::{ConvUnit, OpenError, ResidualModel, SubmitError, Unit, UnitId};
 

@@ -9,8 +9,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use asymflow_privacy::{PackedBits, Payload};
-use asymflow_zoo::Easing;
+use asymflow_privacy::payload::{PackedBits, Payload};
+use asymflow_zoo::ops::Easing;
 
 use crate::backend::{
     Availability, CollectError, ConvUnit, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep,

@@ -4,15 +4,26 @@
 use std::sync::{Arc, Mutex};
 
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 use asymflow_residual::conformance::{Part, check};
 use asymflow_residual::{
-    Batch, BurnBackend, ConvUnit, DataParallel, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel,
-    ServeConfig, ServeLimits, SgdStep, SubmitError, Tap, Token, Unit, UnitId, Worker, WorkerClient, WorkerConfig,
-    WorkerHandle,
+    ResidualBackend,
+    backend::{Batch, ConvUnit, Pass, ResidualModel, SgdStep, SubmitError, Unit, UnitId},
+    burn_backend::{BurnBackend, DeviceChoice},
+    client::{Protection, Tap, Token, WorkerClient, WorkerConfig},
+    data_parallel::DataParallel,
+    serve::{ServeConfig, ServeLimits, Worker, WorkerHandle},
 };
-use asymflow_zoo::{Layer, Network, Shape};
+use asymflow_zoo::{
+    Network,
+    network::{Layer, Shape},
+};
 use rand::SeedableRng;
 
 fn flex() -> Arc<dyn ResidualBackend> {
@@ -177,7 +188,7 @@ fn a_remote_host_with_another_key_is_refused() {
     let (_, address) = host.device.split_once('@').unwrap();
     let (key, _) = other.device.split_once('@').unwrap();
     let probed = BurnBackend::new(format!("{key}@{address}").parse().unwrap()).probe();
-    assert!(matches!(probed, asymflow_residual::Availability::Missing { .. }), "{probed:?}");
+    assert!(matches!(probed, asymflow_residual::backend::Availability::Missing { .. }), "{probed:?}");
 }
 
 /// burn-remote notices after half a minute.
@@ -192,14 +203,14 @@ fn a_remote_host_that_is_gone_is_an_error() {
     drop(host);
     let ticket = session.submit(UnitId(0), released(vec![1.0]), Pass::Inference).unwrap();
     let error = session.collect(ticket).unwrap_err();
-    assert!(matches!(error, asymflow_residual::CollectError::Failed { .. }), "{error:?}");
+    assert!(matches!(error, asymflow_residual::backend::CollectError::Failed { .. }), "{error:?}");
 }
 
 /// On a machine without an adapter the reason is printed instead.
 #[cfg(feature = "wgpu")]
 #[test]
 fn wgpu_conforms() {
-    use asymflow_residual::Availability;
+    use asymflow_residual::backend::Availability;
     let backend = BurnBackend::new(DeviceChoice::Wgpu(0));
     match backend.probe() {
         Availability::Ready { device } => {

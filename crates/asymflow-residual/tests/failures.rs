@@ -7,16 +7,29 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 use asymflow_residual::{
-    Availability, Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, OpenError, PROTOCOL_VERSION, Pass,
-    Protection, ResidualBackend, ResidualModel, ResidualTraining, ServeConfig, ServeLimits, SubmitError, Tap, Token,
-    Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
+    ResidualBackend,
+    backend::{
+        Availability, Batch, CollectError, ConvUnit, OpenError, Pass, ResidualModel, ResidualTraining, SubmitError,
+        Unit, UnitId,
+    },
+    burn_backend::{BurnBackend, DeviceChoice},
+    client::{PROTOCOL_VERSION, Protection, Tap, Token, WorkerClient, WorkerConfig},
+    serve::{ServeConfig, ServeLimits, Worker, WorkerHandle},
 };
 use asymflow_wire::tls::Fingerprint;
 use asymflow_wire::{Frame, Limits, read_frame, write_frame};
-use asymflow_zoo::{Layer, Network, Shape};
+use asymflow_zoo::{
+    Network,
+    network::{Layer, Shape},
+};
 use rand::SeedableRng;
 
 const ID: UnitId = UnitId(0);

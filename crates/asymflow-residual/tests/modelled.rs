@@ -2,10 +2,19 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
-use asymflow_residual::{Batch, ConvUnit, ModelledBackend, Pass, ResidualBackend, ResidualModel, Unit, UnitId, Wanted};
-use asymflow_zoo::Shape;
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{Batch, ConvUnit, Pass, ResidualModel, Unit, UnitId, Wanted},
+    modelled::ModelledBackend,
+};
+use asymflow_zoo::network::Shape;
 use rand::SeedableRng;
 
 fn released(values: Vec<f32>) -> Released<Payload> {

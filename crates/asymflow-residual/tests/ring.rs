@@ -10,16 +10,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+    Door, Private, Released,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
 use asymflow_residual::conformance::{Part, check};
 use asymflow_residual::{
-    Batch, BurnBackend, CollectError, ConvUnit, DeviceChoice, Notify, PROTOCOL_VERSION, Pass, Protection,
-    ResidualBackend, ResidualModel, ResidualTraining, RingLayout, RingName, ServeConfig, ServeLimits, Tap, Token,
-    Transport, Unit, UnitId, Worker, WorkerClient, WorkerConfig, WorkerHandle,
+    ResidualBackend,
+    backend::{Batch, CollectError, ConvUnit, Pass, ResidualModel, ResidualTraining, Unit, UnitId},
+    burn_backend::{BurnBackend, DeviceChoice},
+    client::RingLayout,
+    client::{Notify, PROTOCOL_VERSION, Protection, Tap, Token, Transport, WorkerClient, WorkerConfig},
+    serve::RingName,
+    serve::{ServeConfig, ServeLimits, Worker, WorkerHandle},
 };
 use asymflow_wire::{Frame, Limits, read_frame, write_frame};
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 use rand::SeedableRng;
 
 const ID: UnitId = UnitId(0);

@@ -17,7 +17,11 @@ use asymflow_shares::compile::{Activation, Decision, Options, compile};
 use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
 use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
 use asymflow_shares::server::{Message, Party, PartyModel, Progress};
-use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
+use asymflow_zoo::{
+    Network, Weights,
+    network::{Layer, Shape},
+    ops::Conv,
+};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const MAP: Shape = Shape::new(64, 32, 32);

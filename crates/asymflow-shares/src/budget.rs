@@ -12,7 +12,7 @@
 //! With Copy, a channel costs nothing but its activations and follows a prototype that must be a block. Items say so
 //! ([`Item::needs`]): they are considered after the others, once prototypes are known, and only where they help.
 
-use asymflow_zoo::{Choice, Shape};
+use asymflow_zoo::{network::Shape, ops::Choice};
 use thiserror::Error;
 
 mod exact;

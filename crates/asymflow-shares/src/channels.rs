@@ -1,6 +1,6 @@
 //! Local operations on whole channels.
 
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 
 use crate::program::Part;
 use crate::ring::Ring;

@@ -1,6 +1,6 @@
 //! From a network of the zoo and its weights to a program on shares.
 
-use asymflow_zoo::{Layer, Network, Weights};
+use asymflow_zoo::{Network, Weights, network::Layer};
 
 use self::lower::Compiler;
 use self::options::check_options;

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use asymflow_zoo::reference::ReferenceError;
-use asymflow_zoo::replace::map_activations;
+use asymflow_zoo::graph::reference::ReferenceError;
+use asymflow_zoo::models::replace::map_activations;
 use asymflow_zoo::{
-    Decision as ZooDecision, Form, Grouping, Layer, Network, Quadratic, Reference, SharedRelu, WeightTensor, Weights,
+    Network, Weights,
+    graph::reference::Reference,
+    network::Layer,
+    ops::{Decision as ZooDecision, Form, Grouping, Quadratic, SharedRelu},
+    weights::WeightTensor,
 };
 
 use crate::compile::{Activation, CompileError};

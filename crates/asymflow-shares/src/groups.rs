@@ -1,6 +1,9 @@
 //! Which activations share one sign decision, and what it is made from.
 
-use asymflow_zoo::{Choice, Decision as ZooDecision, Gate, Grouping as ZooGrouping, Layer, Shape, SharedRelu};
+use asymflow_zoo::{
+    network::{Layer, Shape},
+    ops::{Choice, Decision as ZooDecision, Gate, Grouping as ZooGrouping, SharedRelu},
+};
 use serde::{Deserialize, Serialize};
 
 /// What the decision of a group looks at, where [`Activation`](crate::compile::Activation) puts one in place of a ReLU (Helbitz and

@@ -1,6 +1,6 @@
 //! Average pooling over PyTorch's adaptive windows.
 
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 
 use crate::ring::Ring;
 

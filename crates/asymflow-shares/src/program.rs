@@ -1,6 +1,6 @@
 //! What two servers compute: a public list of operations on secret-shared tensors.
 
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;

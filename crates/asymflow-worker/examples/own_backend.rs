@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use asymflow_residual::ConvUnit;
+use asymflow_residual::backend::ConvUnit;
 use asymflow_residual::units::{ConvolutionBackend, Convolve, Product};
 use asymflow_worker::{Backends, main_with};
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use asymflow_native::NativeBackend;
-use asymflow_residual::{ModelledBackend, ResidualBackend};
+use asymflow_residual::{ResidualBackend, modelled::ModelledBackend};
 use thiserror::Error;
 
 type Make = Box<dyn Fn(&str) -> Result<Arc<dyn ResidualBackend>, String> + Send + Sync>;
@@ -48,8 +48,10 @@ impl Backends {
         let backends = ["flex", "wgpu", "vulkan", "cuda", "remote"].into_iter().fold(backends, |backends, kind| {
             backends.with(kind, move |which| {
                 let device = if which.is_empty() { kind.to_owned() } else { format!("{kind}:{which}") };
-                let choice = device.parse::<asymflow_residual::DeviceChoice>().map_err(|error| error.to_string())?;
-                Ok(Arc::new(asymflow_residual::BurnBackend::new(choice)))
+                let choice = device
+                    .parse::<asymflow_residual::burn_backend::DeviceChoice>()
+                    .map_err(|error| error.to_string())?;
+                Ok(Arc::new(asymflow_residual::burn_backend::BurnBackend::new(choice)))
             })
         });
         let one = |which: &str, what: &str| {

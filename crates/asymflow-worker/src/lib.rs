@@ -9,7 +9,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use asymflow_residual::{
-    Availability, DataParallel, ResidualBackend, RingName, ServeConfig, ServeLimits, Token, Worker,
+    ResidualBackend,
+    backend::Availability,
+    client::Token,
+    data_parallel::DataParallel,
+    serve::RingName,
+    serve::{ServeConfig, ServeLimits, Worker},
 };
 use asymflow_wire::tls::Identity;
 use clap::Parser;

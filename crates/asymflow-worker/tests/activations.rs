@@ -1,12 +1,16 @@
 //! Networks of quadratics and shared decisions: the trusted engine against burn.
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
-use asymflow_engine::{Engine, LocalConv};
-use asymflow_residual::{Pass, SgdStep};
+use asymflow_engine::{Engine, local::LocalConv};
+use asymflow_residual::backend::{Pass, SgdStep};
 use asymflow_zoo::burn_net::download;
 use asymflow_zoo::{
-    BurnNet, Choice, Decision, Easing, Grouping, Layer, Network, RangePenalty, SharedRelu, Weights, by_name,
-    rate_factors, replace::map_activations, replace_activations,
+    Network, Weights,
+    burn_net::BurnNet,
+    by_name,
+    models::replace::{map_activations, replace_activations},
+    network::Layer,
+    ops::{Choice, Decision, Easing, Grouping, RangePenalty, SharedRelu, rate_factors},
 };
 use faer::Par;
 use rand::{RngExt, SeedableRng};

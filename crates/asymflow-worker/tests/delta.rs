@@ -16,15 +16,24 @@ use asymflow::modes::delta::{DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCach
 use asymflow::modes::{ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
-use asymflow_engine::{Engine, LocalConv};
-use asymflow_privacy::{Accountant, Event, LedgerEntry, Loss, PldAccountant, Precision, Relation, gaussian_epsilon};
+use asymflow_engine::{Engine, local::LocalConv};
+use asymflow_privacy::{
+    Loss,
+    accountants::{Accountant, Event, PldAccountant, Relation},
+    calibration::gaussian_epsilon,
+    payload::Precision,
+    records::LedgerEntry,
+};
 use asymflow_residual::{
-    BurnBackend, DeviceChoice, Pass, Protection, ResidualBackend, ResidualModel, ServeConfig, ServeLimits, Tap, Token,
-    Unit, Worker, WorkerClient, WorkerConfig,
+    ResidualBackend,
+    backend::{Pass, ResidualModel, Unit},
+    burn_backend::{BurnBackend, DeviceChoice},
+    client::{Protection, Tap, Token, WorkerClient, WorkerConfig},
+    serve::{ServeConfig, ServeLimits, Worker},
 };
 use asymflow_wire::tls::Identity;
-use asymflow_zoo::delta::{DeltaShape, delta};
-use asymflow_zoo::{BurnNet, Network, Weights, by_name};
+use asymflow_zoo::models::delta::{DeltaShape, delta};
+use asymflow_zoo::{Network, Weights, burn_net::BurnNet, by_name};
 use faer::Par;
 
 use flaky::Flaky;
@@ -351,7 +360,7 @@ fn logits_are_the_sum_of_two_networks() {
         engine.forward(x, TEST, Pass::Inference, 0, &mut convolver).unwrap()
     };
     let features = engine(&networks.backbone, &batch.images);
-    let decomposer = asymflow_linalg::by_name("gram").unwrap();
+    let decomposer = asymflow_linalg::decompose::by_name("gram").unwrap();
     let mut split = FeatureSplit::new(&networks, &spec.shape, decomposer, Par::Seq).unwrap();
     let (mut low, mut residual) = (vec![0.0; TEST * networks.low.len()], vec![0.0; features.len()]);
     split.split(&features, &mut low, &mut residual).unwrap();

@@ -12,9 +12,12 @@ use asymflow::memory_study::{MemorySpec, memory_study};
 use asymflow::modes::delta::{DeltaSpec, Feed, Labels, Variant};
 use asymflow::modes::{AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry};
 use asymflow::plan::SplitSpec;
-use asymflow_privacy::{Precision, Relation};
-use asymflow_residual::{Protection, ResidualBackend, Token, WorkerClient, WorkerConfig};
-use asymflow_zoo::delta::DeltaShape;
+use asymflow_privacy::{accountants::Relation, payload::Precision};
+use asymflow_residual::{
+    ResidualBackend,
+    client::{Protection, Token, WorkerClient, WorkerConfig},
+};
+use asymflow_zoo::models::delta::DeltaShape;
 use asymflow_zoo::{Network, by_name};
 use faer::Par;
 

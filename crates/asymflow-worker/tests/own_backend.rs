@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use asymflow_residual::client::{Protection, Token, WorkerClient, WorkerConfig};
 use asymflow_residual::conformance::{Part, check};
-use asymflow_residual::{Protection, Token, WorkerClient, WorkerConfig};
 
 #[expect(dead_code, reason = "its main is that of a program")]
 #[path = "../examples/own_backend.rs"]

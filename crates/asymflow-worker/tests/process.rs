@@ -5,10 +5,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use asymflow_residual::{
-    Availability, ConvUnit, Notify, OpenError, Protection, ResidualBackend, ResidualModel, RingLayout, Token,
-    Transport, Unit, UnitId, WorkerClient, WorkerConfig,
+    ResidualBackend,
+    backend::{Availability, ConvUnit, OpenError, ResidualModel, Unit, UnitId},
+    client::RingLayout,
+    client::{Notify, Protection, Token, Transport, WorkerClient, WorkerConfig},
 };
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 
 fn worker(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow-worker"));

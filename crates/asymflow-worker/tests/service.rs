@@ -17,14 +17,21 @@ use asymflow::service::{
     Service, ServiceSettings, sha256_hex,
 };
 use asymflow_engine::streamed::ModelWeights;
-use asymflow_privacy::{BudgetError, Precision, RecordAccountant, Relation, gaussian_epsilon};
+use asymflow_privacy::{
+    accountants::Relation,
+    calibration::gaussian_epsilon,
+    payload::Precision,
+    records::{BudgetError, RecordAccountant},
+};
 use asymflow_residual::{
-    BurnBackend, DeviceChoice, Protection, ResidualBackend, ServeConfig, ServeLimits, Tap, Token, Worker, WorkerClient,
-    WorkerConfig,
+    ResidualBackend,
+    burn_backend::{BurnBackend, DeviceChoice},
+    client::{Protection, Tap, Token, WorkerClient, WorkerConfig},
+    serve::{ServeConfig, ServeLimits, Worker},
 };
 use asymflow_wire::tls::Identity;
 use asymflow_zoo::data::{Augment, Batch, Dataset, Loader, Normalization};
-use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::models::delta::DeltaShape;
 use asymflow_zoo::{Network, Weights, by_name};
 use faer::Par;
 use flaky::Flaky;

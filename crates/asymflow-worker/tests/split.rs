@@ -11,10 +11,14 @@ use std::sync::{Arc, Mutex};
 
 use asymflow::modes::{Clear, Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
-use asymflow_engine::Program;
-use asymflow_privacy::{Precision, RecordAccountant};
-use asymflow_residual::{Protection, ResidualBackend, RingLayout, Tap, Token, Transport, WorkerClient, WorkerConfig};
-use asymflow_zoo::{Layer, Network, Weights, by_name};
+use asymflow_engine::program::Program;
+use asymflow_privacy::{payload::Precision, records::RecordAccountant};
+use asymflow_residual::{
+    ResidualBackend,
+    client::RingLayout,
+    client::{Protection, Tap, Token, Transport, WorkerClient, WorkerConfig},
+};
+use asymflow_zoo::{Network, Weights, by_name, network::Layer};
 use faer::Par;
 
 use both::{asymml, images, parity, relative, step};
@@ -172,7 +176,7 @@ fn everything_sent_is_released(worker: &Worker) -> usize {
     let frames = frames(&sent);
     let [(_, hello), (_, model), session @ ..] = &frames[..] else { panic!("no session was opened") };
     assert!(hello.is_empty());
-    assert!(serde_json::from_slice::<asymflow_residual::ResidualModel>(model).is_ok(), "the public model");
+    assert!(serde_json::from_slice::<asymflow_residual::backend::ResidualModel>(model).is_ok(), "the public model");
     for (header, body) in session {
         // The kind of a request and the number of a unit: no room for activations.
         assert!(header.len() < 64, "a header of {} bytes", header.len());
@@ -186,7 +190,7 @@ fn everything_sent_is_released(worker: &Worker) -> usize {
     // Three forward passes, one backward pass, and the weights twice, of the split convolutions and nothing else.
     let nodes = program.conv_nodes();
     let split = || nodes.iter().filter(|n| plan.convs[n.index].placement.is_split());
-    let weight = |n: &asymflow_engine::ConvNode| n.output.channels * n.input.channels * n.conv.kernel.pow(2);
+    let weight = |n: &asymflow_engine::program::ConvNode| n.output.channels * n.input.channels * n.conv.kernel.pow(2);
     let mut expected = Vec::new();
     for _ in 0..3 {
         expected.extend(split().map(|n| 8 * n.input.len()));

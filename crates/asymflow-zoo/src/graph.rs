@@ -1,5 +1,8 @@
 //! A network lowered to operations, in the order of execution.
 
+pub mod cost;
+pub mod reference;
+
 use std::ops::Range;
 
 use crate::network::{Layer, Network};

@@ -4,11 +4,14 @@
 //! The CIFAR forms keep the features and shrink the ends: VGG's three-layer classifier becomes one
 //! linear layer named `classifier`, ResNet's stem a 3×3 convolution of stride 1 without max-pooling.
 
+pub mod delta;
+mod pkn;
+pub mod replace;
+
 use thiserror::Error;
 
 use crate::network::{Layer, Network};
 use crate::ops::{Conv, Linear};
-use crate::pkn;
 use crate::shape::{NetworkError, Shape};
 
 /// Shape of a CIFAR image.

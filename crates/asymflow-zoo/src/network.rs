@@ -3,14 +3,15 @@
 //! Every executor of the workspace (burn on a device, the trusted engine, the split modes) computes what the same [`Network`] is
 //! lowered to ([`crate::graph`]); names of parameters are torchvision's.
 
+pub mod limits;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits;
 use crate::ops::{AvgPool, Conv, Dropout, Linear, MaxPool, Norm, Op, PRelu, Quadratic, SharedRelu};
 use crate::param::ParamSpec;
-use crate::shape::{NetworkError, Shape};
+pub use crate::shape::{NetworkError, Shape};
 
 /// One layer of a [`Network`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -24,10 +24,10 @@ pub struct SgdStep {
     /// The largest l2 norm of the gradient of all parameters together, penalty aside; a longer one is scaled down to it.
     /// Infinite for none.
     pub clip_norm: f32,
-    /// Factor of the learning rate of coefficients and votes of activations ([`ParamKind::is_activation`](crate::ParamKind::is_activation)).
+    /// Factor of the learning rate of coefficients and votes of activations ([`ParamKind::is_activation`](crate::ops::ParamKind::is_activation)).
     pub coefficient_rate: f32,
     /// Factor of the learning rate of the first layer; that of the last is 1, those between grow geometrically
-    /// ([`rate_factors`](crate::rate_factors)).
+    /// ([`rate_factors`](crate::ops::rate_factors)).
     pub first_layer_rate: f32,
 }
 

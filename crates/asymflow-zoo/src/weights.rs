@@ -1,5 +1,7 @@
 //! The weights of a network: named, shaped, row-major f32 tensors.
 
+pub mod files;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -9,6 +11,7 @@ use thiserror::Error;
 
 use crate::network::Network;
 use crate::param::{ParamKind, ParamSpec};
+pub use crate::training::{Pass, SgdStep};
 
 /// One tensor: its shape, outermost first, and its values, row-major.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, epoch_order, synthetic};
-use asymflow_zoo::{DataError, Dataset, Shape};
+use asymflow_zoo::{
+    data::{DataError, Dataset},
+    network::Shape,
+};
 use proptest::prelude::*;
 
 fn random_set(len: usize, shape: Shape, classes: usize) -> Dataset {

@@ -4,7 +4,14 @@
 mod fixtures;
 
 use asymflow_zoo::burn_net::download;
-use asymflow_zoo::{BurnNet, Layer, Network, Reference, SgdStep, Shape, Weights, by_name};
+use asymflow_zoo::{
+    Network, Weights,
+    burn_net::BurnNet,
+    by_name,
+    graph::reference::Reference,
+    network::{Layer, Shape},
+    weights::SgdStep,
+};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde_json::Value;
 

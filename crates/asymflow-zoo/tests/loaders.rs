@@ -7,7 +7,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use asymflow_zoo::data::{Filter, Resize, load};
-use asymflow_zoo::{DataError, DataSource, Shape, Split};
+use asymflow_zoo::{
+    data::{DataError, DataSource, Split},
+    network::Shape,
+};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use tempfile::TempDir;

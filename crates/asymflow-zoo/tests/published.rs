@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use asymflow_zoo::data::{Resize, load};
-use asymflow_zoo::{DataSource, Shape, Split};
+use asymflow_zoo::{
+    data::{DataSource, Split},
+    network::Shape,
+};
 
 fn open(path: PathBuf) -> Split {
     let start = Instant::now();

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 
 use asymflow_zoo::ops::Op;
 use asymflow_zoo::{
-    Choice, Conv, Decision, Easing, Form, Gate, Graph, Grouping, Layer, Linear, Network, Quadratic, RangePenalty,
-    Reference, Shape, SharedRelu, Weights, by_name,
+    Network, Weights, by_name,
+    graph::{Graph, reference::Reference},
+    network::{Layer, Shape},
+    ops::{Choice, Conv, Decision, Easing, Form, Gate, Grouping, Linear, Quadratic, RangePenalty, SharedRelu},
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
-use asymflow_zoo::Dataset;
+use asymflow_zoo::data::Dataset;
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, synthetic};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

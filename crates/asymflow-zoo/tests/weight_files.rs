@@ -6,9 +6,9 @@ mod fixtures;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use asymflow_zoo::weight_files::{self, WeightFault};
 use asymflow_zoo::weights::Misfit;
-use asymflow_zoo::{Weights, WeightsError, by_name};
+use asymflow_zoo::weights::files::{self, WeightFault};
+use asymflow_zoo::{Weights, by_name, weights::WeightsError};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::fixtures::{formula, golden, tiny, value};
@@ -16,7 +16,7 @@ use crate::fixtures::{formula, golden, tiny, value};
 #[test]
 fn weight_files_of_pytorch_are_read() {
     for file in ["tiny.pth", "tiny-nested.pth", "tiny.safetensors"] {
-        let weights = weight_files::read(&golden(file), &tiny()).unwrap();
+        let weights = files::read(&golden(file), &tiny()).unwrap();
         assert_eq!(weights.tensors.len(), 7, "{file}");
         for (name, tensor) in &weights.tensors {
             let mut expected = value(name, tensor.data.len());
@@ -34,15 +34,15 @@ fn files_survive_writing_and_reading() {
     let mut weights = Weights::init(&tiny(), 3);
     for name in ["weights.safetensors", "weights.pth"] {
         let path = folder.path().join(name);
-        weight_files::write(&path, &tiny(), &weights).unwrap();
-        assert_eq!(weight_files::read(&path, &tiny()).unwrap(), weights);
+        files::write(&path, &tiny(), &weights).unwrap();
+        assert_eq!(files::read(&path, &tiny()).unwrap(), weights);
         // The name says nothing.
         let other = folder.path().join("model.bin");
         std::fs::rename(&path, &other).unwrap();
-        assert_eq!(weight_files::read(&other, &tiny()).unwrap(), weights);
+        assert_eq!(files::read(&other, &tiny()).unwrap(), weights);
     }
     weights.tensors.remove("bn1.running_var");
-    let error = weight_files::write(&folder.path().join("w.pth"), &tiny(), &weights).unwrap_err().to_string();
+    let error = files::write(&folder.path().join("w.pth"), &tiny(), &weights).unwrap_err().to_string();
     assert!(error.ends_with("w.pth: missing: bn1.running_var"), "{error}");
 }
 
@@ -57,7 +57,7 @@ fn pytorch_loads_what_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("resnet18.pth");
     let network = by_name("resnet18-imagenet", 1000, None).unwrap();
-    weight_files::write(&path, &network, &formula(&network)).unwrap();
+    files::write(&path, &network, &formula(&network)).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_pytorch.py");
     let output = Command::new(python).args(["-B", script]).arg(&path).arg("resnet18").output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -80,11 +80,11 @@ fn errors_name_the_file_and_what_it_is() {
     let fault = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = weight_files::read(&path, &tiny()).unwrap_err();
+        let error = files::read(&path, &tiny()).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
         error.fault
     };
-    let none = weight_files::read(&folder.path().join("none.pth"), &tiny()).unwrap_err();
+    let none = files::read(&folder.path().join("none.pth"), &tiny()).unwrap_err();
     assert!(matches!(none.fault, WeightFault::Io(_)), "{none}");
     let kinds: [&[u8]; 4] =
         [b"", b"garbage", b"version https://git-lfs.github.com/spec/v1", b"{\"weight_map\": {\"fc.bias\": \"1\"}}"];
@@ -119,7 +119,7 @@ fn tensors_are_those_of_the_network_and_no_others() {
         ("bn1.num_batches_tracked", Dtype::I64, &[]),
     ];
     write(&path, &[rest.as_slice(), &wrong].concat());
-    let error = weight_files::read(&path, &tiny()).unwrap_err();
+    let error = files::read(&path, &tiny()).unwrap_err();
     let text = error.to_string();
     let WeightFault::Misfit(misfit) = error.fault else { panic!("{text}") };
     let name = |name: &str| name.to_owned();
@@ -156,7 +156,7 @@ fn wrappers_are_taken_off() {
             (name.clone(), TensorView::new(Dtype::F32, shape.to_vec(), &bytes[..len]).unwrap())
         };
         std::fs::write(&path, safetensors::serialize(names.iter().map(view), None).unwrap()).unwrap();
-        match weight_files::read(&path, &network) {
+        match files::read(&path, &network) {
             Ok(weights) => assert_eq!((weights.tensors.len(), prefixes.len()), (7, 1)),
             Err(error) => assert!(matches!(error.fault, WeightFault::Twice { .. }) && prefixes.len() == 2, "{error}"),
         }
@@ -171,7 +171,7 @@ fn every_cut_of_a_weight_file_is_an_error() {
         for end in (0..whole.len()).step_by(37) {
             let path = folder.path().join(file);
             std::fs::write(&path, &whole[..end]).unwrap();
-            assert!(weight_files::read(&path, &tiny()).is_err(), "{file} cut at {end}");
+            assert!(files::read(&path, &tiny()).is_err(), "{file} cut at {end}");
         }
     }
 }

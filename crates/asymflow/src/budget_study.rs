@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use asymflow_engine::argmax;
-use asymflow_residual::SgdStep;
+use asymflow_engine::loss::argmax;
+use asymflow_residual::backend::SgdStep;
 use asymflow_shares::budget::{Backend, BudgetError, Item, Prices, price, solve};
 use asymflow_shares::compile::{CompileError, Options, PlaintextError, compile};
 use asymflow_shares::program::WeightPolicy;
 use asymflow_zoo::data::{Augment, Loader, Normalization, Split};
-use asymflow_zoo::replace::map_activations;
+use asymflow_zoo::models::replace::map_activations;
 use asymflow_zoo::{
-    Choice, Decision, Grouping, Layer, Network, NetworkError, Shape, SharedRelu, WeightTensor, Weights, WeightsError,
+    Network, Weights,
+    network::{Layer, NetworkError, Shape},
+    ops::{Choice, Decision, Grouping, SharedRelu},
+    weights::{WeightTensor, WeightsError},
 };
 use faer::Par;
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use asymflow_privacy::RecordLedger;
-use asymflow_zoo::Dataset;
+use asymflow_privacy::records::RecordLedger;
+use asymflow_zoo::data::Dataset;
 use asymflow_zoo::data::Split;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::LedgerEntry;
+use asymflow_privacy::records::LedgerEntry;
 use asymflow_zoo::Network;
 use asymflow_zoo::data::Normalization;
 use serde::{Deserialize, Serialize};
@@ -100,7 +100,7 @@ const fn one() -> f32 {
     1.0
 }
 
-/// How activations are eased into what they are to be, as [`asymflow_zoo::Easing`] defines it.
+/// How activations are eased into what they are to be, as [`asymflow_zoo::ops::Easing`] defines it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EasingSpec {

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use asymflow_residual::{OpenError, ResidualBackend, ResidualModel, ResidualTraining, WorkerStats};
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{OpenError, ResidualModel, ResidualTraining, WorkerStats},
+};
 
 /// A backend, what it computes, and the session in use.
 pub struct Link {

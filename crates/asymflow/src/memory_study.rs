@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use asymflow_engine::EngineError;
 use asymflow_engine::streamed::ModelWeights;
-use asymflow_privacy::RecordAccountant;
-use asymflow_residual::{Pass, SgdStep};
+use asymflow_privacy::records::RecordAccountant;
+use asymflow_residual::backend::{Pass, SgdStep};
 use asymflow_zoo::Weights;
 use faer::{Mat, Par};
 use rand::{RngExt, SeedableRng};

@@ -4,7 +4,7 @@ use asymflow_linalg::rank::{LayerCost, RankError, RankPolicy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use asymflow_engine::{ConvNode, Program};
+use asymflow_engine::program::{ConvNode, Program};
 
 /// Where a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

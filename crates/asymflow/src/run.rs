@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use asymflow_privacy::{Precision, RecordAccountant};
-use asymflow_residual::{OpenError, ResidualBackend};
+use asymflow_privacy::{payload::Precision, records::RecordAccountant};
+use asymflow_residual::{ResidualBackend, backend::OpenError};
 use asymflow_zoo::Weights;
 use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
-use asymflow_zoo::delta::delta;
+use asymflow_zoo::models::delta::delta;
 use faer::Par;
 
 use crate::checkpoint::{Checkpoint, Identity, from_f32_bytes};

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use asymflow_privacy::Precision;
+use asymflow_privacy::payload::Precision;
 use asymflow_residual::{
-    Notify, OpenError, Protection, ResidualBackend, RingLayout, Token, Transport, WorkerClient, WorkerConfig,
+    ResidualBackend,
+    backend::OpenError,
+    client::RingLayout,
+    client::{Notify, Protection, Token, Transport, WorkerClient, WorkerConfig},
 };
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use thiserror::Error;

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::RecordAccountant;
-use asymflow_residual::SgdStep;
+use asymflow_privacy::records::RecordAccountant;
+use asymflow_residual::backend::SgdStep;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use rand::RngExt;

@@ -1,9 +1,9 @@
 //! How much of the features a split leaves to the residual, by rank and by how many frequencies are kept.
 
-use asymflow_engine::{Engine, LocalConv};
-use asymflow_linalg::by_name;
-use asymflow_residual::Pass;
-use asymflow_zoo::delta::{DeltaShape, delta};
+use asymflow_engine::{Engine, local::LocalConv};
+use asymflow_linalg::decompose::by_name;
+use asymflow_residual::backend::Pass;
+use asymflow_zoo::models::delta::{DeltaShape, delta};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};

@@ -1,10 +1,18 @@
 //! The rank study: how low the rank of activations is, by layer, rank and method, on a trained network.
 
 use asymflow_engine::local::Scratch;
-use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, Engine, EngineError, LocalConv};
+use asymflow_engine::{
+    Convolver, Engine, EngineError,
+    buffer::{Activation, Buffer},
+    local::LocalConv,
+    program::ConvNode,
+};
 use asymflow_linalg::spectrum::{self, SpectrumError};
-use asymflow_linalg::{BatchShape, DecomposeError, LowRank, by_name};
-use asymflow_residual::Pass;
+use asymflow_linalg::{
+    LowRank,
+    decompose::{BatchShape, DecomposeError, by_name},
+};
+use asymflow_residual::backend::Pass;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use rayon::prelude::*;

@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::io::BufReader;
 
-use asymflow_engine::{Engine, LocalConv};
-use asymflow_residual::Pass;
-use asymflow_zoo::{Easing, RangePenalty};
+use asymflow_engine::{Engine, local::LocalConv};
+use asymflow_residual::backend::Pass;
+use asymflow_zoo::ops::{Easing, RangePenalty};
 use faer::Par;
 use thiserror::Error;
 

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use asymflow_engine::argmax;
+use asymflow_engine::loss::argmax;
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::{AccountantError, Door, Loss, RecordLedger};
-use asymflow_residual::{SgdStep, WorkerStats};
+use asymflow_privacy::{Door, Loss, accountants::AccountantError, records::RecordLedger};
+use asymflow_residual::backend::{SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, Split, epoch_order};
 use thiserror::Error;
 

@@ -11,9 +11,9 @@ use asymflow::memory_study::{MemorySpec, memory_study};
 use asymflow::modes::{Asked, ModeRef, PrivacyTerms, Registry, Sections};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
-use asymflow_privacy::{Precision, Relation};
-use asymflow_residual::{OpenError, ResidualBackend};
-use asymflow_zoo::{by_name, replace_activations};
+use asymflow_privacy::{accountants::Relation, payload::Precision};
+use asymflow_residual::{ResidualBackend, backend::OpenError};
+use asymflow_zoo::{by_name, models::replace::replace_activations};
 use faer::Par;
 
 #[global_allocator]

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use asymflow::modes::Registry;
-use asymflow_zoo::Shape;
 use asymflow_zoo::data::{Dataset, Split};
+use asymflow_zoo::network::Shape;
 
 /// Modes, mechanisms and decompositions are added alike.
 pub fn registry() -> Registry {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use asymflow_zoo::{Network, Shape};
+use asymflow_zoo::{Network, network::Shape};
 
 /// Builds a network for a number of classes and, where it is set, the shape of the images.
 pub type Build = dyn Fn(usize, Option<Shape>) -> Result<Network, String> + Send + Sync;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use asymflow::job::{EasingSpec, Schedule, WorkerTransport};
 use asymflow::memory::parse_bytes;
-use asymflow_privacy::{Precision, Relation};
-use asymflow_zoo::Shape;
+use asymflow_privacy::{accountants::Relation, payload::Precision};
+use asymflow_zoo::network::Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;

@@ -6,8 +6,8 @@ use asymflow::checkpoint::{Checkpoint, from_f32_bytes};
 use asymflow::job::{Body, FromTrusted, JobReport, JobSpec, Task, TeacherSpec, TrainReport, TrainSpec, VaultSpec};
 use asymflow::modes::{ModeRef, ModeSpec, Sampling};
 use asymflow::service::ServedModel;
-use asymflow_privacy::Relation;
-use asymflow_zoo::{Weights, weight_files};
+use asymflow_privacy::accountants::Relation;
+use asymflow_zoo::{Weights, weights::files};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -217,7 +217,7 @@ impl Jobs<'_> {
         };
         let network = mode.stored_network(&job.network).map_err(|e| failed(e.to_string()))?;
         let weights = Weights::unflatten(&network, &flat).map_err(|e| failed(e.to_string()))?;
-        let file = weight_files::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
+        let file = files::encode(&network, &weights).map_err(|e| failed(e.to_string()))?;
         folder.replace("weights.safetensors", &file)?;
         let Task::Train(train) = &job.task else { return Ok(()) };
         let sampling = Sampling { batch: train.batch, records: report.train_images };

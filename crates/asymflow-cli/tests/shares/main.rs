@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use asymflow::modes::{ModeRef, PrivacyTerms, Registry, Sampling, TrustedOnlySpec};
 use asymflow::service::{ClientId, Query, ServedModel, Service, ServiceSettings};
-use asymflow_privacy::Relation;
+use asymflow_privacy::accountants::Relation;
 use asymflow_shares::client::share_input;
 use asymflow_shares::net::{
     FromServer, Hello, LIMITS, PROGRAM_LIMITS, QueryName, RefusalCode, Stream, Ticket, ToServer, VERSION, connect,
@@ -23,7 +23,7 @@ use asymflow_shares::program::Program;
 use asymflow_shares::randomness::Seed;
 use asymflow_wire::tls::client_config;
 use asymflow_zoo::data::{Normalization, read_image, synthetic};
-use asymflow_zoo::{Shape, Weights, by_name};
+use asymflow_zoo::{Weights, by_name, network::Shape};
 use between::{Between, Harm};
 use faer::Par;
 

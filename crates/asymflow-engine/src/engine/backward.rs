@@ -1,7 +1,7 @@
 //! The backward pass.
 
 use super::{Convolver, Saved, Work};
-use crate::buffer::Buffer;
+use crate::buffer::{self, Buffer};
 use crate::error::EngineError;
 use crate::ops::{self, LinearShape};
 use crate::program::{ConvNode, Kind, Node, Program};
@@ -15,7 +15,7 @@ impl Gradients {
     /// Adds to the gradient of a value.
     fn add(&mut self, value: usize, mut gradient: Buffer) {
         if let Some(earlier) = self.0[value].take() {
-            ops::add_assign(&mut gradient, &earlier);
+            buffer::add_assign(&mut gradient, &earlier);
         }
         self.0[value] = Some(gradient);
     }

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use asymflow_zoo::ops::{MaxPool, NORM_EPSILON};
-use asymflow_zoo::{Easing, Pass, RangePenalty, Shape};
+use asymflow_zoo::{
+    network::Shape,
+    ops::{Easing, RangePenalty},
+    weights::Pass,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Convolver, Moments, Saved, Work, check_finite};
-use crate::buffer::{Activation, Buffer};
+use crate::buffer::{self, Activation, Buffer};
 use crate::error::EngineError;
 use crate::ops::{self, LinearShape, NormSaved};
 use crate::program::{ConvNode, Kind, Node, Program};
@@ -197,7 +201,7 @@ impl Work {
             Kind::Add { relu } => {
                 let other = other.ok_or_else(|| EngineError::NoForward { layer: node.name.clone() })?;
                 let mut sum = x.into_buffer(&self.pool);
-                ops::add_assign(&mut sum, &other.data);
+                buffer::add_assign(&mut sum, &other.data);
                 if *relu {
                     ops::relu(&mut sum);
                 }

@@ -1,6 +1,9 @@
 //! Which activations of a sample share a decision, plane by plane.
 
-use asymflow_zoo::{Choice, Decision, Grouping, Shape, SharedRelu};
+use asymflow_zoo::{
+    network::Shape,
+    ops::{Choice, Decision, Grouping, SharedRelu},
+};
 
 /// What the activations of one channel go through.
 #[derive(Clone, Copy, Debug)]
@@ -217,7 +220,7 @@ fn spread_columns<const N: usize>(groups: &[f32], row: &mut [f32], of: impl Fn(f
 
 #[cfg(test)]
 mod tests {
-    use asymflow_zoo::Gate;
+    use asymflow_zoo::ops::Gate;
     use proptest::prelude::*;
 
     use super::*;

@@ -1,6 +1,6 @@
 //! What groups vote, and the gradients of votes.
 
-use asymflow_zoo::Decision;
+use asymflow_zoo::ops::Decision;
 use rayon::prelude::*;
 
 use super::plan::{Blocks, GroupPlan, Plane};

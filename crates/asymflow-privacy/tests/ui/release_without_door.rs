@@ -1,5 +1,5 @@
 //! A mechanism that is applied by hand releases nothing.
-use asymflow_privacy::{Mechanism, OneBit, PackedBits, Released};
+use asymflow_privacy::{Released, mechanisms::{Mechanism, OneBit}, payload::PackedBits};
 use rand::CryptoRng;
 
 fn submit(_: Released<PackedBits>) {}

@@ -1,5 +1,5 @@
 //! What goes to the untrusted side is `Released`; private data does not fit.
-use asymflow_privacy::{Payload, Private, Released};
+use asymflow_privacy::{Private, Released, payload::Payload};
 
 fn submit(_: Released<Payload>) {}
 

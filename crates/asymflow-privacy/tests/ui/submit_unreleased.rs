@@ -1,5 +1,5 @@
 //! Nor does data that never went through a mechanism.
-use asymflow_privacy::{Payload, Precision, Released};
+use asymflow_privacy::{Released, payload::{Payload, Precision}};
 
 fn submit(_: Released<Payload>) {}
 

@@ -1,7 +1,7 @@
 //! Convolution units.
 
-use asymflow_privacy::{Payload, Precision};
-use asymflow_zoo::{Easing, Reference, Shape};
+use asymflow_privacy::payload::{Payload, Precision};
+use asymflow_zoo::{graph::reference::Reference, network::Shape, ops::Easing};
 
 use super::tools::{
     Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, spent, wide, wrong,

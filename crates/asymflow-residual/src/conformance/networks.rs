@@ -1,9 +1,11 @@
 //! Network units.
 
-use asymflow_privacy::Precision;
+use asymflow_privacy::payload::Precision;
 use asymflow_zoo::{
-    Choice, Conv, Decision, Easing, Form, Grouping, Layer, Linear, Network, ParamSpec, Quadratic, Reference, Shape,
-    SharedRelu, Weights,
+    Network, Weights,
+    graph::reference::Reference,
+    network::{Layer, Shape},
+    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, ParamSpec, Quadratic, SharedRelu},
 };
 
 use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, wide, wrong};
@@ -173,7 +175,7 @@ pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
     let len = ok("momentum", session.momentum(ID))?.len();
     refused("momentum of another length", session.set_momentum(ID, &vec![0.0; len - 1]), "Length")?;
     refused("momentum not finite", session.set_momentum(ID, &vec![f32::NAN; len]), "NonFinite")?;
-    let delta = asymflow_privacy::Payload::F32(vec![0.0; 8]);
+    let delta = asymflow_privacy::payload::Payload::F32(vec![0.0; 8]);
     match session.add_weights(ID, delta) {
         Err(SubmitError::Unsupported { .. }) => {}
         other => return Err(wrong("add_weights to a network", format_args!("{other:?}"))),

@@ -1,7 +1,14 @@
 //! Records that a network unit keeps and trains from.
 
-use asymflow_privacy::{PackedBits, Precision, Released};
-use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights};
+use asymflow_privacy::{
+    Released,
+    payload::{PackedBits, Precision},
+};
+use asymflow_zoo::{
+    Network, Weights,
+    network::{Layer, Shape},
+    ops::{Conv, Linear},
+};
 
 use super::tools::{Nonconformance, close, numbers, ok, open, outputs, refused, released, wrong};
 use crate::backend::{ConvUnit, Pass, ResidualBackend, ResidualTraining, SgdStep, Unit, UnitId, Wanted};

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use asymflow_privacy::{Payload, Precision, Released};
+use asymflow_privacy::{
+    Released,
+    payload::{Payload, Precision},
+};
 use thiserror::Error;
 
 use crate::backend::{Batch, CollectError, ResidualBackend, ResidualModel, ResidualTraining, Ticket, Unit};

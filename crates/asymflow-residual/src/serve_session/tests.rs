@@ -1,4 +1,4 @@
-use asymflow_zoo::{Easing, RangePenalty};
+use asymflow_zoo::ops::{Easing, RangePenalty};
 use proptest::prelude::*;
 
 use super::*;

@@ -1,7 +1,7 @@
 //! Convex hulls and one price.
 
 use super::{BudgetError, Item, Solution, check, totals};
-use asymflow_zoo::Choice;
+use asymflow_zoo::ops::Choice;
 
 /// A step along a class's hull.
 struct Segment {

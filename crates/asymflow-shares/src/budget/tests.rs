@@ -4,7 +4,11 @@ use super::*;
 use crate::compile::{Options, compile};
 use crate::program::WeightPolicy;
 use crate::ring::{Ring, Z48};
-use asymflow_zoo::{Decision, Grouping, Layer, Linear, Network, SharedRelu, Weights};
+use asymflow_zoo::{
+    Network, Weights,
+    network::Layer,
+    ops::{Decision, Grouping, Linear, SharedRelu},
+};
 
 fn item(cost: u32, distortion: u32) -> Item {
     let choice = Choice::Block { rows: 1, columns: 1 };

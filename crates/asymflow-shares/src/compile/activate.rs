@@ -1,6 +1,6 @@
 //! Sign decisions into operations.
 
-use asymflow_zoo::{Choice, Decision as ZooDecision, Grouping as ZooGrouping, SharedRelu};
+use asymflow_zoo::ops::{Choice, Decision as ZooDecision, Grouping as ZooGrouping, SharedRelu};
 
 use super::curve::Curve;
 use super::lower::Compiler;

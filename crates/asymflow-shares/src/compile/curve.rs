@@ -4,7 +4,10 @@
 //! convolution or fully connected layer α and β are folded into its weights and bias; ± and γ are local. A normalisation
 //! after the quadratic changes a, b and c of each channel before any of this.
 
-use asymflow_zoo::{Form, Layer, Quadratic, Shape};
+use asymflow_zoo::{
+    network::{Layer, Shape},
+    ops::{Form, Quadratic},
+};
 
 use super::lower::Compiler;
 use super::options::{Activation, CompileError};

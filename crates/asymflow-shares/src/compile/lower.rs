@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use asymflow_zoo::{Conv, Layer, Network, Shape, Weights};
+use asymflow_zoo::{
+    Network, Weights,
+    network::{Layer, Shape},
+    ops::Conv,
+};
 use sha2::{Digest, Sha256};
 
 use super::activate::{GROUP_LIMIT, Votes, decides_all};

@@ -1,7 +1,12 @@
 //! Names of activations, which have none of their own.
 
 use asymflow_zoo::ops::Op;
-use asymflow_zoo::{Conv, Graph, Layer, Linear, Network, NetworkError, Shape};
+use asymflow_zoo::{
+    Network,
+    graph::Graph,
+    network::{Layer, NetworkError, Shape},
+    ops::{Conv, Linear},
+};
 
 /// Names and shapes of the activations of `network`: the name of the layer before, and `.relu`.
 ///

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use asymflow_zoo::{NetworkError, WeightsError};
+use asymflow_zoo::{network::NetworkError, weights::WeightsError};
 use thiserror::Error;
 
 use crate::groups::Decision;

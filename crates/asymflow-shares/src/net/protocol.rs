@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{BufWriter, Read, Write};
 
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
-use asymflow_zoo::Shape;
 use asymflow_zoo::data::Normalization;
+use asymflow_zoo::network::Shape;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -1,4 +1,7 @@
-use asymflow_zoo::{Decision, Shape, SharedRelu};
+use asymflow_zoo::{
+    network::Shape,
+    ops::{Decision, SharedRelu},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -191,7 +194,7 @@ fn a_group_follows_its_decision() {
     for decision in [Decision::Corner, Decision::Centre, Decision::Mean, Decision::Learned] {
         let learned = if decision == Decision::Learned { 12 } else { 0 };
         let weights = (0..learned).map(|i| i * 37 % 256 - 100).collect();
-        let blocks = asymflow_zoo::Grouping::Blocks { channels: 2, rows: 3, columns: 2 };
+        let blocks = asymflow_zoo::ops::Grouping::Blocks { channels: 2, rows: 3, columns: 2 };
         let layer = SharedRelu { name: String::new(), channels: 4, grouping: blocks, decision };
         let grouping = Grouping::Shared { layer, weights };
         let groups = grouping.groups(shape).unwrap();

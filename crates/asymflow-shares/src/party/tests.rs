@@ -1,8 +1,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use asymflow_zoo::replace::map_activations;
-use asymflow_zoo::{Choice, Form, Grouping, Layer, Network, Quadratic, Shape, SharedRelu, Weights, by_name};
+use asymflow_zoo::models::replace::map_activations;
+use asymflow_zoo::{
+    Network, Weights, by_name,
+    network::{Layer, Shape},
+    ops::{Choice, Form, Grouping, Quadratic, SharedRelu},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -39,7 +43,7 @@ fn network() -> Network {
                     name,
                     channels,
                     grouping: choices,
-                    decision: asymflow_zoo::Decision::Mean,
+                    decision: asymflow_zoo::ops::Decision::Mean,
                 })
             }
             "layer2.0.conv2.act" => Layer::Quadratic(Quadratic { name, channels, form: Form::HERMITE }),
@@ -488,7 +492,7 @@ fn overflow_is_an_error_in_the_clear() {
 fn consecutive_linear_layers_are_truncated() {
     // Convolutions without activations between them: the scale would grow by 12 bits a layer.
     let conv = |name: &str| {
-        Layer::Conv(asymflow_zoo::Conv {
+        Layer::Conv(asymflow_zoo::ops::Conv {
             name: name.to_owned(),
             in_channels: 2,
             out_channels: 2,

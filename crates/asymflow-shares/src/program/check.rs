@@ -1,6 +1,6 @@
 //! Programs from outside.
 
-use asymflow_zoo::Shape;
+use asymflow_zoo::network::Shape;
 use serde::Deserialize;
 use thiserror::Error;
 

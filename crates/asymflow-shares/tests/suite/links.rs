@@ -13,7 +13,7 @@ use asymflow_shares::link::{DuplexLink, HalfDuplexLink, Link, LinkError, Profile
 use asymflow_shares::program::WeightPolicy;
 use asymflow_shares::randomness::{Deal, DealError, DealStore, Seed, SeedError, ServerSeed};
 use asymflow_shares::server::{Message, Party, RunError, run};
-use asymflow_zoo::{Network, Shape, Weights, by_name};
+use asymflow_zoo::{Network, Weights, by_name, network::Shape};
 use proptest::prelude::*;
 
 fn network() -> Network {

@@ -12,7 +12,12 @@ use asymflow_shares::compile::{ModelError, PlaintextError};
 use asymflow_shares::in_process::{InProcess, InProcessError};
 use asymflow_shares::program::{FixedPoint, Ring, WeightPolicy, Z48};
 use asymflow_shares::randomness::Seed;
-use asymflow_zoo::{Conv, Layer, Linear, Network, Shape, Weights, by_name, replace_activations};
+use asymflow_zoo::{
+    Network, Weights, by_name,
+    models::replace::replace_activations,
+    network::{Layer, Shape},
+    ops::{Conv, Linear},
+};
 
 /// Largest distance of logits on shares from those in fixed point and in floating point.
 fn distances<R: Ring>(network: &Network, options: &Options, images: u64) -> (f64, f64) {

@@ -5,8 +5,10 @@ use crate::servers::{image, pair, query};
 use asymflow_shares::compile::{CompileError, Options, PlaintextError, compile, float_logits};
 use asymflow_shares::program::{Ring, WeightPolicy, Z48};
 use asymflow_zoo::{
-    Choice, Decision, Form, Grouping, Layer, Linear, Network, Quadratic, Replacement, Shape, SharedRelu, Weights,
-    by_name, replace::map_activations, replace_activations,
+    Network, Weights, by_name,
+    models::replace::{Replacement, map_activations, replace_activations},
+    network::{Layer, Shape},
+    ops::{Choice, Decision, Form, Grouping, Linear, Quadratic, SharedRelu},
 };
 
 const BOTH: [WeightPolicy; 2] = [WeightPolicy::Public, WeightPolicy::Shared];

@@ -6,7 +6,7 @@ use asymflow_shares::client::{InputShare, OutputShare, TransferError, share_inpu
 use asymflow_shares::compile::{Options, WeightShare, compile};
 use asymflow_shares::program::{Program, ProgramError, WeightPolicy};
 use asymflow_shares::randomness::Seed;
-use asymflow_zoo::{Decision, Network, Shape, Weights, by_name};
+use asymflow_zoo::{Network, Weights, by_name, network::Shape, ops::Decision};
 use proptest::prelude::*;
 
 fn network() -> Network {

@@ -3,10 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use asymflow_privacy::{PackedBits, Payload, Released};
+use asymflow_privacy::{
+    Released,
+    payload::{PackedBits, Payload},
+};
 use asymflow_residual::{
-    Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
-    ResidualTraining, SgdStep, SubmitError, Ticket, UnitId, Wanted, WorkerStats,
+    ResidualBackend,
+    backend::{
+        Availability, Batch, CollectError, OpenError, Pass, ResidualModel, ResidualSession, ResidualTraining, SgdStep,
+        SubmitError, Ticket, UnitId, Wanted, WorkerStats,
+    },
 };
 
 /// Passes everything on to another backend until its first session dies.
@@ -55,10 +61,10 @@ impl ResidualBackend for Flaky {
     }
 }
 
-fn sample_values(unit: &asymflow_residual::Unit) -> usize {
+fn sample_values(unit: &asymflow_residual::backend::Unit) -> usize {
     match unit {
-        asymflow_residual::Unit::Conv(conv) => conv.input.len(),
-        asymflow_residual::Unit::Network(network) => network.input.len(),
+        asymflow_residual::backend::Unit::Conv(conv) => conv.input.len(),
+        asymflow_residual::backend::Unit::Network(network) => network.input.len(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::operation::{At, Gradient, Operation};
-use crate::limits;
+use crate::network::limits;
 use crate::shape::{NetworkError, Shape};
 
 /// Average pooling to a fixed `out × out` map.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::operation::{At, Gradient, OpCost, Operation};
-use crate::limits;
+use crate::network::limits;
 use crate::param::{Init, ParamKind, ParamSpec};
 use crate::shape::{NetworkError, Shape};
 

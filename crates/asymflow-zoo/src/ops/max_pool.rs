@@ -1,7 +1,7 @@
 //! Maximum pooling.
 
 use super::operation::{At, Gradient, Operation};
-use crate::limits;
+use crate::network::limits;
 use crate::shape::{NetworkError, Shape};
 
 /// Maximum over `kernel × kernel` windows. NaN is larger than every number, as in PyTorch.

@@ -1,8 +1,8 @@
 //! The operations that networks are lowered to. Each file says all of one: its shape rule with its limits, its parameters and
 //! how they begin, what it costs, and what it computes, forward and backward, in plain f64.
 
-use crate::limits;
-use crate::param::ParamSpec;
+use crate::network::limits;
+pub use crate::param::{Init, ParamKind, ParamSpec, rate_factors};
 use crate::shape::{NetworkError, Shape};
 
 mod add;

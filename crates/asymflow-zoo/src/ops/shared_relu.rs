@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::operation::{At, Gradient, OpCost, Operation};
 use super::quadratic::REACT;
 use super::rectifier::relu;
-use crate::limits;
+use crate::network::limits;
 use crate::param::{Init, ParamKind, ParamSpec};
 use crate::shape::{NetworkError, Shape};
 

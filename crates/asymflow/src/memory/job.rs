@@ -1,6 +1,6 @@
 //! The plan of a whole job, and of a service.
 
-use asymflow_residual::Pass;
+use asymflow_residual::backend::Pass;
 
 use super::work::weight_bytes;
 use super::{Advice, MemoryError, MemoryPlan, Work};

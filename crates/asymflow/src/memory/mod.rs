@@ -189,7 +189,7 @@ pub enum MemoryError {
     Engine(#[from] asymflow_engine::EngineError),
     /// The network cannot be made into Delta's three.
     #[error(transparent)]
-    Delta(#[from] asymflow_zoo::delta::DeltaError),
+    Delta(#[from] asymflow_zoo::models::delta::DeltaError),
     /// The split cannot be planned.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),

@@ -3,10 +3,14 @@
 use std::collections::HashMap;
 
 use asymflow_engine::local::{LocalConv, Scratch, conv_shape};
-use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, Pool};
-use asymflow_linalg::{BatchShape, Decomposer, conv};
-use asymflow_privacy::Precision;
-use asymflow_zoo::Pass;
+use asymflow_engine::{
+    Convolver, EngineError,
+    buffer::{Activation, Buffer, Pool},
+    program::ConvNode,
+};
+use asymflow_linalg::{Decomposer, conv, decompose::BatchShape};
+use asymflow_privacy::payload::Precision;
+use asymflow_zoo::weights::Pass;
 use faer::Par;
 
 use super::wire;

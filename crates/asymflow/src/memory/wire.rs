@@ -1,6 +1,6 @@
 //! What an exchange with the worker takes in the trusted part.
 
-use asymflow_privacy::Precision;
+use asymflow_privacy::payload::Precision;
 
 /// Bodies up to this size are read into memory of exactly their size (`asymflow_wire::read_frame`).
 const EXACT_BYTES: usize = 64 << 20;

@@ -1,11 +1,11 @@
 //! What parts of a plan modes are made of: each mode puts its own together ([`ModeSpec::memory`](crate::modes::ModeSpec::memory)).
 
-use asymflow_engine::{ConvNode, Convolver, Engine, LocalConv, Pool, streamed};
-use asymflow_linalg::{BatchShape, BlockDct};
-use asymflow_privacy::Precision;
-use asymflow_residual::Pass;
-use asymflow_zoo::delta::{DeltaNetworks, DeltaShape};
-use asymflow_zoo::{Network, ParamSpec};
+use asymflow_engine::{Convolver, Engine, buffer::Pool, local::LocalConv, program::ConvNode, streamed};
+use asymflow_linalg::{dct::BlockDct, decompose::BatchShape};
+use asymflow_privacy::payload::Precision;
+use asymflow_residual::backend::Pass;
+use asymflow_zoo::models::delta::{DeltaNetworks, DeltaShape};
+use asymflow_zoo::{Network, ops::ParamSpec};
 use faer::Par;
 
 use super::split::{SplitBytes, SplitSizes};

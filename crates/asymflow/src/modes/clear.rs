@@ -6,9 +6,17 @@ use std::time::Duration;
 
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Loss, Payload, Precision, Private, RecordAccountant, Relation, Released, Source,
+    Door, Loss, Private, Released,
+    accountants::Relation,
+    door::{Gate, Source},
+    mechanisms::InsecureNone,
+    payload::{Payload, Precision},
+    records::{Flow, RecordAccountant},
 };
-use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{Pass, SgdStep, WorkerStats},
+};
 use asymflow_zoo::{Network, Weights};
 
 use super::mode::{held, loss, open_door};

@@ -1,15 +1,17 @@
 //! Why a mode could not be set up, or not execute a batch.
 
 use asymflow_engine::EngineError;
-use asymflow_linalg::DecomposeError;
-use asymflow_privacy::{AccountantError, CalibrationError, MechanismError, ReleaseError};
-use asymflow_residual::{CollectError, OpenError, SubmitError};
+use asymflow_linalg::decompose::DecomposeError;
+use asymflow_privacy::{
+    accountants::AccountantError, calibration::CalibrationError, door::ReleaseError, mechanisms::MechanismError,
+};
+use asymflow_residual::backend::{CollectError, OpenError, SubmitError};
 #[cfg(feature = "shares")]
 use asymflow_shares::compile::CompileError;
 #[cfg(feature = "shares")]
 use asymflow_shares::in_process::InProcessError;
-use asymflow_zoo::delta::DeltaError;
-use asymflow_zoo::{NetworkError, WeightsError};
+use asymflow_zoo::models::delta::DeltaError;
+use asymflow_zoo::{network::NetworkError, weights::WeightsError};
 use thiserror::Error;
 
 use crate::plan::PlanError;

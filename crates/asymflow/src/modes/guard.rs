@@ -1,6 +1,12 @@
 //! What guards numbers that leave every step: a mechanism by its name, σ, and the clip that bounds what a record can move.
 
-use asymflow_privacy::{CalibrationError, Gate, Loss, RecordLedger, Relation, calibrate_sigma};
+use asymflow_privacy::{
+    Loss,
+    accountants::Relation,
+    calibration::{CalibrationError, calibrate_sigma},
+    door::Gate,
+    records::RecordLedger,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{ModeError, Registry};

@@ -73,7 +73,7 @@ mod tests {
         let logits: Vec<f32> = student.iter().map(|&x| x as f32).collect();
         let said: Vec<f32> = teacher.iter().map(|&x| x as f32).collect();
         let mut gradient = vec![0.0; 6];
-        let (mut loss, _) = asymflow_engine::softmax_cross_entropy(&logits, 3, &[2, 0], &mut gradient).unwrap();
+        let (mut loss, _) = asymflow_engine::loss::softmax_cross_entropy(&logits, 3, &[2, 0], &mut gradient).unwrap();
         let lesson = Lesson { logits: &said, temperature: t as f32, weight: weight as f32 };
         lesson.blend(3, &logits, &mut loss, &mut gradient);
         assert!((loss - total(&student)).abs() < 1e-6, "{loss} {}", total(&student));

@@ -17,7 +17,7 @@ mod shares;
 mod spec;
 mod trusted_only;
 
-use asymflow_privacy::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError};
+use asymflow_privacy::mechanisms::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError};
 
 pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SplitConv, open_link};
 pub use clear::{Clear, ClearSpec};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use asymflow_engine::streamed::{ModelWeights, StreamError};
 use asymflow_engine::timing::Seconds;
-use asymflow_engine::{Engine, EngineError, softmax_cross_entropy};
-use asymflow_privacy::{Door, Loss, RecordAccountant};
-use asymflow_residual::{SgdStep, WorkerStats};
+use asymflow_engine::{Engine, EngineError, loss::softmax_cross_entropy};
+use asymflow_privacy::{Door, Loss, records::RecordAccountant};
+use asymflow_residual::backend::{SgdStep, WorkerStats};
 use asymflow_zoo::data::Loader;
-use asymflow_zoo::{Easing, Network, Weights};
+use asymflow_zoo::{Network, Weights, ops::Easing};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 

@@ -6,11 +6,16 @@ use std::time::Duration;
 
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{
-    DiscreteGaussian, Door, Flow, Gate, Payload, Precision, Private, Relation, Released, Sensitivity, Source,
+    Door, Private, Released,
+    accountants::{Relation, Sensitivity},
+    door::{Gate, Source},
+    mechanisms::DiscreteGaussian,
+    payload::{Payload, Precision},
+    records::Flow,
 };
-use asymflow_residual::{Pass, SgdStep, WorkerStats};
+use asymflow_residual::backend::{Pass, SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, DataError, Loader, Normalization};
-use asymflow_zoo::{Dataset, Network};
+use asymflow_zoo::{Network, data::Dataset};
 use serde::{Deserialize, Serialize};
 
 use super::mode::{held, loss, open_door};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use asymflow_linalg::{Decomposer, by_name};
-use asymflow_privacy::{Mechanism, MechanismError};
+use asymflow_linalg::{Decomposer, decompose::by_name};
+use asymflow_privacy::mechanisms::{Mechanism, MechanismError};
 use asymflow_zoo::data::Split;
 
 use super::{Asked, ModeError, ModeFamily, ModeRef, ModeSpec};
@@ -25,7 +25,7 @@ pub type ReadData = fn(&Path) -> Result<Split, String>;
 /// ```
 /// use asymflow::modes::Registry;
 ///
-/// let registry = Registry::default().with_decomposer("plain", || asymflow_linalg::by_name("exact-svd").unwrap());
+/// let registry = Registry::default().with_decomposer("plain", || asymflow_linalg::decompose::by_name("exact-svd").unwrap());
 /// assert!(registry.decomposer("plain").is_ok());
 /// assert!(registry.names().any(|name| name == "delta"));
 /// ```

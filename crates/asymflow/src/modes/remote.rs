@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_engine::timing::{Seconds, timed};
-use asymflow_privacy::{Payload, Released};
-use asymflow_residual::{Batch, Pass, ResidualBackend, ResidualModel, SgdStep, Unit, UnitId, Wanted, WorkerStats};
-use asymflow_zoo::{Easing, Network, Weights};
+use asymflow_privacy::{Released, payload::Payload};
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{Batch, Pass, ResidualModel, SgdStep, Unit, UnitId, Wanted, WorkerStats},
+};
+use asymflow_zoo::{Network, Weights, ops::Easing};
 
 use super::{ExecError, ModeError, Recovered, TrainState};
 use crate::link::Link;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::Door;
-use asymflow_residual::{SgdStep, WorkerStats};
+use asymflow_residual::backend::{SgdStep, WorkerStats};
 use asymflow_shares::compile::{FixedModel, Options, compile};
 use asymflow_shares::in_process::{Answer, InProcess, InProcessError};
 use asymflow_shares::program::{Ring, WeightPolicy, Z48};
@@ -227,7 +227,7 @@ fn pair(network: &Network, weights: &Weights, spec: SharesSpec, image: &[f32]) -
 
 #[cfg(test)]
 mod tests {
-    use asymflow_zoo::{by_name, replace_activations};
+    use asymflow_zoo::{by_name, models::replace::replace_activations};
 
     use super::*;
 

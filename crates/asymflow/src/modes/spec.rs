@@ -6,9 +6,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use asymflow_engine::streamed::ModelWeights;
-use asymflow_privacy::{AccountantError, Budget, Flow, Loss, Precision, RecordAccountant, RecordLedger, Relation};
+use asymflow_privacy::{
+    Loss,
+    accountants::{AccountantError, Relation},
+    payload::Precision,
+    records::{Budget, Flow, RecordAccountant, RecordLedger},
+};
 use asymflow_residual::ResidualBackend;
-use asymflow_zoo::{Network, cost};
+use asymflow_zoo::{Network, graph::cost};
 use faer::Par;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
-use asymflow_engine::{Engine, LocalConv, Program};
+use asymflow_engine::{Engine, local::LocalConv, program::Program};
 use asymflow_privacy::Door;
-use asymflow_residual::{Pass, SgdStep, WorkerStats};
+use asymflow_residual::backend::{Pass, SgdStep, WorkerStats};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 

@@ -1,10 +1,10 @@
 //! Why a job failed, and what of it the host may know.
 
 use asymflow_engine::EngineError;
-use asymflow_privacy::ReleaseError;
-use asymflow_zoo::WeightsError;
+use asymflow_privacy::door::ReleaseError;
 use asymflow_zoo::data::DataError;
-use asymflow_zoo::delta::DeltaError;
+use asymflow_zoo::models::delta::DeltaError;
+use asymflow_zoo::weights::WeightsError;
 use thiserror::Error;
 
 use crate::checkpoint::CheckpointError;
@@ -32,7 +32,7 @@ pub enum RunError {
     #[error("images of {images:?} with {classes} classes do not fit network {network}")]
     Fit {
         /// Shape of the images.
-        images: asymflow_zoo::Shape,
+        images: asymflow_zoo::network::Shape,
         /// Classes of the data.
         classes: usize,
         /// The network.

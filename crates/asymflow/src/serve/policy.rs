@@ -1,6 +1,6 @@
 //! Which jobs an enclave does, whatever its host asks for.
 
-use asymflow_privacy::Relation;
+use asymflow_privacy::accountants::Relation;
 use serde::Deserialize;
 use thiserror::Error;
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use asymflow_privacy::{Budget, BudgetError, Loss, RecordLedger};
+use asymflow_privacy::{
+    Loss,
+    records::{Budget, BudgetError, RecordLedger},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;

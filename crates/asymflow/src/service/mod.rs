@@ -16,8 +16,11 @@ use std::time::{Duration, Instant};
 
 use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
-use asymflow_privacy::{Budget, Loss, RecordAccountant, RecordLedger};
-use asymflow_residual::{OpenError, ResidualBackend};
+use asymflow_privacy::{
+    Loss,
+    records::{Budget, RecordAccountant, RecordLedger},
+};
+use asymflow_residual::{ResidualBackend, backend::OpenError};
 use faer::Par;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -42,7 +45,7 @@ pub enum ServiceError {
     Mode(#[from] ModeError),
     /// The weights do not fit.
     #[error(transparent)]
-    Weights(#[from] asymflow_zoo::WeightsError),
+    Weights(#[from] asymflow_zoo::weights::WeightsError),
     /// The worker cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),

@@ -2,7 +2,7 @@
 
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use asymflow_zoo::data::Normalization;
-use asymflow_zoo::{Network, ParamSpec};
+use asymflow_zoo::{Network, ops::ParamSpec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

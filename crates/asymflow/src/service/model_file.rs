@@ -5,7 +5,7 @@ use std::path::Path;
 
 use asymflow_engine::streamed::{ModelWeights, WeightWriter, is_streamed};
 use asymflow_wire::{PREFIX_BYTES, Prefix, WireError, decode_header};
-use asymflow_zoo::{Network, WeightTensor, Weights};
+use asymflow_zoo::{Network, Weights, weights::WeightTensor};
 use sha2::{Digest, Sha256};
 
 use super::model::{LIMITS, ModelFileError, ServedModel};

@@ -1,8 +1,8 @@
 //! What a service promises to do with a client's image, in a form that an enclave can attest.
 
-use asymflow_privacy::Relation;
-use asymflow_zoo::Shape;
-use asymflow_zoo::limits::MAX_VALUES;
+use asymflow_privacy::accountants::Relation;
+use asymflow_zoo::network::Shape;
+use asymflow_zoo::network::limits::MAX_VALUES;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

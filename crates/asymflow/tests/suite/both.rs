@@ -6,10 +6,18 @@ use asymflow::modes::{
     AsymMl, AsymMlParts, ExecError, GuardSpec, Mode, Registry, SplitConv, TrainBatch, TrustedOnly, open_link,
 };
 use asymflow::plan::Plan;
-use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, Engine, LocalConv, Pool};
-use asymflow_linalg::by_name;
-use asymflow_privacy::{Door, Gate, Precision, RecordAccountant, Relation};
-use asymflow_residual::{Pass, ResidualBackend, SgdStep};
+use asymflow_engine::{
+    Convolver, Engine,
+    buffer::{Activation, Buffer, Pool},
+    local::LocalConv,
+    program::ConvNode,
+};
+use asymflow_linalg::decompose::by_name;
+use asymflow_privacy::{Door, accountants::Relation, door::Gate, payload::Precision, records::RecordAccountant};
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{Pass, SgdStep},
+};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use rand::{RngExt, SeedableRng};

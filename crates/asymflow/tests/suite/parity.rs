@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use asymflow::modes::{Mode, TrustedOnly};
 use asymflow::plan::Plan;
-use asymflow_engine::{Engine, LocalConv, Program};
-use asymflow_privacy::Precision;
-use asymflow_residual::Pass;
+use asymflow_engine::{Engine, local::LocalConv, program::Program};
+use asymflow_privacy::payload::Precision;
+use asymflow_residual::backend::Pass;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
@@ -42,8 +42,8 @@ fn f16_transfers_stay_close() {
 #[test]
 fn gradients_equal_finite_differences() {
     let mut network = asymflow_zoo::by_name("resnet8-cifar", 10, None).unwrap();
-    let first = network.layers.iter_mut().find(|layer| matches!(layer, asymflow_zoo::Layer::Relu)).unwrap();
-    *first = asymflow_zoo::Layer::PRelu { name: "prelu1".to_owned(), channels: 16 };
+    let first = network.layers.iter_mut().find(|layer| matches!(layer, asymflow_zoo::network::Layer::Relu)).unwrap();
+    *first = asymflow_zoo::network::Layer::PRelu { name: "prelu1".to_owned(), channels: 16 };
     let weights = Weights::init(&network, 2);
     let images = images(&network, 4);
     let loss_of = |weights: &Weights| {
@@ -134,8 +134,15 @@ fn a_nan_in_the_input_is_an_error_and_nothing_is_sent() {
 /// Thesis, theorem 6: a convolution whose output has rank q is q kernels of k×k followed by kernels of 1×1.
 #[test]
 fn a_bottleneck_loses_nothing_of_an_output_of_its_rank() {
-    use asymflow_linalg::{BatchShape, Decomposer, ExactSvd, LowRank};
-    use asymflow_zoo::{Conv, Layer, Shape, WeightTensor};
+    use asymflow_linalg::{
+        Decomposer, LowRank,
+        decompose::{BatchShape, ExactSvd},
+    };
+    use asymflow_zoo::{
+        network::{Layer, Shape},
+        ops::Conv,
+        weights::WeightTensor,
+    };
     use faer::dyn_stack::{MemBuffer, MemStack};
     let (c, n, q, side) = (6, 12, 3, 8);
     let conv = |name: &str, in_channels, out_channels, kernel| {

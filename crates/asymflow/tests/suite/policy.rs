@@ -4,7 +4,7 @@ use asymflow::job::{Body, FailureCode, FromTrusted, JobSpec, Notice, Task, ToTru
 use asymflow::modes::{Purpose, Registry};
 use asymflow::serve::{JobPolicy, JobRefusal, JobRules, serve};
 use asymflow::speedup::SpeedupSpec;
-use asymflow_privacy::Relation;
+use asymflow_privacy::accountants::Relation;
 use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 
 use crate::promises::{facts, jobs};

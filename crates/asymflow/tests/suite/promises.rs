@@ -7,10 +7,10 @@ use asymflow::checkpoint::Checkpoint;
 use asymflow::job::{Body, JobSpec, Task};
 use asymflow::modes::{Facts, Mode, ModeSpec, Parts, Records, Registry, Sampling, Serving, TrainBatch};
 use asymflow::run::load;
-use asymflow_privacy::{Budget, RecordAccountant};
-use asymflow_residual::{ResidualBackend, SgdStep};
+use asymflow_privacy::records::{Budget, RecordAccountant};
+use asymflow_residual::{ResidualBackend, backend::SgdStep};
 use asymflow_zoo::data::{Augment, Loader, Normalization};
-use asymflow_zoo::{Weights, by_name, replace_activations};
+use asymflow_zoo::{Weights, by_name, models::replace::replace_activations};
 use faer::Par;
 use serde_json::json;
 

@@ -6,10 +6,16 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use asymflow_privacy::{PackedBits, Payload, Released};
+use asymflow_privacy::{
+    Released,
+    payload::{PackedBits, Payload},
+};
 use asymflow_residual::{
-    Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
-    ResidualTraining, SgdStep, SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
+    ResidualBackend,
+    backend::{
+        Availability, Batch, CollectError, OpenError, Pass, ResidualModel, ResidualSession, ResidualTraining, SgdStep,
+        SubmitError, Ticket, Unit, UnitId, Wanted, WorkerStats,
+    },
 };
 
 use crate::toy_units::{ToyConv, ToyNetwork, ToyUnit};

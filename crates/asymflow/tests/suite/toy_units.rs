@@ -1,9 +1,9 @@
 //! What the toy backend computes.
 
-use asymflow_engine::{Engine, LocalConv};
+use asymflow_engine::{Engine, local::LocalConv};
 use asymflow_linalg::conv::{self, ConvShape};
-use asymflow_residual::{ConvUnit, Pass, SgdStep, Wanted};
-use asymflow_zoo::{Network, ParamSpec, Weights};
+use asymflow_residual::backend::{ConvUnit, Pass, SgdStep, Wanted};
+use asymflow_zoo::{Network, Weights, ops::ParamSpec};
 use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 

@@ -11,7 +11,12 @@ use asymflow::job::{
 use asymflow::modes::{Asked, ModeRef, PrivacyTerms, Registry, Sections};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
-use asymflow_privacy::{Flow, LedgerEntry, Loss, Precision, RecordLedger, Relation};
+use asymflow_privacy::{
+    Loss,
+    accountants::Relation,
+    payload::Precision,
+    records::{Flow, LedgerEntry, RecordLedger},
+};
 use asymflow_residual::ResidualBackend;
 use asymflow_zoo::by_name;
 use serde_json::json;

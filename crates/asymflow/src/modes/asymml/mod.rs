@@ -6,10 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_engine::timing::Seconds;
-use asymflow_engine::{Engine, Program};
+use asymflow_engine::{Engine, program::Program};
 use asymflow_linalg::Decomposer;
-use asymflow_privacy::{Door, Flow, Gate, Loss, Precision, RecordAccountant};
-use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
+use asymflow_privacy::{
+    Door, Loss,
+    door::Gate,
+    payload::Precision,
+    records::{Flow, RecordAccountant},
+};
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{Pass, SgdStep, WorkerStats},
+};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};

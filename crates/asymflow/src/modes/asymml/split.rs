@@ -5,13 +5,22 @@ use std::collections::HashMap;
 
 use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
-use asymflow_engine::{Activation, Buffer, ConvNode, Convolver, EngineError, LocalConv, Params, Pool, add_assign};
-use asymflow_linalg::conv;
-use asymflow_linalg::{BatchShape, Decomposer, LowRank};
-use asymflow_privacy::{
-    Door, Flow, Gate, Loss, MechanismError, Payload, Precision, Private, ReleaseError, Released, Source,
+use asymflow_engine::{
+    Convolver, EngineError, Params,
+    buffer::{Activation, Buffer, Pool, add_assign},
+    local::LocalConv,
+    program::ConvNode,
 };
-use asymflow_residual::{Batch, OpenError, Pass, Ticket, UnitId, Wanted};
+use asymflow_linalg::conv;
+use asymflow_linalg::{Decomposer, LowRank, decompose::BatchShape};
+use asymflow_privacy::{
+    Door, Loss, Private, Released,
+    door::{Gate, ReleaseError, Source},
+    mechanisms::MechanismError,
+    payload::{Payload, Precision},
+    records::Flow,
+};
+use asymflow_residual::backend::{Batch, OpenError, Pass, Ticket, UnitId, Wanted};
 use faer::Par;
 
 use crate::link::Link;
@@ -329,13 +338,13 @@ fn scaled(values: &[f32], gain: f32) -> Vec<f32> {
 }
 
 /// The model that a worker needs for these placements.
-pub fn residual_model(nodes: &[&ConvNode], placements: &[Placement]) -> asymflow_residual::ResidualModel {
+pub fn residual_model(nodes: &[&ConvNode], placements: &[Placement]) -> asymflow_residual::backend::ResidualModel {
     let units = nodes
         .iter()
         .zip(placements)
         .filter(|(_, placement)| placement.is_split())
         .map(|(node, _)| {
-            asymflow_residual::Unit::Conv(asymflow_residual::ConvUnit {
+            asymflow_residual::backend::Unit::Conv(asymflow_residual::backend::ConvUnit {
                 input: node.input,
                 out_channels: node.output.channels,
                 kernel: node.conv.kernel,
@@ -344,7 +353,7 @@ pub fn residual_model(nodes: &[&ConvNode], placements: &[Placement]) -> asymflow
             })
         })
         .collect();
-    asymflow_residual::ResidualModel { units }
+    asymflow_residual::backend::ResidualModel { units }
 }
 
 /// Opens the link a split needs, and a fresh session after a loss.

@@ -6,16 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_engine::timing::{Seconds, timed};
-use asymflow_engine::{EngineError, add_assign, softmax_cross_entropy};
+use asymflow_engine::{EngineError, buffer::add_assign, loss::softmax_cross_entropy};
 use asymflow_privacy::{
-    Door, Flow, Gate, InsecureNone, Loss, PackedBits, Precision, Private, RandomisedResponse, Relation, ReleaseError,
-    Released, Source,
+    Door, Loss, Private, Released,
+    accountants::Relation,
+    door::{Gate, ReleaseError, Source},
+    mechanisms::{InsecureNone, RandomisedResponse},
+    payload::{PackedBits, Precision},
+    records::Flow,
 };
 use asymflow_residual::{
-    Batch, Pass, ResidualBackend, ResidualModel, SgdStep, SharedValues, Ticket, Unit, UnitId, Wanted, WorkerStats,
+    ResidualBackend,
+    backend::{Batch, Pass, ResidualModel, SgdStep, SharedValues, Ticket, Unit, UnitId, Wanted, WorkerStats},
 };
 use asymflow_zoo::Weights;
-use asymflow_zoo::delta::DeltaNetworks;
+use asymflow_zoo::models::delta::DeltaNetworks;
 
 use super::cache::ReleasedCache;
 use super::gates::{Noise, gate_as_in_code};

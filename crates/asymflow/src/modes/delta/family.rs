@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use asymflow_privacy::{Flow, Loss, RandomisedResponse};
+use asymflow_privacy::{Loss, mechanisms::RandomisedResponse, records::Flow};
 use asymflow_zoo::Network;
-use asymflow_zoo::cost;
-use asymflow_zoo::delta::{DeltaNetworks, delta};
+use asymflow_zoo::graph::cost;
+use asymflow_zoo::models::delta::{DeltaNetworks, delta};
 
 use super::gates::Noise;
 use super::mode::{Delta, DeltaParts};

@@ -1,8 +1,11 @@
 //! What guards the one crossing: residuals become bits, labels or their gradients what the policy lets out.
 
 use asymflow_privacy::{
-    DiscreteGaussian, Gate, InsecureLaplaceSign, InsecureSign, Mechanism, MechanismError, OneBit, PackedBits, Relation,
-    Sensitivity, calibrate_losses, gaussian_sigma, thesis_local_epsilon, thesis_sigma,
+    accountants::{Relation, Sensitivity},
+    calibration::{calibrate_losses, gaussian_sigma, thesis_local_epsilon, thesis_sigma},
+    door::Gate,
+    mechanisms::{DiscreteGaussian, InsecureLaplaceSign, InsecureSign, Mechanism, MechanismError, OneBit},
+    payload::PackedBits,
 };
 
 use super::spec::{DeltaSpec, Labels, Variant};

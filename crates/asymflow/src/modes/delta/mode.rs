@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_engine::timing::{Seconds, timed};
-use asymflow_engine::{Engine, EngineError, LocalConv, add_assign};
+use asymflow_engine::{Engine, EngineError, buffer::add_assign, local::LocalConv};
 use asymflow_linalg::Decomposer;
-use asymflow_privacy::{Door, RecordAccountant};
-use asymflow_residual::{Pass, ResidualBackend, SgdStep, WorkerStats};
-use asymflow_zoo::delta::DeltaNetworks;
+use asymflow_privacy::{Door, records::RecordAccountant};
+use asymflow_residual::{
+    ResidualBackend,
+    backend::{Pass, SgdStep, WorkerStats},
+};
+use asymflow_zoo::models::delta::DeltaNetworks;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
@@ -213,7 +216,8 @@ impl Delta {
 
     /// Takes M_bb and M_main out of a state; returns how many values they have.
     fn restore_trusted(&mut self, state: &TrainState) -> Result<usize, ExecError> {
-        let count = |network: &Network| network.parameters().iter().map(asymflow_zoo::ParamSpec::len).sum::<usize>();
+        let count =
+            |network: &Network| network.parameters().iter().map(asymflow_zoo::ops::ParamSpec::len).sum::<usize>();
         let (first, second) = (count(self.backbone.engine.network()), count(self.main.engine.network()));
         engine_restore(&mut self.backbone.engine, &slice(state, 0, first))?;
         engine_restore(&mut self.main.engine, &slice(state, first, second))?;

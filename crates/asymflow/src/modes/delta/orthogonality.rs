@@ -1,6 +1,6 @@
 //! Kernel orthogonality: a penalty that keeps the filters of M_main apart (thesis §3.4, after Wang et al., CVPR 2020).
 
-use asymflow_zoo::{ParamKind, ParamSpec};
+use asymflow_zoo::ops::{ParamKind, ParamSpec};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
@@ -51,7 +51,7 @@ fn gram_less_identity(w: MatRef<'_, f32>, par: Par) -> Mat<f32> {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_zoo::Init;
+    use asymflow_zoo::ops::Init;
 
     use super::*;
 

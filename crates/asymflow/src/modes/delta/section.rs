@@ -1,7 +1,7 @@
 //! `[delta]`: how a network is run as Delta.
 
 use asymflow_zoo::Network;
-use asymflow_zoo::delta::{DeltaError, DeltaShape, MainWidth};
+use asymflow_zoo::models::delta::{DeltaError, DeltaShape, MainWidth};
 use serde::{Deserialize, Serialize};
 
 use super::spec::{DeltaSpec, Feed, Labels, Variant};

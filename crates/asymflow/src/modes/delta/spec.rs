@@ -1,6 +1,6 @@
 //! How a network is run as Delta.
 
-use asymflow_zoo::delta::DeltaShape;
+use asymflow_zoo::models::delta::DeltaShape;
 use serde::{Deserialize, Serialize};
 
 /// Which of the published mechanisms guards the residuals.

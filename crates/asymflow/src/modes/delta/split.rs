@@ -2,9 +2,12 @@
 
 use asymflow_engine::local::Scratch;
 use asymflow_linalg::dct::{BlockDct, DctError};
-use asymflow_linalg::{BatchShape, DecomposeError, Decomposer, LowRank};
-use asymflow_zoo::Shape;
-use asymflow_zoo::delta::{DeltaNetworks, DeltaShape};
+use asymflow_linalg::{
+    Decomposer, LowRank,
+    decompose::{BatchShape, DecomposeError},
+};
+use asymflow_zoo::models::delta::{DeltaNetworks, DeltaShape};
+use asymflow_zoo::network::Shape;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -111,9 +114,9 @@ impl FeatureSplit {
 
 #[cfg(test)]
 mod tests {
-    use asymflow_linalg::by_name;
+    use asymflow_linalg::decompose::by_name;
     use asymflow_zoo::by_name as network;
-    use asymflow_zoo::delta::delta;
+    use asymflow_zoo::models::delta::delta;
     use proptest::prelude::*;
 
     use super::*;

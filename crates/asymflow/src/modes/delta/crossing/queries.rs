@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::Door;
-use asymflow_residual::{Pass, Ticket};
+use asymflow_residual::backend::{Pass, Ticket};
 
 use super::{Crossing, M_RES, RESIDUAL, released_before};
 use crate::modes::ExecError;

@@ -274,7 +274,7 @@ fn bottleneck(prefix: &str, (channels, q, out): (usize, usize, usize), stride: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::total_cost;
+    use crate::graph::cost::total_cost;
     use crate::models::by_name;
 
     fn of(name: &str, classes: usize, width: MainWidth) -> (DeltaNetworks, DeltaShape) {

@@ -207,7 +207,7 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::total_cost;
+    use crate::graph::cost::total_cost;
     use crate::models::by_name;
 
     #[test]
