@@ -60,7 +60,7 @@ impl FromStr for ModelledBackend {
                     && (0.0..=1e6).contains(&micros)
                     && (tflops * gigabytes).is_finite() =>
             {
-                Ok(Self { flops: tflops * 1e12, bytes_per_second: gigabytes * 1e9, latency_seconds: micros * 1e-6 })
+                Ok(Self { flops: tflops * 1e12, bytes_per_second: gigabytes * 1e9, latency_seconds: micros / 1e6 })
             }
             _ => Err(ModelledBackendError { got: text.chars().take(80).collect() }),
         }
