@@ -66,7 +66,7 @@ fn measure(mode: &mut dyn Mode, images: &[f32], samples: usize) -> Result<[Vec<f
 /// The same of PyTorch, eager, the better of its two memory formats.
 fn torch(name: &str, samples: usize) -> Option<[Vec<f64>; 2]> {
     let python = std::env::var("ASYMFLOW_PYTHON").unwrap_or_else(|_| "python3".into());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/trusted_networks_torch.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/asymflow-cli/src/kinds/speedup/networks_torch.py");
     let arguments = [name.to_owned(), samples.to_string(), THREADS.to_string(), repeats().to_string()];
     let output = Command::new(python).arg(script).args(arguments).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;

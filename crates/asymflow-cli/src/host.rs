@@ -15,6 +15,7 @@ use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 use crate::error::CliError;
 use crate::experiment::TrustedSection;
 use crate::folder::Folder;
+use crate::machine::KEPT_PAGES;
 use crate::progress::Progress;
 
 const LIMITS: Limits = Limits { header_bytes: 4 << 20, body_bytes: 4 << 30 };
@@ -82,9 +83,7 @@ pub fn run_job(
     spec.peak_bytes = MemoryPlan::of_job(&job, registry).ok().map(|plan| plan.peak_bytes);
     // The environment of an enclave is in its manifest.
     if runtime.name() == Sim.name() {
-        // Large activations are freed and taken again every layer: keep their pages.
-        spec.environment.push(("MALLOC_MMAP_THRESHOLD_".into(), "33554432".into()));
-        spec.environment.push(("MALLOC_TRIM_THRESHOLD_".into(), "4294967296".into()));
+        spec.environment.extend(KEPT_PAGES.map(|(name, value)| (name.into(), value.into())));
     }
     let mut session = runtime.launch(&spec).map_err(not_launched)?;
     let Some((to, mut from)) = session.streams() else {

@@ -14,7 +14,7 @@ use asymflow_zoo::{Network, Weights, weights::files};
 
 use crate::entry::Entry;
 use crate::error::CliError;
-use crate::experiment::{Experiment, size};
+use crate::experiment::{Experiment, WorkerSection, size};
 use crate::folder::Folder;
 use crate::host::{Stopper, run_job};
 use crate::machine;
@@ -63,20 +63,25 @@ pub fn job_spec(
         network,
         data: e.data_spec(),
         terms: e.terms(),
-        worker: worker.map(|w| WorkerSpec {
-            address: w.address.clone(),
-            fingerprint: w.fingerprint.clone(),
-            token: w.token.clone(),
-            insecure_plaintext: e.worker.insecure_plaintext,
-            transport: e.worker.transport(),
-            timeout_seconds: e.worker.timeout_seconds,
-            patience_seconds: e.worker.patience_seconds,
-        }),
+        worker: worker.map(|worker| worker_spec(&e.worker, worker)),
         vault: None,
         threads,
         memory_limit_bytes: e.trusted.memory_limit.as_deref().map(|s| size("trusted.memory_limit", s)).transpose()?,
         task,
     })
+}
+
+/// How the trusted part reaches `worker`, which was opened as `section` says.
+fn worker_spec(section: &WorkerSection, worker: &WorkerProcess) -> WorkerSpec {
+    WorkerSpec {
+        address: worker.address.clone(),
+        fingerprint: worker.fingerprint.clone(),
+        token: worker.token.clone(),
+        insecure_plaintext: section.insecure_plaintext,
+        transport: section.transport(),
+        timeout_seconds: section.timeout_seconds,
+        patience_seconds: section.patience_seconds,
+    }
 }
 
 /// The enclave process did something else than it was asked to.
@@ -88,7 +93,10 @@ pub fn wrong_answer() -> CliError {
 fn beside(program: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let beside = own.parent().unwrap_or(Path::new("")).join(program);
-    let path = std::env::var_os("PATH").filter(|_| !beside.is_file()).unwrap_or_default();
+    if beside.is_file() {
+        return beside;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|path| path.is_file());
     found.unwrap_or(beside)
 }
@@ -174,6 +182,14 @@ impl Run {
         let worker = WorkerProcess::open(&self.experiment.worker, beside("asymflow-worker"), tell)?;
         self.say(&format!("worker device: {}", worker.device));
         Ok(self.worker.get_or_init(|| worker))
+    }
+
+    /// One more worker, on a device of its own, and how it is reached; it ends with the first value.
+    pub(crate) fn start_worker(&self, device: &str) -> Result<(WorkerProcess, WorkerSpec), CliError> {
+        let section = WorkerSection { device: device.to_owned(), address: None, ..self.experiment.worker.clone() };
+        let worker = WorkerProcess::open(&section, beside("asymflow-worker"), self.output.teller(&self.folder))?;
+        let spec = worker_spec(&section, &worker);
+        Ok((worker, spec))
     }
 
     /// The worker, where a mode of the experiment needs one.

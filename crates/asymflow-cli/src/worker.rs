@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::error::CliError;
 use crate::experiment::WorkerSection;
+use crate::machine;
 
 /// What a worker says when it is ready.
 #[derive(Clone, Debug, Deserialize)]
@@ -59,6 +60,7 @@ impl Starter {
         }
         let mut child = command
             .env("ASYMFLOW_WORKER_TOKEN", &self.token)
+            .envs(machine::KEPT_PAGES)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // A Ctrl-C at the terminal is for us; we end the worker when its work is done.

@@ -87,6 +87,7 @@ fn asymml() -> AsymMlSpec {
         split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:4".to_owned(), split_first: false },
         guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None },
         precision: Precision::F32,
+        verify: true,
     }
 }
 

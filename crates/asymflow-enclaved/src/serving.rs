@@ -30,7 +30,7 @@ const SEALED_WEIGHTS: &str = "weights.sealed";
 pub fn serve(args: &ServeArgs, registry: &Registry) -> Result<()> {
     let cores = threads(args.threads);
     let ReadModel { model, weights, sha256 } = read(args, cores, registry)?;
-    let worker = worker(&*registry.decode(&model.mode)?, args)?;
+    let worker = worker(&*registry.decode(&model.mode)?, args.batch, args)?;
     let (threads, par) = start_threads(cores)?;
     let settings = settings(args);
     let service = Service::with_weights(model, weights, worker.as_ref(), settings, (registry, par))?;
@@ -111,7 +111,7 @@ fn read(args: &ServeArgs, threads: usize, registry: &Registry) -> Result<ReadMod
     }
 }
 
-fn worker(mode: &dyn ModeSpec, args: &ServeArgs) -> Result<Option<Arc<dyn ResidualBackend>>> {
+fn worker(mode: &dyn ModeSpec, samples: usize, args: &ServeArgs) -> Result<Option<Arc<dyn ResidualBackend>>> {
     if !mode.needs_worker() {
         return Ok(None);
     }
@@ -128,7 +128,7 @@ fn worker(mode: &dyn ModeSpec, args: &ServeArgs) -> Result<Option<Arc<dyn Residu
         timeout_seconds: WORKER_SECONDS,
         patience_seconds: WORKER_SECONDS,
     };
-    Ok(Some(worker_client(&worker, mode.precision(), false)?))
+    Ok(Some(worker_client(&worker, (mode.precision(), samples), false)?))
 }
 
 fn threads(asked: usize) -> usize {

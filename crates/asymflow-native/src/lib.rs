@@ -54,6 +54,10 @@ impl ResidualBackend for NativeBackend {
     fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
         units::open(model, |unit| self.unit(unit))
     }
+
+    fn open_waiting(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
+        units::open_waiting(model, |unit| self.unit(unit))
+    }
 }
 
 /// Numbers that overflow are told apart from what else may fail.

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::payload::Payload;
+
 /// Why a record was not clipped. The record is unchanged.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum ClipError {
@@ -62,7 +64,7 @@ fn check(record: &[f32], limit: f32) -> Result<(), ClipError> {
     if !(limit.is_finite() && limit > 0.0) {
         return Err(ClipError::Limit { limit });
     }
-    match record.iter().position(|value| !value.is_finite()) {
+    match Payload::first_non_finite_of(record) {
         Some(index) => Err(ClipError::NonFinite { index }),
         None => Ok(()),
     }

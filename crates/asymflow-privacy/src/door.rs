@@ -14,6 +14,7 @@ use crate::exact::Words;
 use crate::labels::RandomisedResponse;
 use crate::loss::{Loss, Relation, Sensitivity};
 use crate::mechanism::{Mechanism, MechanismError};
+use crate::payload::Payload;
 use crate::records::{Flow, LedgerEntry, RecordAccountant};
 
 /// Why nothing was released, and nothing charged.
@@ -120,7 +121,7 @@ impl<O> Gate<O> {
     fn clip(&self, batch: &mut [f32], samples: usize) -> Result<(), ReleaseError> {
         let record = (batch.len() / samples.max(1)).max(1);
         let Some(clip) = self.clip else {
-            let found = batch.iter().position(|value| !value.is_finite());
+            let found = Payload::first_non_finite_of(batch);
             return found.map_or(Ok(()), |index| Err(ReleaseError::NonFinite { index: index % record }));
         };
         let clip = at_most(clip);

@@ -1,5 +1,7 @@
 //! What crosses the boundary: released numbers in the precision of the wire.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
 pub use crate::bits::{PackedBits, PackedBitsError};
@@ -49,6 +51,15 @@ impl Format {
     }
 }
 
+/// Index of the first value that is `bad`.
+fn first<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<usize> {
+    const PIECE: usize = 1 << 10;
+    let any = |piece: &[T]| piece.iter().fold(0, |any, &value| any | u32::from(bad(value))) != 0;
+    let piece = values.chunks(PIECE).position(any)?;
+    let within = values.iter().skip(piece * PIECE).position(|&value| bad(value))?;
+    Some(piece * PIECE + within)
+}
+
 impl From<Precision> for Format {
     fn from(precision: Precision) -> Self {
         match precision {
@@ -75,16 +86,38 @@ impl Payload {
         match precision {
             Precision::F32 => Self::F32(values),
             Precision::F16 => {
-                Self::F16(values.iter().map(|&v| half::f16::from_f32(v.clamp(-65504.0, 65504.0))).collect())
+                let mut narrow = vec![f16::ZERO; values.len()];
+                // By the processor's own conversion, which is one of slices.
+                let mut piece = [0.0; 4096];
+                for (to, from) in narrow.chunks_mut(piece.len()).zip(values.chunks(piece.len())) {
+                    piece.iter_mut().zip(from).for_each(|(piece, v)| *piece = v.clamp(-65504.0, 65504.0));
+                    to.convert_from_f32_slice(piece.get(..from.len()).unwrap_or_default());
+                }
+                Self::F16(narrow)
             }
         }
+    }
+
+    /// Index of the first value that is NaN or infinite. Whole pieces are looked at without a branch in them, so that it takes little more than
+    /// reading them.
+    pub fn first_non_finite(&self) -> Option<usize> {
+        match self {
+            Self::F32(values) => Self::first_non_finite_of(values),
+            Self::F16(values) => first(values, |value| value.to_bits() & 0x7c00 == 0x7c00),
+            Self::Bits(_) => None,
+        }
+    }
+
+    /// As [`Payload::first_non_finite`], of numbers that are in none.
+    pub fn first_non_finite_of(values: &[f32]) -> Option<usize> {
+        first(values, |value| !value.is_finite())
     }
 
     /// The values as f32; bits become 0.0 and 1.0.
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Self::F32(values) => values,
-            Self::F16(values) => values.into_iter().map(half::f16::to_f32).collect(),
+            Self::F16(values) => values.to_f32_vec(),
             Self::Bits(bits) => {
                 let mut values = vec![0.0; bits.len()];
                 bits.unpack_into(&mut values, 0.0, 1.0);

@@ -295,6 +295,15 @@ pub trait ResidualBackend: Send + Sync + Debug {
     /// The backend is missing or unreachable, or a unit is not executable.
     fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError>;
 
+    /// As [`ResidualBackend::open`], for a caller that collects every answer before it goes on, as the worker's server does: what is submitted
+    /// may be computed before the call returns.
+    ///
+    /// # Errors
+    /// As there.
+    fn open_waiting(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
+        self.open(model)
+    }
+
     /// Whether its answers are no results, and only how long they take is meant.
     fn is_modelled(&self) -> bool {
         false

@@ -10,7 +10,6 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::backend::{CollectError, Pass, SgdStep, Wanted};
 use crate::burn_unit::download;
-use crate::protocol::widen;
 use crate::units::{ComputeUnit, Gradients, TrainUnit};
 
 /// Bits of a word on the device.
@@ -53,7 +52,9 @@ impl ComputeUnit for BurnNetwork {
                 let samples = (0..bits.len() / sample).map(|i| bits_of(&bits, i * sample, sample));
                 self.unpack(&samples.collect::<Vec<_>>())
             }
-            floats @ (Payload::F32(_) | Payload::F16(_)) => self.net.batch(widen(floats)).map_err(|e| e.to_string())?,
+            floats @ (Payload::F32(_) | Payload::F16(_)) => {
+                self.net.batch(floats.into_f32()).map_err(|e| e.to_string())?
+            }
         };
         Ok(download(self.net.forward(x, pass == Pass::Training).map_err(|e| e.to_string())?)?)
     }

@@ -8,7 +8,6 @@ use asymflow_privacy::payload::Payload;
 use asymflow_zoo::network::Shape;
 
 use crate::backend::{CollectError, ConvUnit, Pass, Wanted};
-use crate::protocol::widen;
 use crate::unit::conv_network;
 use crate::units::{ComputeUnit, Gradients, TrainUnit};
 
@@ -92,7 +91,7 @@ impl ComputeUnit for BurnConv {
             // Should this pass fail, an earlier one must not be differentiated in its place.
             self.kept = None;
         }
-        let x = batch(widen(x), self.unit.input, &self.device);
+        let x = batch(x.into_f32(), self.unit.input, &self.device);
         let y = conv2d(x.clone(), self.weight(), None, self.options());
         if pass == Pass::Training {
             self.kept = Some(x);

@@ -7,22 +7,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use asymflow_privacy::payload::{Payload, Precision};
+use asymflow_wire::WireError;
 use asymflow_wire::tls::{Fingerprint, Stream, client_config, dial};
-use asymflow_wire::{Frame, WireError};
 
 use crate::backend::{
     Availability, CollectError, OpenError, ResidualBackend, ResidualModel, ResidualTraining, SharedValues, WorkerStats,
 };
-use crate::connection::{Connection, ExchangeError};
+use crate::connection::{Body, Connection, ExchangeError};
 use crate::protocol::{
-    BARE, Encoding, Hello, Mapped, Open, Opened, RequestHeader, ResponseHeader, Welcome, put_payload, put_u32,
-    take_payload, text, widen, with_body,
+    BARE, Encoding, Hello, Mapped, Numbers, Open, Opened, RequestHeader, ResponseHeader, Welcome, put_u32, text,
+    with_body,
 };
 pub use crate::protocol::{PROTOCOL_VERSION, Token};
 use crate::ring::Ring;
 pub use crate::ring::{RingLayout, RingLayoutError};
 use crate::session::{Answer, Executor, Expected, QueuedSession, Request};
-use crate::unit;
+use crate::unit::{self, UnitSizes};
 
 type Watch = dyn Fn(&[u8]) + Send + Sync;
 
@@ -98,6 +98,9 @@ pub struct WorkerConfig {
     pub transport: Transport,
     /// Precision of the outputs and input gradients that come back.
     pub answers: Precision,
+    /// Samples of the longest batch, so that a ring is made that holds it; without it longer bodies than the layout's slots go over the
+    /// connection.
+    pub samples: Option<usize>,
     /// Longest wait for a connection and its handshake.
     pub connect_timeout: Duration,
     /// Longest wait for the opening of a session, and for one answer from the first byte of its request on.
@@ -120,6 +123,7 @@ impl WorkerConfig {
             protection,
             transport: Transport::Tcp,
             answers: Precision::F32,
+            samples: None,
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(300),
             takes_modelled: false,
@@ -157,8 +161,8 @@ impl WorkerClient {
         connection.set_timeout(self.config.connect_timeout);
         let hello = Hello { version: PROTOCOL_VERSION, token: self.config.token.clone() };
         connection.send(&hello, &[]).map_err(|e| self.opening(&e))?;
-        let welcome: Frame<Welcome> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
-        match welcome.header {
+        let (welcome, _) = connection.receive(BARE).map_err(|e| self.opening(&e))?;
+        match welcome {
             Welcome::Ready { device, modelled } if modelled && !self.config.takes_modelled => {
                 Err(OpenError::Modelled { address: self.config.address.clone(), device: text(&device) })
             }
@@ -187,16 +191,30 @@ impl WorkerClient {
         }
     }
 
+    /// Bytes of the longest body of a session whose batches are as long as was said.
+    fn longest(&self, sizes: &[UnitSizes]) -> u64 {
+        let of_batch = |unit: &UnitSizes| match self.config.samples {
+            Some(samples) => samples.saturating_mul(unit.input.max(unit.output)),
+            None => 0,
+        };
+        sizes
+            .iter()
+            .map(|unit| (of_batch(unit) as u64).max(unit.weights as u64))
+            .max()
+            .unwrap_or_default()
+            .saturating_mul(4)
+    }
+
     /// Opens the session on a connection, with a ring where one is asked for and to be had.
-    fn open_session(&self, connection: &mut Connection, model: &[u8]) -> Result<(), OpenError> {
+    fn open_session(&self, connection: &mut Connection, model: &[u8], sizes: &[UnitSizes]) -> Result<(), OpenError> {
         let wish = match self.config.transport {
             Transport::Tcp => None,
-            Transport::SharedMemory(layout) => Some(layout),
+            Transport::SharedMemory(layout) => Some(layout.holding(self.longest(sizes))),
         };
         let open = Open { answers: self.config.answers, ring: wish };
         connection.send(&open, model).map_err(|e| self.opening(&e))?;
-        let opened: Frame<Opened> = connection.receive(BARE).map_err(|e| self.opening(&e))?;
-        match (opened.header, wish) {
+        let (opened, _) = connection.receive(BARE).map_err(|e| self.opening(&e))?;
+        match (opened, wish) {
             (Opened::Ready, _) => Ok(()),
             (Opened::Model { unit, reason }, _) => Err(OpenError::Model { unit, reason: text(&reason) }),
             (Opened::Failed { reason }, _) => Err(self.unreachable(text(&reason))),
@@ -242,7 +260,7 @@ impl ResidualBackend for WorkerClient {
         let body = serde_json::to_vec(model).map_err(|e| self.unreachable(e))?;
         let (mut connection, handle, _) = self.connect()?;
         connection.set_timeout(self.config.answer_timeout);
-        self.open_session(&mut connection, &body)?;
+        self.open_session(&mut connection, &body, &sizes)?;
         let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None };
         let hang_up = Box::new(move || {
             let _ = handle.shutdown(Shutdown::Both);
@@ -269,15 +287,17 @@ impl Executor for Remote {
         let start = Instant::now();
         let (sent, received) = (self.connection.sent_bytes, self.connection.received_bytes);
         self.connection.set_timeout(self.answer_timeout);
-        let sent_all = match &body {
-            Body::Bytes(bytes) => self.connection.send(&header, bytes),
-            Body::Values(values) => self.connection.send_values(&header, values),
-        };
-        sent_all.map_err(|e| self.lost(&e))?;
+        body.send(&mut self.connection, &header).map_err(|e| self.lost(&e))?;
         drop(body);
         let limit = (expected.values as u64 + expected.weight_values as u64).saturating_mul(4);
-        let frame: Frame<ResponseHeader> = self.connection.receive(with_body(limit)).map_err(|e| self.lost(&e))?;
-        let mut answer = decode(frame, expected)?;
+        let (header, body) = self.connection.receive(with_body(limit)).map_err(|e| self.lost(&e))?;
+        let (busy_seconds, precision) = accepted(header, &body, expected)?;
+        let split = expected.values * precision.bytes();
+        let values = self.connection.numbers(&body, 0..split, precision);
+        let weights = self.connection.numbers(&body, split..usize::MAX, Precision::F32);
+        let (values, weight_values) = (values.map_err(|e| self.lost(&e))?, weights.map_err(|e| self.lost(&e))?);
+        let cost = WorkerStats { busy_seconds, ..WorkerStats::default() };
+        let mut answer = Answer { values, weight_values, cost };
         answer.cost.bytes_to_worker = self.connection.sent_bytes - sent;
         answer.cost.bytes_from_worker = self.connection.received_bytes - received;
         answer.cost.transfer_seconds = (start.elapsed().as_secs_f64() - answer.cost.busy_seconds).max(0.0);
@@ -307,31 +327,45 @@ fn unit_id(unit: usize) -> Result<u32, CollectError> {
 }
 
 /// What follows a request's header.
-enum Body {
+enum Outgoing {
+    Payload(Payload),
     Bytes(Vec<u8>),
-    /// Numbers that somebody else may hold as well, encoded as they are sent.
-    Values(SharedValues),
+    /// Numbers that somebody else may hold as well.
+    Shared(SharedValues),
 }
 
-fn encode(request: Request) -> Result<(RequestHeader, Body), CollectError> {
+impl Outgoing {
+    fn send(&self, connection: &mut Connection, header: &RequestHeader) -> Result<(), ExchangeError> {
+        match self {
+            Self::Payload(payload) => connection.send_numbers(header, &[Numbers::of(payload)]),
+            Self::Bytes(bytes) => connection.send(header, bytes),
+            Self::Shared(parts) => {
+                let parts: Vec<Numbers<'_>> = parts.iter().map(|part| Numbers::F32(part)).collect();
+                connection.send_numbers(header, &parts)
+            }
+        }
+    }
+}
+
+fn encode(request: Request) -> Result<(RequestHeader, Outgoing), CollectError> {
     let (header, body) = match request {
         Request::SetWeights { unit, weights } => {
-            return Ok((RequestHeader::SetWeights { unit: unit_id(unit)? }, Body::Values(weights)));
+            return Ok((RequestHeader::SetWeights { unit: unit_id(unit)? }, Outgoing::Shared(weights)));
         }
         Request::SetMomentum { unit, momentum } => {
-            return Ok((RequestHeader::SetMomentum { unit: unit_id(unit)? }, Body::Values(momentum)));
+            return Ok((RequestHeader::SetMomentum { unit: unit_id(unit)? }, Outgoing::Shared(momentum)));
         }
         Request::Forward { unit, x, pass } => {
-            let unit = unit_id(unit)?;
-            (RequestHeader::Forward { unit, pass, encoding: Encoding::of(&x) }, put_payload(&x))
+            let header = RequestHeader::Forward { unit: unit_id(unit)?, pass, encoding: Encoding::of(&x) };
+            return Ok((header, Outgoing::Payload(x)));
         }
         Request::Gradient { unit, dy, wanted } => {
-            let unit = unit_id(unit)?;
-            (RequestHeader::Gradient { unit, wanted, precision: precision_of(&dy) }, put_payload(&dy))
+            let header = RequestHeader::Gradient { unit: unit_id(unit)?, wanted, precision: precision_of(&dy) };
+            return Ok((header, Outgoing::Payload(dy)));
         }
         Request::AddWeights { unit, delta } => {
-            let unit = unit_id(unit)?;
-            (RequestHeader::AddWeights { unit, precision: precision_of(&delta) }, put_payload(&delta))
+            let header = RequestHeader::AddWeights { unit: unit_id(unit)?, precision: precision_of(&delta) };
+            return Ok((header, Outgoing::Payload(delta)));
         }
         Request::Ease { unit, easing } => (RequestHeader::Ease { unit: unit_id(unit)?, easing }, Vec::new()),
         Request::Step { unit, sgd } => (RequestHeader::Step { unit: unit_id(unit)?, sgd }, Vec::new()),
@@ -354,7 +388,7 @@ fn encode(request: Request) -> Result<(RequestHeader, Body), CollectError> {
             (RequestHeader::TrainStored { unit: unit_id(unit)?, sgd }, body)
         }
     };
-    Ok((header, Body::Bytes(body)))
+    Ok((header, Outgoing::Bytes(body)))
 }
 
 /// Precision of numbers that are no bits; a session refuses bits where none belong.
@@ -362,10 +396,10 @@ fn precision_of(payload: &Payload) -> Precision {
     if matches!(payload, Payload::F16(_)) { Precision::F16 } else { Precision::F32 }
 }
 
-/// Reads an answer out of the private copy of its frame.
-fn decode(frame: Frame<ResponseHeader>, expected: Expected) -> Result<Answer, CollectError> {
+/// Busy seconds and precision of an answer of the right length.
+fn accepted(header: ResponseHeader, body: &Body, expected: Expected) -> Result<(f64, Precision), CollectError> {
     let malformed = |reason: String| CollectError::Malformed { reason };
-    let (busy_seconds, values, precision) = match frame.header {
+    let (busy_seconds, values, precision) = match header {
         ResponseHeader::Done { busy_seconds, values, precision } => (busy_seconds, values, precision),
         ResponseHeader::Failed { reason } => return Err(CollectError::Failed { reason: text(&reason) }),
         ResponseHeader::Lost { reason } => return Err(CollectError::Lost { reason: text(&reason) }),
@@ -377,19 +411,11 @@ fn decode(frame: Frame<ResponseHeader>, expected: Expected) -> Result<Answer, Co
     if !(busy_seconds.is_finite() && busy_seconds >= 0.0) {
         return Err(malformed(format!("{busy_seconds} busy seconds")));
     }
-    let split = expected.values * precision.bytes();
-    let (head, tail) = frame
-        .body
-        .split_at_checked(split)
-        .ok_or_else(|| malformed(format!("{} bytes, expected at least {split}", frame.body.len())))?;
-    let take = |bytes: &[u8], precision| {
-        take_payload(bytes, precision)
-            .map(widen)
-            .ok_or_else(|| malformed(format!("{} bytes are no whole numbers", bytes.len())))
-    };
-    Ok(Answer {
-        values: take(head, precision)?,
-        weight_values: take(tail, Precision::F32)?,
-        cost: WorkerStats { busy_seconds, ..WorkerStats::default() },
-    })
+    let (bytes, split) = (body.len(), expected.values * precision.bytes());
+    let tail =
+        bytes.checked_sub(split).ok_or_else(|| malformed(format!("{bytes} bytes, expected at least {split}")))?;
+    if !tail.is_multiple_of(4) {
+        return Err(malformed(format!("{tail} bytes are no whole numbers")));
+    }
+    Ok((busy_seconds, precision))
 }

@@ -1,8 +1,10 @@
 //! A counted stream of frames, whose bodies may travel through a ring.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::time::Duration;
 
+use asymflow_privacy::payload::Precision;
 use asymflow_wire::tls::Stream;
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame_in_pieces};
 use serde::Serialize;
@@ -10,11 +12,11 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::client::Tap;
-use crate::protocol::put_f32;
-use crate::ring::{Place, Ring, RingError};
+use crate::protocol::{Numbers, widen_into};
+use crate::ring::{Located, Place, Ring, RingError};
 
-/// Numbers that are encoded at a time where a copy of all of them is not wanted.
-const PIECE_VALUES: usize = 1 << 14;
+/// Bytes that are read from the ring at a time, which hold whole numbers.
+const PIECE_BYTES: usize = 1 << 15;
 
 /// Why a frame could not be sent or received.
 #[derive(Debug, Error)]
@@ -53,26 +55,13 @@ impl Connection {
 
     /// Writes one frame.
     pub fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), ExchangeError> {
-        self.send_pieces(header, body.len() as u64, &|| std::iter::once(body))
+        self.send_numbers(header, &[Numbers::Bytes(body)])
     }
 
     /// Writes one frame whose body is these numbers, one after the other; no copy of all of them is made.
-    pub fn send_values<H: Serialize>(&mut self, header: &H, values: &[Vec<f32>]) -> Result<(), ExchangeError> {
-        let bytes = values.iter().map(|part| 4 * part.len() as u64).sum();
-        let encoded = |piece: &[f32]| {
-            let mut out = Vec::new();
-            put_f32(piece, &mut out);
-            out
-        };
-        self.send_pieces(header, bytes, &|| values.iter().flat_map(|part| part.chunks(PIECE_VALUES)).map(encoded))
-    }
-
-    fn send_pieces<H: Serialize, B: AsRef<[u8]>, I: Iterator<Item = B>>(
-        &mut self,
-        header: &H,
-        bytes: u64,
-        body: &dyn Fn() -> I,
-    ) -> Result<(), ExchangeError> {
+    pub fn send_numbers<H: Serialize>(&mut self, header: &H, parts: &[Numbers<'_>]) -> Result<(), ExchangeError> {
+        let bytes = parts.iter().map(|part| part.bytes()).sum();
+        let body = || parts.iter().flat_map(|part| part.pieces());
         let Some(ring) = &mut self.ring else { return self.send_here(header, bytes, body()) };
         let place = ring.put(bytes, body());
         if let Some(place) = place {
@@ -85,7 +74,7 @@ impl Connection {
             }
         }
         match place {
-            Some(_) => self.send_here(&(place, header), 0, std::iter::empty::<B>()),
+            Some(_) => self.send_here(&(place, header), 0, std::iter::empty::<Vec<u8>>()),
             None => self.send_here(&(place, header), bytes, body()),
         }
     }
@@ -101,22 +90,74 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads one frame.
-    pub fn receive<H: DeserializeOwned>(&mut self, limits: Limits) -> Result<Frame<H>, ExchangeError> {
+    /// Reads one frame. A body in the ring stays there until the next frame is sent.
+    pub fn receive<H: DeserializeOwned>(&mut self, limits: Limits) -> Result<(H, Body), ExchangeError> {
         if self.ring.is_none() {
-            return Ok(read_frame(self, limits)?);
+            let Frame { header, body } = read_frame(self, limits)?;
+            return Ok((header, Body::Here(body)));
         }
         let Frame { header: (place, header), body } = read_frame::<(Option<Place>, H)>(self, limits)?;
-        let (Some(ring), Some(place)) = (&mut self.ring, place) else { return Ok(Frame { header, body }) };
+        let (Some(ring), Some(place)) = (&mut self.ring, place) else { return Ok((header, Body::Here(body))) };
         if !body.is_empty() {
             return Err(RingError::Both { bytes: body.len() }.into());
         }
         if place.bytes > limits.body_bytes {
             return Err(WireError::TooLarge { part: "body", bytes: place.bytes, limit: limits.body_bytes }.into());
         }
-        let body = ring.take(place)?;
+        let located = ring.locate(place)?;
         self.received_bytes += place.bytes;
-        Ok(Frame { header, body })
+        Ok((header, Body::Ring(located)))
+    }
+
+    /// The bytes of a body.
+    pub fn bytes(&self, body: Body) -> Result<Vec<u8>, ExchangeError> {
+        match body {
+            Body::Here(bytes) => Ok(bytes),
+            Body::Ring(located) => {
+                let mut bytes = vec![0; located.bytes];
+                self.read(located, 0, &mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// The numbers in `range` of the bytes of a body, which is cut to what there is.
+    pub fn numbers(&self, body: &Body, range: Range<usize>, precision: Precision) -> Result<Vec<f32>, ExchangeError> {
+        let range = range.start.min(body.len())..range.end.min(body.len());
+        let mut numbers = Vec::with_capacity(range.len() / precision.bytes());
+        match body {
+            Body::Here(bytes) => widen_into(bytes.get(range).unwrap_or_default(), precision, &mut numbers),
+            Body::Ring(located) => {
+                let mut piece = vec![0; PIECE_BYTES.min(range.len())];
+                for from in range.clone().step_by(PIECE_BYTES) {
+                    let piece = piece.get_mut(..PIECE_BYTES.min(range.end - from)).unwrap_or_default();
+                    self.read(*located, from, piece)?;
+                    widen_into(piece, precision, &mut numbers);
+                }
+            }
+        }
+        Ok(numbers)
+    }
+
+    fn read(&self, located: Located, from: usize, to: &mut [u8]) -> Result<(), ExchangeError> {
+        let gone = RingError::Length { bytes: located.bytes as u64, slot_bytes: 0 };
+        Ok(self.ring.as_ref().ok_or(gone)?.read(located, from, to)?)
+    }
+}
+
+/// The body of a frame.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Here(Vec<u8>),
+    Ring(Located),
+}
+
+impl Body {
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Here(bytes) => bytes.len(),
+            Self::Ring(located) => located.bytes,
+        }
     }
 }
 

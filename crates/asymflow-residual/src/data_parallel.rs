@@ -14,7 +14,6 @@ use crate::backend::{
     Availability, Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualSession,
     ResidualTraining, SgdStep, SubmitError, Ticket, UnitId, Wanted, WorkerStats,
 };
-use crate::protocol::widen;
 use crate::received::received;
 use crate::unit::{self, UnitSizes, samples};
 
@@ -116,7 +115,7 @@ impl ParallelSession {
             Payload::F16(_) => Precision::F16,
             Payload::F32(_) | Payload::Bits(_) => Precision::F32,
         };
-        let values = widen(values.into_inner());
+        let values = values.into_inner().into_f32();
         let sample = values.len() / samples;
         let mut parts = Parts::new();
         for (index, range) in self.shares(samples) {

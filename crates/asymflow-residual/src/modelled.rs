@@ -89,22 +89,33 @@ impl ResidualBackend for ModelledBackend {
     }
 
     fn open(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
-        let sizes = sizes(model)?;
-        let unit = |unit: &Unit| match unit {
-            Unit::Conv(conv) => conv_macs(conv),
-            Unit::Network(network) => total_cost(network).map_or(0.0, |total| total.macs as f64),
-        };
-        let macs = model.units.iter().map(unit).collect();
-        let card = Card { card: *self, macs, sizes: sizes.clone() };
-        let session = QueuedSession::start(sizes, card, None).map_err(|error| OpenError::Missing {
+        let card = self.card(model)?;
+        let session = QueuedSession::start(card.sizes.clone(), card, None).map_err(|error| OpenError::Missing {
             what: format!("a thread for the session ({error})"),
             fix: "raise the limit on threads".to_owned(),
         })?;
         Ok(Box::new(session))
     }
 
+    fn open_waiting(&self, model: &ResidualModel) -> Result<Box<dyn ResidualTraining>, OpenError> {
+        let card = self.card(model)?;
+        Ok(Box::new(QueuedSession::waiting(card.sizes.clone(), card)))
+    }
+
     fn is_modelled(&self) -> bool {
         true
+    }
+}
+
+impl ModelledBackend {
+    fn card(&self, model: &ResidualModel) -> Result<Card, OpenError> {
+        let sizes = sizes(model)?;
+        let unit = |unit: &Unit| match unit {
+            Unit::Conv(conv) => conv_macs(conv),
+            Unit::Network(network) => total_cost(network).map_or(0.0, |total| total.macs as f64),
+        };
+        let macs = model.units.iter().map(unit).collect();
+        Ok(Card { card: *self, macs, sizes })
     }
 }
 

@@ -2,10 +2,8 @@
 //!
 //! Headers are postcard inside the frames of asymflow-wire; bodies are raw little-endian numbers,
 //! or JSON for a model, whose parser bounds the nesting. Lengths are checked before memory is
-//! allocated, values on the receiver's own copy.
+//! allocated, values on the receiver's own copy; numbers are encoded and decoded a few at a time, so that no copy of all their bytes is made.
 
-#[cfg(feature = "serve")]
-use asymflow_privacy::payload::PackedBits;
 use asymflow_privacy::payload::{Payload, Precision};
 use asymflow_wire::Limits;
 use asymflow_zoo::ops::Easing;
@@ -212,12 +210,80 @@ pub(crate) fn text(raw: &str) -> String {
     raw.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
 }
 
-/// Appends the little-endian bytes of `values`. Whole chunks are written, which compiles to a copy.
-pub(crate) fn put_f32(values: &[f32], out: &mut Vec<u8>) {
-    let start = out.len();
-    out.resize(start + values.len() * 4, 0);
-    let target = out.get_mut(start..).unwrap_or_default();
-    target.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
+/// Numbers that are encoded at a time: as many bytes as a core's own cache holds twice.
+const PIECE_VALUES: usize = 1 << 13;
+
+/// Part of a body, encoded little-endian as it is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Numbers<'a> {
+    F32(&'a [f32]),
+    /// To be sent in binary16.
+    Narrow(&'a [f32]),
+    F16(&'a [f16]),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Numbers<'a> {
+    pub fn of(payload: &'a Payload) -> Self {
+        match payload {
+            Payload::F32(values) => Self::F32(values),
+            Payload::F16(values) => Self::F16(values),
+            Payload::Bits(bits) => Self::Bytes(bits.as_bytes()),
+        }
+    }
+
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::F32(values) => 4 * values.len() as u64,
+            Self::Narrow(values) => 2 * values.len() as u64,
+            Self::F16(values) => 2 * values.len() as u64,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Its bytes, a few at a time. Whole chunks are written, which compiles to a copy.
+    pub fn pieces(self) -> Box<dyn Iterator<Item = Vec<u8>> + 'a> {
+        match self {
+            Self::F32(values) => Box::new(values.chunks(PIECE_VALUES).map(|piece| {
+                let mut out = vec![0; 4 * piece.len()];
+                out.as_chunks_mut().0.iter_mut().zip(piece).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
+                out
+            })),
+            Self::Narrow(values) => Box::new(values.chunks(PIECE_VALUES).map(|piece| {
+                let mut narrow = [f16::ZERO; PIECE_VALUES];
+                let narrow = narrow.get_mut(..piece.len()).unwrap_or_default();
+                narrow.convert_from_f32_slice(piece);
+                halves(narrow)
+            })),
+            Self::F16(values) => Box::new(values.chunks(PIECE_VALUES).map(halves)),
+            Self::Bytes(bytes) => Box::new(bytes.chunks(4 * PIECE_VALUES).map(<[u8]>::to_vec)),
+        }
+    }
+}
+
+fn halves(values: &[f16]) -> Vec<u8> {
+    let mut out = vec![0; 2 * values.len()];
+    out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
+    out
+}
+
+/// Appends numbers out of their little-endian bytes, of which the last ones may belong to none.
+pub(crate) fn widen_into(bytes: &[u8], precision: Precision, out: &mut Vec<f32>) {
+    match precision {
+        Precision::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+        Precision::F16 => {
+            let mut narrow = [f16::ZERO; PIECE_VALUES];
+            for piece in bytes.chunks(2 * PIECE_VALUES) {
+                let numbers = piece.as_chunks().0;
+                narrow.iter_mut().zip(numbers).for_each(|(v, b)| *v = f16::from_le_bytes(*b));
+                let from = out.len();
+                out.resize(from + numbers.len(), 0.0);
+                if let (Some(narrow), Some(out)) = (narrow.get(..numbers.len()), out.get_mut(from..)) {
+                    narrow.convert_to_f32_slice(out);
+                }
+            }
+        }
+    }
 }
 
 /// Appends the little-endian bytes of labels or numbers of records.
@@ -230,57 +296,6 @@ pub(crate) fn put_u32(values: &[u32], out: &mut Vec<u8>) {
 pub(crate) fn take_u32(bytes: &[u8]) -> Option<Vec<u32>> {
     let (numbers, rest) = bytes.as_chunks::<4>();
     rest.is_empty().then(|| numbers.iter().map(|b| u32::from_le_bytes(*b)).collect())
-}
-
-/// Little-endian bytes of a payload.
-pub(crate) fn put_payload(payload: &Payload) -> Vec<u8> {
-    match payload {
-        Payload::F32(values) => {
-            let mut out = Vec::new();
-            put_f32(values, &mut out);
-            out
-        }
-        Payload::F16(values) => {
-            let mut out = vec![0; values.len() * 2];
-            out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
-            out
-        }
-        Payload::Bits(bits) => bits.as_bytes().to_vec(),
-    }
-}
-
-/// The values as f32, by the processor's own conversion of whole slices.
-pub(crate) fn widen(payload: Payload) -> Vec<f32> {
-    match payload {
-        Payload::F32(values) => values,
-        Payload::F16(values) => values.to_f32_vec(),
-        bits @ Payload::Bits(_) => bits.into_f32(),
-    }
-}
-
-/// A payload out of the bytes of a body; `None` when the length does not fit.
-#[cfg(feature = "serve")]
-pub(crate) fn take_encoded(bytes: Vec<u8>, encoding: Encoding) -> Option<Payload> {
-    match encoding {
-        Encoding::Float(precision) => take_payload(&bytes, precision),
-        Encoding::Bits { values } => {
-            PackedBits::from_bytes(bytes, usize::try_from(values).ok()?).ok().map(Payload::Bits)
-        }
-    }
-}
-
-/// Numbers out of their little-endian bytes; `None` when the length does not fit.
-pub(crate) fn take_payload(bytes: &[u8], precision: Precision) -> Option<Payload> {
-    match precision {
-        Precision::F32 => {
-            let (numbers, rest) = bytes.as_chunks::<4>();
-            rest.is_empty().then(|| Payload::F32(numbers.iter().map(|b| f32::from_le_bytes(*b)).collect()))
-        }
-        Precision::F16 => {
-            let (numbers, rest) = bytes.as_chunks::<2>();
-            rest.is_empty().then(|| Payload::F16(numbers.iter().map(|b| f16::from_le_bytes(*b)).collect()))
-        }
-    }
 }
 
 #[cfg(test)]

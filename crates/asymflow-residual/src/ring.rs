@@ -3,7 +3,7 @@
 //! A file in `/dev/shm` holds a page with a nonce and then, for each direction, slots of a page (sequence and length)
 //! and a body. The connection stays the doorbell: the header of a frame whose body lies in a slot says which slot, which
 //! sequence and which length. Only those numbers are used. What the slot itself says is compared with them and nothing
-//! else, so a peer that rewrites it gains nothing; the body is copied out once, and read in the copy.
+//! else, so a peer that rewrites it gains nothing; each byte of a body is copied out once, and looked at in the copy.
 
 mod file;
 mod memory;
@@ -54,6 +54,20 @@ impl RingLayout {
             return Err(RingLayoutError { slots, slot_bytes });
         }
         Ok(PAGE + 2 * u64::from(slots) * (PAGE + slot_bytes))
+    }
+
+    /// As this, of slots that hold bodies of `bytes`, where a ring of them may be had.
+    #[must_use]
+    pub fn holding(self, bytes: u64) -> Self {
+        let most = (MAX_SLOT_BYTES / (2 * u64::from(self.slots.max(1)))).saturating_sub(2 * PAGE);
+        Self { slot_bytes: bytes.min(most).next_multiple_of(PAGE).max(self.slot_bytes), ..self }
+    }
+
+    /// As this, with slots of half the length; none below a page.
+    #[cfg(feature = "serve")]
+    pub(crate) fn halved(self) -> Option<Self> {
+        let slot_bytes = (self.slot_bytes / 2).next_multiple_of(PAGE);
+        (slot_bytes < self.slot_bytes).then_some(Self { slot_bytes, ..self })
     }
 
     /// Where a slot begins.
@@ -115,6 +129,8 @@ pub(crate) enum RingError {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Offer {
     pub name: RingName,
+    /// Bytes of a slot: what was asked for, or what there is room for.
+    pub slot_bytes: u64,
     /// Stands at the beginning of the file: proof that both sides opened the same.
     pub nonce: [u8; NONCE_BYTES],
 }
@@ -126,6 +142,13 @@ pub(crate) struct Place {
     /// Counts the bodies of a direction from 1.
     pub sequence: u64,
     pub bytes: u64,
+}
+
+/// A body in this side's mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    at: usize,
+    pub bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,11 +183,13 @@ impl Ring {
         let memory = Memory::map(&file, size(bytes)?).map_err(RingError::File)?;
         memory.write(0, &nonce).ok_or(RingError::Nonce)?;
         let (outgoing, incoming) = (Direction::ToClient, Direction::ToWorker);
-        Ok((Self { memory, layout, outgoing, incoming, sent: 0, received: 0 }, named, Offer { name, nonce }))
+        let offer = Offer { name, slot_bytes: layout.slot_bytes, nonce };
+        Ok((Self { memory, layout, outgoing, incoming, sent: 0, received: 0 }, named, offer))
     }
 
-    /// Opens the ring that a worker offers for this layout.
+    /// Opens the ring that a worker offers for this layout, or for one of shorter slots.
     pub fn open(offer: &Offer, layout: RingLayout) -> Result<Self, RingError> {
+        let layout = RingLayout { slot_bytes: offer.slot_bytes.min(layout.slot_bytes), ..layout };
         let bytes = layout.bytes()?;
         let file = file::open(&offer.name, bytes)?;
         let memory = Memory::map(&file, size(bytes)?).map_err(RingError::File)?;
@@ -196,8 +221,8 @@ impl Ring {
         Some(Place { slot, sequence, bytes })
     }
 
-    /// Copies a body out of its slot.
-    pub fn take(&mut self, place: Place) -> Result<Vec<u8>, RingError> {
+    /// Finds a body in its slot, where it stays until the other side is told to go on.
+    pub fn locate(&mut self, place: Place) -> Result<Located, RingError> {
         let RingLayout { slots, slot_bytes, .. } = self.layout;
         let Place { slot, sequence, bytes } = place;
         if slot >= slots {
@@ -215,9 +240,18 @@ impl Ring {
         if (word(0), word(1)) != (sequence, bytes) {
             return Err(RingError::Disagrees { sequence: word(0), bytes: word(1), place });
         }
-        let body = self.memory.read(at + PAGE as usize, length).ok_or_else(too_long)?;
         self.received = expected;
-        Ok(body)
+        Ok(Located { at: at + PAGE as usize, bytes: length })
+    }
+
+    /// Copies part of a body, as it stands there now.
+    pub fn read(&self, body: Located, from: usize, to: &mut [u8]) -> Result<(), RingError> {
+        let end = from.checked_add(to.len()).filter(|&end| end <= body.bytes);
+        let copied = end.and_then(|_| self.memory.read_into(body.at + from, to));
+        copied.ok_or(RingError::Length {
+            bytes: (from as u64).saturating_add(to.len() as u64),
+            slot_bytes: body.bytes as u64,
+        })
     }
 }
 

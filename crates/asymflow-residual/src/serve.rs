@@ -39,14 +39,14 @@ pub struct ServeLimits {
 }
 
 impl Default for ServeLimits {
-    /// 16 sessions, 1 GiB a message, 16 GiB a session, 256 MiB a ring, 10 s for the handshake, an hour between
+    /// 16 sessions, 1 GiB a message, 16 GiB a session, 1 GiB a ring, 10 s for the handshake, an hour between
     /// requests.
     fn default() -> Self {
         Self {
             sessions: 16,
             body_bytes: 1 << 30,
             session_bytes: 16 << 30,
-            ring_bytes: 256 << 20,
+            ring_bytes: 1 << 30,
             hello_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
         }
@@ -256,7 +256,7 @@ fn serve_connection(stream: TcpStream, shared: &Shared) -> Result<(), ExchangeEr
     let limits = shared.config.limits;
     let mut connection = Connection::new(stream.map_err(WireError::Io)?, None);
     connection.set_timeout(limits.hello_timeout);
-    let hello = connection.receive::<Hello>(BARE)?.header;
+    let (hello, _) = connection.receive::<Hello>(BARE)?;
     let welcome = if !shared.config.token.matches(&hello.token) {
         Welcome::Token
     } else if hello.version != PROTOCOL_VERSION {

@@ -1,19 +1,19 @@
 //! One session of the worker: requests in, answers out.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use asymflow_privacy::Released;
+use asymflow_privacy::door::ReleaseError;
 use asymflow_privacy::payload::{PackedBits, Payload, Precision};
 use asymflow_wire::{Limits, WireError};
-use half::vec::HalfFloatVecExt;
 
 use crate::backend::{
     Batch, CollectError, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SubmitError, UnitId,
 };
-use crate::connection::{Connection, ExchangeError};
+use crate::connection::{Body, Connection, ExchangeError};
 use crate::protocol::{
-    BARE, Mapped, Open, Opened, RequestHeader, ResponseHeader, put_f32, put_payload, take_encoded, take_payload,
-    take_u32, text, widen, with_body,
+    BARE, Encoding, Mapped, Numbers, Open, Opened, RequestHeader, ResponseHeader, take_u32, text, with_body,
 };
 use crate::received::{received, received_bits, received_labels};
 use crate::ring::{Ring, RingLayout, RingName};
@@ -27,6 +27,12 @@ enum Refusal {
     Failed(String),
     Lost(String),
     NonFinite(String),
+}
+
+impl From<ExchangeError> for Refusal {
+    fn from(error: ExchangeError) -> Self {
+        Self::Lost(error.to_string())
+    }
 }
 
 impl From<SubmitError> for Refusal {
@@ -57,17 +63,18 @@ pub(crate) fn serve_session(
     sessions: &AtomicU32,
     ring_name: Option<&Mutex<RingName>>,
 ) -> Result<(), ExchangeError> {
-    let open = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
+    let (open, model) = connection.receive::<Open>(Limits { header_bytes: 64, body_bytes: MODEL_BYTES })?;
+    let model = connection.bytes(model)?;
     // Opening may start a device, which takes longer than shaking hands.
     connection.set_timeout(limits.idle_timeout);
     let Some(_slot) = Slot::take(sessions, limits.sessions) else {
         return connection.send(&Opened::Busy { sessions: limits.sessions }, &[]);
     };
-    let mut session = match open_model(&open.body, backend, open.header.answers, limits) {
+    let mut session = match open_model(&model, backend, open.answers, limits) {
         Ok(session) => session,
         Err(refusal) => return connection.send(&refusal, &[]),
     };
-    match open.header.ring {
+    match open.ring {
         None => connection.send(&Opened::Ready, &[])?,
         Some(layout) => offer_ring(connection, layout, limits, ring_name)?,
     }
@@ -82,14 +89,21 @@ pub(crate) fn serve_session(
             }
             Err(error) => return Err(error),
         };
-        let (header, body) = match session.answer(request.header, request.body) {
+        let failed = |header| Answered { header, values: Vec::new(), weights: Vec::new(), precision: Precision::F32 };
+        let (header, body) = request;
+        let answer = match session.answer(header, body, connection) {
             Ok(answer) => answer,
-            Err(Refusal::Failed(reason)) => (ResponseHeader::Failed { reason: text(&reason) }, Vec::new()),
-            Err(Refusal::NonFinite(reason)) => (ResponseHeader::NonFinite { reason: text(&reason) }, Vec::new()),
-            Err(Refusal::Lost(reason)) => (ResponseHeader::Lost { reason: text(&reason) }, Vec::new()),
+            Err(Refusal::Failed(reason)) => failed(ResponseHeader::Failed { reason: text(&reason) }),
+            Err(Refusal::NonFinite(reason)) => failed(ResponseHeader::NonFinite { reason: text(&reason) }),
+            Err(Refusal::Lost(reason)) => failed(ResponseHeader::Lost { reason: text(&reason) }),
         };
         connection.set_timeout(limits.idle_timeout);
-        connection.send(&header, &body)?;
+        let Answered { header, values, weights, precision } = &answer;
+        let values = match precision {
+            Precision::F32 => Numbers::F32(values),
+            Precision::F16 => Numbers::Narrow(values),
+        };
+        connection.send_numbers(header, &[values, Numbers::F32(weights)])?;
         if matches!(header, ResponseHeader::Lost { .. }) {
             return Ok(());
         }
@@ -105,13 +119,20 @@ fn offer_ring(
 ) -> Result<(), ExchangeError> {
     // A fixed name serves one opening at a time.
     let name = name.map(|name| name.lock().unwrap_or_else(PoisonError::into_inner));
-    let (ring, named, offer) = match Ring::create(name.as_deref(), layout, limits.ring_bytes) {
-        Ok(made) => made,
-        Err(error) => return connection.send(&Opened::NoRing { reason: text(&error.to_string()) }, &[]),
+    let mut layout = layout;
+    let (ring, named, offer) = loop {
+        match Ring::create(name.as_deref(), layout, limits.ring_bytes) {
+            Ok(made) => break made,
+            // Slots too long for all bodies are better than none, down to what every session is given.
+            Err(_) if layout.slot_bytes > RingLayout::default().slot_bytes && layout.halved().is_some() => {
+                layout = layout.halved().unwrap_or(layout);
+            }
+            Err(error) => return connection.send(&Opened::NoRing { reason: text(&error.to_string()) }, &[]),
+        }
     };
     connection.set_timeout(limits.hello_timeout);
     connection.send(&Opened::Ring(offer), &[])?;
-    let Mapped(mapped) = connection.receive(BARE)?.header;
+    let (Mapped(mapped), _) = connection.receive(BARE)?;
     drop(named);
     if mapped {
         connection.use_ring(ring);
@@ -150,7 +171,7 @@ fn open_model(
     let sizes = unit::sizes(&model).map_err(refused)?;
     let memory = Memory { sizes, kept: vec![0; model.units.len()], stored_bytes: 0, limit: limits.session_bytes };
     memory.check(0).map_err(failed)?;
-    let session = backend.open(&model).map_err(refused)?;
+    let session = backend.open_waiting(&model).map_err(refused)?;
     Ok(Serving { session, answers, memory, body_limit: limits.body_bytes })
 }
 
@@ -212,27 +233,45 @@ struct Serving {
     body_limit: u64,
 }
 
-type Response = (ResponseHeader, Vec<u8>);
+/// An answer, whose values travel in `precision` and whose weight gradients in binary32.
+struct Answered {
+    header: ResponseHeader,
+    values: Vec<f32>,
+    weights: Vec<f32>,
+    precision: Precision,
+}
 
 impl Serving {
-    fn answer(&mut self, request: RequestHeader, body: Vec<u8>) -> Result<Response, Refusal> {
+    fn answer(&mut self, request: RequestHeader, body: Body, connection: &Connection) -> Result<Answered, Refusal> {
         let before = self.session.stats().busy_seconds;
-        let payload = |body: Vec<u8>, precision| {
-            take_payload(&body, precision)
-                .ok_or_else(|| Refusal::Failed(format!("a body of {} bytes holds no whole numbers", body.len())))
+        let bytes = body.len();
+        let numbers = |precision: Precision| {
+            if !bytes.is_multiple_of(precision.bytes()) {
+                return Err(Refusal::Failed(format!("a body of {bytes} bytes holds no whole numbers")));
+            }
+            Ok(connection.numbers(&body, 0..bytes, precision)?)
         };
         let (values, weights, precision) = match request {
             RequestHeader::Forward { unit, pass, encoding } => {
-                let bytes = body.len();
-                let x = take_encoded(body, encoding)
-                    .ok_or_else(|| Refusal::Failed(format!("a body of {bytes} bytes does not hold {encoding:?}")))?;
-                self.room(unit, x.len())?;
-                self.memory.admit(unit, x.len(), pass).map_err(Refusal::Failed)?;
-                let ticket = self.session.submit(UnitId(unit), released(x)?, pass)?;
+                let values = match encoding {
+                    Encoding::Float(precision) => bytes / precision.bytes(),
+                    Encoding::Bits { values } => usize::try_from(values).unwrap_or(usize::MAX),
+                };
+                self.room(unit, values)?;
+                self.memory.admit(unit, values, pass).map_err(Refusal::Failed)?;
+                let x = match encoding {
+                    Encoding::Float(precision) => released(numbers(precision)?)?,
+                    Encoding::Bits { .. } => {
+                        let wrong = |_| Refusal::Failed(format!("a body of {bytes} bytes does not hold {encoding:?}"));
+                        let bits = PackedBits::from_bytes(connection.bytes(body)?, values).map_err(wrong)?;
+                        received_bits(&bits).map_err(unreleased)?.into_payload()
+                    }
+                };
+                let ticket = self.session.submit(UnitId(unit), x, pass)?;
                 (outputs(self.session.collect(ticket)?)?, Vec::new(), self.answers)
             }
             RequestHeader::Gradient { unit, wanted, precision } => {
-                let dy = released(payload(body, precision)?)?;
+                let dy = released(numbers(precision)?)?;
                 let ticket = self.session.submit_gradient(UnitId(unit), dy, wanted)?;
                 self.memory.forget(unit);
                 match self.session.collect(ticket)? {
@@ -241,17 +280,17 @@ impl Serving {
                 }
             }
             RequestHeader::SetWeights { unit } => {
-                let weights = widen(payload(body, Precision::F32)?);
-                self.session.set_weights(UnitId(unit), &weights)?;
+                let weights = numbers(Precision::F32)?;
+                self.session.share_weights(UnitId(unit), &Arc::new(vec![weights]))?;
                 done()
             }
             RequestHeader::SetMomentum { unit } => {
-                let momentum = widen(payload(body, Precision::F32)?);
-                self.session.set_momentum(UnitId(unit), &momentum)?;
+                let momentum = numbers(Precision::F32)?;
+                self.session.share_momentum(UnitId(unit), &Arc::new(vec![momentum]))?;
                 done()
             }
             RequestHeader::AddWeights { unit, precision } => {
-                self.session.add_weights(UnitId(unit), payload(body, precision)?)?;
+                self.session.add_weights(UnitId(unit), Payload::encode(numbers(precision)?, precision))?;
                 done()
             }
             RequestHeader::Step { unit, sgd } => {
@@ -270,16 +309,16 @@ impl Serving {
                 done()
             }
             RequestHeader::Store { unit, first, samples, labelled } => {
-                self.store(UnitId(unit), first, samples, labelled, body)?;
+                self.store(UnitId(unit), first, samples, labelled, connection.bytes(body)?)?;
                 done()
             }
             RequestHeader::ForwardStored { unit, pass } => {
-                let records = self.records(unit, &body, pass)?;
+                let records = self.records(unit, &connection.bytes(body)?, pass)?;
                 let ticket = self.session.submit_stored(UnitId(unit), &records, pass)?;
                 (outputs(self.session.collect(ticket)?)?, Vec::new(), self.answers)
             }
             RequestHeader::TrainStored { unit, sgd } => {
-                let records = self.records(unit, &body, Pass::Training)?;
+                let records = self.records(unit, &connection.bytes(body)?, Pass::Training)?;
                 let ticket = self.session.train_stored(UnitId(unit), &records, sgd)?;
                 self.memory.forget(unit);
                 (outputs(self.session.collect(ticket)?)?, Vec::new(), self.answers)
@@ -287,7 +326,8 @@ impl Serving {
         };
         let busy_seconds = (self.session.stats().busy_seconds - before).max(0.0);
         let header = ResponseHeader::Done { busy_seconds, values: values.len() as u64, precision };
-        Ok((header, encode(values, &weights, precision)?))
+        representable(&values, precision)?;
+        Ok(Answered { header, values, weights, precision })
     }
 
     fn store(
@@ -305,9 +345,8 @@ impl Serving {
         let labels = take_u32(&body.split_off(at)).ok_or_else(malformed)?;
         self.memory.store(bytes).map_err(Refusal::Failed)?;
         let bits = PackedBits::from_bytes(body, 8 * at).map_err(|_| malformed())?;
-        let refused = |error: asymflow_privacy::door::ReleaseError| Refusal::Failed(error.to_string());
-        let bits = received_bits(&bits).map_err(refused)?;
-        let labels = labelled.then(|| received_labels(labels)).transpose().map_err(refused)?;
+        let bits = received_bits(&bits).map_err(unreleased)?;
+        let labels = labelled.then(|| received_labels(labels)).transpose().map_err(unreleased)?;
         Ok(self.session.store(unit, first, bits, labels)?)
     }
 
@@ -337,12 +376,12 @@ const fn done() -> (Vec<f32>, Vec<f32>, Precision) {
     (Vec::new(), Vec::new(), Precision::F32)
 }
 
-fn released(payload: Payload) -> Result<asymflow_privacy::Released<Payload>, Refusal> {
-    let released = match payload {
-        Payload::Bits(bits) => received_bits(&bits).map(asymflow_privacy::Released::into_payload),
-        floats => received(widen(floats), Precision::F32),
-    };
-    released.map_err(|error| Refusal::Failed(error.to_string()))
+fn released(values: Vec<f32>) -> Result<Released<Payload>, Refusal> {
+    received(values, Precision::F32).map_err(unreleased)
+}
+
+fn unreleased(error: ReleaseError) -> Refusal {
+    Refusal::Failed(error.to_string())
 }
 
 fn outputs(batch: Batch) -> Result<Vec<f32>, Refusal> {
@@ -352,20 +391,17 @@ fn outputs(batch: Batch) -> Result<Vec<f32>, Refusal> {
     }
 }
 
-/// Body of an answer. A value that binary16 cannot hold is an error, not a silent saturation.
-fn encode(values: Vec<f32>, weights: &[f32], precision: Precision) -> Result<Vec<u8>, Refusal> {
-    if precision == Precision::F16
-        && let Some(big) = values.iter().find(|v| v.abs() > 65504.0)
-    {
-        return Err(Refusal::Failed(format!("{big} exceeds binary16; ask for answers in f32")));
-    }
-    let payload = match precision {
-        Precision::F32 => Payload::F32(values),
-        Precision::F16 => Payload::F16(Vec::from_f32_slice(&values)),
+/// A value that binary16 cannot hold is an error, not a silent saturation.
+fn representable(values: &[f32], precision: Precision) -> Result<(), Refusal> {
+    let largest = match precision {
+        Precision::F32 => 0.0,
+        Precision::F16 => values.iter().fold(0.0, |largest: f32, v| if v.abs() > largest { v.abs() } else { largest }),
     };
-    let mut body = put_payload(&payload);
-    put_f32(weights, &mut body);
-    Ok(body)
+    if largest <= 65504.0 {
+        Ok(())
+    } else {
+        Err(Refusal::Failed(format!("{largest} exceeds binary16; ask for answers in f32")))
+    }
 }
 
 #[cfg(test)]

@@ -163,6 +163,13 @@ struct Job {
 
 type Result_ = Result<Answer, CollectError>;
 
+enum Jobs {
+    /// A thread of its own executes.
+    Thread(Sender<Job>),
+    /// The caller executes as it submits.
+    Here { executor: Box<dyn Executor>, outgoing: Sender<(u64, Result_)> },
+}
+
 /// What a pending ticket will become.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -176,7 +183,7 @@ pub struct QueuedSession {
     kept: Vec<Option<usize>>,
     has_gradient: Vec<bool>,
     next: u64,
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Jobs>,
     answers: Receiver<(u64, Result_)>,
     pending: BTreeMap<u64, Kind>,
     watched: BTreeSet<u64>,
@@ -205,12 +212,23 @@ impl QueuedSession {
     ) -> std::io::Result<Self> {
         let (jobs, incoming) = mpsc::channel();
         let (outgoing, answers) = mpsc::channel();
-        let stats = Arc::new(Mutex::new(WorkerStats::default()));
-        let counters = Arc::clone(&stats);
+        let mut session = Self::new(sizes, Jobs::Thread(jobs), answers);
+        let counters = Arc::clone(&session.stats);
         let thread = std::thread::Builder::new()
             .name("residual-session".to_owned())
             .spawn(move || run(executor, &incoming, &outgoing, &counters))?;
-        Ok(Self {
+        (session.thread, session.hang_up) = (Some(thread), hang_up);
+        Ok(session)
+    }
+
+    /// A session without a thread, for a caller that waits for every answer anyway: submitting executes.
+    pub fn waiting(sizes: Vec<UnitSizes>, executor: impl Executor + 'static) -> Self {
+        let (outgoing, answers) = mpsc::channel();
+        Self::new(sizes, Jobs::Here { executor: Box::new(executor), outgoing }, answers)
+    }
+
+    fn new(sizes: Vec<UnitSizes>, jobs: Jobs, answers: Receiver<(u64, Result_)>) -> Self {
+        Self {
             kept: vec![None; sizes.len()],
             has_gradient: vec![false; sizes.len()],
             sizes,
@@ -221,10 +239,10 @@ impl QueuedSession {
             watched: BTreeSet::new(),
             ready: BTreeMap::new(),
             lost: None,
-            stats,
-            thread: Some(thread),
-            hang_up,
-        })
+            stats: Arc::default(),
+            thread: None,
+            hang_up: None,
+        }
     }
 
     fn unit(&self, unit: UnitId) -> Result<(usize, UnitSizes), SubmitError> {
@@ -249,8 +267,16 @@ impl QueuedSession {
         }
         let number = self.next;
         self.next += 1;
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { number, request, expected }));
-        if matches!(sent, Some(Ok(()))) { Ok(number) } else { Err(SubmitError::Lost { reason: ended() }) }
+        let job = Job { number, request, expected };
+        let is_sent = match &mut self.jobs {
+            Some(Jobs::Thread(jobs)) => jobs.send(job).is_ok(),
+            Some(Jobs::Here { executor, outgoing }) => {
+                do_job(executor.as_mut(), job, outgoing, &self.stats);
+                true
+            }
+            None => false,
+        };
+        if is_sent { Ok(number) } else { Err(SubmitError::Lost { reason: ended() }) }
     }
 
     /// Files one answer. A failure that no ticket reports leaves the weights unknown, so it ends the session.
@@ -330,20 +356,30 @@ fn run(
     outgoing: &Sender<(u64, Result_)>,
     stats: &Mutex<WorkerStats>,
 ) {
-    while let Ok(Job { number, request, expected }) = incoming.recv() {
-        let answer = executor.execute(request, expected).and_then(|answer| {
-            let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
-            stats.busy_seconds += answer.cost.busy_seconds;
-            stats.transfer_seconds += answer.cost.transfer_seconds;
-            stats.bytes_to_worker += answer.cost.bytes_to_worker;
-            stats.bytes_from_worker += answer.cost.bytes_from_worker;
-            check(answer, expected)
-        });
-        let lost = matches!(answer, Err(CollectError::Lost { .. }));
-        if outgoing.send((number, answer)).is_err() || lost {
+    while let Ok(job) = incoming.recv() {
+        if !do_job(&mut executor, job, outgoing, stats) {
             return;
         }
     }
+}
+
+/// Whether there is anything to do after `job`.
+fn do_job(
+    executor: &mut dyn Executor,
+    Job { number, request, expected }: Job,
+    outgoing: &Sender<(u64, Result_)>,
+    stats: &Mutex<WorkerStats>,
+) -> bool {
+    let answer = executor.execute(request, expected).and_then(|answer| {
+        let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.busy_seconds += answer.cost.busy_seconds;
+        stats.transfer_seconds += answer.cost.transfer_seconds;
+        stats.bytes_to_worker += answer.cost.bytes_to_worker;
+        stats.bytes_from_worker += answer.cost.bytes_from_worker;
+        check(answer, expected)
+    });
+    let is_lost = matches!(answer, Err(CollectError::Lost { .. }));
+    outgoing.send((number, answer)).is_ok() && !is_lost
 }
 
 fn check(answer: Answer, expected: Expected) -> Result_ {
@@ -355,7 +391,7 @@ fn check(answer: Answer, expected: Expected) -> Result_ {
             let reason = format!("{} {what}, expected {expected}", values.len());
             return Err(CollectError::Malformed { reason });
         }
-        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+        if let Some(index) = Payload::first_non_finite_of(values) {
             return Err(CollectError::NonFinite { reason: format!("number {index} of the {what}") });
         }
     }
@@ -369,10 +405,14 @@ fn exactly(unit: UnitId, got: usize, weights: usize) -> Result<(), SubmitError> 
 /// Whether `parts` are one finite number for each weight of `unit`.
 fn fitting<P: AsRef<[f32]>>(unit: UnitId, parts: &[P], sizes: UnitSizes) -> Result<(), SubmitError> {
     exactly(unit, parts.iter().map(|part| part.as_ref().len()).sum(), sizes.weights)?;
-    match parts.iter().flat_map(|part| part.as_ref()).position(|v| !v.is_finite()) {
-        Some(index) => Err(SubmitError::NonFinite { unit: unit.0, index }),
-        None => Ok(()),
+    let mut before = 0;
+    for part in parts {
+        if let Some(index) = Payload::first_non_finite_of(part.as_ref()) {
+            return Err(SubmitError::NonFinite { unit: unit.0, index: before + index });
+        }
+        before += part.as_ref().len();
     }
+    Ok(())
 }
 
 /// Whether `unit` is stepped, and so has a momentum.
@@ -389,12 +429,7 @@ fn failed(error: SubmitError) -> CollectError {
 }
 
 fn finite(unit: UnitId, payload: &Payload) -> Result<(), SubmitError> {
-    let bad = match payload {
-        Payload::F32(values) => values.iter().position(|v| !v.is_finite()),
-        Payload::F16(values) => values.iter().position(|v| !v.is_finite()),
-        Payload::Bits(_) => None,
-    };
-    bad.map_or(Ok(()), |index| Err(SubmitError::NonFinite { unit: unit.0, index }))
+    payload.first_non_finite().map_or(Ok(()), |index| Err(SubmitError::NonFinite { unit: unit.0, index }))
 }
 
 impl ResidualSession for QueuedSession {

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 use asymflow_privacy::payload::{PackedBits, Payload};
@@ -14,9 +15,8 @@ use asymflow_zoo::ops::Easing;
 
 use crate::backend::{
     Availability, CollectError, ConvUnit, OpenError, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep,
-    Unit, Wanted, WorkerStats,
+    SharedValues, Unit, Wanted, WorkerStats,
 };
-use crate::protocol::widen;
 use crate::session::{Answer, Executor, Expected, QueuedSession, Request, sizes};
 
 /// Gradients of a unit's input and of its weights, each empty where it was not wanted.
@@ -50,6 +50,15 @@ pub trait ComputeUnit: Send {
     /// # Errors
     /// They cannot be set.
     fn set_weights(&mut self, weights: Vec<f32>) -> Result<(), CollectError>;
+
+    /// Adds to the weights, one number to each.
+    ///
+    /// # Errors
+    /// They cannot be fetched or set.
+    fn add_weights(&mut self, delta: &[f32]) -> Result<(), CollectError> {
+        let sum = self.weights()?.iter().zip(delta).map(|(weight, delta)| weight + delta).collect();
+        self.set_weights(sum)
+    }
 
     /// Drops what was kept of a forward pass and its gradient.
     fn reset(&mut self);
@@ -99,6 +108,18 @@ pub fn open(
         fix: "raise the limit on threads".to_owned(),
     })?;
     Ok(Box::new(session))
+}
+
+/// As [`open`], without a thread: [`ResidualBackend::open_waiting`] of a backend in this process.
+///
+/// # Errors
+/// As [`Units::new`].
+pub fn open_waiting(
+    model: &ResidualModel,
+    make: impl FnMut(&Unit) -> Result<Box<dyn ComputeUnit>, CollectError>,
+) -> Result<Box<dyn ResidualTraining>, OpenError> {
+    let units = Units::new(model, make)?;
+    Ok(Box::new(QueuedSession::waiting(sizes(model)?, units)))
 }
 
 /// The text of a panic.
@@ -178,13 +199,9 @@ impl Units {
         let done = |()| Vec::new();
         let values = match request {
             Request::Forward { unit, x, pass } => self.held(unit)?.unit.forward(x, pass),
-            Request::Gradient { unit, dy, wanted } => return self.held(unit)?.unit.gradient(widen(dy), wanted),
-            Request::SetWeights { unit, weights } => self.held(unit)?.unit.set_weights(weights.concat()).map(done),
-            Request::AddWeights { unit, delta } => {
-                let unit = &mut self.held(unit)?.unit;
-                let sum = unit.weights()?.iter().zip(widen(delta)).map(|(w, d)| w + d).collect();
-                unit.set_weights(sum).map(done)
-            }
+            Request::Gradient { unit, dy, wanted } => return self.held(unit)?.unit.gradient(dy.into_f32(), wanted),
+            Request::SetWeights { unit, weights } => self.held(unit)?.unit.set_weights(whole(weights)).map(done),
+            Request::AddWeights { unit, delta } => self.held(unit)?.unit.add_weights(&delta.into_f32()).map(done),
             Request::Step { unit, sgd } => self.held(unit)?.training()?.step(sgd).map(done),
             Request::Ease { unit, easing } => self.held(unit)?.training()?.ease(easing).map(done),
             Request::Weights { unit } => self.held(unit)?.unit.weights(),
@@ -207,6 +224,15 @@ impl Units {
             Request::TrainStored { unit, records, sgd } => self.held(unit)?.train_stored(&records, sgd),
         };
         Ok((values?, Vec::new()))
+    }
+}
+
+/// Numbers in one part, without a copy where nobody else holds them.
+fn whole(parts: SharedValues) -> Vec<f32> {
+    match Arc::try_unwrap(parts) {
+        Ok(mut parts) if parts.len() == 1 => parts.pop().unwrap_or_default(),
+        Ok(parts) => parts.concat(),
+        Err(shared) => shared.concat(),
     }
 }
 
@@ -317,7 +343,7 @@ impl<C: Convolve> ComputeUnit for ConvolutionUnit<C> {
             // Should this pass fail, an earlier one must not be differentiated in its place.
             self.kept = None;
         }
-        let x = widen(x);
+        let x = x.into_f32();
         let samples = x.len() / self.conv.input.len();
         let y = self.convolve.convolve(&self.conv, samples, Product::Outputs { x: &x, w: &self.weights })?;
         if pass == Pass::Training {
@@ -343,6 +369,11 @@ impl<C: Convolve> ComputeUnit for ConvolutionUnit<C> {
 
     fn set_weights(&mut self, weights: Vec<f32>) -> Result<(), CollectError> {
         self.weights = weights;
+        Ok(())
+    }
+
+    fn add_weights(&mut self, delta: &[f32]) -> Result<(), CollectError> {
+        self.weights.iter_mut().zip(delta).for_each(|(weight, delta)| *weight += delta);
         Ok(())
     }
 

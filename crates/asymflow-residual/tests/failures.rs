@@ -173,7 +173,7 @@ fn fake(answer: Fake) -> WorkerConfig {
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let _: Frame<(u16, Vec<u8>)> = read_frame(&mut stream, Limits::default()).unwrap();
-        write_frame(&mut stream, &(0u32, "fake"), &[]).unwrap();
+        write_frame(&mut stream, &(0u32, "fake", false), &[]).unwrap();
         let _: Frame<u32> = read_frame(&mut stream, Limits::default()).unwrap();
         write_frame(&mut stream, &0u32, &[]).unwrap();
         let _: Frame<u32> = read_frame(&mut stream, Limits::default()).unwrap();

@@ -161,14 +161,14 @@ impl ByHand {
     fn accept(listener: &TcpListener, name: &RingName, mode: u32) -> (Self, bool) {
         let (mut stream, _) = listener.accept().unwrap();
         let _: Frame<(u16, Vec<u8>)> = read_frame(&mut stream, Limits::default()).unwrap();
-        write_frame(&mut stream, &(0u32, "by hand"), &[]).unwrap();
+        write_frame(&mut stream, &(0u32, "by hand", false), &[]).unwrap();
         let open: Frame<(u32, Option<(u32, u64, u64)>)> = read_frame(&mut stream, Limits::default()).unwrap();
         assert_eq!(open.header.1, Some((LAYOUT.slots, LAYOUT.slot_bytes, LAYOUT.threshold_bytes)));
         let mut options = OpenOptions::new();
         let ring = options.read(true).write(true).create_new(true).mode(mode).open(path(name)).unwrap();
         ring.set_len(LAYOUT.bytes().unwrap()).unwrap();
         ring.write_at(&[9; 32], 0).unwrap();
-        write_frame(&mut stream, &(4u32, name.clone(), [9u8; 32]), &[]).unwrap();
+        write_frame(&mut stream, &(4u32, name.clone(), LAYOUT.slot_bytes, [9u8; 32]), &[]).unwrap();
         let mapped: Frame<bool> = read_frame(&mut stream, Limits::default()).unwrap();
         fs::remove_file(path(name)).unwrap();
         (Self { stream, ring }, mapped.header)
@@ -397,9 +397,9 @@ fn a_ring_that_was_not_asked_for_is_refused() {
     let thread = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let _: Frame<(u16, Vec<u8>)> = read_frame(&mut stream, Limits::default()).unwrap();
-        write_frame(&mut stream, &(0u32, "by hand"), &[]).unwrap();
+        write_frame(&mut stream, &(0u32, "by hand", false), &[]).unwrap();
         let _: Frame<u32> = read_frame(&mut stream, Limits::default()).unwrap();
-        write_frame(&mut stream, &(4u32, name, [9u8; 32]), &[]).unwrap();
+        write_frame(&mut stream, &(4u32, name, LAYOUT.slot_bytes, [9u8; 32]), &[]).unwrap();
     });
     let config = WorkerConfig::new(address, Token::new("right"), Protection::InsecurePlaintext);
     let error = WorkerClient::new(config).open(&model()).map(|_| ()).unwrap_err();

@@ -40,10 +40,19 @@ pub enum UnknownDevice {
 }
 
 impl Backends {
-    /// Those of this workspace: `flex` and its kin where burn is built in (feature `burn`), `native`, and two for measurements of time:
-    /// `null` answers zeros at once, `model:TFLOPS:GB/s:µs` when such a card would have answered.
+    /// Those of this workspace: `native`, which a program that is told none takes; two for measurements of time, of which `null` answers zeros
+    /// at once and `model:TFLOPS:GB/s:µs` when such a card would have answered; and `flex` and its kin where burn is built in (feature `burn`).
     pub fn standard() -> Self {
-        let backends = Self(Vec::new());
+        let one = |which: &str, what: &str| {
+            if which.is_empty() { Ok(()) } else { Err(format!("there is one {what} device")) }
+        };
+        let backends = Self(Vec::new())
+            .with("native", move |which| one(which, "native").map(|()| Arc::new(NativeBackend::default()) as Arc<_>))
+            .with("null", move |which| one(which, "null").map(|()| Arc::new(ModelledBackend::NULL) as Arc<_>))
+            .with("model", |card| match card.parse::<ModelledBackend>() {
+                Ok(card) => Ok(Arc::new(card)),
+                Err(error) => Err(error.to_string()),
+            });
         #[cfg(feature = "burn")]
         let backends = ["flex", "wgpu", "vulkan", "cuda", "remote"].into_iter().fold(backends, |backends, kind| {
             backends.with(kind, move |which| {
@@ -54,16 +63,7 @@ impl Backends {
                 Ok(Arc::new(asymflow_residual::burn_backend::BurnBackend::new(choice)))
             })
         });
-        let one = |which: &str, what: &str| {
-            if which.is_empty() { Ok(()) } else { Err(format!("there is one {what} device")) }
-        };
         backends
-            .with("native", move |which| one(which, "native").map(|()| Arc::new(NativeBackend::default()) as Arc<_>))
-            .with("null", move |which| one(which, "null").map(|()| Arc::new(ModelledBackend::NULL) as Arc<_>))
-            .with("model", |card| match card.parse::<ModelledBackend>() {
-                Ok(card) => Ok(Arc::new(card)),
-                Err(error) => Err(error.to_string()),
-            })
     }
 
     /// One more backend. `make` is given what stands behind the name and a colon, or nothing, and says in words why there is no
@@ -117,6 +117,7 @@ mod tests {
         for device in ["native", "own"] {
             assert_eq!(backends.make(device).unwrap().name(), "native");
         }
+        assert_eq!(backends.first(), "native");
         let told = |device: &str| backends.make(device).unwrap_err().to_string();
         assert_eq!(told("own:2"), "device \"own:2\": no 2");
         assert_eq!(told("native:0"), "device \"native:0\": there is one native device");
@@ -126,7 +127,7 @@ mod tests {
         assert!(told("abacus").starts_with("unknown device \"abacus\", expected one of "), "{}", told("abacus"));
         #[cfg(feature = "burn")]
         {
-            assert_eq!(backends.first(), "flex");
+            assert_eq!(backends.make("flex").unwrap().name(), "flex");
             assert_eq!(backends.make("cuda:1").unwrap().name(), "cuda");
             assert!(told("cuda:x").starts_with("device \"cuda:x\": unknown device"), "{}", told("cuda:x"));
         }

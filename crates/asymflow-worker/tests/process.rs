@@ -49,7 +49,7 @@ fn model() -> ResidualModel {
 #[test]
 fn one_line_says_how_to_reach_it_and_it_goes_with_its_parent() {
     let mut ready = start(&["--exit-with-parent", "--threads", "1"]);
-    assert_eq!(ready.line["device"], "flex (CPU)");
+    assert_eq!(ready.line["device"], "native (CPU)");
     let mut session = client(&ready, "secret").open(&model()).unwrap();
     session.set_weights(UnitId(0), &[2.0]).unwrap();
     assert_eq!(session.weights(UnitId(0)).unwrap(), [2.0]);
@@ -111,7 +111,7 @@ fn a_missing_device_exits_with_3_and_help() {
 
 #[test]
 fn bad_usage_says_what_to_do() {
-    assert!(refused(worker(&["--device", "abacus"]), 2).contains("expected one of flex, wgpu"));
+    assert!(refused(worker(&["--device", "abacus"]), 2).contains("expected one of native, "));
     assert!(refused(worker(&["--shm", "/tmp/ring"]), 2).contains("/dev/shm/asymflow-ring-NAME"));
     assert!(refused(worker(&[]), 1).contains("give --token-file or set ASYMFLOW_WORKER_TOKEN"));
     assert!(refused(worker(&["--token-file", "/nonexistent"]), 1).contains("cannot read /nonexistent"));

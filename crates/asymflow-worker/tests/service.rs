@@ -61,7 +61,7 @@ fn delta(epsilon: Option<f64>, feed: Feed) -> DeltaSpec {
 
 fn asymml(decomposition: &str) -> AsymMlSpec {
     let split = SplitSpec { decomposition: decomposition.to_owned(), rank: "fixed:4".to_owned(), split_first: false };
-    AsymMlSpec { split, guard: GuardSpec::default(), precision: Precision::F32 }
+    AsymMlSpec { split, guard: GuardSpec::default(), precision: Precision::F32, verify: true }
 }
 
 fn model(mode: &dyn ModeSpec) -> ServedModel {

@@ -192,16 +192,21 @@ pub fn open_worker(job: &JobSpec, precision: Precision) -> Result<Arc<dyn Residu
         });
     };
     let takes_modelled = matches!(job.task, Task::Speedup(_));
-    worker_client(worker, precision, takes_modelled)
+    let samples = match &job.task {
+        Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.batch,
+        Task::Speedup(speedup) => speedup.batch,
+        Task::Memory(memory) => memory.batch,
+    };
+    worker_client(worker, (precision, samples), takes_modelled)
 }
 
-/// A client for a worker, which answers in `precision`; one that computes nothing is taken where only times are measured.
+/// A client for a worker, which answers in `precision` for batches of so many samples at most; one that computes nothing is taken where only times are measured.
 ///
 /// # Errors
 /// A fingerprint that is none, or none where the connection is not in plaintext.
 pub fn worker_client(
     worker: &WorkerSpec,
-    precision: Precision,
+    (precision, samples): (Precision, usize),
     takes_modelled: bool,
 ) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     let WorkerSpec { address, fingerprint, token, insecure_plaintext, transport, timeout_seconds, .. } = worker;
@@ -216,6 +221,7 @@ pub fn worker_client(
     };
     let mut config = WorkerConfig::new(address.clone(), Token::new(token.as_bytes()), protection);
     config.answers = precision;
+    config.samples = Some(samples);
     config.takes_modelled = takes_modelled;
     config.transport = match transport {
         WorkerTransport::Tcp => Transport::Tcp,

@@ -1,7 +1,10 @@
-//! The speedup experiment: modes timed on one network, layer by layer, in one process.
+//! The speedup experiment: modes timed on one network, layer by layer, in one process, each with a worker of its own.
+
+mod limit;
 
 use std::time::Instant;
 
+use asymflow_engine::program::Program;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::records::RecordAccountant;
 use asymflow_residual::backend::SgdStep;
@@ -12,10 +15,11 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{JobSpec, Traffic};
+use crate::job::{JobSpec, Traffic, WorkerSpec};
 use crate::modes::{ExecError, Mode, ModeError, ModeRef, Parts, Registry, Sampling, TrainBatch};
 use crate::plan::Plan;
 use crate::run::{OpenBackend, RunError, opened};
+pub use limit::{Limit, MachineRates};
 
 /// What is timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,12 +37,14 @@ pub struct SpeedupSpec {
 }
 
 /// A mode under the name by which a table lists it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NamedMode {
     /// The name.
     pub name: String,
     /// The mode.
     pub mode: ModeRef,
+    /// Its worker, in place of the job's.
+    pub worker: Option<WorkerSpec>,
 }
 
 /// Times of one variant.
@@ -50,6 +56,10 @@ pub struct Variant {
     pub inference: Vec<f64>,
     /// Seconds of each repetition of a training step.
     pub training: Vec<f64>,
+    /// Minor page faults of the trusted part in one inference.
+    pub inference_faults: u64,
+    /// And in one training step.
+    pub training_faults: u64,
     /// Bytes of one inference of the batch.
     pub inference_traffic: Traffic,
     /// Bytes of one training step.
@@ -60,6 +70,8 @@ pub struct Variant {
     pub training_layers: Vec<Seconds>,
     /// Where each convolution was computed; absent in `clear`.
     pub plan: Option<Plan>,
+    /// What this machine could do at most with that plan; of modes that split.
+    pub limit: Option<Limit>,
 }
 
 /// What the experiment measured for one network.
@@ -69,6 +81,8 @@ pub struct SpeedupReport {
     pub network: String,
     /// Samples in a batch.
     pub batch: usize,
+    /// What the limits were computed with.
+    pub rates: MachineRates,
     /// The variants, in the order in which they ran.
     pub variants: Vec<Variant>,
 }
@@ -85,8 +99,14 @@ pub fn speedup(
     (registry, par): (&Registry, Par),
 ) -> Result<SpeedupReport, RunError> {
     let batch = RandomBatch::new(&job.network, spec);
-    let mut variants = Vec::new();
-    for NamedMode { name, mode } in &spec.variants {
+    let rates = MachineRates::measure(par);
+    let program = Program::new(&job.network).map_err(ModeError::from)?;
+    let mut variants: Vec<Variant> = Vec::new();
+    for NamedMode { name, mode, worker } in &spec.variants {
+        let mut job = job.clone();
+        if let Some(worker) = worker {
+            job.worker = Some(worker.clone());
+        }
         let mode = registry.decode(mode)?;
         let plan = mode.plan(&job.network, spec.batch)?;
         let parts = Parts {
@@ -96,14 +116,24 @@ pub fn speedup(
             sampling: Sampling { batch: spec.batch, records: spec.batch },
             epochs: 1,
             accountant: RecordAccountant::new(spec.batch),
-            backend: opened(&*mode, job, open)?,
+            backend: opened(&*mode, &job, open)?,
             registry,
             par,
         };
         let mut built = mode.build(parts)?;
-        variants.push(time_variant(name.clone(), &mut *built, plan, &batch, spec).map_err(ModeError::from)?);
+        let mut variant = time_variant(name.clone(), &mut *built, plan, &batch, spec).map_err(ModeError::from)?;
+        // The first is what the others are held to.
+        let splits = variants.first().zip(variant.plan.as_ref()).filter(|_| mode.needs_worker());
+        variant.limit = splits.map(|(baseline, plan)| {
+            let outside = [
+                outside(plan, &baseline.inference, &baseline.inference_layers),
+                outside(plan, &baseline.training, &baseline.training_layers),
+            ];
+            Limit::new(&program.conv_nodes(), plan, (spec.batch, mode.precision()), outside, &rates)
+        });
+        variants.push(variant);
     }
-    Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, variants })
+    Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, rates, variants })
 }
 
 struct RandomBatch {
@@ -121,7 +151,7 @@ impl RandomBatch {
     }
 }
 
-type Timed = (Vec<f64>, Vec<Seconds>, Traffic);
+type Timed = (Vec<f64>, Vec<Seconds>, Traffic, u64);
 
 fn time_variant(
     name: String,
@@ -130,10 +160,10 @@ fn time_variant(
     batch: &RandomBatch,
     spec: &SpeedupSpec,
 ) -> Result<Variant, ExecError> {
-    let (inference, inference_layers, inference_traffic) =
+    let (inference, inference_layers, inference_traffic, inference_faults) =
         repeat(mode, spec.repeats, |mode| mode.infer(&batch.images, &batch.records).map(drop))?;
     let sgd = SgdStep::plain(1e-4, 0.9, 5e-4);
-    let (training, training_layers, training_traffic) = if spec.train {
+    let (training, training_layers, training_traffic, training_faults) = if spec.train {
         repeat(mode, spec.repeats, |mode| {
             let mut step = TrainBatch::new(&batch.images, &batch.labels, &batch.records)?;
             step.dropout_seed = spec.seed;
@@ -146,11 +176,14 @@ fn time_variant(
         name,
         inference,
         training,
+        inference_faults,
+        training_faults,
         inference_traffic,
         training_traffic,
         inference_layers,
         training_layers,
         plan,
+        limit: None,
     })
 }
 
@@ -163,11 +196,13 @@ fn repeat(
     let before = mode.seconds().to_vec();
     let traffic = mode.worker().unwrap_or_default();
     let mut seconds = Vec::with_capacity(repeats);
+    let faults = minor_faults();
     for _ in 0..repeats {
         let start = Instant::now();
         work(mode)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
+    let faults = minor_faults().saturating_sub(faults);
     let layers = mode.seconds().iter().zip(&before).map(|(now, before)| now.since(before)).collect();
     let after = mode.worker().unwrap_or_default();
     let each = repeats.max(1) as u64;
@@ -175,5 +210,23 @@ fn repeat(
         to_worker: (after.bytes_to_worker - traffic.bytes_to_worker) / each,
         from_worker: (after.bytes_from_worker - traffic.bytes_from_worker) / each,
     };
-    Ok((seconds, layers, traffic))
+    Ok((seconds, layers, traffic, faults / each))
+}
+
+/// Pages that this process was given so far without reading from storage; 0 where the system does not tell.
+fn minor_faults() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program may hold anything; the tenth field is the eighth behind it.
+    let behind = text.rsplit_once(')').map_or("", |(_, behind)| behind);
+    behind.split_ascii_whitespace().nth(7).and_then(|faults| faults.parse().ok()).unwrap_or_default()
+}
+
+/// Median seconds of everything but the convolutions that `plan` splits, where all of them were computed here.
+fn outside(plan: &Plan, seconds: &[f64], layers: &[Seconds]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let split = layers.iter().zip(&plan.convs).filter(|(_, conv)| conv.placement.is_split());
+    let inside: f64 = split.map(|(layer, _)| layer.trusted + layer.fold).sum();
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+    (median - inside / seconds.len().max(1) as f64).max(0.0)
 }

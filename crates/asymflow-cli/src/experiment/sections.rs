@@ -142,7 +142,8 @@ impl Default for TrustedSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkerSection {
-    /// Device of the worker process that is started: `flex`, `wgpu`, `vulkan` or `cuda`.
+    /// Device of the worker process that is started: `native`, `flex`, `wgpu`, `vulkan`,
+    /// `cuda` or `remote:KEY@IP:PORT`; for experiments of speed also `null` and `model:TFLOPS:GB/s:µs`.
     pub device: String,
     /// A worker that runs already, `host:port`, instead of one that is started.
     pub address: Option<String>,
@@ -152,6 +153,8 @@ pub struct WorkerSection {
     pub token_file: Option<PathBuf>,
     /// Precision on the wire: `f32` or `f16`.
     pub precision: Precision,
+    /// Whether `asymml` verifies every answer.
+    pub verify: bool,
     /// No TLS to the worker.
     pub insecure_plaintext: bool,
     /// What tensors travel through: `tcp`, or `shm` with a worker on the same host, which without this is taken for a worker
@@ -176,11 +179,12 @@ impl WorkerSection {
 impl Default for WorkerSection {
     fn default() -> Self {
         Self {
-            device: "flex".to_owned(),
+            device: "native".to_owned(),
             address: None,
             fingerprint: None,
             token_file: None,
             precision: Precision::F32,
+            verify: true,
             insecure_plaintext: false,
             transport: None,
             threads: 0,

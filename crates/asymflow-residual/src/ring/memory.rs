@@ -46,6 +46,17 @@ impl Memory {
         Some(copy)
     }
 
+    /// Copies the bytes from `at` on into private memory; `None` outside of the mapping.
+    pub fn read_into(&self, at: usize, to: &mut [u8]) -> Option<()> {
+        if !self.holds(at, to.len()) {
+            return None;
+        }
+        fence(Ordering::Acquire);
+        // SAFETY: as in `read`; `to` is private memory, of which every byte is written.
+        unsafe { ptr::copy_nonoverlapping(self.map.as_ptr().add(at), to.as_mut_ptr(), to.len()) };
+        Some(())
+    }
+
     /// Copies `from` to `at`; `None` outside of the mapping.
     pub fn write(&self, at: usize, from: &[u8]) -> Option<()> {
         if !self.holds(at, from.len()) {

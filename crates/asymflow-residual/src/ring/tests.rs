@@ -29,6 +29,16 @@ fn fixed(what: &str) -> RingName {
     format!("asymflow-ring-unit-{what}-{}", std::process::id()).parse().unwrap()
 }
 
+impl Ring {
+    /// All of a body.
+    fn take(&mut self, place: Place) -> Result<Vec<u8>, RingError> {
+        let located = self.locate(place)?;
+        let mut body = vec![0; located.bytes];
+        self.read(located, 0, &mut body)?;
+        Ok(body)
+    }
+}
+
 fn put(ring: &mut Ring, body: &[u8]) -> Option<Place> {
     // In two pieces, as numbers come.
     let (first, rest) = body.split_at(body.len() / 3);
@@ -186,7 +196,7 @@ fn what_cannot_be_made_is_named() {
 fn a_false_file_is_refused_by_name_of_what_is_wrong() {
     let name = fixed("false");
     let whole = vec![7; LAYOUT.bytes().unwrap() as usize];
-    let offer = Offer { name: name.clone(), nonce: [7; NONCE_BYTES] };
+    let offer = Offer { name: name.clone(), slot_bytes: LAYOUT.slot_bytes, nonce: [7; NONCE_BYTES] };
     let refused = |offer: &Offer| Ring::open(offer, LAYOUT).map(|_| ()).unwrap_err();
     let mode = |mode| std::fs::set_permissions(path(&name), std::fs::Permissions::from_mode(mode)).unwrap();
     assert!(matches!(refused(&offer), RingError::File(_)));
@@ -194,7 +204,7 @@ fn a_false_file_is_refused_by_name_of_what_is_wrong() {
     mode(0o644);
     let open = refused(&offer);
     mode(0o600);
-    let nonce = refused(&Offer { name: name.clone(), nonce: [8; NONCE_BYTES] });
+    let nonce = refused(&Offer { name: name.clone(), slot_bytes: LAYOUT.slot_bytes, nonce: [8; NONCE_BYTES] });
     let works = Ring::open(&offer, LAYOUT).is_ok();
     std::fs::write(path(&name), &whole[1..]).unwrap();
     let short = refused(&offer);

@@ -13,6 +13,13 @@ fn serving(limits: &ServeLimits) -> Serving {
     open_model(MODEL, &backend, Precision::F32, limits).ok().unwrap()
 }
 
+/// One whose other end is nobody's: bodies are at hand.
+fn connection() -> Connection {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    Connection::new(asymflow_wire::tls::Stream::insecure_plaintext(stream).unwrap(), None)
+}
+
 fn request() -> impl Strategy<Value = RequestHeader> {
     let precision = || prop_oneof![Just(Precision::F32), Just(Precision::F16)];
     let encoding = prop_oneof![
@@ -74,12 +81,12 @@ proptest! {
 
     #[test]
     fn no_sequence_of_requests_ends_a_session(requests in prop::collection::vec((request(), body()), 1..20)) {
-        let mut serving = serving(&ServeLimits::default());
+        let (mut serving, connection) = (serving(&ServeLimits::default()), connection());
         for (request, body) in requests {
-            let lost = matches!(serving.answer(request, body), Err(Refusal::Lost(_)));
+            let lost = matches!(serving.answer(request, Body::Here(body), &connection), Err(Refusal::Lost(_)));
             prop_assert!(!lost, "a session that a client can end for itself hides a failure");
         }
-        prop_assert!(serving.answer(RequestHeader::Reset, Vec::new()).is_ok());
+        prop_assert!(serving.answer(RequestHeader::Reset, Body::Here(Vec::new()), &connection).is_ok());
     }
 
     #[test]
@@ -101,10 +108,10 @@ proptest! {
 #[test]
 fn an_answer_beyond_the_body_limit_is_refused_before_it_is_computed() {
     let limits = ServeLimits { body_bytes: 18 * 4, ..ServeLimits::default() };
-    let mut serving = serving(&limits);
+    let (mut serving, connection) = (serving(&limits), connection());
     let forward =
         || RequestHeader::Forward { unit: 0, pass: Pass::Inference, encoding: Encoding::Float(Precision::F16) };
-    assert!(serving.answer(forward(), vec![0; 18 * 2]).is_ok());
-    let refused = serving.answer(forward(), vec![0; 2 * 18 * 2]).err();
+    assert!(serving.answer(forward(), Body::Here(vec![0; 18 * 2]), &connection).is_ok());
+    let refused = serving.answer(forward(), Body::Here(vec![0; 2 * 18 * 2]), &connection).err();
     assert!(matches!(refused, Some(Refusal::Failed(reason)) if reason.contains("exceeds the limit of 72")));
 }

@@ -54,11 +54,15 @@ pub(super) struct SplitSizes<'a> {
     pub placements: &'a [Placement],
     pub decomposer: &'a dyn Decomposer,
     pub precision: Precision,
+    /// Whether answers are verified.
+    pub verify: bool,
     pub pool: Pool,
     pub par: Par,
     pub taken: SplitBytes,
     scratch: Scratch,
     kept: HashMap<usize, Factors>,
+    /// What is kept of inputs to verify gradients of weights, and all of it.
+    seen: HashMap<usize, usize>,
     spare: Vec<Factors>,
 }
 
@@ -77,14 +81,14 @@ impl<'a> SplitSizes<'a> {
     pub fn new(
         placements: &'a [Placement],
         decomposer: &'a dyn Decomposer,
-        precision: Precision,
+        (precision, verify): (Precision, bool),
         pool: Pool,
         par: Par,
     ) -> Self {
         let local = LocalConv::new(placements.len(), pool.clone(), par);
         let (taken, scratch) = (SplitBytes::default(), Scratch::default());
-        let (kept, spare) = (HashMap::new(), Vec::new());
-        Self { local, placements, decomposer, precision, pool, par, taken, scratch, kept, spare }
+        let (kept, seen, spare) = (HashMap::new(), HashMap::new(), Vec::new());
+        Self { local, placements, decomposer, precision, verify, pool, par, taken, scratch, kept, seen, spare }
     }
 
     /// Scratch of convolutions here, of decompositions, and of those on factors.
@@ -99,11 +103,12 @@ impl<'a> SplitSizes<'a> {
         }
     }
 
-    /// What leaves is copied once more for the wire.
-    fn release(&mut self, values: usize) {
+    /// What leaves is copied once more for the wire, and for the verifier beside its own values.
+    fn release(&mut self, values: usize, verifying: usize) {
         let released = wire::release_bytes(values, self.precision);
         self.taken.release = self.taken.release.max(released);
-        self.exchange(released + values * self.precision.bytes());
+        let verifying = if self.verify { VALUE * (values + verifying) } else { 0 };
+        self.exchange(released + values * self.precision.bytes() + verifying);
     }
 
     /// What leaves, and what comes back once that is gone.
@@ -113,8 +118,14 @@ impl<'a> SplitSizes<'a> {
 
     fn count_factors(&mut self) {
         let factors: usize = self.spare.iter().chain(self.kept.values()).map(Factors::len).sum();
-        self.taken.factors = self.taken.factors.max(factors * VALUE);
+        let seen: usize = self.seen.values().sum();
+        self.taken.factors = self.taken.factors.max((factors + seen) * VALUE);
     }
+}
+
+/// What a verifier takes of `pixels`: a plane for every tap, and one to keep.
+const fn planes(node: &ConvNode, pixels: usize) -> usize {
+    (node.conv.kernel * node.conv.kernel + 1) * pixels
 }
 
 impl Convolver for SplitSizes<'_> {
@@ -129,13 +140,19 @@ impl Convolver for SplitSizes<'_> {
         factors.prepare(batch, rank, self.decomposer.name() == "shared-basis");
         let leaving = residual.vector_len();
         drop(residual.into_vec());
-        self.release(leaving);
         let shape = conv_shape(node, x.samples);
+        let of_input = x.samples * x.shape.pixels();
+        self.release(leaving, planes(node, of_input) + x.samples * node.output.pixels());
         let y = self.pool.take(shape.output_len());
         self.scratch.ask(conv::folded_forward_scratch(shape, rank, self.par));
         self.exchange(wire::answer_bytes(y.len(), 0, self.precision));
         match pass {
-            Pass::Training => drop(self.kept.insert(node.index, factors)),
+            Pass::Training => {
+                self.kept.insert(node.index, factors);
+                if self.verify {
+                    self.seen.insert(node.index, of_input);
+                }
+            }
             Pass::Inference => self.spare.push(factors),
         }
         self.count_factors();
@@ -152,11 +169,12 @@ impl Convolver for SplitSizes<'_> {
     ) -> Result<Option<Buffer>, EngineError> {
         let Some(rank) = self.rank(node) else { return self.local.backward(node, dy, samples, weight, d_weight) };
         let shape = conv_shape(node, samples);
-        self.release(dy.len());
+        self.release(dy.len(), planes(node, samples * node.output.pixels()) + samples * node.input.pixels());
         self.scratch.ask(conv::folded_weight_gradient_scratch(shape, rank, self.par));
         let input = if node.input_gradient { shape.input_len() } else { 0 };
         self.exchange(wire::answer_bytes(input, shape.weight_len(), self.precision));
         self.spare.extend(self.kept.remove(&node.index));
+        self.seen.remove(&node.index);
         drop(dy);
         Ok(node.input_gradient.then(|| self.pool.adopt_length(input)))
     }

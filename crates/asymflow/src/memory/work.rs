@@ -140,12 +140,18 @@ impl Work<'_> {
     ///
     /// # Errors
     /// It cannot be executed or split.
-    pub fn split_network(&self, split: &SplitSpec, precision: Precision) -> Result<MemoryPlan, MemoryError> {
+    pub fn split_network(
+        &self,
+        split: &SplitSpec,
+        precision: Precision,
+        verify: bool,
+    ) -> Result<MemoryPlan, MemoryError> {
         let network = self.network;
         let mut engine = Engine::measuring(network.clone(), false, self.par())?;
         let placements = Plan::asymml(engine.program(), split, self.batch)?.placements();
         let decomposer = self.decomposer(&split.decomposition)?;
-        let mut sizes = SplitSizes::new(&placements, &*decomposer, precision, engine.pool().clone(), self.par());
+        let wire = (precision, verify);
+        let mut sizes = SplitSizes::new(&placements, &*decomposer, wire, engine.pool().clone(), self.par());
         let kept = self.measured(&mut engine, &mut sizes)?;
         let scratch = sizes.scratch_bytes();
         let measured = Measured { kept, scratch, pool: engine.pool().clone(), split: sizes.taken };

@@ -67,6 +67,14 @@ pub enum ExecError {
         /// Why.
         error: CollectError,
     },
+    /// The worker's answer is not what it was asked for.
+    #[error("layer {layer}: {error}")]
+    Verify {
+        /// Name of the convolution.
+        layer: String,
+        /// What is wrong.
+        error: super::VerifyError,
+    },
     /// Features could not be split in two.
     #[error("features: {0}")]
     Split(#[from] super::delta::SplitError),
@@ -104,6 +112,11 @@ impl ExecError {
         |error| Self::Collect { layer: layer.to_owned(), error }
     }
 
+    /// An answer for `layer` that is wrong.
+    pub(crate) fn verify(layer: &str) -> impl Fn(super::VerifyError) -> Self + '_ {
+        |error| Self::Verify { layer: layer.to_owned(), error }
+    }
+
     /// An answer for `layer` of another form than asked for.
     pub(crate) fn malformed(layer: &str, reason: &str) -> Self {
         Self::collect(layer)(CollectError::Malformed { reason: reason.to_owned() })
@@ -133,6 +146,7 @@ impl ExecError {
             | Self::Open(_)
             | Self::Submit { .. }
             | Self::Collect { .. }
+            | Self::Verify { .. }
             | Self::Split(_)
             | Self::Kept(_)
             | Self::Mechanism(_) => None,

@@ -19,7 +19,7 @@ mod trusted_only;
 
 use asymflow_privacy::mechanisms::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError};
 
-pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SplitConv, open_link};
+pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SplitConv, VerifyError, open_link};
 pub use clear::{Clear, ClearSpec};
 #[cfg(feature = "shares")]
 pub use error::SharesError;

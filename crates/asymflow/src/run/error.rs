@@ -134,7 +134,15 @@ impl RunError {
                 return Failure { code: FailureCode::NonFinite, detail };
             }
             (Self::Mode(ModeError::OverBudget { .. }), _) => FailureCode::Release,
-            (_, Some(ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. })) => FailureCode::Worker,
+            (
+                _,
+                Some(
+                    ExecError::Open(_)
+                    | ExecError::Submit { .. }
+                    | ExecError::Collect { .. }
+                    | ExecError::Verify { .. },
+                ),
+            ) => FailureCode::Worker,
             (Self::Data(_) | Self::Reader { .. } | Self::Fit { .. }, _) => FailureCode::Data,
             (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,
             (Self::Host(_) | Self::Train(TrainError::Host(_)), _) => FailureCode::Host,

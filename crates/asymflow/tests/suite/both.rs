@@ -45,6 +45,7 @@ pub fn asymml(
         decomposer: by_name(decomposition).unwrap(),
         gate: no_noise(),
         precision,
+        verify: true,
         backend,
         accountant: RecordAccountant::new(64),
     };

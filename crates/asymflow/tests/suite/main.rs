@@ -8,6 +8,7 @@
 )]
 
 mod both;
+mod lies;
 mod parity;
 mod policy;
 mod promises;

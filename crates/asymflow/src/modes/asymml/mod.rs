@@ -1,6 +1,7 @@
 //! AsymML (Niu, Ali and Avestimehr, "3LegRace"): the low-rank part of every convolution trusted, its residual on the worker.
 
 mod split;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use faer::Par;
 use serde::{Deserialize, Serialize};
 
 pub use split::{SplitConv, open_link};
+pub use verify::VerifyError;
 
 use super::mode::{answer_padded, engine_restore, engine_state, held, loss, open_door};
 use super::{
@@ -36,10 +38,17 @@ use crate::plan::{Plan, SplitSpec};
 pub(super) struct Family;
 
 /// Of section `[worker]`.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 #[serde(default)]
 struct WorkerSection {
     precision: Precision,
+    verify: bool,
+}
+
+impl Default for WorkerSection {
+    fn default() -> Self {
+        Self { precision: Precision::default(), verify: true }
+    }
 }
 
 impl ModeFamily for Family {
@@ -48,9 +57,9 @@ impl ModeFamily for Family {
     }
 
     fn spec(&self, asked: &Asked<'_>) -> Result<Arc<dyn ModeSpec>, ModeError> {
-        let WorkerSection { precision } = asked.sections.get("worker")?;
+        let WorkerSection { precision, verify } = asked.sections.get("worker")?;
         let (split, guard) = (asked.sections.get("mode")?, asked.sections.get("privacy")?);
-        Ok(Arc::new(AsymMlSpec { split, guard, precision }))
+        Ok(Arc::new(AsymMlSpec { split, guard, precision, verify }))
     }
 
     fn decode(&self, settings: &str) -> Result<Arc<dyn ModeSpec>, serde_json::Error> {
@@ -59,7 +68,7 @@ impl ModeFamily for Family {
 }
 
 /// How convolutions are split, and what guards residuals and gradients.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AsymMlSpec {
     /// Decomposition, ranks, and whether the first convolution is split.
     pub split: SplitSpec,
@@ -67,6 +76,14 @@ pub struct AsymMlSpec {
     pub guard: GuardSpec,
     /// Precision of what is sent and answered.
     pub precision: Precision,
+    /// Whether every answer of the worker is verified.
+    pub verify: bool,
+}
+
+impl Default for AsymMlSpec {
+    fn default() -> Self {
+        Self { split: SplitSpec::default(), guard: GuardSpec::default(), precision: Precision::default(), verify: true }
+    }
 }
 
 impl AsymMlSpec {
@@ -143,6 +160,9 @@ impl ModeSpec for AsymMlSpec {
 
     fn insecure(&self, purpose: Purpose) -> Vec<String> {
         let mut names = self.guard.insecure();
+        if !self.verify {
+            names.push("insecure_unverified_worker".to_owned());
+        }
         if purpose == Purpose::Training {
             names.push(split::EXACT_WEIGHTS.to_owned());
         }
@@ -178,7 +198,7 @@ impl ModeSpec for AsymMlSpec {
     }
 
     fn memory(&self, work: &Work<'_>) -> Result<MemoryPlan, MemoryError> {
-        work.split_network(&self.split, self.precision)
+        work.split_network(&self.split, self.precision, self.verify)
     }
 
     fn build(&self, parts: Parts<'_>) -> Result<Box<dyn Mode>, ModeError> {
@@ -187,6 +207,7 @@ impl ModeSpec for AsymMlSpec {
             decomposer: parts.registry.decomposer(&self.split.decomposition)?,
             gate: self.gate(&parts.facts())?,
             precision: self.precision,
+            verify: self.verify,
             backend: parts.worker(self.name())?,
             accountant: parts.accountant,
         };
@@ -212,6 +233,8 @@ pub struct AsymMlParts {
     pub gate: Gate<Vec<f32>>,
     /// Precision on the wire.
     pub precision: Precision,
+    /// Whether every answer is verified.
+    pub verify: bool,
     /// The worker.
     pub backend: Arc<dyn ResidualBackend>,
     /// Who has lost how much so far.
@@ -230,6 +253,7 @@ impl AsymMl {
         let link = open_link(parts.backend, &engine.program().conv_nodes(), &placements)?;
         let pool = engine.pool().clone();
         let convolver = SplitConv::new(placements, parts.decomposer, door, parts.precision, link, pool, par);
+        let convolver = if parts.verify { convolver.verified()? } else { convolver };
         let mut mode = Self { engine, convolver };
         mode.send_weights()?;
         Ok(mode)

@@ -1,7 +1,7 @@
 //! AsymML: every split convolution is computed as Y = conv(X_main) + conv(M(X_res)), the low-rank part
 //! here and the residual on the worker (thesis eq 2.6 and 2.7).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
@@ -15,16 +15,23 @@ use asymflow_linalg::conv;
 use asymflow_linalg::{Decomposer, LowRank, decompose::BatchShape};
 use asymflow_privacy::{
     Door, Loss, Private, Released,
+    accountants::Relation,
     door::{Gate, ReleaseError, Source},
-    mechanisms::MechanismError,
+    mechanisms::{InsecureNone, MechanismError},
     payload::{Payload, Precision},
-    records::Flow,
+    records::{Flow, RecordAccountant},
 };
 use asymflow_residual::backend::{Batch, OpenError, Pass, Ticket, UnitId, Wanted};
 use faer::Par;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rayon::prelude::*;
 
+use super::verify::{Sketch, Verifier, VerifyError};
 use crate::link::Link;
-use crate::modes::ExecError;
+use crate::modes::{ExecError, ModeError};
 use crate::plan::Placement;
 
 /// Gradients of a mean loss are far below the smallest f16; they are scaled by this times the batch size
@@ -48,6 +55,10 @@ pub struct SplitConv {
     pub link: Link,
     /// Whose data is being convolved.
     records: Vec<usize>,
+    /// Checks every answer, where that is asked for.
+    verifier: Option<Verifier>,
+    /// Units whose answers to public numbers were right in this session, and whether in training.
+    proven: HashSet<(usize, bool)>,
     kept: HashMap<usize, (LowRank, usize)>,
     spare: Vec<LowRank>,
     pool: Pool,
@@ -77,12 +88,23 @@ impl SplitConv {
             precision,
             link,
             records: Vec::new(),
+            verifier: None,
+            proven: HashSet::new(),
             kept: HashMap::new(),
             spare: Vec::new(),
             pool,
             par,
             scratch: Scratch::default(),
         }
+    }
+
+    /// Every answer is held to what it is to be.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn verified(self) -> Result<Self, ModeError> {
+        let verifier = Some(Verifier::new(self.precision, self.par)?);
+        Ok(Self { verifier, ..self })
     }
 
     /// Seconds by convolution.
@@ -171,12 +193,7 @@ impl SplitConv {
         }
         for (unit, node) in self.layers(nodes) {
             let Some(before) = before.get(&node.weight) else { continue };
-            let after = params.values_mut(node.weight);
-            let delta: Vec<f32> = after.iter().zip(before).map(|(a, b)| a - b).collect();
-            let delta = Payload::encode(delta, Precision::F16);
-            for ((after, &before), delta) in after.iter_mut().zip(before).zip(delta.clone().into_f32()) {
-                *after = before + delta;
-            }
+            let delta = rounded_step(before, params.values_mut(node.weight));
             self.link.session().add_weights(unit, delta).map_err(ExecError::submit(&node.conv.name))?;
         }
         Ok(())
@@ -193,6 +210,10 @@ impl SplitConv {
     /// Drops everything kept of a step that failed.
     pub fn forget(&mut self) {
         self.kept.clear();
+        self.proven.clear();
+        if let Some(verifier) = &mut self.verifier {
+            verifier.forget();
+        }
         self.local.forget();
     }
 
@@ -229,6 +250,53 @@ impl SplitConv {
         Ok(batch)
     }
 
+    /// What an answer is to be, where answers are verified.
+    fn sketch(
+        &mut self,
+        node: &ConvNode,
+        make: impl FnOnce(&mut Verifier) -> Result<Option<Sketch>, VerifyError>,
+    ) -> Result<Option<Sketch>, ExecError> {
+        let Some(verifier) = &mut self.verifier else { return Ok(None) };
+        make(verifier).map_err(ExecError::verify(&node.conv.name))
+    }
+
+    fn check(&mut self, node: &ConvNode, sketch: Option<&Sketch>, answer: &[f32]) -> Result<(), ExecError> {
+        let (Some(verifier), Some(sketch)) = (&mut self.verifier, sketch) else { return Ok(()) };
+        verifier.check(sketch, answer).map_err(ExecError::verify(&node.conv.name))
+    }
+
+    /// Before the first residual is sent to a unit in a session, it has to answer rightly for random numbers that hold nothing private.
+    fn prove(&mut self, node: &ConvNode, weight: &[f32], pass: Pass) -> Result<(), ExecError> {
+        let Some(verifier) =
+            self.verifier.as_mut().filter(|_| self.proven.insert((node.index, pass == Pass::Training)))
+        else {
+            return Ok(());
+        };
+        let (name, shape) = (&node.conv.name, conv_shape(node, 1));
+        let (x, dy) = (verifier.secret(shape.input_len()), verifier.secret(shape.output_len()));
+        let unit = self.unit(node.index);
+        let keep = (pass == Pass::Training).then_some(node.index);
+        let public = |values| public_numbers(values, self.precision).map_err(ExecError::release(name));
+        let (x, dy) = (public(x)?, public(dy)?);
+        let (sent, sent_back) = (numbers(x.get()), numbers(dy.get()));
+        let ticket = self.link.session().submit(unit, x, pass).map_err(ExecError::submit(name))?;
+        let sketch = self.sketch(node, |v| v.outputs(shape, (&sent, weight), keep).map(Some))?;
+        let Batch::Outputs(outputs) = self.collect(node, ticket)? else { return Err(unexpected(node, "outputs")) };
+        self.check(node, sketch.as_ref(), &outputs)?;
+        if pass == Pass::Inference {
+            return Ok(());
+        }
+        let wanted = Wanted { input: true, weights: true };
+        let ticket = self.link.session().submit_gradient(unit, dy, wanted).map_err(ExecError::submit(name))?;
+        let of_input = self.sketch(node, |v| v.input_gradient(shape, &sent_back, weight).map(Some))?;
+        let of_weights = self.sketch(node, |v| v.weight_gradient(shape, &sent_back, node.index).map(Some))?;
+        let Batch::Gradients { input, weights } = self.collect(node, ticket)? else {
+            return Err(unexpected(node, "gradients"));
+        };
+        self.check(node, of_input.as_ref(), &input)?;
+        self.check(node, of_weights.as_ref(), &weights)
+    }
+
     fn decompose(&mut self, node: &ConvNode, x: &Activation, rank: usize) -> Result<(LowRank, Vec<f32>), ExecError> {
         let shape = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
         let mut low_rank = self.spare.pop().unwrap_or_default();
@@ -255,10 +323,15 @@ impl Convolver for SplitConv {
         };
         let (low_rank, residual) = self.decompose(node, x, rank)?;
         let released = self.release(node, residual, x.samples, Flow::Residual)?;
+        self.prove(node, weight, pass)?;
         let unit = self.unit(node.index);
+        let sent = self.verifier.is_some().then(|| numbers(released.get()));
         let ticket = self.link.session().submit(unit, released, pass).map_err(ExecError::submit(&node.conv.name))?;
 
         let shape = conv_shape(node, x.samples);
+        let keep = (pass == Pass::Training).then_some(node.index);
+        let sketch =
+            self.sketch(node, |verifier| sent.map(|sent| verifier.outputs(shape, (&sent, weight), keep)).transpose())?;
         let mut y = self.pool.zeros(shape.output_len());
         let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
         timed_folding(self.local.seconds_of(node), |mark| {
@@ -272,6 +345,7 @@ impl Convolver for SplitConv {
         if from_worker.len() != y.len() {
             return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
         }
+        self.check(node, sketch.as_ref(), &from_worker)?;
         add_assign(&mut y, &from_worker);
         match pass {
             Pass::Training => drop(self.kept.insert(node.index, (low_rank, x.samples))),
@@ -304,10 +378,18 @@ impl Convolver for SplitConv {
         let released = self.release(node, scaled(&dy, gain), samples, Flow::Gradient)?;
         let unit = self.unit(node.index);
         let wanted = Wanted { input: node.input_gradient, weights: true };
+        let sent = self.verifier.is_some().then(|| numbers(released.get()));
         let ticket =
             self.link.session().submit_gradient(unit, released, wanted).map_err(ExecError::submit(&node.conv.name))?;
 
         let shape = conv_shape(node, samples);
+        let of_input = self.sketch(node, |verifier| {
+            let sent = sent.as_ref().filter(|_| wanted.input);
+            sent.map(|sent| verifier.input_gradient(shape, sent, weight)).transpose()
+        })?;
+        let of_weights = self.sketch(node, |verifier| {
+            sent.as_ref().map(|sent| verifier.weight_gradient(shape, sent, node.index)).transpose()
+        })?;
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
         d_weight.fill(0.0);
         timed_folding(self.local.seconds_of(node), |mark| {
@@ -323,6 +405,8 @@ impl Convolver for SplitConv {
         if weights.len() != d_weight.len() || input.len() != input_len {
             return Err(unexpected(node, "gradients of the shape of the layer"));
         }
+        self.check(node, of_input.as_ref(), &input)?;
+        self.check(node, of_weights.as_ref(), &weights)?;
         for (total, &from_worker) in d_weight.iter_mut().zip(&weights) {
             *total += from_worker / gain;
         }
@@ -331,6 +415,36 @@ impl Convolver for SplitConv {
         }
         Ok(wanted.input.then(|| self.pool.adopt(input)))
     }
+}
+
+/// The numbers that the worker computes on.
+fn numbers(payload: &Payload) -> Vec<f32> {
+    match payload {
+        Payload::F32(values) => values.clone(),
+        other => other.clone().into_f32(),
+    }
+}
+
+/// Random numbers as what sessions take. They are no record's, so their door has an accountant of its own.
+fn public_numbers(values: Vec<f32>, precision: Precision) -> Result<Released<Payload>, ReleaseError> {
+    let mut door = Door::new(RecordAccountant::new(1), StdRng::seed_from_u64(0));
+    let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove)?;
+    let source = Source { layer: "self-check", flow: Flow::Residual };
+    Ok(door.release(&gate, source, &[0], Private::new(values))?.encode(precision))
+}
+
+/// What leads from `before` to `after` in binary16; `after` becomes where it leads exactly.
+fn rounded_step(before: &[f32], after: &mut [f32]) -> Payload {
+    const PIECE: usize = 1 << 12;
+    let mut step = vec![f16::ZERO; after.len()];
+    let pieces = step.par_chunks_mut(PIECE).zip(after.par_chunks_mut(PIECE)).zip(before.par_chunks(PIECE));
+    pieces.for_each(|((step, after), before)| {
+        after.iter_mut().zip(before).for_each(|(after, before)| *after = (*after - before).clamp(-65504.0, 65504.0));
+        step.convert_from_f32_slice(after);
+        step.convert_to_f32_slice(after);
+        after.iter_mut().zip(before).for_each(|(after, before)| *after += before);
+    });
+    Payload::F16(step)
 }
 
 fn scaled(values: &[f32], gain: f32) -> Vec<f32> {

@@ -1,4 +1,4 @@
-"""Times a whole network in PyTorch for the bench `trusted_networks`.
+"""Times a whole network in PyTorch, for experiments of kind `speedup` and the bench `trusted_networks`.
 
 Arguments: name, samples, threads, repetitions. Prints two lines of sorted seconds, of an inference and of a
 training step (forward, backward, SGD with momentum), each the better of the NCHW and the channels-last memory format.
