@@ -21,7 +21,6 @@ impl<'a> Words<'a> {
         Self { rng, bytes: [0; 4 * BUFFERED], next: BUFFERED }
     }
 
-    /// 32 uniform bits.
     fn word(&mut self) -> u32 {
         if self.next == BUFFERED {
             self.rng.fill_bytes(&mut self.bytes);
@@ -32,7 +31,6 @@ impl<'a> Words<'a> {
         u32::from_le_bytes(word)
     }
 
-    /// 64 uniform bits.
     pub(crate) fn long_word(&mut self) -> u64 {
         (u64::from(self.word()) << 32) | u64::from(self.word())
     }
@@ -164,13 +162,12 @@ impl Drop for Words<'_> {
 /// A rational variance a/b of the discrete Gaussian, with what the sampler derives from it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Variance {
-    /// a.
     numerator: u128,
     /// t = ⌊σ⌋ + 1.
     laplace_scale: u64,
-    /// b·t.
+    /// b·t, b being the denominator.
     scaled_laplace: u128,
-    /// 2·a·b·t².
+    /// 2·a·b·t² as one number.
     rejection_denominator: u128,
 }
 

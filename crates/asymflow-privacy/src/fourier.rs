@@ -2,7 +2,6 @@
 
 use std::f64::consts::TAU;
 
-/// A complex number.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Complex {
     pub(crate) re: f64,

@@ -2,12 +2,12 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-/// φ(x).
+/// The density φ(x) = exp(−x²/2)/√(2π).
 pub(crate) fn density(x: f64) -> f64 {
     exp_minus_half_square(x) / (2.0 * PI).sqrt()
 }
 
-/// Φ(x).
+/// Φ(x) = P(X ≤ x).
 pub(crate) fn cdf(x: f64) -> f64 {
     0.5 * libm::erfc(-x * FRAC_1_SQRT_2)
 }

@@ -37,7 +37,7 @@ impl From<RdpAccountant> for StoredRdp {
     }
 }
 
-/// The orders, ascending.
+/// Rényi orders α at which the curve is kept, ascending.
 fn orders() -> impl Iterator<Item = f64> {
     let tenths = (11..110).map(|tenths| f64::from(tenths) / 10.0);
     tenths.chain((11..64).map(f64::from)).chain([128.0, 256.0, 512.0, 1024.0])

@@ -43,7 +43,6 @@ pub struct LedgerEntry {
 /// What holds releases back.
 #[derive(Clone, Debug, PartialEq)]
 enum Limit {
-    /// Nothing.
     None,
     /// ε of a record at a δ.
     Budget(Budget),

@@ -95,7 +95,6 @@ enum Which {
     Second,
 }
 
-/// A policy file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct PolicyFile {

@@ -21,7 +21,7 @@ pub(crate) struct Left<R> {
 }
 
 impl<R: Ring> Left<R> {
-    /// From row-major `values`.
+    /// Packs `rows × depth` row-major `values`.
     pub(crate) fn new(rows: usize, depth: usize, values: &[R]) -> Self {
         let mut packed = vec![R::ZERO; rows.div_ceil(ROWS) * ROWS * depth];
         if depth > 0 {
@@ -112,7 +112,6 @@ fn tile_plain<R: Ring>(left: &[[R; ROWS]], right: &[[R; COLUMNS]]) -> Tile<R> {
     })
 }
 
-/// AVX-512.
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use std::arch::x86_64::*;

@@ -241,7 +241,7 @@ struct Study<'a> {
     split: &'a Split,
     spec: &'a BudgetSpec,
     sites: Vec<Site>,
-    /// Normalised training images.
+    /// Training images, normalised, samples × C×H×W.
     images: Vec<f32>,
     /// What the last block puts out on them.
     exact: Vec<f32>,

@@ -17,7 +17,7 @@ use crate::service::{ModelFile, ReadModel};
 /// Exponents of the range penalty and shares of its weight in the first epochs (after PILLAR, USENIX Security 2024), which
 /// begins where weights made by seed would overflow the last ones.
 const RANGE_WARM_UP: [(i32, f32); 4] = [(4, 0.01), (6, 0.02), (8, 0.1), (10, 0.2)];
-/// Exponent after that.
+/// Exponent from the fifth epoch on.
 const RANGE_EXPONENT: i32 = 10;
 
 /// Why there is no teacher.

@@ -33,7 +33,7 @@ fn with_low(blocks: __m512i, low: __m512i) -> __m512i {
     _mm512_or_si512(_mm512_andnot_si512(splat(LOW), blocks), low)
 }
 
-/// Points as blocks.
+/// `points` as the low halves of 128-bit blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,vaes,aes")]
 fn blocks_of(points: &[u64]) -> [__m512i; REGISTERS] {

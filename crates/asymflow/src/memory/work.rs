@@ -276,7 +276,6 @@ impl Measured {
 struct SyncBytes {
     /// All of them, queued.
     queued: u64,
-    /// The largest tensor.
     largest: u64,
 }
 

@@ -18,7 +18,6 @@ const WHOLE: UnitId = UnitId(0);
 /// What its errors name.
 const NETWORK: &str = "network";
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Remote {
     pub network: Network,

@@ -37,7 +37,7 @@ use crate::plan::{Plan, SplitSpec};
 #[derive(Debug)]
 pub(super) struct Family;
 
-/// Of section `[worker]`.
+/// What AsymML reads of section `[worker]`.
 #[derive(Deserialize)]
 #[serde(default)]
 struct WorkerSection {
