@@ -151,6 +151,7 @@ fn shares() {
         input: Shape::new(1, 4, 4),
         normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
         class_names: vec!["cat".to_owned(), "dog".to_owned()],
+        resize: None,
     };
     let welcome = FromServer::Welcome { server: Server::First, info };
     put("share_frames", "welcome", &frame(&welcome, &share.program().to_bytes()));
@@ -211,6 +212,7 @@ fn asymml() -> AsymMlSpec {
         split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false },
         guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None },
         precision: Precision::F32,
+        verify: true,
     }
 }
 
@@ -237,7 +239,15 @@ fn job(mode: &dyn ModeSpec) -> JobSpec {
     JobSpec {
         mode: ModeRef::of(mode).unwrap(),
         network: small_network().clone(),
-        data: DataSpec { path: None, reader: None, train: Some(8), test: Some(4), seed: 1, augment: false },
+        data: DataSpec {
+            path: None,
+            reader: None,
+            train: Some(8),
+            test: Some(4),
+            seed: 1,
+            augment: false,
+            prepare: Default::default(),
+        },
         terms: TERMS,
         worker: Some(WorkerSpec {
             address: "127.0.0.1:1".to_owned(),
@@ -352,11 +362,35 @@ fn data() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/asymflow-zoo/tests/golden");
     put("pickle", "cifar100", &std::fs::read(golden.join("cifar100_py3.pickle")).unwrap());
     put("pickle", "names", b"\x80\x02}U\x10fine_label_names](U\x01aU\x01bes.");
+    for protocol in ["py2-0", "py3-0", "py3-2", "frombuffer-5"] {
+        put("pickle", protocol, &std::fs::read(golden.join(format!("foreign/cifar-{protocol}.pickle"))).unwrap());
+    }
+    for archive in ["keras", "floats"] {
+        put("arrays", archive, &std::fs::read(golden.join(format!("foreign/{archive}.npz"))).unwrap());
+    }
+    let header = b"\x93NUMPY\x01\0\x43\0{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 4), }    \n";
+    put("arrays", "npy", &[header, [7; 32].as_slice()].concat());
+    put("table", "named", b"label,a,b,c,d\n1,0,255,3,4\n0,1,2,3,4\n");
+    put("table", "sixteen", b"3,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16\n");
+    put("index", "two", br#"{"metadata": {}, "weight_map": {"conv1.weight": "part", "fc.bias": "../part"}}"#);
+    let networks = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/asymflow-engine/tests/golden");
+    for network in ["small-13", "small-17-norms", "grouped"] {
+        put("onnx", network, &std::fs::read(networks.join(format!("{network}.onnx"))).unwrap());
+    }
     put("idx", "images", b"\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x03abcdefghijkl");
     put("idx", "labels", b"\0\0\x08\x01\0\0\0\x02\x01\x02");
     put("idx", "labels.gz", &gzip(b"\0\0\x08\x01\0\0\0\x02\x01\x02"));
     let image = image::RgbImage::from_fn(9, 7, |x, y| image::Rgb([x as u8 * 20, y as u8 * 30, 7]));
-    for (name, format) in [("png", image::ImageFormat::Png), ("jpeg", image::ImageFormat::Jpeg)] {
+    let formats = [
+        ("png", image::ImageFormat::Png),
+        ("jpeg", image::ImageFormat::Jpeg),
+        ("webp", image::ImageFormat::WebP),
+        ("bmp", image::ImageFormat::Bmp),
+        ("tiff", image::ImageFormat::Tiff),
+        ("gif", image::ImageFormat::Gif),
+        ("pnm", image::ImageFormat::Pnm),
+    ];
+    for (name, format) in formats {
         let mut file = Cursor::new(Vec::new());
         image.write_to(&mut file, format).unwrap();
         put("image", name, &file.into_inner());

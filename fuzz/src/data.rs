@@ -20,7 +20,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 fn open(path: &Path) {
-    if let Ok(split) = load(&DataSource::Files { path: path.to_owned(), resize: None }) {
+    if let Ok(split) = load(&DataSource::Files { path: path.to_owned(), prepare: Default::default() }) {
         assert_eq!(split.train.images().len(), split.train.len() * split.train.shape().len());
         assert!(split.train.labels().iter().all(|&label| (label as usize) < split.train.classes()));
     }
@@ -56,12 +56,25 @@ pub fn idx(input: &[u8]) {
     }
 }
 
-/// A JPEG or PNG that a client asks about.
+/// An archive of arrays, and one array beside others.
+pub fn arrays(input: &[u8]) {
+    let folder = folder(&[("set.npz", input)]);
+    open(&folder.path().join("set.npz"));
+    let files = ["x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy"].map(|name| (name, input));
+    open(self::folder(&files).path());
+}
+
+/// A table of a label and pixels.
+pub fn table(input: &[u8]) {
+    open(folder(&[("train.csv", input), ("test.csv", input)]).path());
+}
+
+/// An image that a client asks about.
 pub fn image(input: &[u8]) {
     let folder = folder(&[("image", input)]);
     for channels in [1, 3] {
         let shape = Shape::new(channels, 8, 8);
-        if let Ok(pixels) = black_box(read_image(&folder.path().join("image"), shape)) {
+        if let Ok(pixels) = black_box(read_image(&folder.path().join("image"), shape, None)) {
             assert_eq!(pixels.len(), shape.len());
         }
     }

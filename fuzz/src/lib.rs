@@ -29,8 +29,9 @@ const fn target(name: &'static str, run: fn(&[u8])) -> Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 24] = [
+pub const TARGETS: [Target; 28] = [
     target("archive", data::archive),
+    target("arrays", data::arrays),
     target("bits", protocols::bits),
     target("certificate", attestation::certificate),
     target("checkpoint", models::checkpoint),
@@ -39,11 +40,13 @@ pub const TARGETS: [Target; 24] = [
     target("evidence", attestation::evidence),
     target("guard", sealing::guard),
     target("idx", data::idx),
-    // One image may have 8192 × 8192 pixels, decoded, in planes, and widened by the resizing.
+    // One image may take 384 MiB, decoded, turned and in planes.
     Target { name: "image", limit_bytes: 2048 * MIB, run: data::image },
+    target("index", models::index),
     target("job", protocols::job),
     target("ledgers", models::ledgers),
     target("model", models::model),
+    target("onnx", models::onnx),
     target("pickle", data::pickle),
     target("promise", models::promise),
     target("quote", attestation::quote),
@@ -52,6 +55,7 @@ pub const TARGETS: [Target; 24] = [
     target("service", protocols::service),
     target("share_frames", shares::share_frames),
     target("shares", shares::shares),
+    target("table", data::table),
     target("weight_share", shares::weight_share),
     target("weights", models::weights),
     target("worker", protocols::worker),

@@ -132,6 +132,24 @@ pub fn released_cache(input: &[u8]) {
     }
 }
 
+/// A network and weights in an ONNX file.
+pub fn onnx(input: &[u8]) {
+    if let Ok((network, weights)) = asymflow_zoo::models::onnx::decode(input, None, "x") {
+        assert!(network.validate().is_ok() && weights.fit(&network).is_ok());
+    }
+}
+
+/// An index of weights in parts, and a part of that name.
+pub fn index(input: &[u8]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("index.json");
+    std::fs::write(&path, input).expect("a file in it");
+    std::fs::write(folder.path().join("part"), input).expect("a file in it");
+    if let Ok(weights) = files::read(&path, &NETWORK) {
+        assert!(weights.validate(&NETWORK).is_ok());
+    }
+}
+
 /// Weights as safetensors.
 pub fn weights(input: &[u8]) {
     if let Ok(weights) = files::decode(&NETWORK, input) {

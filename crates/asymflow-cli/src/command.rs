@@ -16,6 +16,8 @@ use crate::output::print;
 use crate::run::Interrupt;
 use crate::{client, explain, host};
 
+mod export;
+mod import;
 mod report;
 mod run;
 
@@ -41,6 +43,10 @@ enum Command {
     },
     /// Print the epsilon over time under every accountant, or the split layer by layer
     Explain(explain::Args),
+    /// Write the weights of a run as ONNX, PyTorch or safetensors
+    Export(export::Args),
+    /// Make a network and weights for experiments of an ONNX file
+    Import(import::Args),
     /// Ask a service about images, once it has proven what it is
     #[command(subcommand)]
     Client(client::Command),
@@ -93,6 +99,8 @@ fn execute(cli: Cli, extensions: &Extensions) -> Result<Outcome, CliError> {
             let experiment = extensions.with_registered(|known| read(&args.experiment, false, &args.set, known))?;
             print(&explain::explain(args.what, &experiment)?)?;
         }
+        Command::Export(args) => extensions.with_registered(|known| export::export(&args, known.registry))?,
+        Command::Import(args) => import::import(&args)?,
         Command::Client(command) => client::execute(command)?,
         Command::Samples { folder, count, seed } => client::samples(&folder, count as usize, seed)?,
         Command::Report(args) => report::report(&args, extensions)?,
@@ -115,4 +123,82 @@ fn interrupts() -> Result<Interrupt, CliError> {
     })
     .map_err(|e| CliError::failed(format!("cannot handle Ctrl-C: {e}"), ""))?;
     Ok(interrupt)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::TypeId;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every flag that takes a number, with the commands before it and the arguments that the last of them needs.
+    fn numbers(command: &clap::Command, before: &[String], found: &mut Vec<(Vec<String>, String)>) {
+        let types = [TypeId::of::<u8>(), TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>()];
+        let more = [TypeId::of::<usize>(), TypeId::of::<f64>(), TypeId::of::<f32>(), TypeId::of::<i64>()];
+        let mut needed = before.to_vec();
+        let is_needed =
+            |arg: &&clap::Arg| arg.is_required_set() || ["account", "experiment"].contains(&arg.get_id().as_str());
+        for arg in command.get_arguments().filter(is_needed) {
+            needed.extend(arg.get_long().map(|long| format!("--{long}")));
+            let values = arg.get_possible_values();
+            needed.push(values.first().map_or("/dev/null/x", |value| value.get_name()).to_owned());
+        }
+        for arg in command.get_arguments() {
+            let kind = arg.get_value_parser().type_id();
+            if let Some(long) = arg.get_long().filter(|_| types.iter().chain(&more).any(|&number| kind == number)) {
+                found.push((needed.clone(), format!("--{long}")));
+            }
+        }
+        for sub in command.get_subcommands() {
+            let path = [before, &[sub.get_name().to_owned()]].concat();
+            numbers(sub, &path, found);
+        }
+    }
+
+    #[test]
+    fn no_number_of_a_flag_does_harm() {
+        let values = [
+            "-1",
+            "0",
+            "1",
+            "-0",
+            "0.5",
+            "1e-300",
+            "1e300",
+            "nan",
+            "inf",
+            "-inf",
+            "4294967296",
+            "9223372036854775807",
+            "18446744073709551615",
+            "18446744073709551616",
+            "1e400",
+            "",
+            "x",
+        ];
+        let mut found = Vec::new();
+        numbers(&Cli::command(), &[], &mut found);
+        let mut refused = 0;
+        for (needed, flag) in &found {
+            for value in values {
+                let arguments = [&["asymflow".to_owned()][..], needed, &[format!("{flag}={value}")]].concat();
+                let outcome = match Cli::try_parse_from(&arguments) {
+                    Err(_) => None,
+                    // Its handler of signals is one a process.
+                    Ok(Cli { command: Command::Run(args) }) => {
+                        Some(run::run(&args, &Extensions::default(), Interrupt::default()).map(drop))
+                    }
+                    Ok(cli) => Some(execute(cli, &Extensions::default()).map(drop)),
+                };
+                refused += usize::from(outcome.is_none());
+                // Nothing is at the paths and addresses named: only a load that nobody answers is measured all the same.
+                let is_load = needed.contains(&"load".to_owned());
+                assert!(is_load || outcome.is_none_or(|outcome| outcome.is_err()), "{arguments:?}");
+            }
+        }
+        println!("{} flags, {} values, {refused} refused when read", found.len(), found.len() * values.len());
+        assert!(found.len() >= 8, "{found:?}");
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use asymflow::job::{DataSpec, TrainSpec};
 use asymflow::modes::delta::DeltaSection;
 use asymflow::modes::{Asked, Facts, ModeSpec, PrivacyTerms, Purpose, Registry, Sampling, Sections};
-use asymflow_zoo::data::Split;
+use asymflow_zoo::data::{Preparation, Resize, Split};
 use asymflow_zoo::{
     Network, by_name,
     models::replace::{Replacement, replace_activations},
@@ -20,6 +20,8 @@ use crate::error::CliError;
 use crate::shares_section::SharesSection;
 
 mod file;
+#[cfg(test)]
+mod hostile;
 mod limits;
 mod networks;
 mod sections;
@@ -28,8 +30,8 @@ pub(crate) use file::{KindFacts, Registered, read, read_run};
 pub use limits::Limit;
 pub(crate) use networks::Networks;
 pub use sections::{
-    DataSection, ModeSection, ModelSection, PrivacySection, ReportSection, TrainSection, TrustedSection, WorkerSection,
-    size,
+    DataSection, ModeSection, ModelSection, PrivacySection, ReportSection, ResizeSection, TrainSection, TrustedSection,
+    WorkerSection, size,
 };
 
 const MODE_HELP: &str = "see [mode] and the mode's own section, or take another model";
@@ -151,8 +153,19 @@ impl Experiment {
 
     /// The data a job reads.
     pub fn data_spec(&self) -> DataSpec {
-        let DataSection { path, reader, train, test, seed, augment } = self.data.clone();
-        DataSpec { path, reader, train, test, seed, augment }
+        let DataSection { path, reader, train, test, seed, augment, resize } = self.data.clone();
+        DataSpec { path, reader, train, test, seed, augment, prepare: self.preparation(resize) }
+    }
+
+    /// Images are given the channels of the first network, and its sides where a resize names none.
+    fn preparation(&self, resize: Option<ResizeSection>) -> Preparation {
+        let input = self.model.names.first().and_then(|name| Some(self.network(name).ok()?.input));
+        let resize = resize.and_then(|ResizeSection { height, width, shorter, filter }| {
+            let height = height.or_else(|| Some(input?.height))?;
+            Some(Resize { height, width: width.or_else(|| Some(input?.width))?, shorter, filter })
+        });
+        let channels = input.map(|input| input.channels).filter(|channels| matches!(channels, 1 | 3));
+        Preparation { channels, resize }
     }
 
     /// What every ε is said of.
@@ -197,7 +210,7 @@ impl Experiment {
         let spec = self.data_spec();
         let train = spec.train.or(spec.path.is_none().then_some(train));
         let data = asymflow::run::load(&DataSpec { train, test: Some(test), ..spec }, &self.registry);
-        data.map_err(|e| CliError::usage(e.to_string(), "see [data]"))
+        data.map(|loaded| loaded.split).map_err(|e| CliError::usage(e.to_string(), "see [data]"))
     }
 
     /// Training and test records of a run: as they are told, or counted where they lie.
@@ -211,7 +224,7 @@ impl Experiment {
         }
         let data =
             asymflow::run::load(&spec, &self.registry).map_err(|e| CliError::usage(e.to_string(), "see [data]"))?;
-        Ok((data.train.len(), data.test.len()))
+        Ok((data.split.train.len(), data.split.test.len()))
     }
 
     /// The modes of the experiment, for its first network.

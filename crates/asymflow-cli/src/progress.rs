@@ -62,8 +62,8 @@ impl Progress {
         }
         let text = match message {
             FromTrusted::Epoch(report) => self.epoch(report),
-            FromTrusted::Planned { train_images, test_images, .. } => {
-                format!("{}: {train_images} training and {test_images} test images", self.label)
+            FromTrusted::Planned { train_images, test_images, data, .. } => {
+                format!("{}: {train_images} training and {test_images} test images of {data}", self.label)
             }
             FromTrusted::Notice(Notice::WorkerReopened { epoch, step, from, reason }) => {
                 let again =

@@ -200,7 +200,7 @@ fn in_process(deployment: &Deployment) -> Vec<Vec<f32>> {
     let mut service = Service::new(model, &weights, None, ServiceSettings::default(), around).unwrap();
     let query = |path: &PathBuf| Query {
         client: ClientId::of(&[0; 32]),
-        image: read_image(path, Shape::new(3, 32, 32)).unwrap(),
+        image: read_image(path, Shape::new(3, 32, 32), None).unwrap(),
     };
     let queries: Vec<_> = deployment.images().iter().map(query).collect();
     service.answer(&queries).into_iter().map(|answer| answer.unwrap().logits).collect()

@@ -1,5 +1,7 @@
 //! The command line. Inside an enclave it is part of the manifest, and so of what is measured.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -144,9 +146,9 @@ fn deal(parser: &mut lexopt::Parser) -> Result<Command> {
         match arg {
             Short('h') | Long("help") => return Ok(Command::Help),
             Long("program") => program = Some(parser.value()?.into()),
-            Long("queries") => queries = number(parser, "--queries")?,
-            Long("hours") => hours = number(parser, "--hours")?,
-            Long("timeout") => timeout = number(parser, "--timeout")?,
+            Long("queries") => queries = number(parser, "--queries", 1..=1_000_000_000)?,
+            Long("hours") => hours = number(parser, "--hours", 1..=24 * 366)?,
+            Long("timeout") => timeout = number(parser, "--timeout", 1..=86_400)?,
             Long("server") => {
                 let address = parser.value()?.string()?;
                 let fingerprint = parser.value().context("--server takes an address and a fingerprint")?.string()?;
@@ -157,14 +159,6 @@ fn deal(parser: &mut lexopt::Parser) -> Result<Command> {
     }
     let program = program.context("--program is missing; `asymflow client prepare-shares` leaves one")?;
     let Ok(servers) = <[ServerAt; 2]>::try_from(servers) else { bail!("--server must be given twice") };
-    if queries == 0 {
-        bail!("--queries must be at least 1, got 0");
-    }
-    for (flag, got, most) in [("--hours", hours, 24 * 366), ("--timeout", timeout, 86_400)] {
-        if !(1..=most).contains(&got) {
-            bail!("{flag} must be 1 to {most}, got {got}");
-        }
-    }
     Ok(Command::Deal(DealArgs { program, queries, hours, servers, timeout }))
 }
 
@@ -209,17 +203,19 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Option<Box<ServeArgs>>> {
             Long("worker-shm") => args.worker_shm = true,
             Long("state") => args.state = Some(parser.value()?.into()),
             Long("guard") => args.guard = Some(parser.value()?.into()),
-            Long("budget-epsilon") => args.budget_epsilon = Some(number(parser, "--budget-epsilon")?),
+            Long("budget-epsilon") => {
+                args.budget_epsilon = Some(number(parser, "--budget-epsilon", f64::MIN_POSITIVE..=1e9)?)
+            }
             Long("client-tokens") => args.client_tokens = Some(parser.value()?.into()),
-            Long("new-clients") => args.new_clients = number(parser, "--new-clients")?,
-            Long("remembered") => args.remembered = number(parser, "--remembered")?,
-            Long("batch") => args.batch = number(parser, "--batch")?,
-            Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms")?,
-            Long("sessions") => args.sessions = number(parser, "--sessions")?,
+            Long("new-clients") => args.new_clients = number(parser, "--new-clients", 0..=1_000_000_000)?,
+            Long("remembered") => args.remembered = number(parser, "--remembered", 0..=1 << 28)?,
+            Long("batch") => args.batch = number(parser, "--batch", 1..=4096)?,
+            Long("linger-ms") => args.linger_ms = number(parser, "--linger-ms", 0..=60_000)?,
+            Long("sessions") => args.sessions = number(parser, "--sessions", 1..=1_000_000)?,
             Long("memory-limit") => args.memory_limit = Some(parse_bytes(&parser.value()?.string()?)?),
             Long("stream-weights") => args.stream_weights = Some(parser.value()?.into()),
-            Long("threads") => args.threads = number(parser, "--threads")?,
-            Long("report-seconds") => args.report_seconds = number(parser, "--report-seconds")?,
+            Long("threads") => args.threads = number(parser, "--threads", 0..=4096)?,
+            Long("report-seconds") => args.report_seconds = number(parser, "--report-seconds", 0..=24 * 3600 * 366)?,
             Long("exit-with-parent") => args.exit_with_parent = true,
             Long("insecure-unlimited-answers") => args.insecure_unlimited_answers = true,
             Long("insecure-forgetful") => args.insecure_forgetful = true,
@@ -228,26 +224,21 @@ fn serve(parser: &mut lexopt::Parser) -> Result<Option<Box<ServeArgs>>> {
         }
     }
     args.model = model.context("--model is missing; a run leaves one as model.asymflow")?;
-    check(&args)?;
     Ok(Some(Box::new(args)))
 }
 
-fn check(args: &ServeArgs) -> Result<()> {
-    if let Some(epsilon) = args.budget_epsilon.filter(|e| !(e.is_finite() && *e > 0.0)) {
-        bail!("--budget-epsilon must be positive and finite, got {epsilon}");
-    }
-    if args.batch == 0 || args.batch > 4096 {
-        bail!("--batch must be from 1 to 4096, got {}", args.batch);
-    }
-    if args.sessions == 0 {
-        bail!("--sessions must be at least 1, got 0");
-    }
-    Ok(())
-}
-
-fn number<T: FromStr>(parser: &mut lexopt::Parser, name: &'static str) -> Result<T> {
+/// A number within its limits. What is made of numbers later may multiply and add them.
+fn number<T: FromStr + PartialOrd + Display>(
+    parser: &mut lexopt::Parser,
+    name: &'static str,
+    limits: RangeInclusive<T>,
+) -> Result<T> {
     let text = parser.value()?.string()?;
-    text.parse().ok().with_context(|| format!("{name} expects a number, got {text:?}"))
+    let number = text.parse().ok().with_context(|| format!("{name} expects a number, got {text:?}"))?;
+    if !limits.contains(&number) {
+        bail!("{name} must be from {} to {}, got {text}", limits.start(), limits.end());
+    }
+    Ok(number)
 }
 
 #[cfg(test)]
@@ -267,7 +258,7 @@ mod tests {
         assert!(refused(&["serve"]).contains("--model is missing"));
         assert!(refused(&["serve", "--model", "m", "--modle", "x"]).contains("--modle"));
         assert!(refused(&["serve", "--model", "m", "--batch", "0"]).contains("got 0"));
-        assert!(refused(&["serve", "--model", "m", "--budget-epsilon", "nan"]).contains("NaN"));
+        assert!(refused(&["serve", "--model", "m", "--budget-epsilon", "nan"]).contains("got nan"));
         assert!(refused(&["serve", "--model", "m", "--threads", "two"]).contains("\"two\""));
         assert!(refused(&["serve", "--model", "m", "--memory-limit", "2GB"]).contains("\"2GB\" is no size"));
         assert!(refused(&["train"]).contains("train"));
@@ -276,5 +267,27 @@ mod tests {
         assert!(refused(&["deal", "--program", "p", "--server", "host:1", "ab"]).contains("64 hexadecimal digits"));
         assert!(refused(&["deal", "--program", "p"]).contains("--server must be given twice"));
         assert!(refused(&["deal", "--program", "p", "--queries", "-1"]).contains("--queries"));
+    }
+
+    #[test]
+    fn every_number_has_limits() {
+        let serve = [
+            "--budget-epsilon",
+            "--new-clients",
+            "--remembered",
+            "--batch",
+            "--linger-ms",
+            "--sessions",
+            "--threads",
+            "--report-seconds",
+        ];
+        let flags = serve.map(|flag| ("serve", flag)).into_iter();
+        for (command, flag) in flags.chain(["--queries", "--hours", "--timeout"].map(|flag| ("deal", flag))) {
+            for value in ["18446744073709551615", "18446744073709551616", "-1", "nan", "inf", "1e300", "", "0x7"] {
+                let error = format!("{:#}", of(&[command, "--model", "m", &format!("{flag}={value}")]).unwrap_err());
+                let alone = format!("{:#}", of(&[command, &format!("{flag}={value}")]).unwrap_err());
+                assert!(error.contains(flag) || alone.contains(flag), "{flag}={value}: {error}");
+            }
+        }
     }
 }

@@ -53,6 +53,7 @@ impl Model {
             input: served.network.input,
             normalization: served.normalization,
             class_names: served.class_names,
+            resize: served.resize,
         };
         let program = model.program().clone();
         Ok(Self { server, info, hash: program.hash(), program, weights: Held::Public(model) })

@@ -118,7 +118,15 @@ fn job(spec: &DeltaSpec) -> JobSpec {
     JobSpec {
         mode: ModeRef::of(spec).unwrap(),
         network: network(),
-        data: DataSpec { path: None, reader: None, train: Some(TRAIN), test: Some(TEST), seed: 1, augment: true },
+        data: DataSpec {
+            path: None,
+            reader: None,
+            train: Some(TRAIN),
+            test: Some(TEST),
+            seed: 1,
+            augment: true,
+            prepare: Default::default(),
+        },
         terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         worker: Some(WorkerSpec {
             address: String::new(),

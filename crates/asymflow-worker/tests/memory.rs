@@ -85,7 +85,15 @@ fn delta(network: &Network) -> DeltaSpec {
 fn job(network: Network, mode: &dyn ModeSpec, task: Task) -> JobSpec {
     JobSpec {
         mode: ModeRef::of(mode).unwrap(),
-        data: DataSpec { path: None, reader: None, train: Some(64), test: Some(32), seed: 1, augment: true },
+        data: DataSpec {
+            path: None,
+            reader: None,
+            train: Some(64),
+            test: Some(32),
+            seed: 1,
+            augment: true,
+            prepare: Default::default(),
+        },
         terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         worker: None,
         threads: THREADS,

@@ -5,6 +5,8 @@
 //! linear layer named `classifier`, ResNet's stem a 3×3 convolution of stride 1 without max-pooling.
 
 pub mod delta;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 mod pkn;
 pub mod replace;
 

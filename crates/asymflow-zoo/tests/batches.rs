@@ -180,9 +180,9 @@ fn an_image_survives_a_png_file_and_fits_other_shapes() {
     let path = folder.path().join("image.png");
     let shape = data.shape();
     asymflow_zoo::data::write_png(&path, data.images(), shape).unwrap();
-    assert_eq!(asymflow_zoo::data::read_image(&path, shape).unwrap(), data.images());
-    let grey = asymflow_zoo::data::read_image(&path, Shape::new(1, 28, 28)).unwrap();
+    assert_eq!(asymflow_zoo::data::read_image(&path, shape, None).unwrap(), data.images());
+    let grey = asymflow_zoo::data::read_image(&path, Shape::new(1, 28, 28), None).unwrap();
     assert_eq!(grey.len(), 28 * 28);
-    assert!(asymflow_zoo::data::read_image(&path, Shape::new(4, 28, 28)).is_err());
+    assert!(asymflow_zoo::data::read_image(&path, Shape::new(4, 28, 28), None).is_err());
     assert!(asymflow_zoo::data::write_png(&path, &data.images()[1..], shape).is_err());
 }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use asymflow_zoo::data::{Resize, load};
+use asymflow_zoo::data::{Preparation, load};
 use asymflow_zoo::{
     data::{DataSource, Split},
     network::Shape,
@@ -14,7 +14,7 @@ use asymflow_zoo::{
 
 fn open(path: PathBuf) -> Split {
     let start = Instant::now();
-    let source = DataSource::Files { path, resize: None::<Resize> };
+    let source = DataSource::Files { path, prepare: Preparation::default() };
     let split = load(&source).unwrap_or_else(|error| panic!("{error}"));
     println!("{} + {} images in {:.2} s", split.train.len(), split.test.len(), start.elapsed().as_secs_f64());
     split

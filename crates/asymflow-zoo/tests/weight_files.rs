@@ -29,6 +29,54 @@ fn weight_files_of_pytorch_are_read() {
 }
 
 #[test]
+fn weights_are_read_as_people_leave_them() {
+    let all = std::fs::read_dir(golden("foreign")).unwrap().map(|entry| entry.unwrap().path());
+    let is_whole = |path: &std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        ["pth", "safetensors", "index.json"].iter().any(|end| name.ends_with(end)) && !name.contains("-of-")
+    };
+    let paths: Vec<_> = all.filter(is_whole).collect();
+    assert_eq!(paths.len(), 16);
+    let mut wrong = Vec::new();
+    for path in paths {
+        let tolerance = if path.to_string_lossy().contains("half") { 5e-4 } else { 0.0 };
+        let tolerance = if path.to_string_lossy().contains("bfloat") { 4e-3 } else { tolerance };
+        let weights = match files::read(&path, &tiny()) {
+            Ok(weights) => weights,
+            Err(error) => {
+                wrong.push(error.to_string());
+                continue;
+            }
+        };
+        for (name, tensor) in &weights.tensors {
+            for (got, expected) in tensor.data.iter().zip(value(name, tensor.data.len())) {
+                let expected = if name == "bn1.running_var" { expected.abs() } else { expected };
+                if (got - expected).abs() > tolerance {
+                    wrong.push(format!("{}: {name}: {got} and not {expected}", path.display()));
+                    break;
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn an_index_names_files_beside_it_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors.index.json");
+    for (part, says) in
+        [("../other", "does not lie beside"), ("/etc/passwd", "does not lie beside"), ("gone", "No such file")]
+    {
+        std::fs::write(&path, format!(r#"{{"weight_map": {{"fc.bias": "{part}"}}}}"#)).unwrap();
+        let error = files::read(&path, &tiny()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    std::fs::copy(&path, folder.path().join("gone")).unwrap();
+    assert!(files::read(&path, &tiny()).unwrap_err().to_string().contains("index within an index"));
+}
+
+#[test]
 fn files_survive_writing_and_reading() {
     let folder = tempfile::tempdir().unwrap();
     let mut weights = Weights::init(&tiny(), 3);
@@ -86,8 +134,7 @@ fn errors_name_the_file_and_what_it_is() {
     };
     let none = files::read(&folder.path().join("none.pth"), &tiny()).unwrap_err();
     assert!(matches!(none.fault, WeightFault::Io(_)), "{none}");
-    let kinds: [&[u8]; 4] =
-        [b"", b"garbage", b"version https://git-lfs.github.com/spec/v1", b"{\"weight_map\": {\"fc.bias\": \"1\"}}"];
+    let kinds: [&[u8]; 4] = [b"", b"garbage", b"version https://git-lfs.github.com/spec/v1", b"{\"fc.bias\": 1}"];
     for bytes in kinds {
         let fault = fault("other.bin", bytes);
         assert!(matches!(fault, WeightFault::Kind(_)), "{fault}");

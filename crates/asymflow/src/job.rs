@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::records::LedgerEntry;
 use asymflow_zoo::Network;
-use asymflow_zoo::data::Normalization;
+use asymflow_zoo::data::{Normalization, Preparation};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::{MemoryPlan, MemoryUse};
@@ -32,6 +32,9 @@ pub struct DataSpec {
     pub seed: u64,
     /// Random crops and flips.
     pub augment: bool,
+    /// What is done to every image before anything else.
+    #[serde(default)]
+    pub prepare: Preparation,
 }
 
 /// How the learning rate moves.
@@ -373,6 +376,8 @@ pub enum FromTrusted {
         train_images: usize,
         /// Test images.
         test_images: usize,
+        /// What they were read from.
+        data: String,
         /// The plan; absent in `clear`.
         plan: Option<Plan>,
     },

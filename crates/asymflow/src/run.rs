@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use asymflow_privacy::{payload::Precision, records::RecordAccountant};
 use asymflow_residual::{ResidualBackend, backend::OpenError};
-use asymflow_zoo::Weights;
-use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loader, Normalization, Split};
+use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loaded, Loader, Normalization, Split};
+use asymflow_zoo::graph::{Graph, Node};
 use asymflow_zoo::models::delta::delta;
+use asymflow_zoo::ops::Op;
+use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
 use crate::checkpoint::{Checkpoint, Identity, from_f32_bytes};
@@ -88,7 +90,7 @@ impl Runner<'_> {
     ) -> Result<JobReport, RunError> {
         check_train(&*self.mode, spec)?;
         let data = load(&self.job.data, self.registry)?;
-        fits(self.job, &data)?;
+        fits(self.job, &data.split)?;
         Ok(JobReport::Train(Box::new(self.train_on(&data, spec, (body, bytes), observer)?.0)))
     }
 
@@ -139,7 +141,7 @@ impl Runner<'_> {
 
     fn train_on(
         &self,
-        data: &Split,
+        Loaded { split: data, about }: &Loaded,
         spec: &TrainSpec,
         start: (Body, Vec<u8>),
         observer: &mut dyn Observer,
@@ -148,6 +150,7 @@ impl Runner<'_> {
         let identity = self.identity(data, spec)?;
         let (weights, checkpoint) = self.start_from(spec.seed, start, &identity)?;
         let sampling = Sampling { batch: spec.batch, records: data.train.len() };
+        check_last_batch(&job.network, sampling)?;
         let evaluations = spec.evaluations();
         let (network, terms, registry) = (&job.network, &job.terms, self.registry);
         let facts = Facts { network, terms, sampling, epochs: spec.epochs, evaluations, registry };
@@ -167,7 +170,8 @@ impl Runner<'_> {
         let mut built = mode.build(parts)?;
         let plan = mode.plan(network, spec.batch)?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
-        observer.tell(FromTrusted::Planned { train_images, test_images, plan: plan.clone() }, &[])?;
+        let (about, told) = (about.clone(), plan.clone());
+        observer.tell(FromTrusted::Planned { train_images, test_images, data: about, plan: told }, &[])?;
         let training = Training {
             spec,
             augment: job.data.augment,
@@ -247,9 +251,10 @@ impl Runner<'_> {
     ) -> Result<Trained, RunError> {
         check_train(&*self.mode, spec)?;
         let data = load(&self.job.data, self.registry)?;
-        fits(self.job, &data)?;
+        fits(self.job, &data.split)?;
         let (report, trained) = self.train_on(&data, spec, (body, bytes), observer)?;
         let weights = Weights::unflatten(&self.mode.stored_network(&self.job.network)?, &trained)?;
+        let data = &data.split;
         let samples = samples.min(data.test.len());
         let loader = Loader::new(&data.test, &Normalization::of(&data.train), Augment::NONE, spec.seed);
         let mut batch = Batch::default();
@@ -265,6 +270,19 @@ struct Trained {
     images: Vec<f32>,
     samples: usize,
     test_accuracy: f64,
+}
+
+/// Refuses a last batch of one image for a network that normalises maps of one pixel.
+fn check_last_batch(network: &Network, Sampling { batch, records }: Sampling) -> Result<(), RunError> {
+    if records % batch.max(1) != 1 && batch != 1 {
+        return Ok(());
+    }
+    let graph = Graph::new(network).map_err(ModeError::from)?;
+    let is_single = |node: &&Node| matches!(node.op, Op::Norm(_)) && node.input.pixels() == 1;
+    match graph.nodes.iter().find(is_single) {
+        Some(node) => Err(RunError::LastBatch { layer: node.name.clone(), records, batch }),
+        None => Ok(()),
+    }
 }
 
 fn check_train(mode: &dyn ModeSpec, spec: &TrainSpec) -> Result<(), RunError> {
@@ -302,21 +320,22 @@ fn check_train(mode: &dyn ModeSpec, spec: &TrainSpec) -> Result<(), RunError> {
 ///
 /// # Errors
 /// They cannot be read.
-pub fn load(spec: &DataSpec, registry: &Registry) -> Result<Split, RunError> {
-    let mut split = match (&spec.reader, spec.path.clone()) {
+pub fn load(spec: &DataSpec, registry: &Registry) -> Result<Loaded, RunError> {
+    let Loaded { mut split, about } = match (&spec.reader, spec.path.clone()) {
         (Some(reader), Some(path)) => {
             let unread = |reason| RunError::Reader { reader: reader.clone(), reason };
             let read = registry.data(reader).map_err(|known| unread(format!("there are {known:?}")))?;
-            read(&path).map_err(|e| unread(format!("{}: {e}", path.display())))?
+            let split = read(&path).map_err(|e| unread(format!("{}: {e}", path.display())))?;
+            Loaded { split, about: format!("{} by {reader}", path.display()) }
         }
         (Some(reader), None) => {
             let reason = "data.path says where it is to read".to_owned();
             return Err(RunError::Reader { reader: reader.clone(), reason });
         }
-        (None, Some(path)) => data::load(&DataSource::Files { path, resize: None })?,
+        (None, Some(path)) => data::load_described(&DataSource::Files { path, prepare: spec.prepare })?,
         (None, None) => {
             let (train, test) = (spec.train.unwrap_or(5000), spec.test.unwrap_or(1000));
-            data::load(&DataSource::Synthetic { train, test, seed: spec.seed })?
+            data::load_described(&DataSource::Synthetic { train, test, seed: spec.seed })?
         }
     };
     let (train, test) = (split.train.shape(), split.test.shape());
@@ -329,7 +348,7 @@ pub fn load(spec: &DataSpec, registry: &Registry) -> Result<Split, RunError> {
     if let Some(n) = spec.test.filter(|&n| n < split.test.len()) {
         split.test = split.test.subset(n, spec.seed)?;
     }
-    Ok(split)
+    Ok(Loaded { split, about })
 }
 
 fn fits(job: &JobSpec, data: &Split) -> Result<(), RunError> {
@@ -337,5 +356,30 @@ fn fits(job: &JobSpec, data: &Split) -> Result<(), RunError> {
     if images == job.network.input && classes <= job.network.classes {
         return Ok(());
     }
-    Err(RunError::Fit { images, classes, network: job.network.name.clone() })
+    let (network, input) = (job.network.name.clone(), job.network.input);
+    Err(RunError::Fit { images, classes, network, input, expected: job.network.classes })
+}
+
+#[cfg(test)]
+mod tests {
+    use asymflow_zoo::network::{Layer, Shape};
+    use asymflow_zoo::ops::Linear;
+
+    use super::*;
+
+    #[test]
+    fn one_value_of_a_channel_is_refused_before_training() {
+        let linear = |name: &str, in_features, out_features| {
+            Layer::Linear(Linear { name: name.to_owned(), in_features, out_features })
+        };
+        let norm = Layer::BatchNorm { name: "bn1".to_owned(), channels: 3 };
+        let layers = vec![Layer::Flatten, linear("fc1", 4, 3), norm, linear("fc2", 3, 2)];
+        let network = Network { name: "n".to_owned(), input: Shape::new(1, 2, 2), classes: 2, layers };
+        for (batch, records, refused) in [(4, 9, true), (1, 8, true), (4, 8, false), (4, 10, false), (16, 1, true)] {
+            let checked = check_last_batch(&network, Sampling { batch, records });
+            assert_eq!(checked.is_err(), refused, "{records} in batches of {batch}");
+        }
+        let error = check_last_batch(&network, Sampling { batch: 4, records: 9 }).unwrap_err().to_string();
+        assert!(error.starts_with("layer bn1: the last of 9 training images"), "{error}");
+    }
 }

@@ -33,7 +33,15 @@ fn job(model: &str, mode: &str, task: Task) -> JobSpec {
     let mode = ModeRef::of(&*Registry::default().spec(&asked).unwrap()).unwrap();
     JobSpec {
         mode,
-        data: DataSpec { path: None, reader: None, train: Some(64), test: Some(32), seed: 1, augment: true },
+        data: DataSpec {
+            path: None,
+            reader: None,
+            train: Some(64),
+            test: Some(32),
+            seed: 1,
+            augment: true,
+            prepare: Default::default(),
+        },
         terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
         worker: None,
         threads: THREADS,

@@ -107,6 +107,6 @@ macro_rules! targets {
 }
 
 targets! {
-    archive bits certificate checkpoint cifar_binary collateral evidence guard idx image job ledgers model pickle promise
-    quote released_cache sealed service share_frames shares weight_share weights worker
+    archive arrays bits certificate checkpoint cifar_binary collateral evidence guard idx image index job ledgers model onnx
+    pickle promise quote released_cache sealed service share_frames shares table weight_share weights worker
 }

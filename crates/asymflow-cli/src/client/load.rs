@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 /// Each connection is a thread.
-pub const CONNECTIONS: Limit = Limit::within("serve.loads.connections", 1.0, 4096.0);
+pub const CONNECTIONS: Limit = Limit::whole("serve.loads.connections", 1.0, 4096.0);
 pub const RATE: Limit = Limit::within("serve.loads.rate", 1e-3, 1e9);
 pub const SECONDS: Limit = Limit::within("serve.loads.seconds", 1e-3, 1e6);
 

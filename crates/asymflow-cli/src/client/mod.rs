@@ -34,7 +34,7 @@ pub enum Command {
     Classify {
         #[command(flatten)]
         service: ServiceArgs,
-        /// JPEG or PNG files
+        /// Image files (JPEG, PNG, WebP, BMP, TIFF, GIF, PNM); `-` is standard input
         #[arg(required = true)]
         images: Vec<PathBuf>,
         /// One line of JSON an image, with its logits
@@ -100,6 +100,13 @@ fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
     Ok(connection)
 }
 
+const IMAGES_HELP: &str = "name image files: JPEG, PNG, WebP, BMP, TIFF, GIF or PNM";
+
+/// Files, pipes and standard input can be read, folders cannot.
+fn can_be_read(path: &Path) -> bool {
+    path == Path::new("-") || path.exists() && !path.is_dir()
+}
+
 /// A path as it is printed.
 fn shown(path: &Path) -> String {
     escaped(&path.display().to_string())
@@ -107,17 +114,16 @@ fn shown(path: &Path) -> String {
 
 fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(), CliError> {
     // A missing file is found before anybody is asked.
-    if let Some(missing) = images.iter().find(|path| !path.is_file()) {
-        return Err(CliError::usage(format!("{}: not found", missing.display()), "name JPEG or PNG files"));
+    if let Some(missing) = images.iter().find(|path| !can_be_read(path)) {
+        return Err(CliError::usage(format!("{}: not found", missing.display()), IMAGES_HELP));
     }
     let mut connection = connect(service)?;
-    let shape = connection.promise.input;
+    let (shape, resize) = (connection.promise.input, connection.promise.resize);
     let mut refused = None;
     for some in images.chunks(usize::from(MAX_IMAGES)) {
         let mut pixels = Vec::with_capacity(some.len() * shape.len());
         for path in some {
-            let image =
-                read_image(path, shape).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
+            let image = read_image(path, shape, resize).map_err(|e| CliError::usage(e.to_string(), IMAGES_HELP))?;
             pixels.extend(image);
         }
         let reply = connection.classify(&pixels)?;

@@ -19,6 +19,7 @@ use asymflow_zoo::{Network, Weights};
 use clap::{Args, ValueEnum};
 
 use super::answer::{answer, say};
+use super::{IMAGES_HELP, can_be_read};
 use crate::error::CliError;
 use crate::output::print;
 
@@ -39,7 +40,7 @@ pub struct SharesArgs {
     /// Its fingerprint, in the same order
     #[arg(long, value_name = "HEX", required = true)]
     fingerprint: Vec<Fingerprint>,
-    /// JPEG or PNG files
+    /// Image files; `-` is standard input
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// One line of JSON an image, with its logits
@@ -61,7 +62,7 @@ pub struct PrepareArgs {
     /// Folder for what the dealer and the servers get
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// JPEG or PNG file like those that will be asked, to check the ranges of fixed point with; may be repeated. Noise where
+    /// Image file like those that will be asked, to check the ranges of fixed point with; may be repeated. Noise where
     /// there is none
     #[arg(long, value_name = "FILE")]
     check: Vec<PathBuf>,
@@ -77,8 +78,8 @@ enum Policy {
 }
 
 pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
-    if let Some(missing) = args.images.iter().find(|path| !path.is_file()) {
-        return Err(CliError::usage(format!("{}: not found", missing.display()), "name JPEG or PNG files"));
+    if let Some(missing) = args.images.iter().find(|path| !can_be_read(path)) {
+        return Err(CliError::usage(format!("{}: not found", missing.display()), IMAGES_HELP));
     }
     let [servers, fingerprints] = [args.server.len(), args.fingerprint.len()];
     let both = || {
@@ -109,7 +110,7 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
 
 /// The values of an image file, as the network takes them.
 fn read(path: &Path, info: &ModelInfo) -> Result<Vec<f32>, CliError> {
-    let pixels = read_image(path, info.input).map_err(|e| CliError::usage(e.to_string(), "name JPEG or PNG files"))?;
+    let pixels = read_image(path, info.input, info.resize).map_err(|e| CliError::usage(e.to_string(), IMAGES_HELP))?;
     Ok(normalised(&pixels, info))
 }
 
@@ -146,8 +147,12 @@ pub fn prepare(args: &PrepareArgs) -> Result<(), CliError> {
     let policy = if args.weights == Policy::Public { WeightPolicy::Public } else { WeightPolicy::Shared };
     let compiled = compile::<Ring>(&model.network, &weights, &Options::new::<Ring>(policy))
         .map_err(|e| CliError::usage(format!("{named}: {e}"), ""))?;
-    let info =
-        ModelInfo { input: model.network.input, normalization: model.normalization, class_names: model.class_names };
+    let info = ModelInfo {
+        input: model.network.input,
+        normalization: model.normalization,
+        class_names: model.class_names,
+        resize: model.resize,
+    };
     let images = check_images(&args.check, &info)?;
     let unlike = "if images stay in range where noise does not, name some with --check";
     check(&compiled, &model.network, &weights, &images)

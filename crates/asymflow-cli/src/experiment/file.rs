@@ -112,6 +112,8 @@ fn read_table(path: &Path) -> Result<Table, CliError> {
 /// Checks a table and fills in what it leaves out.
 fn resolve(table: Table, path: &Path, registered: Registered<'_>) -> Result<Experiment, CliError> {
     let usage = |message: String, help: &str| CliError::usage(format!("{}: {message}", path.display()), help);
+    let all = COMMON.iter().chain(registered.kinds.iter().flat_map(|kind| kind.limits()));
+    limits::check(&table, &all.collect::<Vec<_>>())?;
     let mut experiment: Experiment =
         Value::Table(table.clone()).try_into().map_err(|e: toml::de::Error| unknown_key(path, e.message()))?;
     experiment.registered = registered.networks.clone();
@@ -124,8 +126,6 @@ fn resolve(table: Table, path: &Path, registered: Registered<'_>) -> Result<Expe
         return Err(usage(format!("schema {} is not known", experiment.schema), "this version reads schema = 1"));
     }
     let kind = kind(&experiment.kind, path, registered)?;
-    let all = COMMON.iter().chain(registered.kinds.iter().flat_map(|kind| kind.limits()));
-    limits::check(&table, &all.collect::<Vec<_>>())?;
     resolve_sections(&mut experiment, kind, path, registered)?;
     if let Some(file) = experiment.model.file.clone() {
         let given = table.get("model").and_then(|model| model.get("classes")).is_some();
@@ -184,7 +184,7 @@ fn resolve_sections(
 /// Reads the network that `model.file` names.
 fn take_network(experiment: &mut Experiment, file: &Path, classes_given: bool) -> Result<(), CliError> {
     let unusable = |e: String| {
-        let help = "a network is written as `asymflow_zoo::Network` serialises, in JSON or TOML";
+        let help = "a network is written as `asymflow_zoo::Network` serialises, in JSON or TOML; `asymflow import` makes one of ONNX";
         CliError::usage(format!("model.file {}: {e}", file.display()), help)
     };
     let text = std::fs::read_to_string(file).map_err(|e| unusable(e.to_string()))?;
@@ -427,14 +427,16 @@ mod tests {
     fn numbers_out_of_range_are_refused_by_name() {
         let (_folder, path) = write(MINIMAL);
         for (item, help) in [
-            ("data.train=0", "it must be at least 1 and at most 1000000000"),
+            ("data.train=0", "it must be a whole number, at least 1 and at most 1000000000"),
+            ("train.epochs=-1", "it must be a whole number, at least 1"),
+            ("train.epochs=1.5", "it must be a whole number, at least 1"),
             ("train.learning_rate=-0.1", "it must be above 0 and at most 340282346638528860000000000000000000000"),
             ("train.momentum=2", "it must be at least 0 and below 1"),
             ("train.weight_decay=-1", "it must be at least 0"),
             ("train.teacher_temperature=0", "it must be above 0"),
             ("train.learning_rate=nan", "it must be above 0"),
-            ("study.ranks=[0,1]", "it must be at least 1"),
-            ("delta.views=9223372036854775807", "it must be at least 1 and at most 10000"),
+            ("study.ranks=[0,1]", "it must be a whole number, at least 1"),
+            ("delta.views=9223372036854775807", "it must be a whole number, at least 1 and at most 10000"),
             ("budget.tune_rate=inf", "it must be above 0"),
         ] {
             let error = read(&path, false, &[item.to_owned()]).unwrap_err();

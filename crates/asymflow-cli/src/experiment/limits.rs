@@ -2,6 +2,7 @@
 
 use std::ops::{Bound, RangeBounds};
 
+use asymflow_zoo::data::MAX_SIDE;
 use toml::{Table, Value};
 
 use crate::error::CliError;
@@ -13,32 +14,39 @@ pub struct Limit {
     pub key: &'static str,
     /// The range.
     pub range: (Bound<f64>, Bound<f64>),
+    /// Whether they must be whole.
+    pub is_whole: bool,
 }
 
 impl Limit {
+    /// Whole numbers from `least` to `most`.
+    pub const fn whole(key: &'static str, least: f64, most: f64) -> Self {
+        Self { key, range: (Bound::Included(least), Bound::Included(most)), is_whole: true }
+    }
+
     /// From `least` to `most`.
     pub const fn within(key: &'static str, least: f64, most: f64) -> Self {
-        Self { key, range: (Bound::Included(least), Bound::Included(most)) }
+        Self { key, range: (Bound::Included(least), Bound::Included(most)), is_whole: false }
     }
 
     /// Above `least`, up to `most`.
     pub const fn above(key: &'static str, least: f64, most: f64) -> Self {
-        Self { key, range: (Bound::Excluded(least), Bound::Included(most)) }
+        Self { key, range: (Bound::Excluded(least), Bound::Included(most)), is_whole: false }
     }
 
     /// From `least` to below `most`.
     pub const fn below(key: &'static str, least: f64, most: f64) -> Self {
-        Self { key, range: (Bound::Included(least), Bound::Excluded(most)) }
+        Self { key, range: (Bound::Included(least), Bound::Excluded(most)), is_whole: false }
     }
 
     /// Above `least` and below `most`.
     pub const fn between(key: &'static str, least: f64, most: f64) -> Self {
-        Self { key, range: (Bound::Excluded(least), Bound::Excluded(most)) }
+        Self { key, range: (Bound::Excluded(least), Bound::Excluded(most)), is_whole: false }
     }
 
     /// Refuses a number out of the range, under the name that the user gave it.
     pub(crate) fn check(&self, name: &str, number: f64) -> Result<(), CliError> {
-        if self.range.contains(&number) {
+        if self.range.contains(&number) && (!self.is_whole || number.fract() == 0.0) {
             return Ok(());
         }
         Err(CliError::usage(format!("{name} = {number} is out of range"), format!("it must be {}", self.words())))
@@ -46,8 +54,9 @@ impl Limit {
 
     /// The range in words.
     fn words(&self) -> String {
+        let whole = if self.is_whole { "a whole number, " } else { "" };
         let from = match self.range.0 {
-            Bound::Included(least) => format!("at least {least}"),
+            Bound::Included(least) => format!("{whole}at least {least}"),
             Bound::Excluded(least) => format!("above {least}"),
             Bound::Unbounded => "any number".to_owned(),
         };
@@ -67,14 +76,17 @@ const SECONDS_OF_A_YEAR: f64 = 3.2e7;
 
 /// Of the sections that all kinds have.
 pub const COMMON: &[Limit] = &[
-    Limit::within("schema", 1.0, 1.0),
-    Limit::within("data.train", 1.0, 1e9),
-    Limit::within("data.test", 1.0, 1e9),
-    Limit::within("data.seed", 0.0, i64::MAX as f64),
-    Limit::within("model.classes", 1.0, MANY),
-    Limit::within("model.input.channels", 1.0, MANY),
-    Limit::within("model.input.height", 1.0, MANY),
-    Limit::within("model.input.width", 1.0, MANY),
+    Limit::whole("schema", 1.0, 1.0),
+    Limit::whole("data.train", 1.0, 1e9),
+    Limit::whole("data.test", 1.0, 1e9),
+    Limit::whole("data.resize.height", 1.0, MAX_SIDE as f64),
+    Limit::whole("data.resize.width", 1.0, MAX_SIDE as f64),
+    Limit::whole("data.resize.shorter", 1.0, MAX_SIDE as f64),
+    Limit::whole("data.seed", 0.0, i64::MAX as f64),
+    Limit::whole("model.classes", 1.0, MANY),
+    Limit::whole("model.input.channels", 1.0, MANY),
+    Limit::whole("model.input.height", 1.0, MANY),
+    Limit::whole("model.input.width", 1.0, MANY),
     Limit::above("privacy.sigma", 0.0, 1e12),
     Limit::above("privacy.clip", 0.0, 1e12),
     Limit::between("privacy.delta", 0.0, 1.0),
@@ -82,35 +94,35 @@ pub const COMMON: &[Limit] = &[
     Limit::above("delta.epsilon", 0.0, f64::INFINITY),
     Limit::above("delta.clip", 0.0, 1e12),
     Limit::above("delta.label_epsilon", 0.0, 1e9),
-    Limit::within("delta.views", 1.0, 10_000.0),
-    Limit::within("delta.stage1_epochs", 0.0, MANY),
-    Limit::within("delta.rank", 1.0, MANY),
-    Limit::within("delta.block", 1.0, MANY),
-    Limit::within("delta.kept", 1.0, MANY),
-    Limit::within("delta.blocks", 1.0, 1000.0),
+    Limit::whole("delta.views", 1.0, 10_000.0),
+    Limit::whole("delta.stage1_epochs", 0.0, MANY),
+    Limit::whole("delta.rank", 1.0, MANY),
+    Limit::whole("delta.block", 1.0, MANY),
+    Limit::whole("delta.kept", 1.0, MANY),
+    Limit::whole("delta.blocks", 1.0, 1000.0),
     Limit::within("delta.orthogonality", 0.0, FLOAT),
-    Limit::within("trusted.threads", 0.0, 4096.0),
-    Limit::within("worker.threads", 0.0, 4096.0),
-    Limit::within("worker.timeout_seconds", 1.0, SECONDS_OF_A_YEAR),
-    Limit::within("worker.patience_seconds", 0.0, SECONDS_OF_A_YEAR),
-    Limit::within("train.epochs", 1.0, MANY),
-    Limit::within("train.batch", 1.0, MANY),
+    Limit::whole("trusted.threads", 0.0, 4096.0),
+    Limit::whole("worker.threads", 0.0, 4096.0),
+    Limit::whole("worker.timeout_seconds", 1.0, SECONDS_OF_A_YEAR),
+    Limit::whole("worker.patience_seconds", 0.0, SECONDS_OF_A_YEAR),
+    Limit::whole("train.epochs", 1.0, MANY),
+    Limit::whole("train.batch", 1.0, MANY),
     Limit::above("train.learning_rate", 0.0, FLOAT),
     Limit::below("train.momentum", 0.0, 1.0),
     Limit::within("train.weight_decay", 0.0, FLOAT),
-    Limit::within("train.seeds", 0.0, i64::MAX as f64),
-    Limit::within("train.evaluate_every", 1.0, MANY),
+    Limit::whole("train.seeds", 0.0, i64::MAX as f64),
+    Limit::whole("train.evaluate_every", 1.0, MANY),
     Limit::above("train.clip_norm", 0.0, FLOAT),
     Limit::within("train.coefficient_rate", 0.0, 1000.0),
     Limit::above("train.first_layer_rate", 0.0, 1000.0),
-    Limit::within("train.easing.anneal_epochs", 0.0, MANY),
+    Limit::whole("train.easing.anneal_epochs", 0.0, MANY),
     Limit::above("train.easing.range_limit", 0.0, FLOAT),
     Limit::within("train.easing.range_weight", 0.0, FLOAT),
     Limit::above("train.teacher_temperature", 0.0, 1000.0),
     Limit::within("train.teacher_weight", 0.0, 1.0),
-    Limit::within("shares.images", 1.0, MANY),
-    Limit::within("shares.repeats", 1.0, MANY),
-    Limit::within("shares.threads", 0.0, 4096.0),
+    Limit::whole("shares.images", 1.0, MANY),
+    Limit::whole("shares.repeats", 1.0, MANY),
+    Limit::whole("shares.threads", 0.0, 4096.0),
     Limit::within("shares.elsewhere.megabytes", 0.0, 1e12),
     Limit::within("shares.elsewhere.seconds", 0.0, 1e12),
     Limit::within("report.max_accuracy_gap", 0.0, 1.0),

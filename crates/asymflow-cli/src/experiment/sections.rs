@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use asymflow::job::{EasingSpec, Schedule, WorkerTransport};
 use asymflow::memory::parse_bytes;
 use asymflow_privacy::{accountants::Relation, payload::Precision};
+use asymflow_zoo::data::Filter;
 use asymflow_zoo::network::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -27,11 +28,28 @@ pub struct DataSection {
     pub seed: u64,
     /// Random crops and flips.
     pub augment: bool,
+    /// Brings all images to one size, `{}` to that of the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize: Option<ResizeSection>,
+}
+
+/// `[data.resize]`, as Pillow and torchvision resize.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResizeSection {
+    /// Rows; the network's without it.
+    pub height: Option<usize>,
+    /// Columns; the network's without it.
+    pub width: Option<usize>,
+    /// Pixels to which the shorter side is brought before the centre is cut out; images are stretched without it.
+    pub shorter: Option<usize>,
+    /// `nearest`, `bilinear` or `bicubic`.
+    pub filter: Filter,
 }
 
 impl Default for DataSection {
     fn default() -> Self {
-        Self { path: None, reader: None, train: None, test: None, seed: 1, augment: true }
+        Self { path: None, reader: None, train: None, test: None, seed: 1, augment: true, resize: None }
     }
 }
 

@@ -27,11 +27,11 @@ impl ExperimentKind for ActivationBudget {
     fn limits(&self) -> &'static [Limit] {
         const {
             &[
-                Limit::within("budget.images", 1.0, 1e6),
-                Limit::within("budget.calibration", 1.0, 1e6),
-                Limit::within("budget.blocks", 1.0, 65_536.0),
-                Limit::within("budget.uniform", 1.0, 65_536.0),
-                Limit::within("budget.tune_epochs", 0.0, 1e6),
+                Limit::whole("budget.images", 1.0, 1e6),
+                Limit::whole("budget.calibration", 1.0, 1e6),
+                Limit::whole("budget.blocks", 1.0, 65_536.0),
+                Limit::whole("budget.uniform", 1.0, 65_536.0),
+                Limit::whole("budget.tune_epochs", 0.0, 1e6),
                 Limit::above("budget.tune_rate", 0.0, 1e6),
             ]
         }

@@ -75,7 +75,7 @@ impl ExperimentKind for MemoryStudy {
     }
 
     fn limits(&self) -> &'static [Limit] {
-        const { &[Limit::within("memory.batches", 1.0, 1e6), Limit::within("memory.repeats", 1.0, 1e6)] }
+        const { &[Limit::whole("memory.batches", 1.0, 1e6), Limit::whole("memory.repeats", 1.0, 1e6)] }
     }
 
     fn takes_several_networks(&self) -> bool {

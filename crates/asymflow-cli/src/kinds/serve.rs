@@ -59,8 +59,8 @@ impl ExperimentKind for Serve {
     fn limits(&self) -> &'static [Limit] {
         const {
             &[
-                Limit::within("serve.batch", 1.0, 65_536.0),
-                Limit::within("serve.linger_ms", 0.0, 3.6e6),
+                Limit::whole("serve.batch", 1.0, 65_536.0),
+                Limit::whole("serve.linger_ms", 0.0, 3.6e6),
                 CONNECTIONS,
                 RATE,
                 SECONDS,

@@ -130,7 +130,7 @@ impl ExperimentKind for Speedup {
     }
 
     fn limits(&self) -> &'static [Limit] {
-        const { &[Limit::within("speedup.batches", 1.0, 1e6), Limit::within("speedup.repeats", 1.0, 1e6)] }
+        const { &[Limit::whole("speedup.batches", 1.0, 1e6), Limit::whole("speedup.repeats", 1.0, 1e6)] }
     }
 
     fn takes_several_networks(&self) -> bool {

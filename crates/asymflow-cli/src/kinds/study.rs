@@ -27,9 +27,9 @@ impl Default for StudySection {
 }
 
 pub const LIMITS: &[Limit] = &[
-    Limit::within("study.samples", 1.0, 1e6),
-    Limit::within("study.ranks", 1.0, 1e6),
-    Limit::within("study.kept", 1.0, 1e6),
+    Limit::whole("study.samples", 1.0, 1e6),
+    Limit::whole("study.ranks", 1.0, 1e6),
+    Limit::whole("study.kept", 1.0, 1e6),
 ];
 
 pub fn residual_energy(lines: Vec<Line>) -> (&'static str, Plot) {

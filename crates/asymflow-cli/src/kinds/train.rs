@@ -223,7 +223,8 @@ impl Jobs<'_> {
         let sampling = Sampling { batch: train.batch, records: report.train_images };
         let modes = (job.mode.clone(), self.others(mode, &job.network.name)?);
         let (normalization, names) = (report.normalization.clone(), report.class_names.clone());
-        let model = ServedModel::new(modes, job.network.clone(), job.terms, sampling, normalization, names);
+        let model = ServedModel::new(modes, job.network.clone(), job.terms, sampling, normalization, names)
+            .with_resize(job.data.prepare.resize);
         let model = model.encode(&flat, &self.0.experiment().registry);
         folder.replace("model.asymflow", &model.map_err(|e| failed(e.to_string()))?)
     }

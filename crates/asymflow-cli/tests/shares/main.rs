@@ -217,7 +217,7 @@ fn in_process(images: &[PathBuf]) -> Vec<Vec<f32>> {
     let mut service = Service::new(model, &weights, None, ServiceSettings::default(), around).unwrap();
     let query = |path: &PathBuf| Query {
         client: ClientId::of(&[0; 32]),
-        image: read_image(path, Shape::new(3, 32, 32)).unwrap(),
+        image: read_image(path, Shape::new(3, 32, 32), None).unwrap(),
     };
     let queries: Vec<_> = images.iter().map(query).collect();
     service.answer(&queries).into_iter().map(|answer| answer.unwrap().logits).collect()

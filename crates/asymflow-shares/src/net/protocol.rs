@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{BufWriter, Read, Write};
 
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
-use asymflow_zoo::data::Normalization;
+use asymflow_zoo::data::{Normalization, Resize};
 use asymflow_zoo::network::Shape;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,9 @@ pub struct ModelInfo {
     pub normalization: Normalization,
     /// Names of the classes; none where they have none.
     pub class_names: Vec<String>,
+    /// How an image is resized before it is asked about; stretched bilinearly to the shape without it.
+    #[serde(default)]
+    pub resize: Option<Resize>,
 }
 
 /// What a client says after its hello.

@@ -8,6 +8,8 @@ use crate::models::CIFAR;
 /// One of the four forms in which CIFAR is published.
 #[derive(Debug)]
 pub(super) struct Form {
+    /// What it is called.
+    pub name: &'static str,
     classes: usize,
     train: &'static [&'static str],
     test: &'static str,
@@ -26,6 +28,7 @@ enum Encoding {
 
 const FORMS: [Form; 4] = [
     Form {
+        name: "CIFAR-10, binary",
         classes: 10,
         train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
         test: "test_batch.bin",
@@ -33,6 +36,7 @@ const FORMS: [Form; 4] = [
         encoding: Encoding::Binary { label_bytes: 1 },
     },
     Form {
+        name: "CIFAR-100, binary",
         classes: 100,
         train: &["train.bin"],
         test: "test.bin",
@@ -40,6 +44,7 @@ const FORMS: [Form; 4] = [
         encoding: Encoding::Binary { label_bytes: 2 },
     },
     Form {
+        name: "CIFAR-10, pickled",
         classes: 10,
         train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
         test: "test_batch",
@@ -47,6 +52,7 @@ const FORMS: [Form; 4] = [
         encoding: Encoding::Pickle { labels: "labels", names: "label_names" },
     },
     Form {
+        name: "CIFAR-100, pickled",
         classes: 100,
         train: &["train"],
         test: "test",
@@ -60,9 +66,9 @@ pub(super) fn is_wanted(name: &str) -> bool {
     FORMS.iter().any(|form| form.train.contains(&name) || [form.test, form.names].contains(&name))
 }
 
-/// The form of which `files` holds at least one data file.
-pub(super) fn form_of(files: &Files) -> Option<&'static Form> {
-    FORMS.iter().find(|form| form.train.iter().chain([&form.test]).any(|name| files.has(name)))
+/// The forms of which `files` holds at least one data file.
+pub(super) fn forms_in(files: &Files) -> impl Iterator<Item = &'static Form> {
+    FORMS.iter().filter(|form| form.train.iter().chain([&form.test]).any(|name| files.has(name)))
 }
 
 pub(super) fn load(form: &Form, files: &mut Files) -> Result<Split, DataError> {
@@ -159,11 +165,13 @@ fn pickled(
     labels: &mut Vec<u32>,
 ) -> Result<(), DataError> {
     let pickle = read_pickle(file)?;
-    let (rows, columns, data) =
-        pickle.matrix("data").ok_or_else(|| wrong(file, "\"data\" is no two-dimensional numpy array of bytes"))?;
-    if columns != CIFAR.len() {
-        return Err(wrong(file, "the rows of \"data\" are no images of 3x32x32"));
-    }
+    let array = pickle.array("data").ok_or_else(|| wrong(file, "\"data\" is no numpy array"))?;
+    let data = match array.shape[..] {
+        [_, columns] if columns == CIFAR.len() => array.pixels().ok(),
+        _ => array.images().ok().filter(|(shape, _)| *shape == CIFAR).map(|(_, pixels)| pixels),
+    };
+    let data = data.ok_or_else(|| wrong(file, "\"data\" holds no images of 3x32x32 bytes"))?;
+    let rows = data.len() / CIFAR.len();
     let list = pickle.integers(key).ok_or_else(|| wrong(file, "no list of labels"))?;
     if list.len() != rows {
         return Err(DataError::Count { path: file.path.clone(), images: rows, labels: list.len() });
@@ -171,7 +179,7 @@ fn pickled(
     for (index, &label) in list.iter().enumerate() {
         labels.push(check_label(file, index, label, classes)?);
     }
-    images.extend_from_slice(data);
+    images.extend_from_slice(&data);
     Ok(())
 }
 

@@ -1,13 +1,13 @@
 //! Labelled images in memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::data::{DataError, Resize};
+use crate::data::{DataError, Preparation};
 use crate::shape::Shape;
 
 /// Labelled images of one shape, N×C×H×W bytes, with labels below the number of classes.
@@ -27,6 +27,32 @@ pub struct Split {
     /// Test set.
     pub test: Dataset,
 }
+
+/// Most classes of labels that are plain numbers.
+const MAX_CLASSES: i64 = 65_536;
+
+impl Split {
+    /// Images and numbers of training and test set. The classes are the numbers from 0 to the largest of both.
+    pub(super) fn labelled(train: Numbered, test: Numbered, path: &Path) -> Result<Self, DataError> {
+        let largest = train.2.iter().chain(&test.2).copied().max().unwrap_or_default();
+        let classes = largest.clamp(0, MAX_CLASSES - 1) as usize + 1;
+        let part = |(shape, images, labels): Numbered| {
+            let count = images.len() / shape.len().max(1);
+            if labels.len() != count {
+                return Err(DataError::Count { path: path.to_owned(), images: count, labels: labels.len() });
+            }
+            if let Some(at) = labels.iter().position(|label| !(0..classes as i64).contains(label)) {
+                return Err(DataError::Label { path: path.to_owned(), at, label: labels[at], classes });
+            }
+            let labels = labels.into_iter().map(|label| label as u32).collect();
+            Dataset::new(images, labels, shape, (0..classes).map(|class| class.to_string()).collect())
+        };
+        Ok(Self { train: part(train)?, test: part(test)? })
+    }
+}
+
+/// Shape, images N×C×H×W, and a number for each.
+pub(super) type Numbered = (Shape, Vec<u8>, Vec<i64>);
 
 impl Dataset {
     /// A data set of `labels.len()` images of `shape`, one class for each name.
@@ -113,14 +139,24 @@ impl Dataset {
         Ok(Self { images, labels, shape: self.shape, class_names: self.class_names.clone() })
     }
 
-    /// The same images in another size.
-    pub(super) fn resized(self, resize: Resize) -> Self {
-        let shape = resize.shape(self.shape);
+    /// The same images, prepared.
+    pub(super) fn prepared(self, prepare: Preparation) -> Self {
+        let shape = prepare.shape(self.shape);
+        if shape == self.shape {
+            return self;
+        }
         let images = self
             .images
             .par_chunks_exact(self.shape.len())
-            .flat_map_iter(|image| resize.apply(image, self.shape))
+            .flat_map_iter(|image| prepare.apply(image.to_vec(), self.shape))
             .collect();
         Self { images, shape, ..self }
+    }
+
+    /// Names of the classes of which there is no image.
+    pub(super) fn without_images(&self) -> impl Iterator<Item = &str> {
+        let mut there = vec![false; self.classes()];
+        self.labels.iter().for_each(|&label| there[label as usize] = true);
+        self.class_names.iter().zip(there).filter(|(_, there)| !there).map(|(name, _)| name.as_str())
     }
 }

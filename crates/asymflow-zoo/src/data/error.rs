@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::data::Preparation;
 use crate::shape::Shape;
 
 /// Why there is no data set. Offsets are in bytes of the decompressed file, as far as it was read.
@@ -18,13 +19,16 @@ pub enum DataError {
     },
     /// The path holds none of the known formats.
     #[error(
-        "{}: no known data set (expected CIFAR .bin files or pickles, in a folder or tar.gz, MNIST idx files, \
-         or image folders train/<class> and test/<class>)",
+        "{}: no known data set{found} (expected CIFAR .bin files or pickles, in a folder or tar.gz; idx files; image folders \
+         train/<class> and test/<class>; arrays x_train, y_train, x_test, y_test as .npz or .npy; or tables train.csv \
+         and test.csv of a label and the pixels of a grey square)",
         path.display()
     )]
     Unrecognised {
         /// The path.
         path: PathBuf,
+        /// What lies there instead, after a colon.
+        found: String,
     },
     /// A file or folder holds no sample.
     #[error("{}: empty", path.display())]
@@ -95,7 +99,7 @@ pub enum DataError {
         message: String,
     },
     /// Images of different shapes.
-    #[error("{}: image of {got:?} among images of {expected:?} (ask for a resize to mix sizes)", path.display())]
+    #[error("{}: image of {got:?} among images of {expected:?} (data.resize brings all to one size)", path.display())]
     MixedSizes {
         /// The file.
         path: PathBuf,
@@ -112,15 +116,47 @@ pub enum DataError {
         /// The limit, with its unit.
         limit: String,
     },
-    /// A size to resize to that is zero or too large.
-    #[error("resize to {height}x{width}: sides must be from 1 to {limit}")]
-    Resize {
-        /// Rows asked for.
-        height: usize,
-        /// Columns asked for.
-        width: usize,
+    /// No images can be prepared like this.
+    #[error(
+        "data.resize: {prepare:?}: sides are from 1 to {limit}, the shorter at least as long as both, channels 1 or 3"
+    )]
+    Preparation {
+        /// What was asked for.
+        prepare: Preparation,
         /// Longest side allowed.
         limit: usize,
+    },
+    /// More than one set lies there.
+    #[error("{}: several data sets: {}; name the folder of one of them", path.display(), sets.join("; "))]
+    Several {
+        /// The folder.
+        path: PathBuf,
+        /// What they are and where.
+        sets: Vec<String>,
+    },
+    /// Images without folders of classes.
+    #[error(
+        "{}: {images} images and no folder of a class: sort them into {}/<class>/", path.display(), path.display()
+    )]
+    Flat {
+        /// The folder.
+        path: PathBuf,
+        /// How many.
+        images: usize,
+    },
+    /// A training set without a test set.
+    #[error("{}: no test set: move images of every class into {}/test/<class>/", path.display(), path.display())]
+    NoTest {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An array or table that holds no images or labels.
+    #[error("{}: {what}", path.display())]
+    Array {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// A number of samples that is too large.
     #[error("{wanted} samples wanted, at most {available} can be had")]

@@ -35,8 +35,8 @@ enum Member {
 
 impl Files {
     pub fn in_folder(folder: &Path) -> Result<Self, DataError> {
-        let files = entries(folder)?.into_iter().filter(|(_, path)| path.is_file());
-        let members = files.map(|(name, path)| (name, Member::OnDisk(path))).collect();
+        let files = entries(folder)?.into_iter().filter(|path| path.is_file());
+        let members = files.map(|path| (name_of(&path), Member::OnDisk(path))).collect();
         Ok(Self { origin: folder.to_owned(), members })
     }
 
@@ -56,7 +56,7 @@ impl Files {
             }
             let size = entry.size();
             let path = archive.join(path);
-            let content = read(entry, &path, LIMIT_BYTES - total)?;
+            let content = read_within(entry, &path, LIMIT_BYTES - total)?;
             total += content.bytes.len();
             let missing = size.saturating_sub(content.bytes.len() as u64);
             if missing > 0 {
@@ -71,8 +71,23 @@ impl Files {
         Ok(Self { origin: archive.to_owned(), members })
     }
 
+    /// The names of all.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.keys().map(String::as_str)
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.members.contains_key(name)
+    }
+
+    /// The first bytes of the file called `name`, decompressed; none of a member of an archive.
+    pub fn head(&self, name: &str, bytes: u64) -> Result<Vec<u8>, DataError> {
+        let mut head = Vec::new();
+        if let Some(Member::OnDisk(path)) = self.members.get(name) {
+            let read = open(path)?.take(bytes).read_to_end(&mut head);
+            read.map_err(|source| DataError::Read { path: path.clone(), offset: head.len(), source })?;
+        }
+        Ok(head)
     }
 
     /// Content of the file called `name`, decompressed. A member of an archive can be taken once.
@@ -87,21 +102,57 @@ impl Files {
 
 /// Content of one file, decompressed where it is gzipped.
 pub(super) fn read_file(path: &Path) -> Result<Content, DataError> {
-    read(open(path)?, path, LIMIT_BYTES)
+    read(open(path)?, path)
 }
 
-/// Names and paths in a folder, sorted by name; names that are not UTF-8 are left out.
-pub(super) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
+/// Content of what `reader` gives, which messages call `path`.
+pub(super) fn read(reader: impl Read, path: &Path) -> Result<Content, DataError> {
+    read_within(reader, path, LIMIT_BYTES)
+}
+
+/// The first bytes of a file, as they lie there.
+pub(super) fn head(path: &Path) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut bytes));
+    read.map_err(|error| cannot_open(path, error)).map(|_| bytes)
+}
+
+/// Paths in a folder, sorted by the bytes of their names.
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let failed = |error| cannot_open(folder, error);
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if let Ok(name) = entry.file_name().into_string() {
-            all.push((name, entry.path()));
-        }
+        all.push(entry.map_err(failed)?.path());
     }
-    all.sort_unstable();
+    all.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(all)
+}
+
+/// What file managers, archivers and editors leave behind.
+pub(super) fn is_clutter(path: &Path) -> bool {
+    const NAMES: [&str; 9] = [
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "__macosx",
+        "@eadir",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "__pycache__",
+    ];
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.starts_with('.') || name.ends_with('~') || NAMES.contains(&name.as_str())
+}
+
+/// The last component of a path as text: bytes that are not UTF-8 as `\xE9`, so that different names stay different.
+pub(super) fn name_of(path: &Path) -> String {
+    let bytes = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let chunk = |chunk: std::str::Utf8Chunk<'_>| {
+        let invalid: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")).collect();
+        format!("{}{invalid}", chunk.valid())
+    };
+    bytes.utf8_chunks().map(chunk).collect()
 }
 
 fn cannot_open(path: &Path, source: io::Error) -> DataError {
@@ -121,7 +172,7 @@ fn open(path: &Path) -> Result<Box<dyn Read>, DataError> {
 }
 
 /// Reads to the end, growing only with what is really there.
-fn read(reader: impl Read, path: &Path, limit_bytes: usize) -> Result<Content, DataError> {
+fn read_within(reader: impl Read, path: &Path, limit_bytes: usize) -> Result<Content, DataError> {
     let mut bytes = Vec::new();
     if let Err(source) = reader.take(limit_bytes as u64 + 1).read_to_end(&mut bytes) {
         return Err(DataError::Read { path: path.to_owned(), offset: bytes.len(), source });

@@ -1,4 +1,5 @@
-//! Weight files under torchvision's names: safetensors, and with the feature `pytorch` what `torch.save` writes.
+//! Weight files under torchvision's names: safetensors, and with the feature `pytorch` what `torch.save` writes, in one
+//! file or in the parts that an index names.
 //!
 //! A file is read strictly, as `load_state_dict` does: every tensor of the network has to be there, in its shape, and no
 //! other. What a file is, its content says and not its name. Names may stand behind what wrappers and checkpoints put
@@ -8,6 +9,7 @@
 
 #[cfg(feature = "pytorch")]
 mod pytorch;
+mod shards;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -76,37 +78,72 @@ pub fn read(path: &Path, network: &Network) -> Result<Weights, WeightFileError> 
 }
 
 fn read_kind(path: &Path, network: &Network) -> Result<Weights, WeightFault> {
-    let mut file = std::fs::File::open(path)?;
-    let bytes = file.metadata()?.len();
-    if bytes > MAX_FILE_BYTES {
-        return Err(WeightFault::TooLarge { bytes });
+    let file = Kind::of(path)?;
+    if let Kind::Index(json) = &file {
+        let kinds = shards::parts(path, json)?.into_iter().map(|part| Ok((Kind::of(&part)?, part)));
+        let kinds: Vec<(Kind, PathBuf)> = kinds.collect::<Result<_, WeightFault>>()?;
+        let mut found = BTreeMap::new();
+        for (kind, part) in &kinds {
+            found.extend(kind.tensors(part)?);
+        }
+        return assemble(network, found);
     }
-    let mut content = Vec::new();
-    file.by_ref().take(HEAD_BYTES).read_to_end(&mut content)?;
-    match content.as_slice() {
-        // A length that fits into 32 bits, then a header in JSON.
-        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => {
-            file.take(MAX_FILE_BYTES).read_to_end(&mut content)?;
-            decode(network, &content)
+    assemble(network, file.tensors(path)?)
+}
+
+/// What a file is, by its content.
+enum Kind {
+    Safetensors(Vec<u8>),
+    PyTorch,
+    /// Perhaps of a file in parts.
+    Index(Vec<u8>),
+}
+
+impl Kind {
+    fn of(path: &Path) -> Result<Self, WeightFault> {
+        let mut file = std::fs::File::open(path)?;
+        let bytes = file.metadata()?.len();
+        if bytes > MAX_FILE_BYTES {
+            return Err(WeightFault::TooLarge { bytes });
         }
-        [b'P', b'K', ..] | [0x80, ..] => pytorch_file(path, network),
-        // A tar archive, as PyTorch wrote before 0.1.10.
-        head if head.get(257..262) == Some(b"ustar") => pytorch_file(path, network),
-        head if head.starts_with(b"version https://git-lfs") => {
-            Err(WeightFault::Kind("a pointer of git-lfs and not the file: fetch it with `git lfs pull`"))
+        let mut content = Vec::new();
+        file.by_ref().take(HEAD_BYTES).read_to_end(&mut content)?;
+        let rest = |mut content: Vec<u8>| file.take(MAX_FILE_BYTES).read_to_end(&mut content).map(|_| content);
+        match content.as_slice() {
+            // A length that fits into 32 bits, then a header in JSON.
+            [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Ok(Self::Safetensors(rest(content)?)),
+            [b'P', b'K', ..] | [0x80, ..] => Ok(Self::PyTorch),
+            // A tar archive, as PyTorch wrote before 0.1.10.
+            head if head.get(257..262) == Some(b"ustar") => Ok(Self::PyTorch),
+            head if head.starts_with(b"version https://git-lfs") => {
+                Err(WeightFault::Kind("a pointer of git-lfs and not the file: fetch it with `git lfs pull`"))
+            }
+            head if head.starts_with(b"\x89HDF") => {
+                Err(WeightFault::Kind("HDF5, as Keras writes: convert it to safetensors"))
+            }
+            [0x08, ..] => Err(WeightFault::Kind("perhaps ONNX: `asymflow import` makes weights of it")),
+            head if head.starts_with(b"<") => Err(WeightFault::Kind("HTML, perhaps an error page of a download")),
+            head if head.trim_ascii_start().starts_with(b"{") => Ok(Self::Index(rest(content)?)),
+            _ => Err(WeightFault::Kind("neither safetensors nor a file of PyTorch")),
         }
-        [b'{', ..] => Err(WeightFault::Kind("JSON, perhaps the index of a file in parts: join the parts into one")),
-        _ => Err(WeightFault::Kind("neither safetensors nor a file of PyTorch")),
+    }
+
+    fn tensors(&self, path: &Path) -> Result<BTreeMap<String, Found<'_>>, WeightFault> {
+        match self {
+            Self::Safetensors(bytes) => safetensors_in(bytes),
+            Self::PyTorch => pytorch_file(path),
+            Self::Index(_) => Err(WeightFault::Kind("an index within an index")),
+        }
     }
 }
 
 #[cfg(feature = "pytorch")]
-fn pytorch_file(path: &Path, network: &Network) -> Result<Weights, WeightFault> {
-    assemble(network, pytorch::tensors(path)?)
+fn pytorch_file<'a>(path: &Path) -> Result<BTreeMap<String, Found<'a>>, WeightFault> {
+    pytorch::tensors(path)
 }
 
 #[cfg(not(feature = "pytorch"))]
-fn pytorch_file(_path: &Path, _network: &Network) -> Result<Weights, WeightFault> {
+fn pytorch_file<'a>(_path: &Path) -> Result<BTreeMap<String, Found<'a>>, WeightFault> {
     Err(WeightFault::Kind("a file of PyTorch, which this program was built without (feature `pytorch`)"))
 }
 
@@ -148,9 +185,13 @@ pub fn encode(network: &Network, weights: &Weights) -> Result<Vec<u8>, WeightFau
 /// # Errors
 /// A truncated or foreign file, or everything in which its tensors differ from those of the network.
 pub fn decode(network: &Network, bytes: &[u8]) -> Result<Weights, WeightFault> {
+    assemble(network, safetensors_in(bytes)?)
+}
+
+fn safetensors_in(bytes: &[u8]) -> Result<BTreeMap<String, Found<'_>>, WeightFault> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| WeightFault::Format(format!("no complete safetensors file: {error}")))?;
-    assemble(network, file.tensors().into_iter().map(|(name, view)| (name, found(&view))).collect())
+    Ok(file.tensors().into_iter().map(|(name, view)| (name, found(&view))).collect())
 }
 
 fn found<'a>(view: &TensorView<'a>) -> Found<'a> {

@@ -29,7 +29,10 @@ pub enum RunError {
         reason: String,
     },
     /// The data does not fit the network.
-    #[error("images of {images:?} with {classes} classes do not fit network {network}")]
+    #[error(
+        "images of {images:?} with {classes} classes do not fit network {network}, which takes {input:?} and at most \
+         {expected} classes (data.resize = {{}} brings images to its size)"
+    )]
     Fit {
         /// Shape of the images.
         images: asymflow_zoo::network::Shape,
@@ -37,6 +40,10 @@ pub enum RunError {
         classes: usize,
         /// The network.
         network: String,
+        /// Shape of the images that it takes.
+        input: asymflow_zoo::network::Shape,
+        /// Classes that it has.
+        expected: usize,
     },
     /// The spectrum of an activation could not be computed.
     #[error("layer {layer}: {error}")]
@@ -71,6 +78,19 @@ pub enum RunError {
     /// The checkpoint is unusable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Batch normalisation of one value for each channel, which has no variance.
+    #[error(
+        "layer {layer}: the last of {records} training images is a batch of its own, and its map is one pixel; take another \
+         train.batch than {batch}"
+    )]
+    LastBatch {
+        /// Name of the normalisation.
+        layer: String,
+        /// Training images.
+        records: usize,
+        /// Images of a batch.
+        batch: usize,
+    },
     /// A number in the job is out of range.
     #[error("{what} must be at least 1")]
     Zero {

@@ -1,7 +1,7 @@
 //! A model as it is served: network, split, guard and weights in one file.
 
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
-use asymflow_zoo::data::Normalization;
+use asymflow_zoo::data::{Normalization, Resize};
 use asymflow_zoo::{Network, ops::ParamSpec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -82,6 +82,9 @@ pub struct ServedModel {
     pub normalization: Normalization,
     /// Names of the classes; none where they have none.
     pub class_names: Vec<String>,
+    /// How images were resized before training, and have to be before they are asked about.
+    #[serde(default)]
+    pub resize: Option<Resize>,
 }
 
 impl ServedModel {
@@ -94,7 +97,12 @@ impl ServedModel {
         normalization: Normalization,
         class_names: Vec<String>,
     ) -> Self {
-        Self { schema: SCHEMA, mode, others, network, terms, sampling, normalization, class_names }
+        Self { schema: SCHEMA, mode, others, network, terms, sampling, normalization, class_names, resize: None }
+    }
+
+    /// The same, of images that are resized.
+    pub fn with_resize(self, resize: Option<Resize>) -> Self {
+        Self { resize, ..self }
     }
 
     /// What a mode is told of its service.

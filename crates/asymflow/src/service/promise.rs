@@ -1,6 +1,7 @@
 //! What a service promises to do with a client's image, in a form that an enclave can attest.
 
 use asymflow_privacy::accountants::Relation;
+use asymflow_zoo::data::Resize;
 use asymflow_zoo::network::Shape;
 use asymflow_zoo::network::limits::MAX_VALUES;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Promise {
     pub classes: usize,
     /// Names of the classes, where they have any.
     pub class_names: Vec<String>,
+    /// How an image is resized before it is asked about; stretched bilinearly to the shape without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
     /// What guards releases; absent where nothing is released.
     pub release: Option<ReleasePromise>,
     /// Records of every message to the worker.
@@ -104,6 +108,7 @@ impl Promise {
             input: model.network.input,
             classes: model.network.classes,
             class_names: model.class_names.clone(),
+            resize: model.resize,
             release: service.answer_epsilon().map(|epsilon| release(service, settings, epsilon)),
             batch: settings.batch,
             insecure,
@@ -164,6 +169,7 @@ mod tests {
             input,
             classes: 2,
             class_names: Vec::new(),
+            resize: None,
             release: None,
             batch: 1,
             insecure: Vec::new(),

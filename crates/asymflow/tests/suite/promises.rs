@@ -58,7 +58,7 @@ fn a_run_whose_budget_is_below_one_release_sends_nothing() {
 
 /// Everything that a mode can be asked to do, whether it succeeds or not: how often it was refused.
 fn ask_for_everything(mode: &mut dyn Mode, job: &JobSpec) -> usize {
-    let data = load(&job.data, &Registry::default()).unwrap();
+    let data = load(&job.data, &Registry::default()).unwrap().split;
     let normalization = Normalization::of(&data.train);
     let loader = Loader::new(&data.train, &normalization, Augment::NONE, 1);
     let mut batch = asymflow_zoo::data::Batch::default();

@@ -79,7 +79,15 @@ pub fn job_of(mode: &str, others: &[(&str, serde_json::Value)]) -> JobSpec {
     JobSpec {
         mode: ModeRef::of(&*spec).unwrap(),
         terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
-        data: DataSpec { path: None, reader: None, train: Some(48), test: Some(16), seed: 1, augment: true },
+        data: DataSpec {
+            path: None,
+            reader: None,
+            train: Some(48),
+            test: Some(16),
+            seed: 1,
+            augment: true,
+            prepare: Default::default(),
+        },
         network,
         worker: Some(WorkerSpec {
             address: String::new(),

@@ -34,7 +34,7 @@ enum Storage {
 ///
 /// # Errors
 /// It is no file of PyTorch.
-pub(super) fn tensors(path: &Path) -> Result<BTreeMap<String, Found<'static>>, WeightFault> {
+pub(super) fn tensors<'a>(path: &Path) -> Result<BTreeMap<String, Found<'a>>, WeightFault> {
     let reader = PytorchReader::new(path).map_err(|error| WeightFault::Format(error.to_string()))?;
     let one = |(name, tensor): (String, pytorch_reader::Tensor)| {
         let convert: Result<Convert, String> = match tensor.dtype() {
