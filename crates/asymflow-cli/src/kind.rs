@@ -63,6 +63,11 @@ pub struct Verdict {
 /// # let _ = extensions;
 /// ```
 pub trait ExperimentKind: Send + Sync + 'static {
+    /// The key of `results` in `summary.json`.
+    fn results_name(&self) -> &'static str {
+        ExperimentKind::name(self)
+    }
+
     /// The section of this kind; `()` for a kind without one. An unknown key is refused where the type denies unknown fields.
     type Settings: Default + Serialize + DeserializeOwned;
 
@@ -280,7 +285,7 @@ fn leave<K: ExperimentKind>(kind: &K, run: &Run, results: K::Results, screen: Op
         name: run.name.clone(),
         experiment: run.experiment.clone(),
         provenance: Provenance::of(run.runtime.assurance().to_string(), worker_device),
-        results: BTreeMap::from([(ExperimentKind::name(kind).to_owned(), results)]),
+        results: BTreeMap::from([(kind.results_name().to_owned(), results)]),
     };
     run.folder.replace("summary.json", json(&report)?.as_bytes())?;
     let text = render(kind, &report)?;

@@ -54,6 +54,6 @@ pub struct Report<R> {
     /// The experiment as it ran.
     pub experiment: Experiment,
     pub provenance: Provenance,
-    /// Under one key, the name of the kind.
+    /// Under one key, which the kind names.
     pub results: BTreeMap<String, R>,
 }

@@ -187,7 +187,8 @@ fn everything_sent_is_released(worker: &Worker) -> usize {
             lengths.push(body.len() / 4);
         }
     }
-    // Three forward passes, one backward pass, and the weights twice, of the split convolutions and nothing else.
+    // Three forward passes, one backward pass, and the weights twice, of the split convolutions; before the first pass of each kind a
+    // sample of random numbers, in training also back; and nothing else.
     let nodes = program.conv_nodes();
     let split = || nodes.iter().filter(|n| plan.convs[n.index].placement.is_split());
     let weight = |n: &asymflow_engine::program::ConvNode| n.output.channels * n.input.channels * n.conv.kernel.pow(2);
@@ -196,6 +197,10 @@ fn everything_sent_is_released(worker: &Worker) -> usize {
         expected.extend(split().map(|n| 8 * n.input.len()));
     }
     expected.extend(split().map(|n| 8 * n.output.len()));
+    for _ in 0..2 {
+        expected.extend(split().map(|n| n.input.len()));
+    }
+    expected.extend(split().map(|n| n.output.len()));
     for _ in 0..2 {
         expected.extend(split().map(|n| weight(n)));
     }

@@ -69,6 +69,9 @@ pub struct NetworkSpeedup {
     pub limit: Ratios,
     /// With modelled cards and the worker at hand, by name.
     pub workers: BTreeMap<String, Ratios>,
+    /// What all bases' ratios follow from, beside the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }
 
 /// What was measured of one network at one batch.
@@ -93,15 +96,6 @@ pub struct Label {
     pub worker: Option<String>,
 }
 
-/// Results of the kind.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SpeedupResults {
-    /// Ratios over `trusted-only`.
-    pub networks: Vec<NetworkSpeedup>,
-    /// What they follow from.
-    pub measured: Vec<Measured>,
-}
-
 /// Name of the worker that answers at once.
 const NULL: &str = "null";
 
@@ -119,10 +113,14 @@ pub struct Speedup;
 
 impl ExperimentKind for Speedup {
     type Settings = SpeedupSection;
-    type Results = SpeedupResults;
+    type Results = Vec<NetworkSpeedup>;
 
     fn name(&self) -> &'static str {
         "speedup"
+    }
+
+    fn results_name(&self) -> &'static str {
+        "networks"
     }
 
     fn section(&self) -> Option<&'static str> {
@@ -144,7 +142,7 @@ impl ExperimentKind for Speedup {
     fn run(&self, run: &Run, settings: &SpeedupSection) -> Result<(Ended, Option<Self::Results>), CliError> {
         let real = run.open_worker()?;
         let workers = workers(run, settings, real)?;
-        let mut results = SpeedupResults::default();
+        let mut results = Vec::new();
         let threads =
             if run.experiment().trusted.threads == 0 { machine::cores() } else { run.experiment().trusted.threads };
         for model in &run.experiment().model.names {
@@ -160,10 +158,12 @@ impl ExperimentKind for Speedup {
                 let JobReport::Speedup(report) = run.execute(model, job)? else { return Err(wrong_answer()) };
                 let torch = Torch::time(model, batch, threads, repeats);
                 let measured = Measured { report, labels, torch };
-                let found = measured.ratios();
+                let mut found = measured.ratios();
                 found.iter().for_each(|network| run.say(&line(network)));
-                results.networks.extend(found);
-                results.measured.push(measured);
+                if let Some(first) = found.first_mut() {
+                    first.measured = Some(measured);
+                }
+                results.extend(found);
             }
         }
         Ok((Ended::Whole, Some(results)))
@@ -250,6 +250,7 @@ impl Measured {
                 null: workers.remove(NULL)?,
                 limit: self.over(&[limit.inference], &[limit.training]),
                 workers,
+                measured: None,
             })
         };
         bases.into_iter().filter_map(of_basis).collect()

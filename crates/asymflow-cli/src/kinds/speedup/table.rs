@@ -3,7 +3,7 @@
 use asymflow::speedup::Variant;
 use asymflow_engine::timing::Seconds;
 
-use super::{Measured, NULL, Ratios, SpeedupResults, SpeedupSection, Torch};
+use super::{Measured, NULL, NetworkSpeedup, Ratios, SpeedupSection, Torch};
 use crate::experiment::Experiment;
 use crate::tables::{SECONDS_HEAD, seconds_row};
 use crate::text::{markdown, median};
@@ -29,14 +29,14 @@ The papers' ratios are over everything computed in SGX with Eigen, on other mach
 inference and 22× for training (ResNet-18 on 32², batch 32: 510 and 1372 ms in SGX). `null` answers zeros at once and modelled \
 cards answer zeros after the time that operations, copies and requests take them: what they leave is time, not results.\n";
 
-pub(super) fn table(experiment: &Experiment, settings: &SpeedupSection, results: &SpeedupResults) -> String {
+pub(super) fn table(experiment: &Experiment, settings: &SpeedupSection, results: &[NetworkSpeedup]) -> String {
     let mut text = format!(
         "Medians of {} repetitions (smallest–largest), rank {}, {:?} on the wire. *Limit*: what lies outside of split convolutions, and \
          in them the longer of moving every byte once and of the low-rank operations, with a basis that costs nothing and a worker that \
          answers at once. *Faults*: pages that the system mapped during an inference or a step.\n\n{PAPERS}",
         settings.repeats, experiment.mode.rank, experiment.worker.precision,
     );
-    for measured in &results.measured {
+    for measured in results.iter().filter_map(|network| network.measured.as_ref()) {
         let report = &measured.report;
         text += &format!(
             "\n## {}, batch {}\n\nThis machine copies {:.1} GB/s and multiplies matrices at {:.0} GFLOP/s.\n\n{}",
