@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use asymflow::job::{Body, JobReport, JobSpec, Task, WorkerSpec};
 use asymflow::modes::ModeRef;
+use asymflow::studies::{Study, StudyError};
 use asymflow_enclave::Assurance;
 use asymflow_enclave::runtime::TrustedRuntime;
 use asymflow_zoo::{Network, Weights, weights::files};
@@ -219,6 +220,18 @@ impl Run {
     /// Runs a job from its start, with files in the folder of the run.
     pub(crate) fn execute(&self, label: &str, job: JobSpec) -> Result<JobReport, CliError> {
         self.execute_in(label, job, (Body::Empty, &[]), &self.folder)
+    }
+
+    /// Has the trusted part measure `study` in the mode of `entry`.
+    pub(crate) fn study<S: Study>(
+        &self,
+        label: &str,
+        (entry, model, worker): (Entry, &str, Option<&WorkerProcess>),
+        study: &S,
+    ) -> Result<S::Report, CliError> {
+        let failed = |e: StudyError| CliError::failed(e.to_string(), "");
+        let job = self.job(entry, model, worker, study.task().map_err(failed)?)?;
+        S::report(self.execute(label, job)?).map_err(failed)
     }
 
     /// Runs a job from `start`, with files in `folder`.

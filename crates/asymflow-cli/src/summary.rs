@@ -9,6 +9,7 @@ use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::machine::Machine;
+use crate::run::wrong_answer;
 
 mod render;
 
@@ -195,11 +196,7 @@ impl Summary {
         let Sources { experiment, mode, job, report, .. } = s;
         let unusable = |e: asymflow::modes::ModeError| CliError::failed(e.to_string(), "");
         let per = |total: u64, samples: u64| total / samples.max(1);
-        let train = match &job.task {
-            Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.clone(),
-            Task::Speedup(spec) => experiment.train_spec(spec.seed),
-            Task::Memory(spec) => experiment.train_spec(spec.seed),
-        };
+        let Task::Train(train) = &job.task else { return Err(wrong_answer()) };
         let released = mode.needs_worker();
         let in_trusted = mode.computes_here();
         let facts = experiment.facts(&job.network, &job.terms, report.train_images);
@@ -264,7 +261,7 @@ impl Summary {
             },
             speedup_over_trusted_only: Speedup::default(),
             worker_reopened: report.reopened,
-            train,
+            train: train.clone(),
             command: crate::machine::command(),
             commit: crate::machine::commit(),
             machine: crate::machine::machine(s.worker_device.as_deref()),

@@ -155,15 +155,15 @@ impl Program {
 
     /// Lets the node before a ReLU rectify as well, where it can and makes just what the ReLU reads; it then makes `value`.
     fn fuse_relu(&mut self, reads: usize, value: usize) -> bool {
-        match self.nodes.last_mut() {
-            Some(Node { kind: Kind::Norm { relu, .. } | Kind::Add { relu }, value: made, .. })
-                if !*relu && *made == reads =>
-            {
-                (*relu, *made) = (true, value);
-                true
-            }
-            _ => false,
+        let Some(Node { kind: Kind::Norm { relu, .. } | Kind::Add { relu }, value: made, .. }) = self.nodes.last_mut()
+        else {
+            return false;
+        };
+        let can = !*relu && *made == reads;
+        if can {
+            (*relu, *made) = (true, value);
         }
+        can
     }
 
     /// Every convolution in execution order (main branch before shortcut).

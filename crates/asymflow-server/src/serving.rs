@@ -466,7 +466,21 @@ fn of_peer(error: &NetError) -> Refusal {
         {
             Refusal::new(RefusalCode::Protocol, format_args!("the other server: {error}"))
         }
-        _ => Refusal::new(RefusalCode::Peer, format_args!("the other server: {error}")),
+        NetError::Unreachable { .. }
+        | NetError::Handshake { .. }
+        | NetError::Wire { .. }
+        | NetError::Pair(_)
+        | NetError::Run(RunError::Link(_))
+        | NetError::Tls(_)
+        | NetError::Unexpected { .. }
+        | NetError::Program(_)
+        | NetError::Ring(_)
+        | NetError::Client(_)
+        | NetError::Transfer(_)
+        | NetError::Deal(_)
+        | NetError::Random(_)
+        | NetError::Proof(_)
+        | NetError::Setup(_) => Refusal::new(RefusalCode::Peer, format_args!("the other server: {error}")),
     }
 }
 

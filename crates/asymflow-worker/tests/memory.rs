@@ -5,13 +5,16 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use asymflow::job::{DataSpec, JobSpec, Task};
+use asymflow::job::{Body, DataSpec, FromTrusted, JobSpec, Task};
 use asymflow::memory::heap::{self, CountingAllocator};
-use asymflow::memory_study::{MemorySpec, memory_study};
 use asymflow::modes::delta::{DeltaSpec, Feed, Labels, Variant};
 use asymflow::modes::{AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry};
 use asymflow::plan::SplitSpec;
+use asymflow::run::run;
+use asymflow::studies::{MemoryStudy, Study};
+use asymflow::train::{HostGone, Observer};
 use asymflow_privacy::{accountants::Relation, payload::Precision};
 use asymflow_residual::{
     ResidualBackend,
@@ -19,7 +22,6 @@ use asymflow_residual::{
 };
 use asymflow_zoo::models::delta::DeltaShape;
 use asymflow_zoo::{Network, by_name};
-use faer::Par;
 
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
@@ -27,6 +29,14 @@ static HEAP: CountingAllocator = CountingAllocator;
 const THREADS: usize = 2;
 /// Not everything that crosses is held at once.
 const FACTOR: f64 = 1.4;
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn tell(&mut self, _: FromTrusted, _: &[u8]) -> Result<(), HostGone> {
+        Ok(())
+    }
+}
 
 struct Worker {
     child: Child,
@@ -129,12 +139,14 @@ fn the_plan_is_above_the_count_and_near_it_with_a_worker() {
             let mut config = worker.config.clone();
             config.answers = mode.precision();
             let backend: Arc<dyn ResidualBackend> = Arc::new(WorkerClient::new(config));
-            let spec = MemorySpec { batch, is_training, repeats: 3, streamed: None, seed: 1 };
-            let job = job(network, &*mode, Task::Memory(spec.clone()));
+            let spec = MemoryStudy { batch, is_training, repeats: 3, streamed: None, seed: 1 };
+            let job = job(network, &*mode, spec.task().unwrap());
             let before = heap::heap_live_bytes().unwrap();
             heap::mark_heap();
-            let with = (&Registry::default(), Par::rayon(THREADS));
-            let report = memory_study(&job, &spec, &|_, _| Ok(Arc::clone(&backend)), with).unwrap();
+            let open = |_: &JobSpec, _| Ok(Arc::clone(&backend));
+            let start = (Body::Empty, Vec::new());
+            let done = run(&job, start, &Registry::default(), &open, &AtomicBool::new(false), &mut Nobody).unwrap();
+            let report = MemoryStudy::report(done).unwrap();
             let peak = report.startup_heap_bytes.max(report.running_heap_bytes).unwrap();
             let counted = peak - before - report.reserved_bytes.unwrap();
             let planned = report.plan.touched_bytes();

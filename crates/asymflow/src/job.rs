@@ -9,12 +9,8 @@ use asymflow_zoo::data::{Normalization, Preparation};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::{MemoryPlan, MemoryUse};
-use crate::memory_study::{MemoryReport, MemorySpec};
 use crate::modes::{ModeRef, PrivacyTerms};
 use crate::plan::Plan;
-use crate::speedup::{SpeedupReport, SpeedupSpec};
-use crate::split_study::{SplitStudyReport, SplitStudySpec};
-use crate::study::{RankStudyReport, RankStudySpec};
 
 /// Where the data comes from. The trusted part reads it itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,14 +160,19 @@ pub struct WorkerSpec {
 pub enum Task {
     /// Train, and evaluate.
     Train(TrainSpec),
-    /// Time every mode, layer by layer.
-    Speedup(SpeedupSpec),
-    /// Measure how low the rank of activations is.
-    RankStudy(RankStudySpec, TrainSpec),
-    /// Measure what Delta's split leaves to the residual.
-    SplitStudy(SplitStudySpec, TrainSpec),
-    /// Measure how much memory one mode takes.
-    Memory(MemorySpec),
+    /// Measure something ([`Study::task`](crate::studies::Study::task)).
+    Study(StudyRef),
+}
+
+/// A study and its settings as they travel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StudyRef {
+    /// Its name.
+    pub name: String,
+    /// Samples of the largest batch that is sent to a worker.
+    pub batch: usize,
+    /// Its settings in postcard.
+    pub settings: Vec<u8>,
 }
 
 /// One job of the trusted part.
@@ -327,14 +328,8 @@ pub struct TrainReport {
 pub enum JobReport {
     /// Of [`Task::Train`].
     Train(Box<TrainReport>),
-    /// Of [`Task::Speedup`].
-    Speedup(SpeedupReport),
-    /// Of [`Task::RankStudy`].
-    RankStudy(RankStudyReport),
-    /// Of [`Task::SplitStudy`].
-    SplitStudy(SplitStudyReport),
-    /// Of [`Task::Memory`].
-    Memory(MemoryReport),
+    /// Of [`Task::Study`], in postcard ([`Study::report`](crate::studies::Study::report)).
+    Study(Vec<u8>),
 }
 
 /// Coarse kinds of failure: what crosses the boundary says no more than the host may know.

@@ -7,15 +7,12 @@ mod hex;
 pub mod job;
 pub mod link;
 pub mod memory;
-pub mod memory_study;
 pub mod modes;
 pub mod plan;
 pub mod run;
 pub mod serve;
 pub mod service;
-pub mod speedup;
-pub mod split_study;
-pub mod study;
+pub mod studies;
 pub mod teaching;
 pub mod train;
 

@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use asymflow_privacy::{payload::Precision, records::RecordAccountant};
-use asymflow_residual::{ResidualBackend, backend::OpenError};
+use asymflow_privacy::records::RecordAccountant;
 use asymflow_zoo::data::{self, Augment, Batch, DataError, DataSource, Loaded, Loader, Normalization, Split};
 use asymflow_zoo::graph::{Graph, Node};
-use asymflow_zoo::models::delta::delta;
 use asymflow_zoo::ops::Op;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
@@ -17,29 +15,14 @@ use faer::Par;
 use crate::checkpoint::{Checkpoint, Identity, from_f32_bytes};
 use crate::job::{Body, DataSpec, EasingSpec, FromTrusted, JobReport, JobSpec, Task, TrainReport, TrainSpec};
 use crate::memory::{MemoryPlan, MemoryUse};
-use crate::memory_study::memory_study;
 use crate::modes::{Facts, ModeError, ModeSpec, Parts, Registry, Sampling};
-use crate::speedup::speedup;
-use crate::split_study::{SplitStudyReport, SplitStudySpec, split_study};
-use crate::study::{RankStudyReport, RankStudySpec, rank_study};
+use crate::studies::{self, AnyStudy, Bench, OpenBackend, Trained, opened};
 use crate::teaching::Teacher;
 use crate::train::{Observer, Training};
 
 mod error;
 
 pub use error::RunError;
-
-/// Opens the backend that a job's worker section names, which answers in the precision given.
-pub type OpenBackend<'a> = &'a dyn Fn(&JobSpec, Precision) -> Result<Arc<dyn ResidualBackend>, OpenError>;
-
-/// The worker of a mode, where it needs one.
-pub(crate) fn opened(
-    mode: &dyn ModeSpec,
-    job: &JobSpec,
-    open: OpenBackend<'_>,
-) -> Result<Option<Arc<dyn ResidualBackend>>, ModeError> {
-    Ok(mode.needs_worker().then(|| open(job, mode.precision())).transpose()?)
-}
 
 /// Runs one job.
 ///
@@ -61,13 +44,7 @@ pub fn run(
     let runner = Runner { job, mode, registry, open, stop, par };
     match &job.task {
         Task::Train(spec) => runner.train(spec, body, bytes, observer),
-        Task::Speedup(spec) => {
-            let weights = Weights::init(&job.network, spec.seed);
-            Ok(JobReport::Speedup(speedup(job, spec, &weights, open, (registry, par))?))
-        }
-        Task::Memory(spec) => Ok(JobReport::Memory(memory_study(job, spec, open, (registry, par))?)),
-        Task::RankStudy(study, spec) => runner.study(study, spec, body, bytes, observer),
-        Task::SplitStudy(study, spec) => runner.split_study(study, spec, body, bytes, observer),
+        Task::Study(study) => runner.study(&*studies::decode(study)?, body, bytes, observer),
     }
 }
 
@@ -201,43 +178,17 @@ impl Runner<'_> {
 
     fn study(
         &self,
-        study: &RankStudySpec,
-        spec: &TrainSpec,
+        study: &dyn AnyStudy,
         body: Body,
         bytes: Vec<u8>,
         observer: &mut dyn Observer,
     ) -> Result<JobReport, RunError> {
-        let trained = self.trained(spec, study.samples, body, bytes, observer)?;
-        let samples = trained.samples;
-        let layers = rank_study(&self.job.network, &trained.weights, &trained.images, samples, study, self.par)?;
-        Ok(JobReport::RankStudy(RankStudyReport {
-            network: self.job.network.name.clone(),
-            samples,
-            test_accuracy: trained.test_accuracy,
-            layers,
-        }))
-    }
-
-    fn split_study(
-        &self,
-        study: &SplitStudySpec,
-        spec: &TrainSpec,
-        body: Body,
-        bytes: Vec<u8>,
-        observer: &mut dyn Observer,
-    ) -> Result<JobReport, RunError> {
-        let shape = &study.shape;
-        let trained = self.trained(spec, study.samples, body, bytes, observer)?;
-        let network = &self.job.network;
-        let energies = split_study(network, &trained.weights, &trained.images, study, self.par)?;
-        Ok(JobReport::SplitStudy(SplitStudyReport {
-            network: network.name.clone(),
-            samples: trained.samples,
-            test_accuracy: trained.test_accuracy,
-            channels: delta(network, shape)?.features.channels,
-            block: shape.block,
-            energies,
-        }))
+        let mut start = Some((body, bytes));
+        let mut train = |spec: &TrainSpec, samples| {
+            self.trained(spec, samples, start.take().unwrap_or((Body::Empty, Vec::new())), observer)
+        };
+        let Self { job, registry, open, par, .. } = *self;
+        study.run(&mut Bench { job, mode: &*self.mode, registry, open, par, train: &mut train })
     }
 
     /// A trained network and the first test images, for a study.
@@ -245,14 +196,13 @@ impl Runner<'_> {
         &self,
         spec: &TrainSpec,
         samples: usize,
-        body: Body,
-        bytes: Vec<u8>,
+        start: (Body, Vec<u8>),
         observer: &mut dyn Observer,
     ) -> Result<Trained, RunError> {
         check_train(&*self.mode, spec)?;
         let data = load(&self.job.data, self.registry)?;
         fits(self.job, &data.split)?;
-        let (report, trained) = self.train_on(&data, spec, (body, bytes), observer)?;
+        let (report, trained) = self.train_on(&data, spec, start, observer)?;
         let weights = Weights::unflatten(&self.mode.stored_network(&self.job.network)?, &trained)?;
         let data = &data.split;
         let samples = samples.min(data.test.len());
@@ -262,14 +212,6 @@ impl Runner<'_> {
         loader.gather(None, &indices, &mut batch);
         Ok(Trained { weights, images: batch.images, samples, test_accuracy: report.test_accuracy.unwrap_or(0.0) })
     }
-}
-
-/// What a study looks at.
-struct Trained {
-    weights: Weights,
-    images: Vec<f32>,
-    samples: usize,
-    test_accuracy: f64,
 }
 
 /// Refuses a last batch of one image for a network that normalises maps of one pixel.

@@ -23,6 +23,7 @@ use crate::job::{
 };
 use crate::modes::Registry;
 use crate::run::run;
+use crate::studies::{Speedup, Study};
 use crate::train::{HostGone, Observer};
 
 pub use policy::{JobPolicy, JobRefusal, JobRules};
@@ -191,11 +192,10 @@ pub fn open_worker(job: &JobSpec, precision: Precision) -> Result<Arc<dyn Residu
             fix: "name one in the worker section".to_owned(),
         });
     };
-    let takes_modelled = matches!(job.task, Task::Speedup(_));
+    let takes_modelled = matches!(&job.task, Task::Study(study) if study.name == Speedup::NAME);
     let samples = match &job.task {
-        Task::Train(train) | Task::RankStudy(_, train) | Task::SplitStudy(_, train) => train.batch,
-        Task::Speedup(speedup) => speedup.batch,
-        Task::Memory(memory) => memory.batch,
+        Task::Train(train) => train.batch,
+        Task::Study(study) => study.batch,
     };
     worker_client(worker, (precision, samples), takes_modelled)
 }

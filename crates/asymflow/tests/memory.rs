@@ -7,14 +7,13 @@ use std::sync::atomic::AtomicBool;
 use asymflow::job::{Body, DataSpec, FromTrusted, JobReport, JobSpec, Task};
 use asymflow::memory::MemoryPlan;
 use asymflow::memory::heap::{self, CountingAllocator};
-use asymflow::memory_study::{MemorySpec, memory_study};
 use asymflow::modes::{Asked, ModeRef, PrivacyTerms, Registry, Sections};
 use asymflow::run::{RunError, run};
+use asymflow::studies::{MemoryReport, MemoryStudy, Study};
 use asymflow::train::{HostGone, Observer};
 use asymflow_privacy::{accountants::Relation, payload::Precision};
 use asymflow_residual::{ResidualBackend, backend::OpenError};
 use asymflow_zoo::{by_name, models::replace::replace_activations};
-use faer::Par;
 
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
@@ -64,11 +63,19 @@ impl Observer for Nobody {
     }
 }
 
+fn done(job: &JobSpec) -> Result<JobReport, RunError> {
+    run(job, (Body::Empty, Vec::new()), &Registry::default(), &no_worker, &AtomicBool::new(false), &mut Nobody)
+}
+
+fn report(job: &JobSpec) -> MemoryReport {
+    MemoryStudy::report(done(job).unwrap()).unwrap()
+}
+
 /// The plan, and what was counted above what was there before, both without what matrix products reserve.
-fn measured(job: &JobSpec, spec: &MemorySpec) -> (u64, u64) {
+fn measured(job: &JobSpec) -> (u64, u64) {
     let before = heap::heap_live_bytes().unwrap();
     heap::mark_heap();
-    let report = memory_study(job, spec, &no_worker, (&Registry::default(), Par::rayon(THREADS))).unwrap();
+    let report = report(job);
     let counted = report.startup_heap_bytes.max(report.running_heap_bytes).unwrap() - before;
     (report.plan.peak_bytes - report.plan.matmul_bytes, counted)
 }
@@ -81,19 +88,9 @@ fn the_plan_is_above_the_count_and_near_it() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap();
     pool.install(|| {
         // The first study reserves for matrix products, the others find it done.
-        let first = MemorySpec { batch: 1, is_training: false, repeats: 1, streamed: None, seed: 1 };
-        let first = job("demo-cnn", "trusted-only", Task::Memory(first));
-        let reserved = match run(
-            &first,
-            (Body::Empty, Vec::new()),
-            &Registry::default(),
-            &no_worker,
-            &AtomicBool::new(false),
-            &mut Nobody,
-        ) {
-            Ok(JobReport::Memory(report)) => report.reserved_bytes.unwrap(),
-            other => panic!("{other:?}"),
-        };
+        let first = MemoryStudy { batch: 1, is_training: false, repeats: 1, streamed: None, seed: 1 };
+        let first = job("demo-cnn", "trusted-only", first.task().unwrap());
+        let reserved = report(&first).reserved_bytes.unwrap();
         for (model, mode, batch, is_training) in [
             ("demo-cnn", "trusted-only", 32, true),
             ("resnet8-cifar", "trusted-only", 64, false),
@@ -111,9 +108,9 @@ fn the_plan_is_above_the_count_and_near_it() {
             ("resnet18-cifar shared-relu:2x2x2:learned", "trusted-only", 8, true),
             ("resnet18-cifar shared-relu:1x1x1", "trusted-only", 8, true),
         ] {
-            let spec = MemorySpec { batch, is_training, repeats: 3, streamed: None, seed: 1 };
-            let job = job(model, mode, Task::Memory(spec.clone()));
-            let (planned, counted) = measured(&job, &spec);
+            let spec = MemoryStudy { batch, is_training, repeats: 3, streamed: None, seed: 1 };
+            let job = job(model, mode, spec.task().unwrap());
+            let (planned, counted) = measured(&job);
             let ratio = planned as f64 / counted as f64;
             let what = format!("{model} {mode:?}, batch {batch}, training {is_training}");
             assert!((1.0..FACTOR).contains(&ratio), "{what}: planned {planned}, counted {counted}");
@@ -132,11 +129,11 @@ fn the_plan_is_above_the_count_and_near_it() {
 
 fn streamed_weights_are_held_two_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
-    let spec = |streamed| MemorySpec { batch: 1, is_training: false, repeats: 2, streamed, seed: 1 };
-    let running = |spec: MemorySpec| {
+    let spec = |streamed| MemoryStudy { batch: 1, is_training: false, repeats: 2, streamed, seed: 1 };
+    let running = |spec: MemoryStudy| {
         let before = heap::heap_live_bytes().unwrap();
-        let job = job("vgg16-cifar", "trusted-only", Task::Memory(spec.clone()));
-        let report = memory_study(&job, &spec, &no_worker, (&Registry::default(), Par::rayon(THREADS))).unwrap();
+        let job = job("vgg16-cifar", "trusted-only", spec.task().unwrap());
+        let report = report(&job);
         let MemoryPlan { matmul_bytes, weights_bytes, .. } = report.plan;
         let planned = report.plan.running_bytes() - matmul_bytes;
         (planned, report.running_heap_bytes.unwrap() - before, weights_bytes)
@@ -148,14 +145,12 @@ fn streamed_weights_are_held_two_at_a_time() {
 }
 
 fn what_does_not_fit_is_refused_before_it_is_allocated() {
-    let spec = MemorySpec { batch: 32, is_training: true, repeats: 1, streamed: None, seed: 1 };
-    let job = job("vgg16-imagenet", "trusted-only", Task::Memory(spec));
+    let spec = MemoryStudy { batch: 32, is_training: true, repeats: 1, streamed: None, seed: 1 };
+    let job = job("vgg16-imagenet", "trusted-only", spec.task().unwrap());
     let job = JobSpec { memory_limit_bytes: Some(2 << 30), ..job };
     let before = heap::heap_live_bytes().unwrap();
     heap::mark_heap();
-    let error =
-        run(&job, (Body::Empty, Vec::new()), &Registry::default(), &no_worker, &AtomicBool::new(false), &mut Nobody)
-            .unwrap_err();
+    let error = done(&job).unwrap_err();
     let used = heap::heap_peak_since_mark_bytes().unwrap() - before;
     assert!(matches!(error, RunError::Memory(_)), "{error}");
     let said = error.to_string();

@@ -132,7 +132,17 @@ fn told(error: &NetError) -> CliError {
         NetError::Fingerprint { .. } => "compare --fingerprint with what the server prints when it starts",
         NetError::Pair(_) => "name the first and the second server of one model",
         NetError::Wire { .. } | NetError::Handshake { .. } => "see that both servers run, and ask again",
-        _ => "use programs of one release",
+        NetError::Run(_)
+        | NetError::Tls(_)
+        | NetError::Unexpected { .. }
+        | NetError::Program(_)
+        | NetError::Ring(_)
+        | NetError::Client(_)
+        | NetError::Transfer(_)
+        | NetError::Deal(_)
+        | NetError::Random(_)
+        | NetError::Proof(_)
+        | NetError::Setup(_) => "use programs of one release",
     };
     CliError::failed(error.to_string(), help)
 }

@@ -1,9 +1,8 @@
 //! `kind = "memory-study"`: how much memory the trusted part takes, beside what was planned.
 
-use asymflow::job::{JobReport, Task};
 use asymflow::memory::{MemoryPlan, show_bytes};
-use asymflow::memory_study::{MemoryReport, MemorySpec};
 use asymflow::modes::Serving;
+use asymflow::studies::{self, MemoryReport, Study, StudyError};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -11,7 +10,7 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, Limit, size};
 use crate::kind::{Ended, ExperimentKind, Verdict};
 use crate::memory::show;
-use crate::run::{Run, wrong_answer};
+use crate::run::Run;
 use crate::text::markdown;
 use crate::worker::WorkerProcess;
 
@@ -93,8 +92,13 @@ impl ExperimentKind for MemoryStudy {
                     return Ok((Ended::Interrupted, None));
                 }
                 let streamed = is_streamed.then(|| run.folder().path().join("weights.sealed"));
-                let spec =
-                    MemorySpec { batch, is_training, repeats: settings.repeats, streamed, seed: e.train.seeds[0] };
+                let spec = studies::MemoryStudy {
+                    batch,
+                    is_training,
+                    repeats: settings.repeats,
+                    streamed,
+                    seed: e.train.seeds[0],
+                };
                 let cell = measure(run, entry, model, worker, spec, below)?;
                 run.say(&line(&cell));
                 cells.push(cell);
@@ -142,27 +146,26 @@ fn measure(
     entry: Entry,
     model: &str,
     worker: Option<&WorkerProcess>,
-    spec: MemorySpec,
+    spec: studies::MemoryStudy,
     below: u64,
 ) -> Result<Cell, CliError> {
+    let failed = |e: StudyError| CliError::failed(e.to_string(), "");
     let needs_worker = run.experiment().mode_spec(entry, model)?.needs_worker();
-    let job = run.job(entry, model, worker.filter(|_| needs_worker), Task::Memory(spec.clone()))?;
+    let job = run.job(entry, model, worker.filter(|_| needs_worker), spec.task().map_err(failed)?)?;
     let plan = MemoryPlan::of_job(&job, &run.experiment().registry)
         .map_err(|e| CliError::usage(format!("{model}: {e}"), ""))?;
     let mode = if spec.streamed.is_some() { format!("{entry}{STREAMED}") } else { entry.to_string() };
     let measured = if plan.peak_bytes > below {
         None
     } else {
-        let JobReport::Memory(report) = run.execute(&format!("{model} {mode}"), job)? else {
-            return Err(wrong_answer());
-        };
-        Some(report)
+        let report = run.execute(&format!("{model} {mode}"), job)?;
+        Some(studies::MemoryStudy::report(report).map_err(failed)?)
     };
     if let Some(path) = &spec.streamed {
         // The key died with the process.
         let _ = std::fs::remove_file(path);
     }
-    let MemorySpec { batch, is_training, .. } = spec;
+    let studies::MemoryStudy { batch, is_training, .. } = spec;
     Ok(Cell { model: model.to_owned(), mode, batch, is_training, plan, measured })
 }
 

@@ -1,7 +1,6 @@
 //! `kind = "rank-dct-study"`: what Delta's split leaves to the residual.
 
-use asymflow::job::{JobReport, Task};
-use asymflow::split_study::{SplitStudyReport, SplitStudySpec};
+use asymflow::studies::{SplitStudy, SplitStudyReport};
 
 use super::study::{self, LIMITS, StudySection};
 use crate::entry::Entry;
@@ -9,7 +8,7 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, Limit};
 use crate::kind::{Ended, ExperimentKind};
 use crate::plot::{Line, Plot};
-use crate::run::{Run, wrong_answer};
+use crate::run::Run;
 
 /// Trains Delta's trusted networks, and splits their features at every rank and side of a block.
 pub struct RankDctStudy;
@@ -35,11 +34,9 @@ impl ExperimentKind for RankDctStudy {
         let e = run.experiment();
         let network = e.network(&e.model.names[0])?;
         let shape = e.delta.shape(&network).map_err(|e| CliError::usage(e.to_string(), "take another model"))?;
-        let spec = SplitStudySpec { shape, samples, ranks, kept };
-        let task = Task::SplitStudy(spec, e.train_spec(e.train.seeds[0]));
-        let job = run.job(Entry::of("main-only"), &e.model.names[0], None, task)?;
-        let JobReport::SplitStudy(report) = run.execute("main-only", job)? else { return Err(wrong_answer()) };
-        Ok((Ended::Whole, Some(report)))
+        let study = SplitStudy { train: e.train_spec(e.train.seeds[0]), shape, samples, ranks, kept };
+        let on = (Entry::of("main-only"), e.model.names[0].as_str(), None);
+        Ok((Ended::Whole, Some(run.study("main-only", on, &study)?)))
     }
 
     fn table(&self, _: &Experiment, _: &StudySection, report: &SplitStudyReport) -> String {

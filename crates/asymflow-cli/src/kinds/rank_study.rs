@@ -1,7 +1,6 @@
 //! `kind = "rank-study"`: how low the rank of activations is.
 
-use asymflow::job::{JobReport, Task};
-use asymflow::study::{RankStudyReport, RankStudySpec};
+use asymflow::studies::{self, RankStudyReport};
 
 use super::study::{self, LIMITS, StudySection};
 use crate::entry::Entry;
@@ -9,7 +8,7 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, Limit};
 use crate::kind::{Ended, ExperimentKind};
 use crate::plot::{Line, Plot};
-use crate::run::{Run, wrong_answer};
+use crate::run::Run;
 
 /// Trains a network in the trusted part, and decomposes the inputs of its convolutions by every method at every rank.
 pub struct RankStudy;
@@ -33,10 +32,9 @@ impl ExperimentKind for RankStudy {
     fn run(&self, run: &Run, settings: &StudySection) -> Result<(Ended, Option<RankStudyReport>), CliError> {
         let StudySection { samples, ranks, methods, .. } = settings.clone();
         let e = run.experiment();
-        let task = Task::RankStudy(RankStudySpec { samples, ranks, methods }, e.train_spec(e.train.seeds[0]));
-        let job = run.job(Entry::of("trusted-only"), &e.model.names[0], None, task)?;
-        let JobReport::RankStudy(report) = run.execute("trusted-only", job)? else { return Err(wrong_answer()) };
-        Ok((Ended::Whole, Some(report)))
+        let study = studies::RankStudy { train: e.train_spec(e.train.seeds[0]), samples, ranks, methods };
+        let on = (Entry::of("trusted-only"), e.model.names[0].as_str(), None);
+        Ok((Ended::Whole, Some(run.study("trusted-only", on, &study)?)))
     }
 
     fn table(&self, _: &Experiment, settings: &StudySection, report: &RankStudyReport) -> String {

@@ -6,9 +6,9 @@ mod torch;
 
 use std::collections::BTreeMap;
 
-use asymflow::job::{JobReport, Task, WorkerSpec};
+use asymflow::job::WorkerSpec;
 use asymflow::modes::ModeRef;
-use asymflow::speedup::{NamedMode, SpeedupReport, SpeedupSpec, Variant};
+use asymflow::studies::{self, NamedMode, SpeedupReport, Variant};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -16,7 +16,7 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, Limit};
 use crate::kind::{Ended, ExperimentKind};
 use crate::machine;
-use crate::run::{Run, wrong_answer};
+use crate::run::Run;
 use crate::text::median;
 use crate::worker::WorkerProcess;
 use torch::Torch;
@@ -153,9 +153,8 @@ impl ExperimentKind for Speedup {
                 run.say(&format!("timing {model}, batch {batch}"));
                 let (labels, variants) = variants(run.experiment(), settings, model, &workers)?;
                 let (repeats, train, seed) = (settings.repeats, settings.train, run.experiment().train.seeds[0]);
-                let spec = SpeedupSpec { batch, repeats, variants, train, seed };
-                let job = run.job(Entry::of("asymml"), model, Some(real), Task::Speedup(spec))?;
-                let JobReport::Speedup(report) = run.execute(model, job)? else { return Err(wrong_answer()) };
+                let study = studies::Speedup { batch, repeats, variants, train, seed };
+                let report = run.study(model, (Entry::of("asymml"), model, Some(real)), &study)?;
                 let torch = Torch::time(model, batch, threads, repeats);
                 let measured = Measured { report, labels, torch };
                 let mut found = measured.ratios();

@@ -139,7 +139,20 @@ impl Work {
             }
             (Kind::Dropout { p, .. }, Some(Saved::Dropout { keep })) => ops::drop_out(&mut dy, &keep.values, *p),
             (Kind::Flatten, _) => {}
-            _ => return Err(EngineError::NoForward { layer: node.name.clone() }),
+            (
+                Kind::Conv(_)
+                | Kind::Norm { .. }
+                | Kind::Relu
+                | Kind::PRelu { .. }
+                | Kind::Quadratic(_)
+                | Kind::SharedRelu(_)
+                | Kind::MaxPool(_)
+                | Kind::AvgPool(_)
+                | Kind::Linear { .. }
+                | Kind::Dropout { .. }
+                | Kind::Add { .. },
+                _,
+            ) => return Err(EngineError::NoForward { layer: node.name.clone() }),
         }
         Ok(dy)
     }

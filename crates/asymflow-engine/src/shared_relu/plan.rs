@@ -78,7 +78,7 @@ impl GroupPlan {
     pub(super) fn blocks<'a>(&'a self, x: &'a [f32]) -> impl Iterator<Item = (Blocks, &'a [f32])> {
         self.planes.iter().zip(x.chunks_exact(self.shape.pixels())).filter_map(|(plane, x)| match plane {
             Plane::Blocks(blocks) => Some((*blocks, x)),
-            _ => None,
+            Plane::Keep | Plane::Drop | Plane::Quadratic(_) => None,
         })
     }
 }

@@ -23,10 +23,8 @@ impl GroupPlan {
 
     /// The first blocks, which have all places that there are.
     fn learned(&self) -> Option<Blocks> {
-        match self.planes.first() {
-            Some(Plane::Blocks(blocks)) if self.decision == Decision::Learned => Some(*blocks),
-            _ => None,
-        }
+        let Some(Plane::Blocks(blocks)) = self.planes.first() else { return None };
+        (self.decision == Decision::Learned).then_some(*blocks)
     }
 
     /// Calls `visit` with the group and the index into the sample of every activation that decides for its group alone.

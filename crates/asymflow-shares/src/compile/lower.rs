@@ -83,13 +83,10 @@ impl<'a, R: Ring> Compiler<'a, R> {
             rest = after;
             at = match layer {
                 Layer::Conv(conv) => {
-                    let norm = match after {
-                        [Layer::BatchNorm { name, .. }, after @ ..] => {
-                            rest = after;
-                            Some(name.as_str())
-                        }
-                        _ => None,
-                    };
+                    let mut norm = None;
+                    if let [Layer::BatchNorm { name, .. }, after @ ..] = after {
+                        (norm, rest) = (Some(name.as_str()), after);
+                    }
                     self.last.clone_from(&conv.name);
                     let follows = self.follows(&mut rest, conv.out_channels)?;
                     self.conv(conv, norm, follows, at)?
@@ -197,7 +194,19 @@ impl<'a, R: Ring> Compiler<'a, R> {
             [Layer::SharedRelu(shared), ..] => {
                 Votes::of(shared).taken().max(if decides_all(shared) { 0 } else { weights })
             }
-            _ => weights,
+            [
+                Layer::Conv(_)
+                | Layer::BatchNorm { .. }
+                | Layer::PRelu { .. }
+                | Layer::Quadratic(_)
+                | Layer::MaxPool { .. }
+                | Layer::AdaptiveAvgPool { .. }
+                | Layer::Flatten
+                | Layer::Linear(_)
+                | Layer::Dropout { .. }
+                | Layer::Residual { .. },
+                ..,
+            ] => weights,
         }
     }
 

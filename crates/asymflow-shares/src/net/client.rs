@@ -7,7 +7,7 @@ use asymflow_wire::WireError;
 use asymflow_wire::tls::{Fingerprint, client_config};
 
 use super::protocol::{
-    FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, RefusalCode, ToServer, VERSION, read, write,
+    FromServer, Hello, LIMITS, ModelInfo, PROGRAM_LIMITS, Refusal, RefusalCode, ToServer, VERSION, read, write,
 };
 use super::stream::{NetError, Stream, connect};
 use crate::input::{InputShare, OutputShare, open_output, share_input};
@@ -119,8 +119,23 @@ impl Client {
 const fn says(error: &NetError) -> u8 {
     match error {
         NetError::Wire { .. } => 0,
-        NetError::Refused { refusal, .. } if matches!(refusal.code, RefusalCode::Peer) => 1,
-        _ => 2,
+        NetError::Refused { refusal: Refusal { code: RefusalCode::Peer, .. }, .. } => 1,
+        NetError::Refused { .. }
+        | NetError::Unreachable { .. }
+        | NetError::Fingerprint { .. }
+        | NetError::Handshake { .. }
+        | NetError::Pair(_)
+        | NetError::Run(_)
+        | NetError::Tls(_)
+        | NetError::Unexpected { .. }
+        | NetError::Program(_)
+        | NetError::Ring(_)
+        | NetError::Client(_)
+        | NetError::Transfer(_)
+        | NetError::Deal(_)
+        | NetError::Random(_)
+        | NetError::Proof(_)
+        | NetError::Setup(_) => 2,
     }
 }
 

@@ -105,9 +105,10 @@ impl NetError {
     /// The answer that is none of those expected.
     pub fn unexpected(who: &str, answer: FromServer) -> Self {
         let who = who.to_owned();
-        match answer {
-            FromServer::Refused(refusal) => Self::Refused { who, refusal },
-            _ => Self::Unexpected { who },
+        if let FromServer::Refused(refusal) = answer {
+            Self::Refused { who, refusal }
+        } else {
+            Self::Unexpected { who }
         }
     }
 }

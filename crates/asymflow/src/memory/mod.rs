@@ -8,6 +8,7 @@ pub mod heap;
 mod job;
 mod size;
 mod split;
+mod training;
 mod wire;
 mod work;
 
@@ -20,6 +21,7 @@ pub use heap::MemoryUse;
 
 pub use size::{SizeError, parse_bytes, show_bytes};
 pub use work::Work;
+pub(crate) use work::weight_bytes;
 
 /// Bytes of heap that the trusted part is planned to hold, by what they are for.
 ///
@@ -71,7 +73,7 @@ const THREAD_BYTES: u64 = 1 << 18;
 
 impl MemoryPlan {
     /// Fills in the peak.
-    fn peaked(mut self) -> Self {
+    pub(crate) fn peaked(mut self) -> Self {
         self.peak_bytes = self.startup_bytes.max(self.running_bytes());
         self
     }
@@ -196,7 +198,13 @@ pub enum MemoryError {
     /// No decomposition of that name.
     #[error("unknown decomposition {0:?}")]
     Decomposition(String),
-    /// No mode can be made of what the job says.
+    /// No mode or study can be made of what the job says.
     #[error("{0}")]
-    Mode(String),
+    Job(String),
+}
+
+impl MemoryError {
+    pub(crate) fn job(error: impl std::fmt::Display) -> Self {
+        Self::Job(error.to_string())
+    }
 }

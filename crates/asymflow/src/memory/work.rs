@@ -44,7 +44,7 @@ fn last_level_cache_bytes() -> u64 {
 }
 
 /// Bytes of a network's parameters.
-pub(super) fn weight_bytes(network: &Network) -> u64 {
+pub(crate) fn weight_bytes(network: &Network) -> u64 {
     4 * network.parameters().iter().map(|spec| ParamSpec::len(spec) as u64).sum::<u64>()
 }
 

@@ -11,6 +11,7 @@ use crate::checkpoint::CheckpointError;
 use crate::job::{Failure, FailureCode};
 use crate::memory::MemoryError;
 use crate::modes::{ExecError, ModeError};
+use crate::studies::StudyError;
 use crate::teaching::TeacherError;
 use crate::train::{HostGone, TrainError};
 
@@ -72,6 +73,9 @@ pub enum RunError {
     /// The mode cannot be set up.
     #[error(transparent)]
     Mode(#[from] ModeError),
+    /// There is no such study.
+    #[error(transparent)]
+    Study(#[from] StudyError),
     /// Training failed.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -126,48 +130,53 @@ impl From<DeltaError> for RunError {
 impl RunError {
     /// What the host may know of this failure.
     pub fn failure(&self) -> Failure {
-        let exec = match self {
-            Self::Mode(ModeError::Exec(exec)) | Self::Train(TrainError::Exec(exec)) => Some(exec),
-            _ => None,
-        };
-        if let Some(layer) = exec.and_then(ExecError::non_finite_layer) {
-            // The index would say where in a private tensor the value stands.
-            let detail = format!("layer {layer}: a value is not finite");
-            return Failure { code: FailureCode::NonFinite, detail };
-        }
-        let code = match (self, exec) {
-            (_, Some(ExecError::Release { layer, error })) => {
-                // What a record has lost is no secret; other reasons may name values of data.
-                let why = match error {
-                    ReleaseError::Budget(error) => error.to_string(),
-                    _ => "a release was refused".to_owned(),
-                };
-                let detail = format!("layer {layer}: {why}; nothing left");
-                return Failure { code: FailureCode::Release, detail };
-            }
-            (_, Some(ExecError::Decompose { layer, .. })) => {
-                let detail = format!("layer {layer}: a batch could not be decomposed");
-                return Failure { code: FailureCode::NonFinite, detail };
-            }
-            (_, Some(ExecError::Split(_))) => {
-                let detail = "features: a value is not finite".to_owned();
-                return Failure { code: FailureCode::NonFinite, detail };
-            }
-            (Self::Mode(ModeError::OverBudget { .. }), _) => FailureCode::Release,
-            (
-                _,
-                Some(
-                    ExecError::Open(_)
-                    | ExecError::Submit { .. }
-                    | ExecError::Collect { .. }
-                    | ExecError::Verify { .. },
-                ),
-            ) => FailureCode::Worker,
-            (Self::Data(_) | Self::Reader { .. } | Self::Fit { .. }, _) => FailureCode::Data,
-            (Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)), _) => FailureCode::Checkpoint,
-            (Self::Host(_) | Self::Train(TrainError::Host(_)), _) => FailureCode::Host,
-            _ => FailureCode::Job,
+        let code = match self {
+            Self::Mode(ModeError::Exec(exec)) | Self::Train(TrainError::Exec(exec)) => return of_pass(exec),
+            Self::Mode(ModeError::OverBudget { .. }) => FailureCode::Release,
+            Self::Data(_) | Self::Reader { .. } | Self::Fit { .. } => FailureCode::Data,
+            Self::Checkpoint(_) | Self::Train(TrainError::Checkpoint(_)) => FailureCode::Checkpoint,
+            Self::Host(_) | Self::Train(TrainError::Host(_)) => FailureCode::Host,
+            Self::Mode(_)
+            | Self::Train(TrainError::Accountant(_))
+            | Self::Study(_)
+            | Self::Spectrum { .. }
+            | Self::OutOfRange { .. }
+            | Self::Teacher(_)
+            | Self::Weights(_)
+            | Self::Zero { .. }
+            | Self::Memory(_) => FailureCode::Job,
         };
         Failure { code, detail: self.to_string() }
+    }
+}
+
+/// What the host may know of a pass that failed: neither values of data nor where one stands in a private tensor.
+fn of_pass(error: &ExecError) -> Failure {
+    let failure = |code, detail| Failure { code, detail };
+    if let Some(layer) = error.non_finite_layer() {
+        return failure(FailureCode::NonFinite, format!("layer {layer}: a value is not finite"));
+    }
+    match error {
+        ExecError::Release { layer, error } => {
+            // What a record has lost is no secret; other reasons may name values of data.
+            let why = if let ReleaseError::Budget(error) = error {
+                error.to_string()
+            } else {
+                "a release was refused".to_owned()
+            };
+            failure(FailureCode::Release, format!("layer {layer}: {why}; nothing left"))
+        }
+        ExecError::Decompose { layer, .. } => {
+            failure(FailureCode::NonFinite, format!("layer {layer}: a batch could not be decomposed"))
+        }
+        ExecError::Split(_) => failure(FailureCode::NonFinite, "features: a value is not finite".to_owned()),
+        ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. } | ExecError::Verify { .. } => {
+            failure(FailureCode::Worker, error.to_string())
+        }
+        ExecError::Engine(_) | ExecError::Records { .. } | ExecError::Kept(_) | ExecError::Mechanism(_) => {
+            failure(FailureCode::Job, error.to_string())
+        }
+        #[cfg(feature = "shares")]
+        ExecError::Shares(_) => failure(FailureCode::Job, error.to_string()),
     }
 }

@@ -1,9 +1,9 @@
 //! Jobs of a host, held to a policy: over the registry, so that a new mode is in it.
 
-use asymflow::job::{Body, FailureCode, FromTrusted, JobSpec, Notice, Task, ToTrusted, VaultSpec};
+use asymflow::job::{Body, FailureCode, FromTrusted, JobSpec, Notice, ToTrusted, VaultSpec};
 use asymflow::modes::{Purpose, Registry};
 use asymflow::serve::{JobPolicy, JobRefusal, JobRules, serve};
-use asymflow::speedup::SpeedupSpec;
+use asymflow::studies::{Speedup, Study};
 use asymflow_privacy::accountants::Relation;
 use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 
@@ -82,7 +82,8 @@ fn every_rule_holds_in_every_mode() {
         assert_eq!(refusal(policy.clone(), &unsealed), Some(JobRefusal::Vault), "{name}");
         holds(false, "no vault", JobPolicy { require_vault: false, ..policy.clone() }, &unsealed);
         let mut study = job.clone();
-        study.task = Task::Speedup(SpeedupSpec { batch: 1, repeats: 1, variants: vec![], train: false, seed: 1 });
+        let timed = Speedup { batch: 1, repeats: 1, variants: vec![], train: false, seed: 1 };
+        study.task = timed.task().unwrap();
         assert_eq!(refusal(policy.clone(), &study), Some(JobRefusal::Task), "{name}");
 
         // Whatever budget the job asks for, it has no more than the policy's.

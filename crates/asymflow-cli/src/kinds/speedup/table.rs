@@ -1,6 +1,6 @@
 //! What an experiment of kind `speedup` found, in Markdown.
 
-use asymflow::speedup::Variant;
+use asymflow::studies::Variant;
 use asymflow_engine::timing::Seconds;
 
 use super::{Measured, NULL, NetworkSpeedup, Ratios, SpeedupSection, Torch};

@@ -7,10 +7,8 @@ use faer::{Accum, Mat, MatMut, MatRef, Par};
 /// Whether a kernel is regularised: the k×k convolutions that double their channels, up to 256 of them, as in the
 /// authors' code (the text of the thesis names the first convolution of a block instead).
 fn is_regularised(spec: &ParamSpec) -> bool {
-    match (spec.kind, spec.shape.as_slice()) {
-        (ParamKind::ConvWeight, &[out, inputs, kernel, _]) => out == 2 * inputs && out <= 256 && kernel > 1,
-        _ => false,
-    }
+    let (ParamKind::ConvWeight, &[out, inputs, kernel, _]) = (spec.kind, spec.shape.as_slice()) else { return false };
+    out == 2 * inputs && out <= 256 && kernel > 1
 }
 
 /// Adds the gradient of `weight`·‖WWᵀ − I‖² to the gradients of every regularised kernel, W being the kernel as a matrix

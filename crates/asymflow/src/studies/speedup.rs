@@ -7,23 +7,24 @@ use std::time::Instant;
 use asymflow_engine::program::Program;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::records::RecordAccountant;
-use asymflow_residual::backend::SgdStep;
+use asymflow_residual::backend::{Pass, SgdStep};
 use asymflow_zoo::{Network, Weights};
-use faer::Par;
 use rand::RngExt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::study::{Bench, Study, opened};
 use crate::job::{JobSpec, Traffic, WorkerSpec};
+use crate::memory::{MemoryError, MemoryPlan, Work, weight_bytes};
 use crate::modes::{ExecError, Mode, ModeError, ModeRef, Parts, Registry, Sampling, TrainBatch};
 use crate::plan::Plan;
-use crate::run::{OpenBackend, RunError, opened};
+use crate::run::RunError;
 pub use limit::{Limit, MachineRates};
 
-/// What is timed.
+/// Times modes on one network with weights made by seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SpeedupSpec {
+pub struct Speedup {
     /// Samples in a batch.
     pub batch: usize,
     /// Timed repetitions after one that is not counted.
@@ -87,53 +88,68 @@ pub struct SpeedupReport {
     pub variants: Vec<Variant>,
 }
 
-/// Times every variant.
-///
-/// # Errors
-/// A variant that cannot be built or executed.
-pub fn speedup(
-    job: &JobSpec,
-    spec: &SpeedupSpec,
-    weights: &Weights,
-    open: OpenBackend<'_>,
-    (registry, par): (&Registry, Par),
-) -> Result<SpeedupReport, RunError> {
-    let batch = RandomBatch::new(&job.network, spec);
-    let rates = MachineRates::measure(par);
-    let program = Program::new(&job.network).map_err(ModeError::from)?;
-    let mut variants: Vec<Variant> = Vec::new();
-    for NamedMode { name, mode, worker } in &spec.variants {
-        let mut job = job.clone();
-        if let Some(worker) = worker {
-            job.worker = Some(worker.clone());
-        }
-        let mode = registry.decode(mode)?;
-        let plan = mode.plan(&job.network, spec.batch)?;
-        let parts = Parts {
-            network: job.network.clone(),
-            weights: weights.clone().into(),
-            terms: job.terms,
-            sampling: Sampling { batch: spec.batch, records: spec.batch },
-            epochs: 1,
-            accountant: RecordAccountant::new(spec.batch),
-            backend: opened(&*mode, &job, open)?,
-            registry,
-            par,
-        };
-        let mut built = mode.build(parts)?;
-        let mut variant = time_variant(name.clone(), &mut *built, plan, &batch, spec).map_err(ModeError::from)?;
-        // The first is what the others are held to.
-        let splits = variants.first().zip(variant.plan.as_ref()).filter(|_| mode.needs_worker());
-        variant.limit = splits.map(|(baseline, plan)| {
-            let outside = [
-                outside(plan, &baseline.inference, &baseline.inference_layers),
-                outside(plan, &baseline.training, &baseline.training_layers),
-            ];
-            Limit::new(&program.conv_nodes(), plan, (spec.batch, mode.precision()), outside, &rates)
-        });
-        variants.push(variant);
+impl Study for Speedup {
+    type Report = SpeedupReport;
+    const NAME: &'static str = "speedup";
+
+    fn batch(&self) -> usize {
+        self.batch
     }
-    Ok(SpeedupReport { network: job.network.name.clone(), batch: spec.batch, rates, variants })
+
+    fn memory(&self, job: &JobSpec, registry: &Registry) -> Result<MemoryPlan, MemoryError> {
+        let passes = [(self.batch, Pass::Inference), (self.batch, Pass::Training), (self.batch, Pass::Training)];
+        let passes = if self.train { &passes[..] } else { &passes[..1] };
+        let mut largest = MemoryPlan::default();
+        for timed in &self.variants {
+            let mode = registry.decode(&timed.mode).map_err(MemoryError::job)?;
+            let plan = Work::of(job, (self.batch, passes), registry).plan(&*mode)?;
+            largest = if plan.peak_bytes > largest.peak_bytes { plan } else { largest };
+        }
+        // The weights that every mode is made of stay.
+        largest.state_bytes += weight_bytes(&job.network);
+        Ok(largest.peaked())
+    }
+
+    fn run(&self, bench: &mut Bench<'_>) -> Result<SpeedupReport, RunError> {
+        let Bench { job, registry, open, par, .. } = *bench;
+        let weights = Weights::init(&job.network, self.seed);
+        let batch = RandomBatch::new(&job.network, self);
+        let rates = MachineRates::measure(par);
+        let program = Program::new(&job.network).map_err(ModeError::from)?;
+        let mut variants: Vec<Variant> = Vec::new();
+        for NamedMode { name, mode, worker } in &self.variants {
+            let mut job = job.clone();
+            if let Some(worker) = worker {
+                job.worker = Some(worker.clone());
+            }
+            let mode = registry.decode(mode)?;
+            let plan = mode.plan(&job.network, self.batch)?;
+            let parts = Parts {
+                network: job.network.clone(),
+                weights: weights.clone().into(),
+                terms: job.terms,
+                sampling: Sampling { batch: self.batch, records: self.batch },
+                epochs: 1,
+                accountant: RecordAccountant::new(self.batch),
+                backend: opened(&*mode, &job, open)?,
+                registry,
+                par,
+            };
+            let mut built = mode.build(parts)?;
+            let mut variant = time_variant(name.clone(), &mut *built, plan, &batch, self).map_err(ModeError::from)?;
+            // The first is what the others are held to.
+            let splits = variants.first().zip(variant.plan.as_ref()).filter(|_| mode.needs_worker());
+            variant.limit = splits.map(|(baseline, plan)| {
+                let outside = [
+                    outside(plan, &baseline.inference, &baseline.inference_layers),
+                    outside(plan, &baseline.training, &baseline.training_layers),
+                ];
+                Limit::new(&program.conv_nodes(), plan, (self.batch, mode.precision()), outside, &rates)
+            });
+            variants.push(variant);
+        }
+        Ok(SpeedupReport { network: job.network.name.clone(), batch: self.batch, rates, variants })
+    }
 }
 
 struct RandomBatch {
@@ -143,7 +159,7 @@ struct RandomBatch {
 }
 
 impl RandomBatch {
-    fn new(network: &Network, spec: &SpeedupSpec) -> Self {
+    fn new(network: &Network, spec: &Speedup) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(spec.seed);
         let images = (0..spec.batch * network.input.len()).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect();
         let labels = (0..spec.batch).map(|i| (i % network.classes) as u32).collect();
@@ -158,7 +174,7 @@ fn time_variant(
     mode: &mut dyn Mode,
     plan: Option<Plan>,
     batch: &RandomBatch,
-    spec: &SpeedupSpec,
+    spec: &Speedup,
 ) -> Result<Variant, ExecError> {
     let (inference, inference_layers, inference_traffic, inference_faults) =
         repeat(mode, spec.repeats, |mode| mode.infer(&batch.images, &batch.records).map(drop))?;

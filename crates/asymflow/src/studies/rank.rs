@@ -18,18 +18,43 @@ use faer::Par;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::modes::{ExecError, ModeError};
+use super::study::{Bench, Study, Trained};
+use crate::job::{JobSpec, TrainSpec};
+use crate::memory::{MemoryError, MemoryPlan};
+use crate::modes::{ExecError, ModeError, Registry};
 use crate::run::RunError;
 
-/// What is measured.
+/// Trains the network, and decomposes the inputs of its convolutions by every method at every rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RankStudySpec {
+pub struct RankStudy {
+    /// How the network is trained.
+    pub train: TrainSpec,
     /// Test images whose activations are measured.
     pub samples: usize,
     /// Ranks at which the residual is measured.
     pub ranks: Vec<usize>,
     /// Decompositions compared.
     pub methods: Vec<String>,
+}
+
+impl Study for RankStudy {
+    type Report = RankStudyReport;
+    const NAME: &'static str = "rank";
+
+    fn batch(&self) -> usize {
+        self.train.batch
+    }
+
+    fn memory(&self, job: &JobSpec, registry: &Registry) -> Result<MemoryPlan, MemoryError> {
+        MemoryPlan::of_training(job, &self.train, registry)
+    }
+
+    fn run(&self, bench: &mut Bench<'_>) -> Result<RankStudyReport, RunError> {
+        let Trained { weights, images, samples, test_accuracy } = (bench.train)(&self.train, self.samples)?;
+        let network = &bench.job.network;
+        let layers = self.layers(network, &weights, &images, samples, bench.par)?;
+        Ok(RankStudyReport { network: network.name.clone(), samples, test_accuracy, layers })
+    }
 }
 
 /// Residual energy of one method at one rank.
@@ -97,26 +122,25 @@ impl Convolver for Recorder {
     }
 }
 
-/// Measures every convolution's input on `images`.
-///
-/// # Errors
-/// An unknown method, or a batch that cannot be executed or decomposed.
-pub fn rank_study(
-    network: &Network,
-    weights: &Weights,
-    images: &[f32],
-    samples: usize,
-    spec: &RankStudySpec,
-    par: Par,
-) -> Result<Vec<LayerStudy>, RunError> {
-    let mut engine = Engine::new(network.clone(), weights, par)?;
-    let local = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
-    let mut recorder = Recorder { local, inputs: Vec::new() };
-    engine.forward(images, samples, Pass::Inference, 0, &mut recorder)?;
-    recorder.inputs.iter().map(|(layer, x)| study_layer(layer, x, spec, par)).collect()
+impl RankStudy {
+    /// Measures every convolution's input on `images`.
+    fn layers(
+        &self,
+        network: &Network,
+        weights: &Weights,
+        images: &[f32],
+        samples: usize,
+        par: Par,
+    ) -> Result<Vec<LayerStudy>, RunError> {
+        let mut engine = Engine::new(network.clone(), weights, par)?;
+        let local = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
+        let mut recorder = Recorder { local, inputs: Vec::new() };
+        engine.forward(images, samples, Pass::Inference, 0, &mut recorder)?;
+        recorder.inputs.iter().map(|(layer, x)| study_layer(layer, x, self, par)).collect()
+    }
 }
 
-fn study_layer(layer: &str, x: &Activation, spec: &RankStudySpec, par: Par) -> Result<LayerStudy, RunError> {
+fn study_layer(layer: &str, x: &Activation, spec: &RankStudy, par: Par) -> Result<LayerStudy, RunError> {
     let shape = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
     let failed = |error: DecomposeError| ExecError::Decompose { layer: layer.to_owned(), error };
     let total = energy(&x.data);

@@ -8,13 +8,18 @@ use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};
 
+use super::study::{Bench, Study, Trained};
+use crate::job::{JobSpec, TrainSpec};
+use crate::memory::{MemoryError, MemoryPlan};
 use crate::modes::delta::FeatureSplit;
-use crate::modes::{ExecError, ModeError};
+use crate::modes::{ExecError, ModeError, Registry};
 use crate::run::RunError;
 
-/// What is measured.
+/// Trains Delta's trusted networks, and splits their features at every rank and side of a block.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SplitStudySpec {
+pub struct SplitStudy {
+    /// How the networks are trained.
+    pub train: TrainSpec,
     /// How features are split; its rank and kept frequencies are replaced by those below.
     pub shape: DeltaShape,
     /// Test images whose features are measured.
@@ -23,6 +28,28 @@ pub struct SplitStudySpec {
     pub ranks: Vec<usize>,
     /// Sides of the low frequencies kept of a block; that of the block itself keeps all.
     pub kept: Vec<usize>,
+}
+
+impl Study for SplitStudy {
+    type Report = SplitStudyReport;
+    const NAME: &'static str = "split";
+
+    fn batch(&self) -> usize {
+        self.train.batch
+    }
+
+    fn memory(&self, job: &JobSpec, registry: &Registry) -> Result<MemoryPlan, MemoryError> {
+        MemoryPlan::of_training(job, &self.train, registry)
+    }
+
+    fn run(&self, bench: &mut Bench<'_>) -> Result<SplitStudyReport, RunError> {
+        let Trained { weights, images, samples, test_accuracy } = (bench.train)(&self.train, self.samples)?;
+        let network = &bench.job.network;
+        let energies = energies(network, &weights, &images, &self.shape, (&self.ranks, &self.kept), bench.par)?;
+        let channels = delta(network, &self.shape)?.features.channels;
+        let (network, block) = (network.name.clone(), self.shape.block);
+        Ok(SplitStudyReport { network, samples, test_accuracy, channels, block, energies })
+    }
 }
 
 /// What one setting left to the residual.
@@ -54,17 +81,14 @@ pub struct SplitStudyReport {
 }
 
 /// Splits M_bb's features of `images` at every rank and side.
-///
-/// # Errors
-/// A network that cannot be made into Delta's three, or a batch that cannot be executed or split.
-pub fn split_study(
+fn energies(
     network: &Network,
     weights: &Weights,
     images: &[f32],
-    spec: &SplitStudySpec,
+    shape: &DeltaShape,
+    (ranks, sides): (&[usize], &[usize]),
     par: Par,
 ) -> Result<Vec<SplitEnergy>, RunError> {
-    let shape = &spec.shape;
     let networks = delta(network, shape)?;
     let mut engine = Engine::new(networks.backbone.clone(), weights, par)?;
     let mut convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
@@ -72,8 +96,8 @@ pub fn split_study(
     let features = engine.forward(images, samples, Pass::Inference, 0, &mut convolver)?;
     let whole = energy(&features);
     let mut energies = Vec::new();
-    for &rank in spec.ranks.iter().filter(|&&rank| rank <= networks.features.channels) {
-        for &kept in spec.kept.iter().filter(|&&kept| kept <= shape.block) {
+    for &rank in ranks.iter().filter(|&&rank| rank <= networks.features.channels) {
+        for &kept in sides.iter().filter(|&&kept| kept <= shape.block) {
             let shape = DeltaShape { rank, kept, ..shape.clone() };
             let networks = delta(network, &shape)?;
             let decomposer = by_name("exact-svd").ok_or_else(|| ModeError::Decomposition("exact-svd".to_owned()))?;
@@ -103,8 +127,8 @@ mod tests {
         let all = delta(&network, &shape).unwrap().all_layers(false);
         let weights = Weights::init(&all, 1);
         let images: Vec<f32> = (0..2 * network.input.len()).map(|i| (i as f32 * 0.61).sin()).collect();
-        let spec = SplitStudySpec { shape, samples: 2, ranks: vec![1, 4, 16, 32], kept: vec![4, 8, 16, 32] };
-        let energies = split_study(&network, &weights, &images, &spec, Par::Seq).unwrap();
+        let tried = (&[1, 4, 16, 32][..], &[4, 8, 16, 32][..]);
+        let energies = energies(&network, &weights, &images, &shape, tried, Par::Seq).unwrap();
         // Rank 32 and side 32 do not exist here.
         assert_eq!(energies.len(), 9);
         let at = |rank, kept| energies.iter().find(|e| (e.rank, e.kept) == (rank, kept)).unwrap().residual;
