@@ -4,7 +4,7 @@
 //! order, so results do not depend on the number of threads.
 
 use asymflow_zoo::network::Shape;
-use asymflow_zoo::ops::{AvgPool, MaxPool};
+use asymflow_zoo::ops::{AvgPool, MaxPool, Pointwise};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -132,6 +132,20 @@ pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
         for (dy, &y) in dy.iter_mut().zip(y) {
             *dy = if y > 0.0 { *dy } else { 0.0 };
         }
+    });
+}
+
+/// y = f(x), in double precision.
+pub fn pointwise(function: Pointwise, x: &[f32], y: &mut [f32]) {
+    y.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14)).for_each(|(y, x)| {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = function.value(f64::from(x)) as f32);
+    });
+}
+
+/// Turns `dy` into dx in place.
+pub fn pointwise_backward(function: Pointwise, x: &[f32], dy: &mut [f32]) {
+    dy.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14)).for_each(|(dy, x)| {
+        dy.iter_mut().zip(x).for_each(|(dy, &x)| *dy *= function.slope(f64::from(x)) as f32);
     });
 }
 

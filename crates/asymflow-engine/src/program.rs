@@ -1,6 +1,6 @@
 //! A network prepared for execution: lowered, ReLU fused where it can be, groups of activations laid out.
 
-use asymflow_zoo::ops::{AvgPool, MaxPool, Op};
+use asymflow_zoo::ops::{AvgPool, MaxPool, Op, Pointwise};
 use asymflow_zoo::{
     Network,
     graph::Graph,
@@ -44,6 +44,7 @@ pub(crate) enum Kind {
     PRelu {
         slopes: usize,
     },
+    Pointwise(Pointwise),
     Quadratic(Box<QuadraticNode>),
     SharedRelu(Box<SharedNode>),
     MaxPool(MaxPool),
@@ -128,6 +129,7 @@ impl Program {
                 Op::Relu if uses[node.inputs[0]] == 1 && program.fuse_relu(node.inputs[0], index + 1) => continue,
                 Op::Relu => Kind::Relu,
                 Op::PRelu(_) => Kind::PRelu { slopes: first },
+                &Op::Pointwise(function) => Kind::Pointwise(function),
                 Op::Quadratic(layer) => {
                     program.quadratics += 1;
                     Kind::Quadratic(Box::new(QuadraticNode { layer: layer.clone(), first }))

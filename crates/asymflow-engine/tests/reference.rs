@@ -6,7 +6,7 @@ use asymflow_zoo::{
     Network, Weights, by_name,
     graph::reference::Reference,
     network::{Layer, Shape},
-    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, Quadratic, RangePenalty, SharedRelu},
+    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, Pointwise, Quadratic, RangePenalty, SharedRelu},
     weights::Pass,
 };
 use faer::Par;
@@ -109,6 +109,7 @@ fn layers_equal_the_reference() {
         vec![Layer::Relu, norm("n", 2), prelu],
         vec![Layer::MaxPool { kernel: 3, stride: 2, padding: 1 }, Layer::MaxPool { kernel: 2, stride: 2, padding: 0 }],
         vec![norm("n", 2), Layer::AdaptiveAvgPool { out: 3 }, Layer::Dropout { p: 0.0 }, Layer::Flatten, linear],
+        Pointwise::ALL.map(Layer::Pointwise).to_vec(),
         block(true),
         block(false),
     ] {

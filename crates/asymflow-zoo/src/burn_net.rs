@@ -377,6 +377,7 @@ impl<'a> Pass<'a> {
                 let slopes = self.param::<1>(first)?.reshape([1, prelu.channels, 1, 1]);
                 relu(x.clone()) - relu(-x) * slopes
             }
+            &Op::Pointwise(function) => activations::pointwise(function, x),
             Op::Quadratic(quadratic) => self.quadratic(quadratic, first, x)?,
             Op::SharedRelu(shared) => self.shared_relu(shared, index, x)?,
             Op::MaxPool(pool) => {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::{AvgPool, Conv, Dropout, Linear, MaxPool, Norm, Op, PRelu, Quadratic, SharedRelu};
+use crate::ops::{AvgPool, Conv, Dropout, Linear, MaxPool, Norm, Op, PRelu, Pointwise, Quadratic, SharedRelu};
 use crate::param::ParamSpec;
 pub use crate::shape::{NetworkError, Shape};
 
@@ -70,6 +70,8 @@ pub enum Layer {
         #[serde(deserialize_with = "limits::branch")]
         shortcut: Vec<Layer>,
     },
+    /// A fixed function of each value.
+    Pointwise(Pointwise),
 }
 
 /// A feed-forward network with residual blocks.
@@ -93,6 +95,7 @@ impl Layer {
             Self::BatchNorm { name, channels } => Op::Norm(Norm { name: name.clone(), channels: *channels }),
             Self::Relu => Op::Relu,
             Self::PRelu { name, channels } => Op::PRelu(PRelu { name: name.clone(), channels: *channels }),
+            &Self::Pointwise(function) => Op::Pointwise(function),
             Self::Quadratic(quadratic) => Op::Quadratic(quadratic.clone()),
             Self::SharedRelu(shared) => Op::SharedRelu(shared.clone()),
             &Self::MaxPool { kernel, stride, padding } => Op::MaxPool(MaxPool { kernel, stride, padding }),

@@ -8,7 +8,9 @@ use asymflow_zoo::{
     Network, Weights, by_name,
     graph::{Graph, reference::Reference},
     network::{Layer, Shape},
-    ops::{Choice, Conv, Decision, Easing, Form, Gate, Grouping, Linear, Quadratic, RangePenalty, SharedRelu},
+    ops::{
+        Choice, Conv, Decision, Easing, Form, Gate, Grouping, Linear, Pointwise, Quadratic, RangePenalty, SharedRelu,
+    },
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -68,6 +70,7 @@ fn networks() -> Vec<Network> {
     ];
     let forms = [Form::Kervolution { c: 0.5 }, Form::RPKN, Form::REACT, Form::HERMITE, Form::Hermite { second: 0.3 }];
     networks.extend(forms.map(|form| network(input, vec![quadratic("q", form), norm("n")])));
+    networks.extend(Pointwise::ALL.map(|function| network(input, vec![Layer::Pointwise(function), norm("n")])));
     for decision in [Decision::Corner, Decision::Centre, Decision::Mean, Decision::Largest] {
         networks.push(network(input, vec![shared("s", blocks.clone(), decision), norm("n")]));
         networks.push(network(input, vec![shared("s", choices(), decision)]));
@@ -150,7 +153,7 @@ fn every_gradient_is_the_derivative_of_what_is_computed() {
             }
         }
     }
-    assert_eq!(seen.len(), 12, "an operation without a test: {seen:?}");
+    assert_eq!(seen.len(), 13, "an operation without a test: {seen:?}");
 }
 
 /// A name for every operation, so that a new one has to be among the networks here.
@@ -160,6 +163,7 @@ fn kind(op: &Op) -> &'static str {
         Op::Norm(_) => "norm",
         Op::Relu => "relu",
         Op::PRelu(_) => "prelu",
+        Op::Pointwise(_) => "pointwise",
         Op::Quadratic(_) => "quadratic",
         Op::SharedRelu(_) => "shared",
         Op::MaxPool(_) => "max",

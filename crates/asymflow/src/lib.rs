@@ -18,5 +18,11 @@ pub mod train;
 
 /// The recipes, whose examples are tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/how-to/add-a-mode.md")]
-struct AddAMode;
+mod recipes {
+    #[doc = include_str!("../../../docs/how-to/add-a-data-set.md")]
+    struct AddADataSet;
+    #[doc = include_str!("../../../docs/how-to/add-a-mode.md")]
+    struct AddAMode;
+    #[doc = include_str!("../../../docs/how-to/add-an-activation.md")]
+    struct AddAnActivation;
+}

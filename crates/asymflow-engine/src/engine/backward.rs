@@ -57,6 +57,7 @@ impl Work {
                 Kind::Norm { .. }
                 | Kind::Relu
                 | Kind::PRelu { .. }
+                | Kind::Pointwise(_)
                 | Kind::Quadratic(_)
                 | Kind::SharedRelu(_)
                 | Kind::MaxPool(_)
@@ -116,6 +117,9 @@ impl Work {
                 let d_slopes = ops::prelu_backward(&x.data, &mut dy, x.shape, self.params.values(*slopes));
                 self.params.set_gradients(*slopes, [d_slopes]);
             }
+            (Kind::Pointwise(function), Some(Saved::Input { x })) => {
+                ops::pointwise_backward(*function, &x.data, &mut dy);
+            }
             (Kind::Quadratic(node), Some(Saved::Quadratic(saved))) => self.unwind_quadratic(node, &saved, &mut dy),
             (Kind::SharedRelu(node), Some(Saved::SharedRelu(saved))) => self.unwind_shared_relu(node, saved, &mut dy),
             (Kind::MaxPool(_), Some(Saved::MaxPool { argmax, x })) => {
@@ -144,6 +148,7 @@ impl Work {
                 | Kind::Norm { .. }
                 | Kind::Relu
                 | Kind::PRelu { .. }
+                | Kind::Pointwise(_)
                 | Kind::Quadratic(_)
                 | Kind::SharedRelu(_)
                 | Kind::MaxPool(_)

@@ -88,6 +88,7 @@ impl Work {
             Kind::Norm { .. }
             | Kind::Relu
             | Kind::PRelu { .. }
+            | Kind::Pointwise(_)
             | Kind::Quadratic(_)
             | Kind::SharedRelu(_)
             | Kind::MaxPool(_)
@@ -168,6 +169,11 @@ impl Work {
             Kind::PRelu { slopes } => {
                 let mut y = self.pool.take(x.data.len());
                 ops::prelu(&x.data, &mut y, shape, self.params.values(*slopes));
+                (of(y), Some(Saved::Input { x }))
+            }
+            Kind::Pointwise(function) => {
+                let mut y = self.pool.take(x.data.len());
+                ops::pointwise(*function, &x.data, &mut y);
                 (of(y), Some(Saved::Input { x }))
             }
             Kind::Quadratic(quadratic) => self.run_quadratic(quadratic, x, program.quadratics, pass),

@@ -5,7 +5,7 @@ use asymflow_zoo::{
     Network, Weights,
     graph::reference::Reference,
     network::{Layer, Shape},
-    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, ParamSpec, Quadratic, SharedRelu},
+    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, ParamSpec, Pointwise, Quadratic, SharedRelu},
 };
 
 use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, wide, wrong};
@@ -44,7 +44,7 @@ fn network() -> Network {
     ];
     let shortcut = vec![conv("a.short", 4, 5, 1, 2, true)];
     let linear = Linear { name: "fc".to_owned(), in_features: 5 * 4, out_features: 3 };
-    let layers = vec![
+    let mut layers = vec![
         conv("conv", 2, 4, 3, 1, true),
         norm("norm", 4),
         Layer::Relu,
@@ -62,6 +62,7 @@ fn network() -> Network {
         Layer::Flatten,
         Layer::Linear(linear),
     ];
+    layers.splice(3..3, Pointwise::ALL.map(Layer::Pointwise));
     Network { name: "conformance".to_owned(), input: Shape::new(2, 10, 9), classes: 3, layers }
 }
 

@@ -6,7 +6,7 @@
 
 use asymflow_zoo::{
     network::{Layer, Shape},
-    ops::{Form, Quadratic},
+    ops::{Op as ZooOp, Quadratic},
 };
 
 use super::lower::Compiler;
@@ -104,12 +104,8 @@ impl<R: Ring> Compiler<'_, R> {
     }
 
     fn coefficients(&self, quadratic: &Quadratic) -> Vec<[f64; 3]> {
-        let suffixes: &[&str] = match quadratic.form {
-            Form::Hermite { .. } => &["weight", "bias", "first_mean", "first_var", "second_mean", "second_var"],
-            Form::Kervolution { .. } | Form::Scaled { .. } | Form::Free { .. } => &["weight"],
-        };
-        let tensors: Vec<&[f32]> =
-            suffixes.iter().map(|suffix| self.tensor(&format!("{}.{suffix}", quadratic.name))).collect();
+        let params = ZooOp::Quadratic(quadratic.clone()).parameters();
+        let tensors: Vec<&[f32]> = params.iter().map(|spec| self.tensor(&spec.name)).collect();
         quadratic.coefficients(&tensors).into_iter().map(|of| [of.a, of.b, of.c].map(f64::from)).collect()
     }
 

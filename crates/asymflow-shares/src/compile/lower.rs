@@ -110,7 +110,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 Layer::Flatten => self.reshape(at),
                 Layer::Dropout { .. } => at,
                 Layer::Residual { main, shortcut } => self.residual(main, shortcut, after, at)?,
-                Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::MaxPool { .. } => {
+                Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::Pointwise(_) | Layer::MaxPool { .. } => {
                     return Err(self.refuse(layer));
                 }
             };
@@ -124,6 +124,11 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 format!("max-pool after {}", self.last),
                 "a maximum takes one comparison for each pair of values",
                 "average pooling (`with_average_pooling`)",
+            ),
+            Layer::Pointwise(function) => (
+                format!("{} after {}", function.name(), self.last),
+                "there is no protocol for that function",
+                "a quadratic",
             ),
             Layer::PRelu { name, .. } => (name.clone(), "there is no protocol for trained slopes", "a ReLU"),
             other => (
@@ -198,6 +203,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 Layer::Conv(_)
                 | Layer::BatchNorm { .. }
                 | Layer::PRelu { .. }
+                | Layer::Pointwise(_)
                 | Layer::Quadratic(_)
                 | Layer::MaxPool { .. }
                 | Layer::AdaptiveAvgPool { .. }

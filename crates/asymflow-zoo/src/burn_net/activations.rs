@@ -1,11 +1,11 @@
-//! Quadratics and shared decisions on a burn device.
+//! Fixed functions, quadratics and shared decisions on a burn device.
 
-use burn::tensor::activation::relu;
+use burn::tensor::activation::{relu, silu, tanh};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{BurnNetError, Pass};
 use crate::graph::Node;
-use crate::ops::{Decision, Form, Gate, Op, Quadratic, RangePenalty, SharedRelu};
+use crate::ops::{Decision, Form, Gate, Op, Pointwise, Quadratic, RangePenalty, SharedRelu};
 use crate::shape::Shape;
 
 /// The groups of a layer as indices. Groups have as many places as the largest; smaller ones repeat their first voter there
@@ -102,6 +102,13 @@ impl GroupTable {
         let device = decisions.device();
         let constants = Tensor::cat(vec![Tensor::ones([samples, 1], &device), Tensor::zeros([samples, 1], &device)], 1);
         Tensor::cat(vec![decisions, constants], 1).select(1, self.gates.clone())
+    }
+}
+
+pub(super) fn pointwise(function: Pointwise, x: Tensor<4>) -> Tensor<4> {
+    match function {
+        Pointwise::Silu => silu(x),
+        Pointwise::Tanh => tanh(x),
     }
 }
 

@@ -6,17 +6,19 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use crate::network::{Layer, Network};
-use crate::ops::{Decision, Form, Grouping, Quadratic, SharedRelu};
+use crate::ops::{Decision, Form, Grouping, Pointwise, Quadratic, SharedRelu};
 use crate::shape::{NetworkError, Shape};
 
 /// What stands in place of every ReLU.
 ///
-/// Written as `average-pool`, `react`, `hermite[:S]`, `scaled:A:C`, `kervolution:C`, `free:A:B:C` or `shared-relu:CxHxW[:DECISION]`, blocks of C channels,
-/// H rows and W columns deciding by `mean` (the default), `corner`, `centre`, `largest` or `learned`.
+/// Written as `average-pool`, the name of a [`Pointwise`] function, `react`, `hermite[:S]`, `scaled:A:C`, `kervolution:C`, `free:A:B:C`
+/// or `shared-relu:CxHxW[:DECISION]`, blocks of C channels, H rows and W columns deciding by `mean` (the default), `corner`, `centre`, `largest` or `learned`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Replacement {
     /// Average in place of maximum pooling; activations stay.
     AveragePooling,
+    /// A fixed function of each value.
+    Pointwise(Pointwise),
     /// A trained quadratic.
     Quadratic(Form),
     /// Decisions shared by blocks of channels × rows × columns.
@@ -37,7 +39,7 @@ pub enum ReplacementError {
         /// What was asked for.
         text: String,
         /// What there is.
-        known: &'static str,
+        known: String,
     },
     /// A number or word that does not fit.
     #[error("activation {text:?}: {part:?} is no {what}")]
@@ -61,6 +63,7 @@ impl fmt::Display for Replacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::AveragePooling => f.write_str("average-pool"),
+            Self::Pointwise(function) => f.write_str(function.name()),
             Self::Quadratic(Form::REACT) => f.write_str("react"),
             Self::Quadratic(Form::HERMITE) => f.write_str("hermite"),
             Self::Quadratic(Form::Hermite { second }) => write!(f, "hermite:{second}"),
@@ -92,6 +95,9 @@ impl FromStr for Replacement {
             Ok(value) if value.is_finite() => Ok(value),
             _ => Err(wrong(part, "finite number")),
         };
+        if let Some(&function) = Pointwise::ALL.iter().find(|function| function.name() == text) {
+            return Ok(Self::Pointwise(function));
+        }
         Ok(match (kind, parts.as_slice()) {
             ("average-pool", []) => Self::AveragePooling,
             ("react", []) => Self::Quadratic(Form::REACT),
@@ -114,7 +120,10 @@ impl FromStr for Replacement {
                 };
                 Self::SharedRelu { block, decision }
             }
-            _ => return Err(ReplacementError::Unknown { text: text.to_owned(), known: KNOWN }),
+            _ => {
+                let known = [&Pointwise::ALL.map(Pointwise::name)[..], &[KNOWN]].concat().join(", ");
+                return Err(ReplacementError::Unknown { text: text.to_owned(), known });
+            }
         })
     }
 }
@@ -128,6 +137,7 @@ impl FromStr for Replacement {
 pub fn replace_activations(network: &Network, replacement: &Replacement) -> Result<Network, NetworkError> {
     let make = |name: String, shape: Shape| match *replacement {
         Replacement::AveragePooling => Layer::Relu,
+        Replacement::Pointwise(function) => Layer::Pointwise(function),
         Replacement::Quadratic(form) => Layer::Quadratic(Quadratic { name, channels: shape.channels, form }),
         Replacement::SharedRelu { block: [channels, rows, columns], decision } => {
             // A block need not be larger than the map that it covers: small maps get one decision.
@@ -140,7 +150,7 @@ pub fn replace_activations(network: &Network, replacement: &Replacement) -> Resu
     let (form, averages) = match *replacement {
         Replacement::Quadratic(form) => (Some(form), true),
         Replacement::AveragePooling => (None, true),
-        Replacement::SharedRelu { .. } => (None, false),
+        Replacement::Pointwise(_) | Replacement::SharedRelu { .. } => (None, false),
     };
     let walk = Walk { form, averages, make: &make };
     walk.layers(&mut network.layers, network.input, &mut "input".to_owned())?;
@@ -192,6 +202,7 @@ impl Walk<'_> {
                 }
                 Layer::BatchNorm { .. }
                 | Layer::PRelu { .. }
+                | Layer::Pointwise(_)
                 | Layer::SharedRelu(_)
                 | Layer::MaxPool { .. }
                 | Layer::AdaptiveAvgPool { .. }
@@ -257,7 +268,7 @@ mod tests {
     fn texts_are_read_or_refused() {
         let texts =
             ["average-pool", "react", "hermite", "hermite:0.3", "kervolution:0.5", "scaled:0.009:0.5", "free:1:0:-2"];
-        for text in texts.into_iter().chain(["shared-relu:1x4x4", "shared-relu:2x3x4:corner"]) {
+        for text in texts.into_iter().chain(["silu", "shared-relu:1x4x4", "shared-relu:2x3x4:corner"]) {
             assert_eq!(text.parse::<Replacement>().unwrap().to_string(), text);
         }
         let learned = Replacement::SharedRelu { block: [2, 3, 4], decision: Decision::Learned };

@@ -15,6 +15,7 @@ mod linear;
 mod max_pool;
 mod norm;
 mod operation;
+mod pointwise;
 mod quadratic;
 mod rectifier;
 mod shared_relu;
@@ -29,6 +30,7 @@ pub use norm::{NORM_EPSILON, NORM_MOMENTUM, Norm};
 pub use operation::OpCost;
 use operation::Operation;
 pub(crate) use operation::{At, Gradient};
+pub use pointwise::Pointwise;
 pub use quadratic::{Coefficients, Form, Quadratic};
 pub use rectifier::PRelu;
 pub use shared_relu::{Choice, Decision, Gate, Grouping, Groups, SharedRelu};
@@ -44,6 +46,8 @@ pub enum Op {
     Relu,
     /// Rectification with trained slopes below zero.
     PRelu(PRelu),
+    /// A fixed function of each value.
+    Pointwise(Pointwise),
     /// A trained polynomial of degree two.
     Quadratic(Quadratic),
     /// A rectification gated by groups.
@@ -70,6 +74,7 @@ impl Op {
             Self::Norm(op) => op,
             Self::Relu => &rectifier::Relu,
             Self::PRelu(op) => op,
+            Self::Pointwise(op) => op,
             Self::Quadratic(op) => op,
             Self::SharedRelu(op) => op,
             Self::MaxPool(op) => op,
