@@ -1,6 +1,6 @@
 //! From a network of the zoo and its weights to a program on shares.
 
-use asymflow_zoo::{Network, Weights, network::Layer};
+use asymflow_zoo::{Network, Weights};
 
 use self::lower::Compiler;
 use self::options::check_options;
@@ -19,28 +19,6 @@ pub use crate::float::float_logits;
 pub use crate::groups::Decision;
 pub use crate::model::{FixedModel, ModelError, WeightShare};
 pub use crate::plaintext::{PlaintextError, Trace};
-
-/// `network` with average pooling in place of maximum pooling over windows that neither overlap nor leave a rest.
-/// Other maximum pooling stays, and [`compile`] refuses it. Such a network wants training as it is.
-pub fn with_average_pooling(network: &Network) -> Network {
-    let mut network = network.clone();
-    let mut shape = network.input;
-    for layer in &mut network.layers {
-        if let Layer::MaxPool { kernel, stride, padding: 0 } = *layer
-            && kernel == stride
-            && kernel > 0
-            && shape.height == shape.width
-            && shape.height.is_multiple_of(kernel)
-        {
-            *layer = Layer::AdaptiveAvgPool { out: shape.height / kernel };
-        }
-        match layer.output(shape) {
-            Ok(out) => shape = out,
-            Err(_) => break,
-        }
-    }
-    network
-}
 
 /// Compiles `network`. Batch normalisation is folded into the convolution before it.
 ///

@@ -123,7 +123,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
             Layer::MaxPool { .. } => (
                 format!("max-pool after {}", self.last),
                 "a maximum takes one comparison for each pair of values",
-                "average pooling (`with_average_pooling`)",
+                "average pooling (activation `average-pool`)",
             ),
             Layer::Pointwise(function) => (
                 format!("{} after {}", function.name(), self.last),

@@ -6,7 +6,7 @@ use crate::float::{largest_difference, lively};
 use crate::servers::{image, pair, query};
 use asymflow_shares::client::{ClientError, share_input};
 use asymflow_shares::compile::{
-    Activation, Comparison, CompileError, Decision, Options, activations, compile, float_logits, with_average_pooling,
+    Activation, Comparison, CompileError, Decision, Options, activations, compile, float_logits,
 };
 use asymflow_shares::compile::{ModelError, PlaintextError};
 use asymflow_shares::in_process::{InProcess, InProcessError};
@@ -14,7 +14,7 @@ use asymflow_shares::program::{FixedPoint, Ring, WeightPolicy, Z48};
 use asymflow_shares::randomness::Seed;
 use asymflow_zoo::{
     Network, Weights, by_name,
-    models::replace::replace_activations,
+    models::replace::{Replacement, replace_activations},
     network::{Layer, Shape},
     ops::{Conv, Linear},
 };
@@ -212,16 +212,12 @@ fn maximum_pooling_is_refused_and_can_be_averaged() {
     assert_eq!(
         error.to_string(),
         "layer max-pool after features.0 cannot be computed on shares: a maximum takes one comparison for each pair of \
-         values; use average pooling (`with_average_pooling`) instead"
+         values; use average pooling (activation `average-pool`) instead"
     );
-    let demo = with_average_pooling(&by_name("demo-cnn", 10, Some(Shape::new(3, 16, 16))).unwrap());
+    let averaged = |network: &Network| replace_activations(network, &Replacement::AveragePooling).unwrap();
+    let demo = averaged(&by_name("demo-cnn", 10, Some(Shape::new(3, 16, 16))).unwrap());
     close::<u64>(&demo, &Options::new::<u64>(WeightPolicy::Shared), 5, 0.01);
-    compile::<u64>(&with_average_pooling(&network), &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap();
-    // Overlapping windows have no counterpart in the zoo.
-    let network = with_average_pooling(&by_name("resnet18-imagenet", 10, None).unwrap());
-    let weights = Weights::init(&network, 1);
-    let error = compile::<u64>(&network, &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap_err();
-    assert!(matches!(&error, CompileError::Unsupported { layer, .. } if layer == "max-pool after conv1"), "{error}");
+    compile::<u64>(&averaged(&network), &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap();
 }
 
 #[test]

@@ -6,7 +6,12 @@ use asymflow_shares::client::{InputShare, OutputShare, TransferError, share_inpu
 use asymflow_shares::compile::{Options, WeightShare, compile};
 use asymflow_shares::program::{Program, ProgramError, WeightPolicy};
 use asymflow_shares::randomness::Seed;
-use asymflow_zoo::{Network, Weights, by_name, network::Shape, ops::Decision};
+use asymflow_zoo::{
+    Network, Weights, by_name,
+    models::replace::{Replacement, replace_activations},
+    network::Shape,
+    ops::Decision,
+};
 use proptest::prelude::*;
 
 fn network() -> Network {
@@ -23,7 +28,7 @@ fn weight_share() -> WeightShare<u64> {
 #[test]
 fn programs_travel() {
     for name in ["demo-cnn", "resnet8-cifar", "resnet18-cifar", "vgg11-cifar"] {
-        let network = asymflow_shares::compile::with_average_pooling(&by_name(name, 10, None).unwrap());
+        let network = replace_activations(&by_name(name, 10, None).unwrap(), &Replacement::AveragePooling).unwrap();
         let weights = Weights::init(&network, 1);
         for policy in [WeightPolicy::Public, WeightPolicy::Shared] {
             let model = compile::<u64>(&network, &weights, &Options::new::<u64>(policy)).unwrap();
