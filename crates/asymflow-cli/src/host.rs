@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
 use asymflow::memory::MemoryPlan;
 use asymflow::modes::Registry;
-use asymflow_enclave::runtime::{
-    Availability, EnclaveSpec, GramineDirect, GramineSgx, LaunchError, Sim, TrustedRuntime, TrustedSession,
-};
+use asymflow_enclave::runtime::{Availability, EnclaveSpec, Gramine, LaunchError, Sim, TrustedRuntime, TrustedSession};
 use asymflow_wire::{Limits, WireError, read_frame, write_frame};
 
 use crate::error::CliError;
@@ -40,8 +38,8 @@ pub fn stop(stopper: &Stopper) {
 pub fn runtime(section: &TrustedSection) -> Result<Box<dyn TrustedRuntime>, CliError> {
     let runtime: Box<dyn TrustedRuntime> = match section.runtime.as_str() {
         "sim" => Box::new(Sim),
-        "gramine-direct" => Box::new(GramineDirect::new(&section.app)),
-        "gramine-sgx" => Box::new(GramineSgx::new(&section.app)),
+        "gramine-direct" => Box::new(Gramine::direct(&section.app)),
+        "gramine-sgx" => Box::new(Gramine::sgx(&section.app)),
         other => {
             let help = "there are \"sim\", \"gramine-direct\" and \"gramine-sgx\"";
             return Err(CliError::usage(format!("unknown trusted.runtime {other:?}"), help));

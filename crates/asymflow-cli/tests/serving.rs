@@ -535,8 +535,8 @@ fn assert_served_under(runtime: &str) {
 
 #[test]
 fn a_client_is_answered_from_inside_gramine() {
-    use asymflow_enclave::runtime::{Availability, GramineDirect, TrustedRuntime};
-    match GramineDirect::new("asymflow-enclaved").probe() {
+    use asymflow_enclave::runtime::{Availability, Gramine, TrustedRuntime};
+    match Gramine::direct("asymflow-enclaved").probe() {
         Availability::Missing { what, .. } => println!("skipped: {what}"),
         Availability::Ready => assert_served_under("gramine-direct"),
     }

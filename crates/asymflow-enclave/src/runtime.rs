@@ -4,6 +4,6 @@ mod gramine;
 mod launch;
 mod sim;
 
-pub use gramine::{GramineDirect, GramineSgx};
+pub use gramine::Gramine;
 pub use launch::{Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
 pub use sim::Sim;

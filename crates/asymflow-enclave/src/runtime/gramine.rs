@@ -17,86 +17,42 @@ use crate::probe::{Machine, Need};
 /// How much of what Gramine says last is kept to be explained.
 const SAID_MAX_BYTES: usize = 16 << 10;
 
-/// Runs the enclave program under `gramine-direct`: the same system calls and manifest as in an enclave, and none of its
-/// protection. For tests.
+/// Runs the enclave program under Gramine.
 #[derive(Clone, Debug)]
-pub struct GramineDirect(Gramine);
-
-/// Runs the enclave program in an SGX enclave. Until a client has verified its quote, nobody knows that it is one.
-#[derive(Clone, Debug)]
-pub struct GramineSgx(Gramine);
-
-impl GramineDirect {
-    /// The program of the manifest `app.manifest`, given as the path `app`.
-    pub fn new(app: impl Into<PathBuf>) -> Self {
-        Self(Gramine::new("gramine-direct", app.into(), &["manifest"]))
-    }
-}
-
-impl GramineSgx {
-    /// The program of the signed manifest `app.manifest.sgx` with its signature `app.sig`, given as the path `app`.
-    pub fn new(app: impl Into<PathBuf>) -> Self {
-        Self(Gramine::new("gramine-sgx", app.into(), &["manifest.sgx", "sig"]))
-    }
-}
-
-impl TrustedRuntime for GramineDirect {
-    fn name(&self) -> &'static str {
-        self.0.program
-    }
-
-    fn probe(&self) -> Availability {
-        self.0.probe(&[Need::Direct])
-    }
-
-    fn assurance(&self) -> Assurance {
-        Assurance::Simulated
-    }
-
-    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError> {
-        self.0.launch(spec, &[Need::Direct])
-    }
-}
-
-impl TrustedRuntime for GramineSgx {
-    fn name(&self) -> &'static str {
-        self.0.program
-    }
-
-    fn probe(&self) -> Availability {
-        self.0.probe(&[Need::Run])
-    }
-
-    fn assurance(&self) -> Assurance {
-        Assurance::Isolated
-    }
-
-    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError> {
-        self.0.launch(spec, &[Need::Run])
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Gramine {
+pub struct Gramine {
     program: &'static str,
     /// Path of the manifest without its extension.
     app: PathBuf,
     extensions: &'static [&'static str],
+    needs: &'static [Need],
+    assurance: Assurance,
     machine: Machine,
 }
 
 impl Gramine {
-    fn new(program: &'static str, app: PathBuf, extensions: &'static [&'static str]) -> Self {
-        Self { program, app, extensions, machine: Machine::this() }
+    /// Under `gramine-direct`, the program of the manifest `app.manifest`, given as the path `app`: the same system calls and
+    /// manifest as in an enclave, and none of its protection. For tests.
+    pub fn direct(app: impl Into<PathBuf>) -> Self {
+        Self {
+            program: "gramine-direct",
+            app: app.into(),
+            extensions: &["manifest"],
+            needs: &[Need::Direct],
+            assurance: Assurance::Simulated,
+            machine: Machine::this(),
+        }
     }
 
-    fn probe(&self, needs: &[Need]) -> Availability {
-        match self.machine.first_missing(needs) {
-            None => Availability::Ready,
-            Some(probe) => Availability::Missing {
-                what: format!("{} ({})", probe.what, probe.detail),
-                fix: probe.fix.unwrap_or_default().to_owned(),
-            },
+    /// In an SGX enclave, the program of the signed manifest `app.manifest.sgx` with its signature `app.sig`, given as the path
+    /// `app`. Until a client has verified its quote, nobody knows that it is one.
+    pub fn sgx(app: impl Into<PathBuf>) -> Self {
+        Self {
+            program: "gramine-sgx",
+            app: app.into(),
+            extensions: &["manifest.sgx", "sig"],
+            needs: &[Need::Run],
+            assurance: Assurance::Isolated,
+            machine: Machine::this(),
         }
     }
 
@@ -111,9 +67,29 @@ impl Gramine {
             _ => Ok(()),
         }
     }
+}
 
-    fn launch(&self, spec: &EnclaveSpec, needs: &[Need]) -> Result<Box<dyn TrustedSession>, LaunchError> {
-        if let Availability::Missing { what, fix } = self.probe(needs) {
+impl TrustedRuntime for Gramine {
+    fn name(&self) -> &'static str {
+        self.program
+    }
+
+    fn probe(&self) -> Availability {
+        match self.machine.first_missing(self.needs) {
+            None => Availability::Ready,
+            Some(probe) => Availability::Missing {
+                what: format!("{} ({})", probe.what, probe.detail),
+                fix: probe.fix.unwrap_or_default().to_owned(),
+            },
+        }
+    }
+
+    fn assurance(&self) -> Assurance {
+        self.assurance
+    }
+
+    fn launch(&self, spec: &EnclaveSpec) -> Result<Box<dyn TrustedSession>, LaunchError> {
+        if let Availability::Missing { what, fix } = self.probe() {
             return Err(LaunchError::Missing { what, fix });
         }
         for path in self.extensions.iter().map(|extension| with_extension(&self.app, extension)) {
@@ -145,7 +121,7 @@ impl Gramine {
             .spawn()
             .map_err(|error| LaunchError::Start { program: self.program.into(), error })?;
         let listener = child.stderr.take().map(Listener::start);
-        Ok(Box::new(GramineSession { child, listener }))
+        Ok(Box::new(Session { child, listener }))
     }
 }
 
@@ -172,7 +148,7 @@ fn with_extension(app: &Path, extension: &str) -> PathBuf {
 
 /// Passes on what Gramine and the program say, and keeps the end of it.
 #[derive(Debug)]
-struct Listener {
+pub(super) struct Listener {
     said: Arc<Mutex<VecDeque<u8>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -207,13 +183,14 @@ impl Listener {
     }
 }
 
+/// A child process, and where it is Gramine's what it says.
 #[derive(Debug)]
-struct GramineSession {
-    child: Child,
-    listener: Option<Listener>,
+pub(super) struct Session {
+    pub(super) child: Child,
+    pub(super) listener: Option<Listener>,
 }
 
-impl TrustedSession for GramineSession {
+impl TrustedSession for Session {
     fn streams(&mut self) -> Option<Streams> {
         let (to, from) = (self.child.stdin.take()?, self.child.stdout.take()?);
         Some((Box::new(to), Box::new(from)))
@@ -247,7 +224,7 @@ fn explained(said: &str) -> Option<LaunchError> {
     said.lines().filter(|line| line.to_ascii_lowercase().contains("error")).find_map(of_line)
 }
 
-impl Drop for GramineSession {
+impl Drop for Session {
     fn drop(&mut self) {
         // Both fail only where the program has ended already.
         let _ = self.child.kill();
@@ -261,17 +238,17 @@ mod tests {
 
     #[test]
     fn what_is_missing_here_is_named_before_anything_is_started() {
-        let mut runtime = GramineSgx::new("app");
-        runtime.0.machine = Machine { root: "no-such-folder".into(), path: OsString::new() };
+        let mut runtime = Gramine::sgx("app");
+        runtime.machine = Machine { root: "no-such-folder".into(), path: OsString::new() };
         assert!(matches!(runtime.probe(), Availability::Missing { what, .. } if what.starts_with("SGX (")));
         let error = runtime.launch(&EnclaveSpec::new("app")).unwrap_err();
         assert!(matches!(error, LaunchError::Missing { fix, .. } if fix.contains("firmware")));
         assert_eq!((runtime.name(), runtime.assurance()), ("gramine-sgx", Assurance::Isolated));
-        assert_eq!(GramineDirect::new("app").assurance(), Assurance::Simulated);
+        assert_eq!(Gramine::direct("app").assurance(), Assurance::Simulated);
     }
 
     /// A folder with a program that stands for `gramine-direct`, and a manifest.
-    fn made_up(script: &str) -> (tempfile::TempDir, GramineDirect) {
+    fn made_up(script: &str) -> (tempfile::TempDir, Gramine) {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("gramine-direct");
         // Written by another process: a child that another test starts meanwhile would hold our file open, and what is open
@@ -280,10 +257,10 @@ mod tests {
         let written = Command::new("sh").args(["-c", write, "sh", script]).arg(&program).status().unwrap();
         assert!(written.success());
         std::fs::write(folder.path().join("app.manifest"), "").unwrap();
-        let mut runtime = GramineDirect::new(folder.path().join("app"));
+        let mut runtime = Gramine::direct(folder.path().join("app"));
         let path = std::env::var_os("PATH").unwrap();
         let folders = std::iter::once(folder.path().to_owned()).chain(std::env::split_paths(&path));
-        runtime.0.machine.path = std::env::join_paths(folders).unwrap();
+        runtime.machine.path = std::env::join_paths(folders).unwrap();
         (folder, runtime)
     }
 

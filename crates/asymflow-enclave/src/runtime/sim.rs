@@ -1,9 +1,10 @@
 //! The simulated runtime: an ordinary child process.
 
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 
-use super::launch::{Availability, EnclaveSpec, LaunchError, Streams, TrustedRuntime, TrustedSession};
+use super::gramine::Session;
+use super::launch::{Availability, EnclaveSpec, LaunchError, TrustedRuntime, TrustedSession};
 use crate::Assurance;
 
 /// Runs the enclave program as a child process, with its standard input and output as the streams.
@@ -37,35 +38,7 @@ impl TrustedRuntime for Sim {
             .process_group(0)
             .spawn()
             .map_err(|error| LaunchError::Start { program: spec.program.clone(), error })?;
-        Ok(Box::new(SimSession { child }))
-    }
-}
-
-#[derive(Debug)]
-struct SimSession {
-    child: Child,
-}
-
-impl TrustedSession for SimSession {
-    fn streams(&mut self) -> Option<Streams> {
-        let (to, from) = (self.child.stdin.take()?, self.child.stdout.take()?);
-        Some((Box::new(to), Box::new(from)))
-    }
-
-    fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        self.child.wait()
-    }
-
-    fn kill(&mut self) -> std::io::Result<()> {
-        self.child.kill()
-    }
-}
-
-impl Drop for SimSession {
-    fn drop(&mut self) {
-        // Both fail only where the program has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Ok(Box::new(Session { child, listener: None }))
     }
 }
 
