@@ -141,6 +141,7 @@ impl RunError {
             | Self::Study(_)
             | Self::Spectrum { .. }
             | Self::OutOfRange { .. }
+            | Self::LastBatch { .. }
             | Self::Teacher(_)
             | Self::Weights(_)
             | Self::Zero { .. }
