@@ -26,6 +26,9 @@ const REMOTE_HOST: &str = "remote_host";
 /// Parsers on hostile bytes. Built with a profile of its own, in which arithmetic that overflows is no longer silent.
 const FUZZ: &str = "asymflow-fuzz";
 
+/// A worker on PyTorch: a workspace of its own, for what it links is not on every machine.
+const TORCH: &str = "asymflow-torch";
+
 /// Arguments of `test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -54,6 +57,9 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     if !process::was_interrupted() {
         test_remote(workspace, args, &mut tally)?;
     }
+    if !process::was_interrupted() {
+        test_torch(workspace, args, &mut tally)?;
+    }
     if args.only.is_none() && args.filter.is_none() && !process::was_interrupted() {
         run_smoke_forms(workspace, &mut tally)?;
     }
@@ -66,7 +72,7 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
 }
 
 fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
-    if args.only.as_deref() == Some(FUZZ) {
+    if args.only.as_deref().is_some_and(|only| [FUZZ, TORCH].contains(&only)) {
         return Ok(());
     }
     let mut cargo = process::cargo();
@@ -117,6 +123,28 @@ fn test_remote(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Res
         return Ok(());
     }
     count_tests(cargo("test").args(["--test", "conformance", feature]), tally)
+}
+
+/// Tests the worker on PyTorch where Python has the PyTorch that it links.
+fn test_torch(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+    let manifest = workspace.root().join("torch/Cargo.toml");
+    if !manifest.is_file() || args.only.as_deref().is_some_and(|only| only != TORCH) {
+        return Ok(());
+    }
+    const FIND: &str = "import torch; print(torch.__version__ + ' ' + torch.__path__[0])";
+    let found = process::captured(Command::new("python3").args(["-c", FIND]).stderr(Stdio::null()));
+    let found = found.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let Some((_, folder)) = found.split_once(' ').filter(|(version, _)| version.starts_with("2.11.")) else {
+        let found = if found.is_empty() { "no PyTorch" } else { &found };
+        tally.skip(TORCH, &format!("{found} in python3; it needs PyTorch 2.11 (`pip install torch==2.11.0`)"));
+        return Ok(());
+    };
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace.root()).args(["test", "--release", "--no-fail-fast", "--manifest-path"]).arg(manifest);
+    cargo.arg("--target-dir").arg(&workspace.target_directory).args(&args.filter);
+    let paths = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    cargo.env("LIBTORCH_USE_PYTORCH", "1").env("LD_LIBRARY_PATH", format!("{folder}/lib:{paths}"));
+    count_tests(&mut cargo, tally)
 }
 
 /// Runs `cargo test` and adds what it says to the tally.

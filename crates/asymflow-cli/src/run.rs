@@ -91,14 +91,14 @@ pub fn wrong_answer() -> CliError {
 }
 
 /// A program that stands beside this one, or else on PATH.
-fn beside(program: &str) -> PathBuf {
+fn beside(program: impl AsRef<Path>) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
-    let beside = own.parent().unwrap_or(Path::new("")).join(program);
+    let beside = own.parent().unwrap_or(Path::new("")).join(&program);
     if beside.is_file() {
         return beside;
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| folder.join(program)).find(|path| path.is_file());
+    let found = std::env::split_paths(&path).map(|folder| folder.join(&program)).find(|path| path.is_file());
     found.unwrap_or(beside)
 }
 
@@ -180,7 +180,7 @@ impl Run {
             return Ok(worker);
         }
         let tell = self.output.teller(&self.folder);
-        let worker = WorkerProcess::open(&self.experiment.worker, beside("asymflow-worker"), tell)?;
+        let worker = WorkerProcess::open(&self.experiment.worker, beside(&self.experiment.worker.program), tell)?;
         self.say(&format!("worker device: {}", worker.device));
         Ok(self.worker.get_or_init(|| worker))
     }
@@ -188,7 +188,7 @@ impl Run {
     /// One more worker, on a device of its own, and how it is reached; it ends with the first value.
     pub(crate) fn start_worker(&self, device: &str) -> Result<(WorkerProcess, WorkerSpec), CliError> {
         let section = WorkerSection { device: device.to_owned(), address: None, ..self.experiment.worker.clone() };
-        let worker = WorkerProcess::open(&section, beside("asymflow-worker"), self.output.teller(&self.folder))?;
+        let worker = WorkerProcess::open(&section, beside(&section.program), self.output.teller(&self.folder))?;
         let spec = worker_spec(&section, &worker);
         Ok((worker, spec))
     }

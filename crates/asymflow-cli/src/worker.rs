@@ -84,7 +84,7 @@ impl Starter {
 
 fn not_started(program: &Path, error: &std::io::Error) -> CliError {
     let message = format!("cannot start {}: {error}", program.display());
-    CliError::missing(message, "build it: cargo build --release -p asymflow-worker")
+    CliError::missing(message, "build it (cargo build --release -p asymflow-worker), or name another by worker.program")
 }
 
 impl WorkerProcess {

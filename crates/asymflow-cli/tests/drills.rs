@@ -346,6 +346,18 @@ fn a_device_that_is_not_built_in_is_exit_3() {
 }
 
 #[test]
+fn a_worker_of_another_program_is_started_by_its_path_or_missed_by_name() {
+    let drill = Drill::new();
+    let worker = Path::new(env!("CARGO_BIN_EXE_asymflow")).with_file_name("asymflow-worker");
+    let program = |program: &str| drill.run(&["--set", &format!("worker.program={program}")]);
+    let output = program(worker.to_str().unwrap());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = program("no-such-worker");
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("no-such-worker"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_dry_run_shows_the_split_and_starts_nothing() {
     let drill = Drill::new();
     let output = drill.run(&["--dry-run"]);

@@ -55,6 +55,9 @@ const CHECKS: [(&str, Check); 14] = [
     ("docs", docs),
 ];
 
+/// This workspace and that of the worker on PyTorch, whose format and licences can be looked at without PyTorch.
+const MANIFESTS: [&str; 2] = ["./Cargo.toml", "./torch/Cargo.toml"];
+
 const DENY: [&str; 5] = ["deny", "--log-level", "error", "check", "--hide-inclusion-graph"];
 
 /// Makes every check, prints a table, and fails when one did not hold.
@@ -86,11 +89,18 @@ pub fn run(workspace: &Workspace, args: &CheckArgs) -> Result<u8> {
 }
 
 fn format(workspace: &Workspace, fix: bool) -> Result<Outcome> {
-    let mut cargo = in_root(workspace, &["fmt", "--all"]);
-    if !fix {
-        cargo.args(["--", "--check", "-l"]);
+    let mut outcome = Outcome::Pass(String::new());
+    for manifest in MANIFESTS {
+        let mut cargo = in_root(workspace, &["fmt", "--all", "--manifest-path", manifest]);
+        if !fix {
+            cargo.args(["--", "--check", "-l"]);
+        }
+        outcome = by_exit_code(&mut cargo, "every file", "`cargo xtask check --fix` formats the files")?;
+        if !matches!(outcome, Outcome::Pass(_)) {
+            break;
+        }
     }
-    by_exit_code(&mut cargo, "every file", "`cargo xtask check --fix` formats the files")
+    Ok(outcome)
 }
 
 fn clippy(workspace: &Workspace, fix: bool) -> Result<Outcome> {
@@ -115,11 +125,13 @@ fn deny(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
     if !has_cargo_deny() {
         return Ok(Outcome::Skip("cargo-deny is not installed; `cargo install --locked cargo-deny`".into()));
     }
-    let mut cargo = in_root(workspace, &DENY);
-    cargo.args(["bans", "licenses", "sources"]);
-    let outcome = by_exit_code(&mut cargo, "", "cargo-deny's messages stand above")?;
-    if !matches!(outcome, Outcome::Pass(_)) {
-        return Ok(outcome);
+    for manifest in MANIFESTS {
+        let mut cargo = in_root(workspace, &["deny", "--manifest-path", manifest]);
+        cargo.args(&DENY[1..]).args(["bans", "licenses", "sources"]);
+        let outcome = by_exit_code(&mut cargo, "", "cargo-deny's messages stand above")?;
+        if !matches!(outcome, Outcome::Pass(_)) {
+            return Ok(outcome);
+        }
     }
     // Several versions of one crate are allowed, but the list should be seen.
     let listing = process::captured(in_root(workspace, &["deny", "check", "bans"]).stderr(Stdio::piped()))?;

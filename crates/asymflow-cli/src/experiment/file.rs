@@ -34,11 +34,12 @@ pub struct Registered<'a> {
 }
 
 /// Keys that may change while a run is resumed: none of them can change a result.
-const RESUMABLE: [&str; 7] = [
+const RESUMABLE: [&str; 8] = [
     "worker.address",
     "worker.fingerprint",
     "worker.token_file",
     "worker.device",
+    "worker.program",
     "worker.transport",
     "worker.timeout_seconds",
     "worker.patience_seconds",

@@ -163,6 +163,8 @@ pub struct WorkerSection {
     /// Device of the worker process that is started: `native`, `flex`, `wgpu`, `vulkan`,
     /// `cuda` or `remote:KEY@IP:PORT`; for experiments of speed also `null` and `model:TFLOPS:GB/s:µs`.
     pub device: String,
+    /// The program of that process, which may know more devices: a path, or a name beside this program or on PATH.
+    pub program: PathBuf,
     /// A worker that runs already, `host:port`, instead of one that is started.
     pub address: Option<String>,
     /// SHA-256 of that worker's certificate.
@@ -198,6 +200,7 @@ impl Default for WorkerSection {
     fn default() -> Self {
         Self {
             device: "native".to_owned(),
+            program: "asymflow-worker".into(),
             address: None,
             fingerprint: None,
             token_file: None,

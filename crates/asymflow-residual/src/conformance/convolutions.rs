@@ -4,11 +4,9 @@ use asymflow_privacy::payload::{Payload, Precision};
 use asymflow_zoo::{graph::reference::Reference, network::Shape, ops::Easing};
 
 use super::tools::{
-    Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, spent, wide, wrong,
+    Nonconformance, Subject, gradients, numbers, ok, open, outputs, refused, released, spent, wide, wrong,
 };
-use crate::backend::{
-    ConvUnit, Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, Ticket, Unit, UnitId, Wanted,
-};
+use crate::backend::{ConvUnit, Pass, ResidualModel, ResidualTraining, SgdStep, Ticket, Unit, UnitId, Wanted};
 
 use crate::unit::conv_network;
 
@@ -35,20 +33,20 @@ fn cases() -> Vec<ConvUnit> {
     ]
 }
 
-pub(super) fn products(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let mut session = open(backend, cases().into_iter().map(Unit::Conv).collect())?;
+pub(super) fn products(subject: &Subject<'_>) -> Result<(), Nonconformance> {
+    let mut session = open(subject, cases().into_iter().map(Unit::Conv).collect())?;
     for (index, unit) in cases().iter().enumerate() {
         for precision in [Precision::F32, Precision::F16] {
-            one_step(session.as_mut(), index as u32, unit, precision)?;
+            one_step(subject, session.as_mut(), index as u32, unit, precision)?;
         }
     }
     Ok(())
 }
 
 /// The first case and a session that computes it alone, with weights.
-fn one(backend: &dyn ResidualBackend) -> Result<(ConvUnit, Box<dyn ResidualTraining>), Nonconformance> {
+fn one(subject: &Subject<'_>) -> Result<(ConvUnit, Box<dyn ResidualTraining>), Nonconformance> {
     let unit = cases().swap_remove(0);
-    let mut session = open(backend, vec![Unit::Conv(unit.clone())])?;
+    let mut session = open(subject, vec![Unit::Conv(unit.clone())])?;
     let weights = numbers(6, unit.weights());
     ok("set_weights", session.set_weights(UnitId(0), &weights))?;
     Ok((unit, session))
@@ -75,6 +73,7 @@ fn conv(unit: &ConvUnit, x: &[f32], w: &[f32], dy: &[f32]) -> Result<Expected, N
 }
 
 fn one_step(
+    subject: &Subject<'_>,
     session: &mut dyn ResidualTraining,
     index: u32,
     unit: &ConvUnit,
@@ -94,26 +93,26 @@ fn one_step(
 
     ok("set_weights", session.set_weights(id, &w))?;
     let ticket = ok("submit", session.submit(id, released(x.clone(), precision)?, Pass::Inference))?;
-    close(&check("inference"), &outputs("collect", session, ticket)?, &expected.y, tolerance)?;
+    subject.close(&check("inference"), &outputs("collect", session, ticket)?, &expected.y, tolerance)?;
     spent("collect", session, ticket)?;
 
     for wanted in [BOTH, Wanted { input: true, weights: false }, Wanted { input: false, weights: true }] {
         let forward = ok("submit", session.submit(id, released(x.clone(), precision)?, Pass::Training))?;
         let backward = ok("submit_gradient", session.submit_gradient(id, released(dy.clone(), precision)?, wanted))?;
-        close(&check("forward"), &outputs("collect", session, forward)?, &expected.y, tolerance)?;
+        subject.close(&check("forward"), &outputs("collect", session, forward)?, &expected.y, tolerance)?;
         let (input, weights) = gradients("collect", session, backward)?;
         let none: &[f64] = &[];
         let dx = if wanted.input { expected.dx.as_slice() } else { none };
         let dw = if wanted.weights { expected.dw.as_slice() } else { none };
-        close(&check("input gradient"), &input, dx, tolerance)?;
-        close(&check("weight gradient"), &weights, dw, tolerance)?;
+        subject.close(&check("input gradient"), &input, dx, tolerance)?;
+        subject.close(&check("weight gradient"), &weights, dw, tolerance)?;
     }
     Ok(())
 }
 
 /// Added weights must be bit-exact: the trusted side adds the same delta to its own copy.
-pub(super) fn weights(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let (unit, mut session) = one(backend)?;
+pub(super) fn weights(subject: &Subject<'_>) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(subject)?;
     let (unit, session) = (&unit, session.as_mut());
     let id = UnitId(0);
     let len = unit.out_channels * unit.input.channels * unit.kernel * unit.kernel;
@@ -133,12 +132,12 @@ pub(super) fn weights(backend: &dyn ResidualBackend) -> Result<(), Nonconformanc
     let ticket = ok("submit", session.submit(id, released(x.clone(), Precision::F32)?, Pass::Inference))?;
     let y = outputs("collect", session, ticket)?;
     let expected = conv(unit, &x, &mine, &vec![0.0; y.len()])?;
-    close("forward after add_weights", &y, &expected.y, 1e-5)
+    subject.close("forward after add_weights", &y, &expected.y, 1e-5)
 }
 
 /// Tickets may be collected in any order, and each belongs to its own submission.
-pub(super) fn order(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let (unit, mut session) = one(backend)?;
+pub(super) fn order(subject: &Subject<'_>) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(subject)?;
     let (unit, session) = (&unit, session.as_mut());
     let id = UnitId(0);
     let w = ok("weights", session.weights(id))?;
@@ -150,7 +149,7 @@ pub(super) fn order(backend: &dyn ResidualBackend) -> Result<(), Nonconformance>
     for (x, ticket) in inputs.iter().zip(tickets).rev() {
         let y = outputs("collect", session, ticket)?;
         let expected = conv(unit, x, &w, &vec![0.0; y.len()])?;
-        close("collect in reverse", &y, &expected.y, 1e-5)?;
+        subject.close("collect in reverse", &y, &expected.y, 1e-5)?;
     }
     let stats = session.stats();
     if stats.busy_seconds > 0.0 && stats.transfer_seconds >= 0.0 {
@@ -160,8 +159,8 @@ pub(super) fn order(backend: &dyn ResidualBackend) -> Result<(), Nonconformance>
     }
 }
 
-pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let (unit, mut session) = one(backend)?;
+pub(super) fn refusals(subject: &Subject<'_>) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(subject)?;
     let (unit, session) = (&unit, session.as_mut());
     let (id, far) = (UnitId(0), UnitId(1000));
     let one = || released(numbers(1, unit.input.len()), Precision::F32);
@@ -199,8 +198,8 @@ pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
 }
 
 /// A reset forgets passes and tickets but not weights, and the session works on.
-pub(super) fn reset(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let (unit, mut session) = one(backend)?;
+pub(super) fn reset(subject: &Subject<'_>) -> Result<(), Nonconformance> {
+    let (unit, mut session) = one(subject)?;
     let (unit, session) = (&unit, session.as_mut());
     let id = UnitId(0);
     let before = ok("weights", session.weights(id))?;
@@ -219,7 +218,7 @@ pub(super) fn reset(backend: &dyn ResidualBackend) -> Result<(), Nonconformance>
     outputs("forward after reset", session, ticket).map(|_| ())
 }
 
-pub(super) fn bad_models(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn bad_models(subject: &Subject<'_>) -> Result<(), Nonconformance> {
     let good = ConvUnit { input: Shape::new(1, 4, 4), out_channels: 1, kernel: 3, stride: 1, padding: 1 };
     let bad = [
         ConvUnit { kernel: 0, ..good.clone() },
@@ -233,7 +232,7 @@ pub(super) fn bad_models(backend: &dyn ResidualBackend) -> Result<(), Nonconform
     ];
     for unit in bad {
         let model = ResidualModel { units: vec![Unit::Conv(good.clone()), Unit::Conv(unit.clone())] };
-        let opened = backend.open(&model).map(|_| "a session");
+        let opened = subject.backend.open(&model).map(|_| "a session");
         refused(&format!("open of {unit:?}"), opened, "Model { unit: 1")?;
     }
     Ok(())

@@ -12,6 +12,7 @@ use std::fmt;
 
 use crate::backend::ResidualBackend;
 pub use tools::Nonconformance;
+use tools::Subject;
 
 /// What a backend can be held to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub struct Rule {
     pub name: &'static str,
     /// What is promised.
     pub promise: &'static str,
-    check: fn(&dyn ResidualBackend) -> Result<(), Nonconformance>,
+    check: fn(&Subject<'_>) -> Result<(), Nonconformance>,
 }
 
 /// Everything that a backend breaks: rules by name, and how each shows first.
@@ -61,8 +62,18 @@ impl fmt::Display for Nonconforming {
 /// # Errors
 /// Every rule that is broken.
 pub fn check(backend: &dyn ResidualBackend, parts: &[Part]) -> Result<(), Nonconforming> {
+    check_rounded(backend, parts, 1.0)
+}
+
+/// As [`check`], of a backend that computes in shorter numbers than binary32: tolerances are `slack` times those of the rules.
+/// What is promised exactly stays exact.
+///
+/// # Errors
+/// Every rule that is broken.
+pub fn check_rounded(backend: &dyn ResidualBackend, parts: &[Part], slack: f64) -> Result<(), Nonconforming> {
+    let subject = &Subject { backend, slack };
     let held = RULES.iter().filter(|rule| parts.contains(&rule.part));
-    let broken: Vec<_> = held.filter_map(|rule| Some((rule.name, (rule.check)(backend).err()?))).collect();
+    let broken: Vec<_> = held.filter_map(|rule| Some((rule.name, (rule.check)(subject).err()?))).collect();
     if broken.is_empty() { Ok(()) } else { Err(Nonconforming(broken)) }
 }
 
@@ -70,7 +81,7 @@ const fn rule(
     part: Part,
     name: &'static str,
     promise: &'static str,
-    check: fn(&dyn ResidualBackend) -> Result<(), Nonconformance>,
+    check: fn(&Subject<'_>) -> Result<(), Nonconformance>,
 ) -> Rule {
     Rule { part, name, promise, check }
 }

@@ -8,10 +8,8 @@ use asymflow_zoo::{
     ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, ParamSpec, Pointwise, Quadratic, SharedRelu},
 };
 
-use super::tools::{Nonconformance, close, gradients, numbers, ok, open, outputs, refused, released, wide, wrong};
-use crate::backend::{
-    Pass, ResidualBackend, ResidualModel, ResidualTraining, SgdStep, SubmitError, Unit, UnitId, Wanted,
-};
+use super::tools::{Nonconformance, Subject, gradients, numbers, ok, open, outputs, refused, released, wide, wrong};
+use crate::backend::{Pass, ResidualModel, ResidualTraining, SgdStep, SubmitError, Unit, UnitId, Wanted};
 
 const ID: UnitId = UnitId(0);
 const SAMPLES: usize = 4;
@@ -75,9 +73,9 @@ fn weights(network: &Network) -> Result<Vec<f32>, Nonconformance> {
     Ok(flat)
 }
 
-pub(super) fn inference(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn inference(subject: &Subject<'_>) -> Result<(), Nonconformance> {
     let network = network();
-    let mut session = open(backend, vec![Unit::Network(network.clone())])?;
+    let mut session = open(subject, vec![Unit::Network(network.clone())])?;
     let session = session.as_mut();
     let flat = weights(&network)?;
     if ok("weights", session.weights(ID))?.iter().any(|&w| w != 0.0) {
@@ -91,13 +89,13 @@ pub(super) fn inference(backend: &dyn ResidualBackend) -> Result<(), Nonconforma
     let ticket = ok("submit", session.submit(ID, released(x.clone(), Precision::F32)?, Pass::Inference))?;
     let reference = ok("a network of the suite", Reference::new(&network, &flat))?;
     let expected = ok("a batch of the suite", reference.logits(&wide(&x)))?;
-    close("network inference", &outputs("collect", session, ticket)?, &expected, 1e-4)
+    subject.close("network inference", &outputs("collect", session, ticket)?, &expected, 1e-4)
 }
 
 /// Three steps; before the last, `another` session takes over with the weights and momentum of `session`.
-pub(super) fn training(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn training(subject: &Subject<'_>) -> Result<(), Nonconformance> {
     let network = network();
-    let of = || open(backend, vec![Unit::Network(network.clone())]);
+    let of = || open(subject, vec![Unit::Network(network.clone())]);
     let (session, another) = (&mut of()?, &mut of()?);
     let flat = weights(&network)?;
     ok("set_weights", session.set_weights(ID, &flat))?;
@@ -128,10 +126,15 @@ pub(super) fn training(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
 
         let tape = ok("a batch of the suite", reference.train(&wide_x, Easing::default()))?;
         let expected = ok("a gradient of the suite", reference.backward(&tape, &wide_dy))?;
-        close("network training outputs", &outputs("collect", session.as_mut(), forward)?, tape.logits(), 1e-4)?;
+        subject.close(
+            "network training outputs",
+            &outputs("collect", session.as_mut(), forward)?,
+            tape.logits(),
+            1e-4,
+        )?;
         let (input, none) = gradients("collect", session.as_mut(), backward)?;
-        close("network input gradient", &input, if wanted.input { &expected.input } else { &[] }, 1e-3)?;
-        close("network weight gradient", &none, &[], 0.0)?;
+        subject.close("network input gradient", &input, if wanted.input { &expected.input } else { &[] }, 1e-3)?;
+        subject.close("network weight gradient", &none, &[], 0.0)?;
 
         reference.commit(&tape);
         let moved = reference.params.iter_mut().zip(&mut velocity).zip(&expected.params);
@@ -148,9 +151,9 @@ pub(super) fn training(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
         for (spec, expected) in network.parameters().iter().zip(&reference.params) {
             let (head, tail) = rest.split_at(spec.len().min(rest.len()));
             rest = tail;
-            close(&format!("{} after step {round}", spec.name), head, expected, 1e-4)?;
+            subject.close(&format!("{} after step {round}", spec.name), head, expected, 1e-4)?;
         }
-        close(
+        subject.close(
             &format!("momentum after step {round}"),
             &ok("momentum", session.momentum(ID))?,
             &velocity.concat(),
@@ -170,8 +173,8 @@ fn hand_over(from: &mut dyn ResidualTraining, to: &mut dyn ResidualTraining) -> 
     Ok(())
 }
 
-pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
-    let mut session = open(backend, vec![Unit::Network(network())])?;
+pub(super) fn refusals(subject: &Subject<'_>) -> Result<(), Nonconformance> {
+    let mut session = open(subject, vec![Unit::Network(network())])?;
     refused("step without a gradient", session.step(ID, SGD), "NoForward")?;
     let len = ok("momentum", session.momentum(ID))?.len();
     refused("momentum of another length", session.set_momentum(ID, &vec![0.0; len - 1]), "Length")?;
@@ -186,10 +189,10 @@ pub(super) fn refusals(backend: &dyn ResidualBackend) -> Result<(), Nonconforman
     let mut twisted = network();
     twisted.classes = 4;
     let mut twins = network();
-    twins.layers.insert(6, twins.layers[6].clone());
+    twins.layers.insert(1, twins.layers[1].clone());
     for (what, network) in [("channels", duplicate), ("classes", twisted), ("names", twins)] {
         let model = ResidualModel { units: vec![Unit::Network(network)] };
-        refused(what, backend.open(&model).map(|_| "a session"), "Model { unit: 0")?;
+        refused(what, subject.backend.open(&model).map(|_| "a session"), "Model { unit: 0")?;
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use asymflow_zoo::{
     ops::{Conv, Linear},
 };
 
-use super::tools::{Nonconformance, close, numbers, ok, open, outputs, refused, released, wrong};
-use crate::backend::{ConvUnit, Pass, ResidualBackend, ResidualTraining, SgdStep, Unit, UnitId, Wanted};
+use super::tools::{Nonconformance, Subject, numbers, ok, open, outputs, refused, released, wrong};
+use crate::backend::{ConvUnit, Pass, ResidualTraining, SgdStep, Unit, UnitId, Wanted};
 use crate::received::{received_bits, received_labels};
 
 const ID: UnitId = UnitId(0);
@@ -36,11 +36,11 @@ fn network() -> Network {
     Network { name: name("stored"), input: Shape::new(2, 4, 6), classes: 3, layers }
 }
 
-pub(super) fn records(backend: &dyn ResidualBackend) -> Result<(), Nonconformance> {
+pub(super) fn records(subject: &Subject<'_>) -> Result<(), Nonconformance> {
     let network = network();
     let flat = ok("weights", Weights::init(&network, 5).flatten(&network))?;
     let with_weights = || -> Result<Box<dyn ResidualTraining>, Nonconformance> {
-        let mut session = open(backend, vec![Unit::Network(network.clone())])?;
+        let mut session = open(subject, vec![Unit::Network(network.clone())])?;
         ok("set_weights", session.set_weights(ID, &flat))?;
         Ok(session)
     };
@@ -59,7 +59,7 @@ pub(super) fn records(backend: &dyn ResidualBackend) -> Result<(), Nonconformanc
     let floats = released(samples.concat(), Precision::F32)?;
     let ticket = ok("submit", reference.submit(ID, floats, Pass::Inference))?;
     let expected: Vec<f64> = outputs("collect", reference.as_mut(), ticket)?.into_iter().map(f64::from).collect();
-    close("outputs of bits", &of_bits, &expected, 1e-5)?;
+    subject.close("outputs of bits", &of_bits, &expected, 1e-5)?;
 
     // In two parts, the second in place of what was stored there before.
     ok("store", session.store(ID, FIRST, bits(0..SAMPLES)?, None))?;
@@ -69,7 +69,7 @@ pub(super) fn records(backend: &dyn ResidualBackend) -> Result<(), Nonconformanc
     let records: Vec<u32> = order.iter().map(|i| FIRST + i).collect();
     let ticket = ok("submit_stored", session.submit_stored(ID, &records, Pass::Inference))?;
     let in_order: Vec<f64> = order.iter().flat_map(|&i| &expected[3 * i as usize..][..3]).copied().collect();
-    close("outputs of stored records", &outputs("collect", session, ticket)?, &in_order, 1e-5)?;
+    subject.close("outputs of stored records", &outputs("collect", session, ticket)?, &in_order, 1e-5)?;
 
     let picked = order.map(|i| samples[i as usize].clone()).concat();
     let labels = order.map(|i| LABELS[i as usize]);
@@ -77,11 +77,11 @@ pub(super) fn records(backend: &dyn ResidualBackend) -> Result<(), Nonconformanc
         let ticket = ok("train_stored", session.train_stored(ID, &records, SGD))?;
         let got = outputs("collect", session, ticket)?;
         let expected = step(reference.as_mut(), &picked, &labels)?;
-        close(&format!("logits before step {round}"), &got, &expected, 1e-4)?;
+        subject.close(&format!("logits before step {round}"), &got, &expected, 1e-4)?;
         let weights: Vec<f64> = ok("weights", reference.weights(ID))?.into_iter().map(f64::from).collect();
-        close(&format!("weights after step {round}"), &ok("weights", session.weights(ID))?, &weights, 1e-4)?;
+        subject.close(&format!("weights after step {round}"), &ok("weights", session.weights(ID))?, &weights, 1e-4)?;
     }
-    refusals(backend, session, &bits)
+    refusals(subject, session, &bits)
 }
 
 /// One step by submitted samples and gradients; returns the logits from before it.
@@ -113,11 +113,7 @@ fn labels(labels: &[u32]) -> Result<Released<Vec<u32>>, Nonconformance> {
 
 type Bits<'a> = dyn Fn(std::ops::Range<usize>) -> Result<Released<PackedBits>, Nonconformance> + 'a;
 
-fn refusals(
-    backend: &dyn ResidualBackend,
-    session: &mut dyn ResidualTraining,
-    bits: &Bits<'_>,
-) -> Result<(), Nonconformance> {
+fn refusals(subject: &Subject<'_>, session: &mut dyn ResidualTraining, bits: &Bits<'_>) -> Result<(), Nonconformance> {
     refused("no records", session.submit_stored(ID, &[], Pass::Inference), "Length")?;
     refused("too few labels", session.store(ID, 0, bits(0..2)?, Some(labels(&[1])?)), "Length")?;
     refused("a label beyond the logits", session.store(ID, 0, bits(0..1)?, Some(labels(&[3])?)), "Unsupported")?;
@@ -133,6 +129,6 @@ fn refusals(
         return Err(wrong("submit_stored", "not one row of logits a record"));
     }
     let conv = ConvUnit { input: Shape::new(2, 4, 6), out_channels: 2, kernel: 1, stride: 1, padding: 0 };
-    let mut convolution = open(backend, vec![Unit::Conv(conv)])?;
+    let mut convolution = open(subject, vec![Unit::Conv(conv)])?;
     refused("a convolution that stores", convolution.store(ID, 0, bits(0..1)?, None), "Unsupported")
 }

@@ -28,12 +28,15 @@ pub(super) fn ok<T, E: fmt::Display>(check: &str, result: Result<T, E>) -> Resul
     result.map_err(|error| wrong(check, error))
 }
 
+/// A backend, and how many times the tolerances of binary32 it is allowed.
+pub(super) struct Subject<'a> {
+    pub backend: &'a dyn ResidualBackend,
+    pub slack: f64,
+}
+
 /// A session of these units.
-pub(super) fn open(
-    backend: &dyn ResidualBackend,
-    units: Vec<Unit>,
-) -> Result<Box<dyn ResidualTraining>, Nonconformance> {
-    ok("open", backend.open(&ResidualModel { units }))
+pub(super) fn open(subject: &Subject<'_>, units: Vec<Unit>) -> Result<Box<dyn ResidualTraining>, Nonconformance> {
+    ok("open", subject.backend.open(&ResidualModel { units }))
 }
 
 /// Whether `got` is what was to be expected, by its `Debug` form's beginning.
@@ -64,19 +67,28 @@ pub(super) fn released(values: Vec<f32>, precision: Precision) -> Result<Release
     ok("release", crate::received::received(values, precision))
 }
 
-/// Largest error relative to the largest expected value must be within `tolerance`.
-pub(super) fn close(check: &str, got: &[f32], expected: &[f64], tolerance: f64) -> Result<(), Nonconformance> {
-    if got.len() != expected.len() {
-        return Err(wrong(check, format_args!("{} values, expected {}", got.len(), expected.len())));
-    }
-    let scale = expected.iter().fold(1e-6f64, |m, v| m.max(v.abs()));
-    for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
-        let error = (f64::from(got) - expected).abs() / scale;
-        if error.is_nan() || error > tolerance {
-            return Err(wrong(check, format_args!("value {index} is {got}, expected {expected} (scale {scale})")));
+impl Subject<'_> {
+    /// Largest error relative to the largest expected value must be within `tolerance`.
+    pub(super) fn close(
+        &self,
+        check: &str,
+        got: &[f32],
+        expected: &[f64],
+        tolerance: f64,
+    ) -> Result<(), Nonconformance> {
+        if got.len() != expected.len() {
+            return Err(wrong(check, format_args!("{} values, expected {}", got.len(), expected.len())));
         }
+        let tolerance = tolerance * self.slack;
+        let scale = expected.iter().fold(1e-6f64, |m, v| m.max(v.abs()));
+        for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+            let error = (f64::from(got) - expected).abs() / scale;
+            if error.is_nan() || error > tolerance {
+                return Err(wrong(check, format_args!("value {index} is {got}, expected {expected} (scale {scale})")));
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 pub(super) fn outputs(
