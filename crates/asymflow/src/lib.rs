@@ -1,11 +1,9 @@
 #![doc = include_str!("../README.md")]
 
-#[cfg(feature = "shares")]
-pub mod budget_study;
 pub mod checkpoint;
 mod hex;
 pub mod job;
-pub mod link;
+mod link;
 pub mod memory;
 pub mod modes;
 pub mod plan;
@@ -13,7 +11,7 @@ pub mod run;
 pub mod serve;
 pub mod service;
 pub mod studies;
-pub mod teaching;
+mod teaching;
 pub mod train;
 
 /// The recipes, whose examples are tests.

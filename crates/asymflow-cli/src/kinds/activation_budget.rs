@@ -1,6 +1,6 @@
 //! `kind = "activation-budget"`: what each channel should compute within a budget.
 
-use asymflow::budget_study::{self, BudgetReport, BudgetRow, BudgetSpec, BudgetStudyError, Training};
+use asymflow::studies::budget::{self, BudgetReport, BudgetRow, BudgetSpec, BudgetStudyError, Training};
 use asymflow_zoo::Weights;
 
 use crate::error::CliError;
@@ -57,12 +57,12 @@ impl ExperimentKind for ActivationBudget {
                 let network = e.network(name)?;
                 let weights = Weights::init(&network, training.seed);
                 run.say(&format!("training {} with ReLU", network.name));
-                let weights = budget_study::train(&network, &weights, &split, &training).map_err(failed)?;
+                let weights = budget::train(&network, &weights, &split, &training).map_err(failed)?;
                 (network, weights)
             }
         };
         run.say("measuring distortions");
-        let report = budget_study::study(&network, &weights, &split, settings, &training).map_err(failed)?;
+        let report = budget::study(&network, &weights, &split, settings, &training).map_err(failed)?;
         Ok((Ended::Whole, Some(report)))
     }
 

@@ -1,6 +1,8 @@
 //! What can be measured of a network in the trusted part, beside training it: each study is one value, with its settings, the
 //! memory that it takes, how it is run and what it reports.
 
+#[cfg(feature = "shares")]
+pub mod budget;
 mod memory;
 mod rank;
 mod speedup;
