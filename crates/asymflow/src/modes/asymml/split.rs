@@ -473,7 +473,7 @@ pub fn residual_model(nodes: &[&ConvNode], placements: &[Placement]) -> asymflow
 /// Opens the link a split needs, and a fresh session after a loss.
 ///
 /// # Errors
-/// As [`Link::open`].
+/// As [`ResidualBackend::open`](asymflow_residual::ResidualBackend::open).
 pub fn open_link(
     backend: std::sync::Arc<dyn asymflow_residual::ResidualBackend>,
     nodes: &[&ConvNode],
