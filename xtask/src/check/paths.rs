@@ -14,7 +14,7 @@ const MACHINE_FOLDERS: [&str; 5] = ["root", "home", "work", "Users", "mnt"];
 /// Where every third-party package must come from.
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// Reads every tracked text file.
+/// Reads every tracked file; in binary ones, what is text.
 pub fn check(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
     let mut git = std::process::Command::new("git");
     git.current_dir(workspace.root()).args(["ls-files", "-z"]);
@@ -28,9 +28,9 @@ pub fn check(workspace: &Workspace, _fix: bool) -> Result<Outcome> {
     let files: Vec<&str> = listing.split('\0').filter(|file| !file.is_empty()).collect();
     let mut problems = Vec::new();
     for file in &files {
-        // Binary files and files that are deleted but still tracked have no text to look at.
-        if let Ok(text) = std::fs::read_to_string(workspace.root().join(file)) {
-            problems.extend(problems_of(Path::new(file), &text));
+        // A file that is deleted but still tracked has nothing to look at.
+        if let Ok(bytes) = std::fs::read(workspace.root().join(file)) {
+            problems.extend(problems_of(Path::new(file), &String::from_utf8_lossy(&bytes)));
         }
     }
     Ok(Outcome::of_problems(problems, format!("{} tracked files", files.len())))
