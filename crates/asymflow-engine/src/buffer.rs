@@ -228,9 +228,12 @@ impl Activation {
 
 /// a += b.
 pub fn add_assign(a: &mut [f32], b: &[f32]) {
+    combine(a, b, |a, b| a + b);
+}
+
+/// a = f(a, b), on all threads.
+pub fn combine(a: &mut [f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| {
-        for (a, &b) in a.iter_mut().zip(b) {
-            *a += b;
-        }
+        a.iter_mut().zip(b).for_each(|(a, &b)| *a = f(*a, b));
     });
 }

@@ -4,7 +4,7 @@
 //! order, so results do not depend on the number of threads.
 
 use asymflow_zoo::network::Shape;
-use asymflow_zoo::ops::{AvgPool, MaxPool, Pointwise};
+use asymflow_zoo::ops::{AvgPool, MaxPool, NORM_EPSILON, Pointwise};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -37,32 +37,92 @@ pub fn channel_moments(x: &[f32], shape: Shape) -> (Vec<f32>, Vec<f32>) {
 
 /// Mean and biased variance of `basis` of every channel.
 pub(crate) fn moments_of(x: &[f32], shape: Shape, basis: impl Fn(f32) -> f32 + Sync) -> (Vec<f32>, Vec<f32>) {
-    let count = (x.len() / shape.channels) as f64;
-    (0..shape.channels)
-        .into_par_iter()
-        .map(|c| {
-            let sum: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| basis(p[i]))).sum();
-            let mean = sum / count;
-            let m = mean as f32;
-            let square = |x: f32| (basis(x) - m) * (basis(x) - m);
-            let squares: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| square(p[i]))).sum();
-            (m, (squares / count) as f32)
-        })
-        .unzip()
+    (0..shape.channels).into_par_iter().map(|c| channel_moments_of(x, shape, c, &basis)).unzip()
 }
 
-/// y = x·scale\[c\] + shift\[c\], then ReLU where asked, into `y`.
-pub fn scale_shift(x: &[f32], y: &mut [f32], shape: Shape, scale: &[f32], shift: &[f32], relu: bool) {
-    let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-    y.par_chunks_exact_mut(shape.pixels()).zip(x.par_chunks_exact(shape.pixels())).enumerate().for_each(
-        |(plane, (y, x))| {
-            let (a, b) = (scale[plane % shape.channels], shift[plane % shape.channels]);
-            for (y, &x) in y.iter_mut().zip(x) {
-                let value = x * a + b;
-                *y = if value <= floor { floor } else { value };
+fn channel_moments_of(x: &[f32], shape: Shape, c: usize, basis: impl Fn(f32) -> f32) -> (f32, f32) {
+    let count = (x.len() / shape.channels) as f64;
+    let sum: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| basis(p[i]))).sum();
+    let mean = (sum / count) as f32;
+    let square = |x: f32| (basis(x) - mean) * (basis(x) - mean);
+    let squares: f64 = planes(x, shape, c).map(|p| sum_lanes(p.len(), |i| square(p[i]))).sum();
+    (mean, (squares / count) as f32)
+}
+
+/// The planes of every channel of an NCHW batch, to be written.
+fn planes_mut(x: &mut [f32], shape: Shape) -> Vec<Vec<&mut [f32]>> {
+    let mut channels: Vec<Vec<&mut [f32]>> = Vec::new();
+    channels.resize_with(shape.channels, Vec::new);
+    for (plane, values) in x.chunks_exact_mut(shape.pixels()).enumerate() {
+        channels[plane % shape.channels].push(values);
+    }
+    channels
+}
+
+/// x·scale + shift, then ReLU where asked.
+fn scaled(x: f32, scale: f32, shift: f32, relu: bool) -> f32 {
+    let value = x * scale + shift;
+    if relu && value <= 0.0 { 0.0 } else { value }
+}
+
+/// 1/√(variance + ε).
+pub fn inverse_std(variance: f32) -> f32 {
+    1.0 / (variance + NORM_EPSILON).sqrt()
+}
+
+/// Factor and summand of a normalisation by mean and variance.
+fn scale_and_shift([gamma, beta]: [f32; 2], mean: f32, variance: f32) -> (f32, f32) {
+    let scale = gamma * inverse_std(variance);
+    (scale, beta - mean * scale)
+}
+
+/// Normalises by the statistics `running` (mean and variance of each channel), then scales and shifts by `affine`, then ReLU
+/// where asked; in place.
+pub fn norm_by(x: &mut [f32], shape: Shape, affine: [&[f32]; 2], running: [&[f32]; 2], relu: bool) {
+    x.par_chunks_exact_mut(shape.pixels()).enumerate().for_each(|(plane, x)| {
+        let c = plane % shape.channels;
+        let (scale, shift) = scale_and_shift(affine.map(|v| v[c]), running[0][c], running[1][c]);
+        x.iter_mut().for_each(|x| *x = scaled(*x, scale, shift, relu));
+    });
+}
+
+/// As [`norm_by`] the statistics of `x` itself, into `y`; returns mean and biased variance of every channel. Channel by
+/// channel, so that a plane is still in the cache when it is read again.
+pub fn norm(x: &[f32], y: &mut [f32], shape: Shape, affine: [&[f32]; 2], relu: bool) -> (Vec<f32>, Vec<f32>) {
+    let channels = planes_mut(y, shape).into_par_iter().enumerate();
+    let each = |(c, y): (usize, Vec<&mut [f32]>)| {
+        let (mean, variance) = channel_moments_of(x, shape, c, |x| x);
+        if let [Some(&gamma), Some(&beta)] = affine.map(|v| v.get(c)) {
+            let (scale, shift) = scale_and_shift([gamma, beta], mean, variance);
+            for (y, x) in y.into_iter().zip(planes(x, shape, c)) {
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = scaled(x, scale, shift, relu));
             }
-        },
-    );
+        }
+        (mean, variance)
+    };
+    channels.map(each).unzip()
+}
+
+/// x + bias\[c\], then ReLU where asked, in place.
+pub fn add_bias(x: &mut [f32], shape: Shape, bias: &[f32], relu: bool) {
+    x.par_chunks_exact_mut(shape.pixels()).enumerate().for_each(|(plane, x)| {
+        let bias = bias[plane % shape.channels];
+        x.iter_mut().for_each(|x| *x = scaled(*x, 1.0, bias, relu));
+    });
+}
+
+/// Backward of [`add_bias`], with the ReLU where its output `y` is given: cuts `dy` in place and returns ∂bias.
+pub fn bias_backward(y: Option<&[f32]>, dy: &mut [f32], shape: Shape) -> Vec<f32> {
+    let pixels = shape.pixels();
+    let planes = dy.par_chunks_exact_mut(pixels).enumerate();
+    let sum = |(plane, dy): (usize, &mut [f32])| {
+        if let Some(y) = y {
+            cut(&y[plane * pixels..][..pixels], dy);
+        }
+        sum_lanes(dy.len(), |i| dy[i])
+    };
+    let sums: Vec<f64> = planes.map(sum).collect();
+    (0..shape.channels).map(|c| sums.iter().skip(c).step_by(shape.channels).sum::<f64>() as f32).collect()
 }
 
 /// What the backward pass of a batch normalisation needs.
@@ -85,34 +145,27 @@ pub fn norm_backward(
     scale: &[f32],
     saved: &NormSaved,
 ) -> (Vec<f32>, Vec<f32>) {
-    if let Some(y) = y {
-        relu_backward(y, dy);
-    }
     let count = (x.len() / shape.channels) as f32;
-    let sums: Vec<(f32, f32)> = (0..shape.channels)
-        .into_par_iter()
-        .map(|c| {
-            let mean = saved.mean[c];
-            let (mut with_x, mut plain) = (0.0, 0.0);
-            for (x, dy) in planes(x, shape, c).zip(planes(dy, shape, c)) {
-                with_x += sum_lanes(x.len(), |i| (x[i] - mean) * dy[i]);
-                plain += sum_lanes(x.len(), |i| dy[i]);
+    let each = |(c, mut dy): (usize, Vec<&mut [f32]>)| {
+        let (mean, inverse_std) = (saved.mean[c], saved.inverse_std[c]);
+        let (mut with_x, mut plain) = (0.0, 0.0);
+        let mut cut_by = y.into_iter().flat_map(|y| planes(y, shape, c));
+        for (x, dy) in planes(x, shape, c).zip(&mut dy) {
+            if let Some(y) = cut_by.next() {
+                cut(y, dy);
             }
-            ((with_x * f64::from(saved.inverse_std[c])) as f32, plain as f32)
-        })
-        .collect();
-    dy.par_chunks_exact_mut(shape.pixels()).zip(x.par_chunks_exact(shape.pixels())).enumerate().for_each(
-        |(plane, (dy, x))| {
-            let c = plane % shape.channels;
-            let (mean, inverse_std) = (saved.mean[c], saved.inverse_std[c]);
-            let (d_scale, d_shift) = sums[c];
-            let (gain, per_x, offset) = (scale[c] * inverse_std, d_scale * inverse_std / count, d_shift / count);
-            for (dy, &x) in dy.iter_mut().zip(x) {
-                *dy = gain * (*dy - offset - (x - mean) * per_x);
-            }
-        },
-    );
-    sums.into_iter().unzip()
+            with_x += sum_lanes(x.len(), |i| (x[i] - mean) * dy[i]);
+            plain += sum_lanes(x.len(), |i| dy[i]);
+        }
+        let (d_scale, d_shift) = ((with_x * f64::from(inverse_std)) as f32, plain as f32);
+        let scale = scale.get(c).copied().unwrap_or_default();
+        let (gain, per_x, offset) = (scale * inverse_std, d_scale * inverse_std / count, d_shift / count);
+        for (x, dy) in planes(x, shape, c).zip(dy) {
+            dy.iter_mut().zip(x).for_each(|(dy, &x)| *dy = gain * (*dy - offset - (x - mean) * per_x));
+        }
+        (d_scale, d_shift)
+    };
+    planes_mut(dy, shape).into_par_iter().enumerate().map(each).unzip()
 }
 
 /// max(x, 0) that keeps NaN, which [`f32::max`] does not.
@@ -128,11 +181,11 @@ pub fn relu(x: &mut [f32]) {
 
 /// Zeroes `dy` wherever the output `y` of a ReLU is zero.
 pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
-    dy.par_chunks_mut(1 << 14).zip(y.par_chunks(1 << 14)).for_each(|(dy, y)| {
-        for (dy, &y) in dy.iter_mut().zip(y) {
-            *dy = if y > 0.0 { *dy } else { 0.0 };
-        }
-    });
+    dy.par_chunks_mut(1 << 14).zip(y.par_chunks(1 << 14)).for_each(|(dy, y)| cut(y, dy));
+}
+
+fn cut(y: &[f32], dy: &mut [f32]) {
+    dy.iter_mut().zip(y).for_each(|(dy, &y)| *dy = if y > 0.0 { *dy } else { 0.0 });
 }
 
 /// y = f(x), in double precision.
@@ -185,32 +238,33 @@ pub fn max_pool(x: &[f32], input: Shape, y: &mut [f32], output: Shape, window: M
         .zip(argmax.par_chunks_exact_mut(output.pixels()))
         .zip(x.par_chunks_exact(input.pixels()))
         .for_each(|((y, argmax), x)| {
-            for row in 0..output.height {
-                for column in 0..output.width {
-                    let (index, value) = window_max(x, input, window, row, column);
-                    y[row * output.width + column] = value;
-                    argmax[row * output.width + column] = index;
-                }
-            }
+            y.fill(f32::NEG_INFINITY);
+            argmax.fill(0);
+            let rows = y.chunks_exact_mut(output.width).zip(argmax.chunks_exact_mut(output.width)).enumerate();
+            rows.for_each(|(row, (y, argmax))| pool_row(x, input, window, row, y, argmax));
         });
 }
 
-fn window_max(x: &[f32], input: Shape, window: MaxPool, row: usize, column: usize) -> (u32, f32) {
-    let range = |at: usize, side: usize| {
-        let start = (at * window.stride).saturating_sub(window.padding);
-        let end = (at * window.stride + window.kernel).saturating_sub(window.padding).min(side);
-        start..end
-    };
-    let mut best = (0, f32::NEG_INFINITY);
-    for i in range(row, input.height) {
-        for j in range(column, input.width) {
-            let value = x[i * input.width + j];
-            if value > best.1 || value.is_nan() {
-                best = ((i * input.width + j) as u32, value);
+/// One row of output: every place of the window for all columns at once, so that there is no branch within.
+fn pool_row(x: &[f32], input: Shape, window: MaxPool, row: usize, y: &mut [f32], argmax: &mut [u32]) {
+    let MaxPool { kernel, stride, padding } = window;
+    let top = row * stride;
+    for i in top.max(padding)..(top + kernel).min(padding + input.height) {
+        let first = (i - padding) * input.width;
+        let line = &x[first..first + input.width];
+        for k in 0..kernel {
+            // Columns whose place k lies within the line.
+            let start = padding.saturating_sub(k).div_ceil(stride);
+            let at = start * stride + k - padding;
+            let values = line.get(at..).unwrap_or_default().iter().step_by(stride);
+            let best = y.iter_mut().zip(argmax.iter_mut()).skip(start);
+            for (((y, argmax), &value), column) in best.zip(values).zip(0u32..) {
+                let better = value > *y || value.is_nan();
+                *y = if better { value } else { *y };
+                *argmax = if better { (first + at) as u32 + column * stride as u32 } else { *argmax };
             }
         }
     }
-    best
 }
 
 /// Backward of [`max_pool`]: routes every gradient to its maximum.

@@ -29,6 +29,8 @@ pub struct ConvNode {
     pub bias: Option<usize>,
     /// Whether somebody needs the gradient with respect to the input.
     pub input_gradient: bool,
+    /// Whether the engine rectifies its output with the bias.
+    pub(crate) relu: bool,
 }
 
 /// What a node computes, with the indices of its parameters.
@@ -123,6 +125,7 @@ impl Program {
                         weight: first,
                         bias: conv.bias.then_some(first + 1),
                         input_gradient: first > 0 || input_gradient,
+                        relu: false,
                     }))
                 }
                 Op::Norm(_) => Kind::Norm { first, relu: false },
@@ -157,8 +160,16 @@ impl Program {
 
     /// Lets the node before a ReLU rectify as well, where it can and makes just what the ReLU reads; it then makes `value`.
     fn fuse_relu(&mut self, reads: usize, value: usize) -> bool {
-        let Some(Node { kind: Kind::Norm { relu, .. } | Kind::Add { relu }, value: made, .. }) = self.nodes.last_mut()
-        else {
+        let Some(Node { kind, value: made, .. }) = self.nodes.last_mut() else {
+            return false;
+        };
+        let relu = if let Kind::Norm { relu, .. } | Kind::Add { relu } = kind {
+            relu
+        } else if let Kind::Conv(conv) = kind
+            && conv.bias.is_some()
+        {
+            &mut conv.relu
+        } else {
             return false;
         };
         let can = !*relu && *made == reads;

@@ -3,7 +3,10 @@
 pub mod conv;
 pub mod dct;
 pub mod decompose;
+mod gemm;
+mod parallel;
 pub mod rank;
+mod simd;
 pub mod spectrum;
 
 /// Threads of a computation, and memory that a caller owns: what faer's functions take.

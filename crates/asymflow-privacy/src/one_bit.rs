@@ -7,14 +7,15 @@ use crate::bits::PackedBits;
 use crate::loss::{Loss, Relation, Sensitivity};
 use crate::mechanism::{Mechanism, MechanismError, checked_l2, checked_sigma};
 
-/// Values handled together: eight bytes of output, 256 bytes of randomness.
+/// Values handled together: eight bytes of output, 128 bytes of randomness and seldom more.
 const BLOCK: usize = 64;
 
 /// Releases the sign of x + N(0, σ²) for every value x: bit 1 with probability Φ(x/σ) (Niu 2024, equation 3.6); with
 /// [`OneBit::clipped`] that of x moved into [−σ, σ].
 ///
 /// No noise is ever made. Every bit is one comparison of 32 uniform bits with a threshold; T ≈ 2³²·Φ(x/σ) of the 2³²
-/// integers are below it.
+/// integers are below it. The upper sixteen bits decide all but about one comparison in 2¹⁵, and only for those are the
+/// lower sixteen drawn and the threshold computed in full: the bits are distributed exactly as if all had been.
 ///
 /// # Guarantee
 /// That of Gaussian noise of standard deviation σ, μ = Δ₂/σ, exactly and with nothing added for finite precision: the
@@ -34,8 +35,9 @@ const BLOCK: usize = 64;
 /// enough: fair coins against the bit of z = 1 exceed it by 1.1 %. Neither constant holds without the clip.
 ///
 /// # Time
-/// The same instructions run for every value: no branch and no memory address depends on one. The number of values,
-/// and whatever division and conversion of the processor take, are not hidden.
+/// The same instructions run for every value but for those that sixteen bits leave open: which ones is as random as their
+/// bits, about one in 2¹⁵ for every value, and whoever can see it learns that such a bit was drawn close to its threshold.
+/// The number of values, and whatever division and conversion of the processor take, are not hidden.
 #[derive(Clone, Copy, Debug)]
 pub struct OneBit {
     sigma: f64,
@@ -59,8 +61,7 @@ impl OneBit {
     /// Noise of standard deviation `sigma` on values that are moved into [−`sigma`, `sigma`] first, for less loss.
     ///
     /// ```
-    /// # use asymflow_privacy::accountants::{Relation, Sensitivity};
-    /// # use asymflow_privacy::mechanisms::{Mechanism, OneBit};
+    /// # use asymflow_privacy::{accountants::{Relation, Sensitivity}, mechanisms::{Mechanism, OneBit}};
     /// let sensitivity = Sensitivity::of_clipped(1.0, Relation::Remove);
     /// let rho = |mechanism: OneBit| mechanism.loss(sensitivity).map(|loss| loss.rho());
     /// assert!(rho(OneBit::clipped(2.0)?)? < 0.65 * rho(OneBit::new(2.0)?)?);
@@ -110,15 +111,18 @@ impl Mechanism for OneBit {
     fn apply(&self, mut x: Vec<f32>, rng: &mut dyn CryptoRng) -> Result<Self::Output, MechanismError> {
         let (inverse_sigma, deviations) = (self.sigma.recip(), self.deviations);
         let mut bytes = vec![0_u8; x.len().div_ceil(8)];
-        let mut random = [0_u8; 4 * BLOCK];
+        let mut random = [0_u8; 2 * BLOCK];
         let mut values = [0.0_f32; BLOCK];
         for (input, output) in x.chunks(BLOCK).zip(bytes.chunks_mut(BLOCK / 8)) {
             rng.fill_bytes(&mut random);
             values[..input.len()].copy_from_slice(input);
-            let mut packed = block(&values, &random, |value| cut(value, inverse_sigma, deviations));
-            if input.len() < BLOCK {
-                packed &= (1 << input.len()) - 1;
-            }
+            let used = u64::MAX >> (BLOCK - input.len());
+            let mut more = || {
+                let mut low = [0; 2];
+                rng.fill_bytes(&mut low);
+                u16::from_le_bytes(low)
+            };
+            let packed = block(&values, &random, (inverse_sigma, deviations), used, &mut more);
             output.copy_from_slice(&packed.to_le_bytes()[..output.len()]);
         }
         let len = x.len();
@@ -129,13 +133,75 @@ impl Mechanism for OneBit {
     }
 }
 
-/// The bits of one block, least significant first.
-#[inline(always)]
-fn block(values: &[f32; BLOCK], random: &[u8; 4 * BLOCK], cut: impl Fn(f32) -> f64) -> u64 {
-    let mut bits = [0_u8; BLOCK];
-    for ((bit, &value), word) in bits.iter_mut().zip(values).zip(random.as_chunks::<4>().0) {
-        *bit = u8::from(f64::from(i32::from_le_bytes(*word)) < cut(value));
+/// The bits of those values of a block that are `used`, least significant first. Sixteen random bits a value come in `random`; for the few
+/// that they do not decide, `more` gives the sixteen below.
+fn block(
+    values: &[f32; BLOCK],
+    random: &[u8; 2 * BLOCK],
+    (inverse_sigma, deviations): (f64, f64),
+    used: u64,
+    more: &mut dyn FnMut() -> u16,
+) -> u64 {
+    // Else the product with a value may leave the range of f32.
+    let (mut ones, mut open) = if (1e-30..1e30).contains(&inverse_sigma) {
+        coarse_bits(values, random, inverse_sigma as f32, deviations as f32)
+    } else {
+        (0, u64::MAX)
+    };
+    (ones, open) = (ones & used, open & used);
+    while open != 0 {
+        let at = open.trailing_zeros() as usize;
+        open &= open - 1;
+        let word = i32::from(high_word(random, at)) << 16 | i32::from(more());
+        let is_one = f64::from(word) < cut(values[at], inverse_sigma, deviations);
+        ones |= u64::from(is_one) << at;
     }
+    ones
+}
+
+/// The upper half of the random integer of value `at`, with its sign.
+#[inline(always)]
+fn high_word(random: &[u8; 2 * BLOCK], at: usize) -> i16 {
+    i16::from_le_bytes([random[2 * at], random[2 * at + 1]])
+}
+
+/// What sixteen bits decide: the values whose bit is 1, and those that stay open.
+fn coarse_bits(values: &[f32; BLOCK], random: &[u8; 2 * BLOCK], inverse_sigma: f32, deviations: f32) -> (u64, u64) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+        // SAFETY: the processor has AVX-512.
+        return unsafe { coarse_bits_avx512(values, random, inverse_sigma, deviations) };
+    }
+    coarse_bits_portable(values, random, inverse_sigma, deviations)
+}
+
+/// The same code, compiled for AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn coarse_bits_avx512(values: &[f32; BLOCK], random: &[u8; 2 * BLOCK], inverse: f32, deviations: f32) -> (u64, u64) {
+    coarse_bits_portable(values, random, inverse, deviations)
+}
+
+/// By how much, in units of 2⁻¹⁶, a cut in f32 may be off and more: see the test.
+const DOUBT: f32 = 0.5;
+
+#[inline(always)]
+fn coarse_bits_portable(values: &[f32; BLOCK], random: &[u8; 2 * BLOCK], inverse: f32, deviations: f32) -> (u64, u64) {
+    let (mut ones, mut open) = ([0_u8; BLOCK], [0_u8; BLOCK]);
+    for at in 0..BLOCK {
+        let cut = coarse_cut(values[at], inverse, deviations);
+        // The integer lies in `high..high + 1` of these units.
+        let high = f32::from(high_word(random, at));
+        let (is_one, is_zero) = (high + 1.0 <= cut - DOUBT, high >= cut + DOUBT);
+        ones[at] = u8::from(is_one);
+        open[at] = u8::from(!is_one & !is_zero);
+    }
+    (packed(&ones), packed(&open))
+}
+
+/// Bytes of 0 and 1 as bits.
+#[inline(always)]
+fn packed(bits: &[u8; BLOCK]) -> u64 {
     // The product moves bit 0 of byte i to bit 56 + i.
     let pack = |eight: &[u8; 8]| (u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
     let mut packed = [0; BLOCK / 8];
@@ -143,6 +209,23 @@ fn block(values: &[f32; BLOCK], random: &[u8; 4 * BLOCK], cut: impl Fn(f32) -> f
         *byte = pack(eight);
     }
     u64::from_le_bytes(packed)
+}
+
+/// [`cut`] in units of 2⁻¹⁶, in f32 and within half of [`DOUBT`].
+#[inline(always)]
+fn coarse_cut(x: f32, inverse_sigma: f32, deviations: f32) -> f32 {
+    let product = x.abs() * inverse_sigma;
+    let z = if product < deviations { product } else { deviations };
+    let square = z * z;
+    let sum = |c: [f64; 5]| {
+        let [a, b, c, d, e] = [c[0] as f32, c[1] as f32, c[2] as f32, c[3] as f32, c[4] as f32];
+        a + square * (b + square * (c + square * (d + square * e)))
+    };
+    let root = 1.0 + z * (sum(ODD_POWERS) + z * sum(EVEN_POWERS));
+    let square = root * root;
+    let fourth = square * square;
+    let eighth = fourth * fourth;
+    (32_768.0 * (1.0 - 1.0 / (eighth * eighth))).copysign(x)
 }
 
 /// Q(z) = (2 − 2Φ(z))^(−1/16) on [0, 6.5] is about 1 + Σ cₖ·zᵏ, k = 1 to 10: coefficients of odd and of even powers,
@@ -195,23 +278,60 @@ mod tests {
     /// Values and words at which each bit of a block is decided by one unit of 2⁻³².
     #[test]
     fn every_bit_is_one_comparison_with_its_own_cut() {
-        for (offset, sigma) in [(0, 1.0), (64, 0.3), (128, 7.0)] {
+        for (offset, sigma) in [(0, 1.0), (64, 0.3), (128, 7.0), (64, 1e-35)] {
             let cut_at = |value| cut(value, 1.0 / sigma, MAX_DEVIATIONS);
             let values: [f32; BLOCK] = std::array::from_fn(|i| 0.11 * (i as f32 - 31.0));
             let words: [i32; BLOCK] = std::array::from_fn(|i| {
                 let cut = cut_at(values[i]).ceil() as i32;
                 if (i * i + offset).is_multiple_of(3) { cut } else { cut - 1 }
             });
-            let mut random = [0; 4 * BLOCK];
-            for (bytes, word) in random.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-                *bytes = word.to_le_bytes();
+            let mut random = [0; 2 * BLOCK];
+            for (bytes, word) in random.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+                *bytes = ((word >> 16) as i16).to_le_bytes();
             }
-            let packed = block(&values, &random, cut_at);
+            let mut low = words.iter().map(|&word| word as u16);
+            let packed = block(&values, &random, (1.0 / sigma, MAX_DEVIATIONS), u64::MAX, &mut || low.next().unwrap());
             for (i, word) in words.into_iter().enumerate() {
                 let below = f64::from(word) < cut_at(values[i]);
                 assert_eq!(packed >> i & 1 == 1, below, "value {i}");
                 assert_eq!(below, !(i * i + offset).is_multiple_of(3), "value {i}");
             }
         }
+    }
+
+    #[test]
+    fn coarse_cuts_are_off_by_less_than_half_the_doubt() {
+        for deviations in [CLIPPED, MAX_DEVIATIONS] {
+            for i in -700_000..=700_000 {
+                let x = i as f32 * 1e-5;
+                let off = f64::from(coarse_cut(x, 1.0, deviations as f32)) - cut(x, 1.0, deviations) / 65_536.0;
+                assert!(off.abs() < f64::from(DOUBT / 2.0), "{x}: {off}");
+            }
+        }
+    }
+
+    /// Whatever the upper bits, what they decide is what all 32 would, and few stay open.
+    #[test]
+    fn the_upper_bits_decide_as_all_would() {
+        let mut open_bits = 0;
+        for value in [-3.0_f32, -0.4, -1e-4, 0.0, 0.07, 0.9, 2.2, 8.0] {
+            let exact = cut(value, 1.0, MAX_DEVIATIONS);
+            for first in (i16::MIN..=i16::MAX).step_by(BLOCK) {
+                let mut random = [0; 2 * BLOCK];
+                for (bytes, i) in random.as_chunks_mut::<2>().0.iter_mut().zip(0..) {
+                    *bytes = (first + i).to_le_bytes();
+                }
+                let values = [value; BLOCK];
+                let (ones, open) = coarse_bits(&values, &random, 1.0, MAX_DEVIATIONS as f32);
+                assert_eq!((ones, open), coarse_bits_portable(&values, &random, 1.0, MAX_DEVIATIONS as f32));
+                for at in (0..BLOCK).filter(|at| open >> at & 1 == 0) {
+                    let lowest = f64::from(i32::from(high_word(&random, at)) << 16);
+                    let decided = [lowest, lowest + 65_535.0].map(|word| word < exact);
+                    assert_eq!(decided, [ones >> at & 1 == 1; 2], "{value}, bit {at} from {first}");
+                }
+                open_bits += open.count_ones();
+            }
+        }
+        assert!(open_bits <= 3 * 8, "{open_bits}");
     }
 }

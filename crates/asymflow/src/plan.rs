@@ -1,10 +1,17 @@
 //! Where each convolution is computed, and what that costs in multiplications and bytes.
 
+pub mod costs;
+
+use asymflow_engine::local::conv_shape;
+use asymflow_linalg::decompose::NAMES;
+use asymflow_linalg::decompose::by_name;
 use asymflow_linalg::rank::{LayerCost, RankError, RankPolicy};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use asymflow_engine::program::{ConvNode, Program};
+
+use costs::{CostError, Measured, PassSeconds, measure};
 
 /// Where a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +52,9 @@ pub struct ConvPlan {
     pub released_values: u64,
     /// Values received from it.
     pub received_values: u64,
+    /// What was measured, where that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }
 
 /// The plan of a network.
@@ -54,13 +64,17 @@ pub struct Plan {
     pub convs: Vec<ConvPlan>,
 }
 
+/// The rank policy by which every convolution is measured, whole and split at small ranks, and placed where it takes less
+/// time in inference and in training.
+pub const AUTO: &str = "auto";
+
 /// How a network is to be split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SplitSpec {
     /// Name of the decomposition.
     pub decomposition: String,
-    /// Rank policy, e.g. `fixed:8`.
+    /// Rank policy, e.g. `fixed:8`; [`AUTO`] measures what pays on this machine.
     pub rank: String,
     /// Whether the first convolution is split too (`true`) or computed trusted. Either way no raw input leaves.
     pub split_first: bool,
@@ -82,6 +96,17 @@ pub enum PlanError {
     /// The rank policy does not parse or does not fit a layer.
     #[error("rank policy: {0}")]
     Rank(#[from] RankError),
+    /// A convolution could not be measured.
+    #[error(transparent)]
+    Cost(#[from] CostError),
+    /// Only decompositions that are known everywhere are measured.
+    #[error("rank \"auto\" measures the decompositions {known:?}, not {name:?}")]
+    Auto {
+        /// The one asked for.
+        name: String,
+        /// Those that are measured.
+        known: &'static [&'static str],
+    },
 }
 
 fn cost(node: &ConvNode, shared_basis: bool) -> LayerCost {
@@ -105,8 +130,11 @@ impl Plan {
     /// # Errors
     /// The rank policy does not parse or does not fit.
     pub fn asymml(program: &Program, spec: &SplitSpec, batch: usize) -> Result<Self, PlanError> {
+        if spec.rank == AUTO {
+            return Self::measured(program, spec, batch);
+        }
         let policy: RankPolicy = spec.rank.parse()?;
-        let shared = spec.decomposition == "shared-basis";
+        let shared = by_name(&spec.decomposition).is_some_and(|known| known.shares_basis());
         let samples_a_fold = if shared { batch.max(1) } else { 1 };
         let mut split = 0;
         let mut convs = Vec::new();
@@ -123,6 +151,35 @@ impl Plan {
             convs.push(plan);
         }
         Ok(Self { convs })
+    }
+
+    fn measured(program: &Program, spec: &SplitSpec, batch: usize) -> Result<Self, PlanError> {
+        let decomposer = by_name(&spec.decomposition)
+            .ok_or_else(|| PlanError::Auto { name: spec.decomposition.clone(), known: &NAMES })?;
+        let samples_a_fold = if decomposer.shares_basis() { batch.max(1) } else { 1 };
+        let place = |node: &ConvNode| {
+            if node.index == 0 && !spec.split_first {
+                return Ok(ConvPlan::trusted(node));
+            }
+            let measured = measure(conv_shape(node, batch.max(1)), &*decomposer)?;
+            let plan = match measured.placement {
+                Placement::Trusted => ConvPlan::trusted(node),
+                Placement::Split { rank } => ConvPlan::split(node, rank, samples_a_fold),
+            };
+            Ok(ConvPlan { measured: Some(measured), ..plan })
+        };
+        let convs = program.conv_nodes().into_iter().map(place).collect::<Result<_, CostError>>()?;
+        Ok(Self { convs })
+    }
+
+    /// Seconds for one sample of all convolutions that were measured, whole and as they are placed with a worker that
+    /// answers at once.
+    pub fn measured_seconds(&self) -> [PassSeconds; 2] {
+        let sum = |of: fn(&Measured) -> PassSeconds| {
+            let each = || self.convs.iter().filter_map(|conv| conv.measured.as_ref()).map(of);
+            PassSeconds { inference: each().map(|s| s.inference).sum(), step: each().map(|s| s.step).sum() }
+        };
+        [sum(|measured| measured.whole), sum(|measured| measured.placed)]
     }
 
     /// Splits every convolution at `rank`, or at the largest there is, whatever it costs.
@@ -174,6 +231,7 @@ impl ConvPlan {
             decompose_macs: 0,
             released_values: 0,
             received_values: 0,
+            measured: None,
         }
     }
 
@@ -191,6 +249,7 @@ impl ConvPlan {
             decompose_macs: decompose as u64,
             released_values: node.input.len() as u64,
             received_values: node.output.len() as u64,
+            measured: None,
         }
     }
 

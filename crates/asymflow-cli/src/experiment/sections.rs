@@ -87,7 +87,7 @@ pub struct ModeSection {
     pub run: Vec<String>,
     /// Name of the decomposition.
     pub decomposition: String,
-    /// Rank policy.
+    /// Rank policy, or `auto`: what pays by measurement on this machine.
     pub rank: String,
     /// Whether the first convolution is split instead of trusted.
     pub split_first: bool,
@@ -97,7 +97,7 @@ impl Default for ModeSection {
     fn default() -> Self {
         Self {
             run: ["clear", "trusted-only", "asymml"].map(str::to_owned).to_vec(),
-            decomposition: "gram".to_owned(),
+            decomposition: "per-sample".to_owned(),
             rank: "fixed:8".to_owned(),
             split_first: false,
         }

@@ -40,7 +40,7 @@ impl Work {
             let saved = self.saved[index].take();
             match &node.kind {
                 Kind::Conv(conv) => {
-                    if let Some(dx) = self.unwind_conv(conv, dy, samples, convolver)? {
+                    if let Some(dx) = self.unwind_conv(conv, saved, dy, samples, convolver)? {
                         gradients.add(node.inputs[0].0, dx);
                     }
                 }
@@ -76,17 +76,15 @@ impl Work {
     fn unwind_conv<C: Convolver>(
         &mut self,
         node: &ConvNode,
-        dy: Buffer,
+        saved: Option<Saved>,
+        mut dy: Buffer,
         samples: usize,
         convolver: &mut C,
     ) -> Result<Option<Buffer>, C::Error> {
         if let Some(bias) = node.bias {
-            let pixels = node.output.pixels();
-            let (_, gradient) = self.params.pair(bias);
-            gradient.fill(0.0);
-            for (plane, values) in dy.chunks_exact(pixels).enumerate() {
-                gradient[plane % node.output.channels] += values.iter().sum::<f32>();
-            }
+            let y = if let Some(Saved::Relu { y }) = saved { Some(y) } else { None };
+            let gradient = ops::bias_backward(y.as_ref().map(|y| &y[..]), &mut dy, node.output);
+            self.params.set_gradients(bias, [gradient]);
         }
         let (weight, d_weight) = self.params.pair(node.weight);
         let dx = convolver.backward(node, dy, samples, weight, d_weight)?;

@@ -53,7 +53,7 @@ impl Work {
             let x = x.ok_or_else(|| EngineError::NoForward { layer: node.name.clone() })?;
             let fetched = self.fetch(node)?;
             let (y, saved) = if let Kind::Conv(conv) = &node.kind {
-                (self.run_conv(conv, &x, pass, convolver)?, None)
+                self.run_conv(conv, &x, pass, convolver)?
             } else {
                 self.run_node(node, x, other, program, pass)?
             };
@@ -108,37 +108,33 @@ impl Work {
         x: &Activation,
         pass: Pass,
         convolver: &mut C,
-    ) -> Result<Activation, C::Error> {
+    ) -> Result<(Activation, Option<Saved>), C::Error> {
         let mut y = convolver.forward(node, x, self.params.values(node.weight), pass)?;
         let (got, expected) = (self.values_of(&y), x.samples * node.output.len());
         if got != expected {
             return Err(EngineError::Length { what: "output of a convolution", got, expected }.into());
         }
         if let Some(bias) = node.bias {
-            let ones = vec![1.0; node.output.channels];
-            let x = self.pool.take(y.len());
-            let x = std::mem::replace(&mut y, x);
-            ops::scale_shift(&x, &mut y, node.output, &ones, self.params.values(bias), false);
+            ops::add_bias(&mut y, node.output, self.params.values(bias), node.relu);
         }
-        Ok(Activation::new(x.samples, node.output, y))
+        let y = Activation::new(x.samples, node.output, y);
+        let saved = node.relu.then(|| Saved::Relu { y: Arc::clone(&y.data) });
+        Ok((y, saved.filter(|_| pass == Pass::Training)))
     }
 
     fn run_norm(&mut self, first: usize, relu: bool, x: Activation, pass: Pass) -> (Activation, Option<Saved>) {
-        let shape = x.shape;
-        let (mean, variance) = match pass {
-            Pass::Training => ops::channel_moments(&x.data, shape),
-            Pass::Inference => (self.params.values(first + 2).to_vec(), self.params.values(first + 3).to_vec()),
-        };
-        let inverse_std: Vec<f32> = variance.iter().map(|v| 1.0 / (v + NORM_EPSILON).sqrt()).collect();
-        let (gamma, beta) = (self.params.values(first), self.params.values(first + 1));
-        let scale: Vec<f32> = gamma.iter().zip(&inverse_std).map(|(g, s)| g * s).collect();
-        let shift: Vec<f32> = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-        let mut y = self.pool.take(x.data.len());
-        ops::scale_shift(&x.data, &mut y, shape, &scale, &shift, relu);
-        let y = Activation::new(x.samples, shape, y);
+        let (samples, shape) = (x.samples, x.shape);
+        let affine = [self.params.values(first), self.params.values(first + 1)];
         if pass == Pass::Inference {
-            return (y, None);
+            let running = [self.params.values(first + 2), self.params.values(first + 3)];
+            let mut y = x.into_buffer(&self.pool);
+            ops::norm_by(&mut y, shape, affine, running, relu);
+            return (Activation::new(samples, shape, y), None);
         }
+        let mut y = self.pool.take(x.data.len());
+        let (mean, variance) = ops::norm(&x.data, &mut y, shape, affine, relu);
+        let y = Activation::new(samples, shape, y);
+        let inverse_std = variance.iter().map(|&v| ops::inverse_std(v)).collect();
         let count = (x.data.len() / shape.channels) as f32;
         self.moments.push(Moments::of(first, &mean, &variance, count));
         let kept = relu.then(|| Arc::clone(&y.data));

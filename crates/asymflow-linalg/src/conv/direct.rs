@@ -2,10 +2,10 @@
 
 use faer::dyn_stack::{MemStack, StackReq};
 
-use super::gemm::{Gemm, PANEL};
-use super::parallel::{Shared, for_each};
-use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::{Expand, Window, copy, runs};
+use crate::gemm::{Gemm, PANEL};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Rows of a panel that are expanded and multiplied at a time.
 const DEPTH: usize = 256;
@@ -45,7 +45,6 @@ pub(super) struct Target {
     pub plane: usize,
     pub width: usize,
     pub step: usize,
-    pub add: bool,
 }
 
 /// How the work is cut: `groups` of pixels with a left factor each, cut into chunks of `panels` panels, each cut
@@ -121,11 +120,11 @@ pub(super) unsafe fn multiply(
         if in_place(&window) && target.step == 1 && target.width == window.out_width {
             let to = target.start.at((group * target.planes + row) * target.plane + start);
             // SAFETY: the pixels of `target` belong to this task, whole vectors of one sample.
-            return unsafe { columns.multiply(left, memory.ptr(), to, target.plane, target.add) };
+            return unsafe { columns.multiply(left, memory.ptr(), to, target.plane) };
         }
         // SAFETY: the buffers hold the panels and products of this task, the pixels of `target` are its own.
         unsafe {
-            columns.multiply(left, memory.ptr(), products, chunk, false);
+            columns.multiply(left, memory.ptr(), products, chunk);
             dispatch(&Deliver { products, pitch: chunk, columns: &columns, rows: left.rows, row, target });
         }
     });
@@ -140,8 +139,8 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// `products = left · columns`, or adds it, rows `pitch` apart.
-    unsafe fn multiply(&self, left: Left, panels: *mut f32, products: *mut f32, pitch: usize, add: bool) {
+    /// `products = left · columns`, rows `pitch` apart.
+    unsafe fn multiply(&self, left: Left, panels: *mut f32, products: *mut f32, pitch: usize) {
         let depth = self.window.depth();
         let segment_depth = depth / left.segments;
         let mut done = 0;
@@ -180,7 +179,7 @@ impl Columns<'_> {
                     depth: count / segments,
                     segments,
                     columns: self.count.next_multiple_of(LANES),
-                    add: add || done > 0,
+                    add: done > 0,
                 });
             }
             done += count;
@@ -188,7 +187,7 @@ impl Columns<'_> {
     }
 }
 
-/// Copies products, or adds them, to where they belong.
+/// Copies products to where they belong.
 struct Deliver<'a> {
     products: *const f32,
     pitch: usize,
@@ -216,7 +215,7 @@ impl Kernel for Deliver<'_> {
                     let to = t.start.at(plane * t.plane + t.step * (run.row * t.width + run.first));
                     // SAFETY: the runs cover the columns of the products; the caller vouches for the target.
                     unsafe {
-                        deliver_run::<S>(from, to, run.len, t.step, t.add);
+                        deliver_run::<S>(from, to, run.len, t.step);
                         from = from.add(run.len);
                     }
                 }
@@ -226,21 +225,14 @@ impl Kernel for Deliver<'_> {
 }
 
 #[inline(always)]
-unsafe fn deliver_run<S: Simd>(from: *const f32, to: *mut f32, len: usize, step: usize, add: bool) {
+unsafe fn deliver_run<S: Simd>(from: *const f32, to: *mut f32, len: usize, step: usize) {
     // SAFETY: the caller vouches for `len` values on both sides.
     unsafe {
-        if step == 1 && !add {
+        if step == 1 {
             return copy::<S>(from, to, len);
         }
-        let mut j = 0;
-        while step == 1 && j + LANES <= len {
-            S::store(to.add(j), S::add(S::load(to.add(j)), S::load(from.add(j))));
-            j += LANES;
-        }
-        while j < len {
-            let old = if add { *to.add(step * j) } else { 0.0 };
-            *to.add(step * j) = old + *from.add(j);
-            j += 1;
+        for j in 0..len {
+            *to.add(step * j) = *from.add(j);
         }
     }
 }

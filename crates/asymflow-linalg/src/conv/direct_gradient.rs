@@ -1,10 +1,10 @@
 //! Correlations of inputs with output gradients, for weight gradients of any kernel and stride.
 
-use super::gemm::{Gemm, PANEL};
-use super::layout::{gather, scatter, scatter_add};
-use super::parallel::{Shared, for_each};
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::layout::{gather, scatter};
 use super::window::{Expand, Window};
+use crate::gemm::{Gemm, PANEL};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Rows of a panel that are expanded and multiplied at a time.
 const DEPTH: usize = 192;
@@ -196,7 +196,6 @@ pub(super) struct Collect {
     pub channels: usize,
     pub to: *mut f32,
     pub to_pitch: usize,
-    pub add: bool,
 }
 
 impl Kernel for Collect {
@@ -216,11 +215,7 @@ impl Kernel for Collect {
                 }
                 let from = self.sums.add(first * self.pitch);
                 let to = self.to.add(first);
-                if self.add {
-                    scatter_add::<S>(from, self.pitch, columns, to, self.to_pitch, self.channels);
-                } else {
-                    scatter::<S>(from, self.pitch, columns, to, self.to_pitch, self.channels);
-                }
+                scatter::<S>(from, self.pitch, columns, to, self.to_pitch, self.channels);
             }
         }
     }

@@ -7,16 +7,16 @@ use faer::dyn_stack::{MemStack, StackReq};
 
 use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
-use super::gemm::{Gemm, PANEL};
 use super::layout::gather;
-use super::parallel::{Shared, for_each};
 use super::plain::{forward_window, output};
-use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::Window;
 use super::winograd::{self, Conv3};
 use super::winograd_gradient;
 use super::{ConvShape, Folding, Mark};
 use crate::LowRank;
+use crate::gemm::{Gemm, PANEL};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Output channels that a task folds at a time.
 const FOLDED: usize = 4;
@@ -61,7 +61,7 @@ pub(super) fn forward_scratch(s: ConvShape, rank: usize, shared: bool, threads: 
     StackReq::new_aligned::<f32>(Fold::new(s, rank, shared).len(threads), 64).and(products)
 }
 
-/// Adds to `y`; the slices have the lengths that the shape says.
+/// Overwrites `y`; the slices have the lengths that the shape says.
 pub(super) fn forward(
     s: ConvShape,
     l: &LowRank,
@@ -87,7 +87,7 @@ pub(super) fn forward(
         segments: taps,
         sample: if l.shared { 0 } else { l.rank },
     };
-    let target = output(s, Shared::new(y), true);
+    let target = output(s, Shared::new(y));
     // SAFETY: the folded kernels were written above; `y` is borrowed exclusively.
     unsafe { direct::multiply(low_window(s, l.rank, true), s.samples, &l.principal, left, target, threads, stack) };
 }
@@ -239,7 +239,7 @@ fn with_dense(
         segments: 1,
         sample: if l.shared { 0 } else { conv.in_channels * l.rank },
     };
-    let target = Target { start, planes: conv.in_channels, plane, width: conv.width, step: 1, add: false };
+    let target = Target { start, planes: conv.in_channels, plane, width: conv.width, step: 1 };
     // SAFETY: the coefficients are `in × rank` for each sample or once; the memory is borrowed exclusively.
     unsafe { direct::multiply(window, conv.samples, &l.principal, left, target, threads, stack) };
     mark(Folding::Ends);
@@ -314,7 +314,7 @@ pub(super) fn weight_gradient_scratch(s: ConvShape, rank: usize, shared: bool, t
     StackReq::new_aligned::<f32>(Recombination::new(s, rank, shared, threads).len(threads), 64)
 }
 
-/// Adds to `dw`; the slices have the lengths that the shape says.
+/// Overwrites `dw`; the slices have the lengths that the shape says.
 pub(super) fn weight_gradient(
     s: ConvShape,
     l: &LowRank,
@@ -334,7 +334,7 @@ pub(super) fn weight_gradient(
     recombine(s, l, &sizes, sums, Shared::new(dw), memory, threads, mark);
 }
 
-/// Adds Σ_p a\[j, p\] · sum\[(p, tap), i\], over all groups of sums, to `dw`.
+/// Writes Σ_p a\[j, p\] · sum\[(p, tap), i\], over all groups of sums, into `dw`.
 fn recombine(
     s: ConvShape,
     l: &LowRank,
@@ -381,7 +381,6 @@ fn recombine(
                 channels: LANES.min(s.out_channels - channel),
                 to: dw.at(channel * depth + first * taps),
                 to_pitch: depth,
-                add: true,
             };
             // SAFETY: the gradient was written above; this task alone touches these input channels of `dw`.
             unsafe { dispatch(&collect) };
@@ -419,7 +418,6 @@ pub(super) fn weight_gradient_low(
     let (memory, stack) = stack.make_aligned_uninit::<f32>(low_len(&sizes) + threads * sizes.thread_len, 64);
     let memory = Shared::uninit(memory);
     let (mut low, stack) = stack.make_aligned_with::<f32>(9 * l.rank * s.out_channels, 64, |_| 0.0);
-    let conv = Conv3 { add: false, ..conv };
     winograd_gradient::weight_gradient(conv, &l.principal, dy, &mut low, threads, stack);
     let sums = memory.part(0, low_len(&sizes));
     // SAFETY: `low` is `out × (rank · 9)`; the sums hold its transpose.

@@ -1,6 +1,6 @@
 //! Moves between planes of pixels and vectors over sixteen channels.
 
-use super::simd::{LANES, Lanes, Simd};
+use crate::simd::{LANES, Simd};
 
 /// Values that [`gather`] writes for `cols` columns.
 pub(super) const fn gathered_len(cols: usize) -> usize {
@@ -67,35 +67,6 @@ pub(super) unsafe fn scatter<S: Simd>(
         for c in 0..cols {
             // SAFETY: row r and column c exist on both sides.
             unsafe { *to.add(r * pitch + c) = *from.add(c * from_pitch + r) };
-        }
-    }
-}
-
-/// As [`scatter`], but adds to the rows.
-///
-/// # Safety
-/// As [`scatter`].
-#[inline(always)]
-pub(super) unsafe fn scatter_add<S: Simd>(
-    from: *const f32,
-    from_pitch: usize,
-    cols: usize,
-    to: *mut f32,
-    pitch: usize,
-    rows: usize,
-) {
-    let mut turned = [0.0; LANES * LANES];
-    for col in (0..cols).step_by(LANES) {
-        let count = LANES.min(cols - col);
-        let lanes = Lanes::new(0, count);
-        // SAFETY: `col + count ≤ cols`; row r exists on both sides.
-        unsafe {
-            scatter::<S>(from.add(col * from_pitch), from_pitch, count, turned.as_mut_ptr(), LANES, rows);
-            for r in 0..rows {
-                let to = to.add(r * pitch + col);
-                let sum = S::add(S::load(turned.as_ptr().add(r * LANES)), S::load_some(to, 1, &lanes));
-                S::store_first(to, sum, count);
-            }
         }
     }
 }

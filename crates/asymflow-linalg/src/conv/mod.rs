@@ -22,11 +22,8 @@
 mod direct;
 mod direct_gradient;
 mod folded;
-mod gemm;
 mod layout;
-mod parallel;
 mod plain;
-mod simd;
 mod tiles;
 mod transforms;
 mod window;
@@ -329,7 +326,7 @@ pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackR
     StackReq::any_of(&either)
 }
 
-/// Adds Y_main = Σ_p X'_p ⊛ W'_p to `y`, with the folded kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6):
+/// Overwrites `y` with Y_main = Σ_p X'_p ⊛ W'_p, with the folded kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6):
 /// a convolution with r instead of N input channels. Folds once where `low_rank.shared`, else once per sample.
 /// `mark` hears when work on the coefficients begins and ends: folding, or writing X_main where that is the way.
 ///
@@ -373,7 +370,7 @@ pub fn folded_weight_gradient_scratch(shape: ConvShape, rank: usize, par: Par) -
     StackReq::any_of(&either)
 }
 
-/// Adds ∇W_main, ∇W_{i,j} = Σ_p a_{j,p} (X'_p ⊛ ∇Y_i) (thesis eq 2.7), summed over the batch, to `dw`: r
+/// Overwrites `dw` with ∇W_main, ∇W_{i,j} = Σ_p a_{j,p} (X'_p ⊛ ∇Y_i) (thesis eq 2.7), summed over the batch: r
 /// correlations instead of N, then one recombination. Where `low_rank.shared`, the correlations are summed over the
 /// batch first. `mark` hears when work on the coefficients begins and ends: the recombination, or writing X_main where
 /// that is the way.
@@ -421,7 +418,6 @@ fn winograd_forward(s: ConvShape) -> Option<winograd::Conv3> {
         out_channels: s.out_channels,
         padding: s.padding,
         flipped: false,
-        add: false,
     })
 }
 
@@ -435,7 +431,6 @@ fn winograd_input_gradient(s: ConvShape) -> Option<winograd::Conv3> {
         out_channels: s.in_channels,
         padding: 2 - s.padding,
         flipped: true,
-        add: false,
     })
 }
 
@@ -454,7 +449,7 @@ impl Way {
     fn new(s: ConvShape, rank: usize, shared: bool) -> Self {
         let low = ConvShape { in_channels: rank, ..s };
         if let (true, Some(conv)) = (shared, winograd_forward(low)) {
-            return Self::Low(winograd::Conv3 { add: true, ..conv });
+            return Self::Low(conv);
         }
         let Some(conv) = winograd_forward(s) else { return Self::Direct };
         // Multiplications; Winograd's take a third of the time, as measured.
@@ -463,7 +458,7 @@ impl Way {
         let (rank, channels, kernels) = (rank as f64, s.in_channels as f64, (9 * s.out_channels) as f64);
         let folding = rank * kernels * (pixels + mixings * channels);
         let dense = channels * pixels * (kernels / 3.0 + rank);
-        if dense < folding { Self::Dense(winograd::Conv3 { add: true, ..conv }) } else { Self::Direct }
+        if dense < folding { Self::Dense(conv) } else { Self::Direct }
     }
 }
 
@@ -495,8 +490,8 @@ fn check_scratch(request: StackReq, stack: &MemStack) -> Result<(), ConvError> {
 mod tests {
     use faer::dyn_stack::MemBuffer;
 
-    use super::simd::tests::at_each_level;
     use super::*;
+    use crate::simd::tests::at_each_level;
 
     fn values(len: usize, seed: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 5003.5 - 1.0).collect()

@@ -6,9 +6,9 @@ use super::ConvShape;
 use super::direct::{self, Left, Target};
 use super::direct_gradient::{Collect, Correlation};
 use super::layout::{gather, gathered_len};
-use super::parallel::{Shared, for_each};
-use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::window::{Window, copy};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Rows of a sum that a task collects.
 const COLLECTED: usize = 256;
@@ -45,15 +45,15 @@ pub(super) fn forward(s: ConvShape, x: &[f32], weight: &[f32], y: &mut [f32], th
         segments: 1,
         sample: 0,
     };
-    let target = output(s, Shared::new(y), false);
+    let target = output(s, Shared::new(y));
     // SAFETY: a row of the weight has one value for each channel and tap; `y` is borrowed exclusively.
     unsafe { direct::multiply(window, s.samples, x, left, target, threads, stack) };
 }
 
 /// The output of the forward pass as a target.
-pub(super) const fn output(s: ConvShape, y: Shared, add: bool) -> Target {
+pub(super) const fn output(s: ConvShape, y: Shared) -> Target {
     let (planes, plane) = (s.out_channels, s.out_height() * s.out_width());
-    Target { start: y, planes, plane, width: s.out_width(), step: 1, add }
+    Target { start: y, planes, plane, width: s.out_width(), step: 1 }
 }
 
 /// The input pixels (row + stride·a, column + stride·b), and how they depend on the output gradient.
@@ -138,7 +138,6 @@ pub(super) fn input_gradient(
             plane: s.height * s.width,
             width: s.width,
             step: s.stride,
-            add: false,
         };
         // SAFETY: the turned weight of this phase was written above; its pixels belong to no other phase.
         unsafe { direct::multiply(window, s.samples, dy, left, target, threads, stack) };
@@ -230,7 +229,6 @@ pub(super) fn weight_gradient(
             channels: LANES.min(s.out_channels - channel),
             to: dw.at(channel * depth + first),
             to_pitch: depth,
-            add: false,
         };
         // SAFETY: the sums were written above; this task alone touches these rows and channels.
         unsafe { dispatch(&collect) };

@@ -1,8 +1,8 @@
 //! Tiles of a strip (a row of tiles) gathered from planes and transformed.
 
 use super::layout::gather;
-use super::simd::{Kernel, LANES, Simd};
 use super::transforms::{Input, OutputGradient, POINTS, SIDE, TILE, Transform};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// A matrix for each of the 36 points, `rows × pitch`, a little apart so that the points do not share cache sets.
 #[derive(Clone, Copy)]

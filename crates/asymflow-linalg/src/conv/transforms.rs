@@ -3,7 +3,7 @@
 //! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), interpolation points
 //! 0, ±1, ±2 and ∞: Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A.
 
-use super::simd::Simd;
+use crate::simd::Simd;
 
 /// Side of the output tile.
 pub(super) const TILE: usize = 4;

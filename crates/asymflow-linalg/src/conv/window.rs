@@ -1,7 +1,7 @@
 //! Expansion of the pixels under a moving window into panels of columns (im2col), a few at a time.
 
-use super::gemm::PANEL;
-use super::simd::{Kernel, LANES, Lanes, Simd};
+use crate::gemm::PANEL;
+use crate::simd::{Kernel, LANES, Lanes, Simd};
 
 /// Which input pixels each output pixel reads: for tap (i, j), the pixel
 /// (`step`·oy + `top` + `tap_step`·i, `step`·ox + `left` + `tap_step`·j), zero outside the planes.

@@ -2,13 +2,13 @@
 
 use faer::dyn_stack::{MemStack, StackReq};
 
-use super::gemm::{Gemm, PANEL};
-use super::layout::{gather, gathered_len, scatter, scatter_add};
-use super::parallel::{Shared, for_each};
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::layout::{gather, gathered_len, scatter};
 use super::tiles::{InputTiles, Planes, Points, Tiles};
 use super::transforms::{Output, POINTS, SIDE, TILE, Transform, Weight};
 use super::winograd_wide::Wide;
+use crate::gemm::{Gemm, PANEL};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// A 3×3 convolution of stride 1, forward or, with `flipped`, the input gradient of one written as such: `weight` is
 /// then `in × out × 3 × 3` and its taps run backwards.
@@ -21,8 +21,6 @@ pub(super) struct Conv3 {
     pub out_channels: usize,
     pub padding: usize,
     pub flipped: bool,
-    /// Whether the result is added instead of overwriting.
-    pub add: bool,
 }
 
 /// Memory of a core that a block should stay in.
@@ -133,7 +131,7 @@ pub(super) fn scratch(conv: Conv3, threads: usize) -> StackReq {
     StackReq::new_aligned::<f32>(Buffers::new(&conv, &cut).len(&cut), 64)
 }
 
-/// Overwrites `y` or adds to it; the slices have the lengths that `conv` says.
+/// Overwrites `y`; the slices have the lengths that `conv` says.
 pub(super) fn forward(conv: Conv3, x: &[f32], weight: &[f32], y: &mut [f32], threads: usize, stack: &mut MemStack) {
     let cut = Cut::new(&conv, threads);
     if let Some(wide) = cut.wide(&conv) {
@@ -280,7 +278,6 @@ pub(super) fn output_tiles(
         to: y.at((sample * conv.out_channels + channel) * pixels + row * TILE * conv.out_width()),
         pitch: pixels,
         channels: LANES.min(conv.out_channels - channel),
-        add: conv.add,
     }
 }
 
@@ -295,7 +292,6 @@ pub(super) struct OutputTiles {
     to: *mut f32,
     pitch: usize,
     channels: usize,
-    add: bool,
 }
 
 impl Kernel for OutputTiles {
@@ -320,11 +316,7 @@ impl Kernel for OutputTiles {
                 }
             }
             let pixels = self.rows * self.width;
-            if self.add {
-                scatter_add::<S>(self.staging, LANES, pixels, self.to, self.pitch, self.channels);
-            } else {
-                scatter::<S>(self.staging, LANES, pixels, self.to, self.pitch, self.channels);
-            }
+            scatter::<S>(self.staging, LANES, pixels, self.to, self.pitch, self.channels);
         }
     }
 }

@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use faer::dyn_stack::{MemStack, StackReq};
 
-use super::gemm::{Gemm, PANEL};
-use super::layout::{gathered_len, scatter, scatter_add};
-use super::parallel::{Shared, for_each};
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::layout::{gathered_len, scatter};
 use super::tiles::{GradientTiles, InputTiles, Planes, Points, Tiles};
 use super::transforms::{POINTS, SIDE, TILE, Transform, WeightGradient};
 use super::winograd::Conv3;
+use crate::gemm::{Gemm, PANEL};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Values of the tiles of a block where each thread sums its own blocks.
 const CORE_VALUES: usize = 192 << 10;
@@ -89,7 +89,7 @@ pub(super) fn scratch(conv: Conv3, threads: usize) -> StackReq {
     StackReq::new_aligned::<f32>(Cut::new(&conv, threads).len(), 64)
 }
 
-/// Overwrites `dw` or adds to it; the slices have the lengths that `conv` says.
+/// Overwrites `dw`; the slices have the lengths that `conv` says.
 pub(super) fn weight_gradient(
     conv: Conv3,
     x: &[f32],
@@ -146,7 +146,6 @@ pub(super) fn weight_gradient(
             staging: thread_memory(thread).ptr(),
             to: dw.at(9 * (output * conv.in_channels + input)),
             pitch: 9 * conv.in_channels,
-            add: conv.add,
         };
         // SAFETY: the sums of all parts were written above; this task alone writes these kernels of `dw`.
         unsafe { dispatch(&kernels) };
@@ -264,7 +263,6 @@ impl Part<'_> {
                         staging: memory.ptr(),
                         to: dw.at(9 * (output * conv.in_channels + input)),
                         pitch: 9 * conv.in_channels,
-                        add: conv.add,
                     };
                     // SAFETY: the sums were written above; this task alone writes these kernels of `dw`.
                     unsafe { dispatch(&kernels) };
@@ -286,7 +284,6 @@ struct Kernels {
     staging: *mut f32,
     to: *mut f32,
     pitch: usize,
-    add: bool,
 }
 
 impl Kernel for Kernels {
@@ -311,11 +308,7 @@ impl Kernel for Kernels {
                     }
                 }
             }
-            if self.add {
-                scatter_add::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
-            } else {
-                scatter::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
-            }
+            scatter::<S>(self.staging, LANES, 9 * self.inputs, self.to, self.pitch, self.outputs);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Winograd's forward pass for many channels and few tiles, where kernels outweigh images: each thread transforms the
 //! kernels of 64 outputs a few inputs at a time, and multiplies them before they leave its memory.
 
-use super::gemm::{Gemm, PANEL};
 use super::layout::gathered_len;
-use super::parallel::{Shared, for_each};
-use super::simd::{LANES, dispatch};
 use super::tiles::Points;
 use super::transforms::{POINTS, SIDE};
 use super::winograd::{Conv3, Kernels, input_tiles, output_tiles};
+use crate::gemm::{Gemm, PANEL};
+use crate::parallel::{Shared, for_each};
+use crate::simd::{LANES, dispatch};
 
 /// Values that the tiles of the whole batch may take, unless the kernels take more than twice that.
 const TILES_VALUES: usize = 2 << 20;

@@ -142,6 +142,12 @@ pub trait Decomposer: Send + Sync + Debug {
         false
     }
 
+    /// Training steps for which a basis serves once it was found; then [`project`](super::project) takes the place of
+    /// [`Decomposer::decompose`]. Only a shared one serves for more than one.
+    fn serves(&self) -> usize {
+        1
+    }
+
     /// Scratch that [`Decomposer::decompose`] needs.
     fn scratch(&self, shape: BatchShape, rank: usize, par: Par) -> StackReq;
 

@@ -7,6 +7,7 @@ use faer::prelude::*;
 
 use super::batch::{self, Sample};
 use super::gram_matrix::{add_gram, mirror, trace};
+use super::project::project_sample;
 use super::subspace::Plan;
 use super::{BatchShape, DecomposeError, Decomposer, LowRank};
 
@@ -63,16 +64,16 @@ impl Gram {
         mirror(&mut gram, plan.n);
         let energy = trace(&gram, plan.n);
         let mut a = MatMut::from_row_major_slice_mut(sample.coefficients, channels, rank);
-        let mut v = MatMut::from_row_major_slice_mut(sample.principal, rank, pixels);
         let gram = MatRef::from_column_major_slice(&gram[..], plan.n, plan.n);
         if wide {
-            plan.run(gram, energy, a.rb_mut(), stack)?;
-            matmul(v.rb_mut(), Accum::Replace, a.rb().transpose(), x, 1.0, par);
+            plan.run(gram, energy, a, stack)?;
+            project_sample(sample.x, pixels, sample.coefficients, sample.principal, sample.residual, par);
         } else {
+            let mut v = MatMut::from_row_major_slice_mut(sample.principal, rank, pixels);
             plan.run(gram, energy, v.rb_mut().transpose_mut(), stack)?;
             matmul(a.rb_mut(), Accum::Replace, x, v.rb().transpose(), 1.0, par);
+            batch::subtract(x, a.rb(), v.rb(), sample.residual, par);
         }
-        batch::subtract(x, a.rb(), v.rb(), sample.residual, par);
         Ok(())
     }
 }

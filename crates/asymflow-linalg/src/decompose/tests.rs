@@ -109,7 +109,7 @@ fn every_decomposer_splits_every_shape() {
             for rank in 1..=channels.min(pixels) {
                 for par in [Par::Seq, Par::rayon(2), Par::rayon(3)] {
                     let (low_rank, residual) = run(&*decomposer, &x, shape, rank, par).unwrap();
-                    assert_eq!((low_rank.rank, low_rank.shared), (rank, decomposer.name() == "shared-basis"));
+                    assert_eq!((low_rank.rank, low_rank.shared), (rank, decomposer.shares_basis()));
                     let error = reconstruction_error(&x, shape, &low_rank, &residual);
                     assert!(error < 1e-5, "{decomposer:?} {shape:?} rank {rank}: {error}");
                 }
@@ -134,7 +134,8 @@ fn a_large_lone_sample_is_split() {
 /// Bounds on ‖residual‖ / smallest possible ‖residual‖, on noise (the hardest spectrum) and on falling spectra.
 #[test]
 fn residuals_are_near_the_optimum() {
-    let bounds = [("exact-svd", 1.0001), ("gram", 1.02), ("random-range", 1.05), ("alternating", 1.35)];
+    let bounds =
+        [("exact-svd", 1.0001), ("gram", 1.02), ("random-range", 1.05), ("alternating", 1.35), ("per-sample", 1.3)];
     for (samples, channels, pixels) in [(3, 64, 256), (2, 128, 16), (2, 48, 48), (2, 16, 400)] {
         let shape = BatchShape { samples, channels, pixels };
         for (decay, x) in [(1.0, noise(shape, 5)), (0.9, decaying(shape, 0.9, 6)), (0.6, decaying(shape, 0.6, 7))] {
@@ -166,7 +167,7 @@ fn an_exactly_low_rank_batch_leaves_no_residual() {
             *value = (0..3).map(|p| u[at / 90 * 3 + p] * v[p * 90 + at % 90]).sum();
         }
     }
-    for name in ["gram", "random-range", "exact-svd"] {
+    for name in ["gram", "random-range", "exact-svd", "per-sample"] {
         for rank in [3, 5] {
             let (_, residual) = run(&*by_name(name).unwrap(), &x, shape, rank, Par::Seq).unwrap();
             let share = (energy(&residual) / energy(&x)).sqrt();
@@ -180,7 +181,7 @@ fn the_orthonormal_factor_is_orthonormal() {
     let shape = BatchShape { samples: 2, channels: 64, pixels: 100 };
     for decay in [1.0, 0.5, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 0.0] {
         let x = decaying(shape, decay, 3);
-        for name in ["gram", "shared-basis", "random-range"] {
+        for name in ["gram", "shared-basis", "random-range", "per-sample"] {
             let (low_rank, _) = run(&*by_name(name).unwrap(), &x, shape, 8, Par::Seq).unwrap();
             for a in low_rank.coefficients.chunks_exact(64 * 8) {
                 for (p, q) in (0..8).flat_map(|p| (0..=p).map(move |q| (p, q))) {
@@ -224,7 +225,7 @@ fn dead_channels_do_not_waste_components() {
 fn results_depend_on_the_sample_alone() {
     let shape = BatchShape { samples: 5, channels: 24, pixels: 50 };
     let x = noise(shape, 9);
-    for decomposer in all().iter().filter(|decomposer| decomposer.name() != "shared-basis") {
+    for decomposer in all().iter().filter(|decomposer| !decomposer.shares_basis()) {
         let (whole, _) = run(&**decomposer, &x, shape, 4, Par::rayon(2)).unwrap();
         let alone = BatchShape { samples: 1, ..shape };
         for (s, sample) in x.chunks_exact(24 * 50).enumerate() {
@@ -376,5 +377,32 @@ fn factors_are_found_and_put_together_again() {
         assert!(low_rank.factors(shape, 3).is_none());
         let other = BatchShape { samples: 2, ..shape };
         assert!(low_rank.factors(other, 0).is_none() && low_rank.reconstruct(other).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_basis_serves_for_other_batches() {
+    let shape = BatchShape { samples: 3, channels: 21, pixels: 53 };
+    for decomposer in all().iter().filter(|decomposer| decomposer.serves() > 1) {
+        assert!(decomposer.shares_basis(), "{decomposer:?}");
+        let (learned, _) = run(&**decomposer, &noise(shape, 3), shape, 6, Par::Seq).unwrap();
+        let x = noise(shape, 4);
+        let (mut low_rank, mut residual) = (LowRank::default(), vec![0.0; x.len()]);
+        project(&learned.coefficients, &x, shape, &mut low_rank, &mut residual, Par::rayon(2)).unwrap();
+        assert_eq!(low_rank.coefficients, learned.coefficients);
+        assert!(reconstruction_error(&x, shape, &low_rank, &residual) < 1e-5);
+        // What is left is orthogonal to the basis.
+        for (s, left) in residual.chunks_exact(21 * 53).enumerate() {
+            let product = |p: usize, i: usize| -> f32 {
+                (0..21).map(|j| learned.coefficients[j * 6 + p] * left[j * 53 + i]).sum()
+            };
+            assert!((0..6).all(|p| (0..53).all(|i| product(p, i).abs() < 1e-5)), "sample {s}");
+        }
+        let mut bad = x.clone();
+        bad[100] = f32::NAN;
+        let error = project(&learned.coefficients, &bad, shape, &mut low_rank, &mut residual, Par::Seq);
+        assert_eq!(error, Err(DecomposeError::NonFinite { index: 100 }));
+        let error = project(&learned.coefficients[1..], &x, shape, &mut low_rank, &mut residual, Par::Seq);
+        assert!(matches!(error, Err(DecomposeError::Length { what: "the basis", .. })), "{error:?}");
     }
 }

@@ -137,7 +137,7 @@ impl Convolver for SplitSizes<'_> {
         let mut factors = self.spare.pop().unwrap_or_default();
         let residual = self.pool.take(x.data.len());
         self.scratch.ask(self.decomposer.scratch(batch, rank, self.par));
-        factors.prepare(batch, rank, self.decomposer.name() == "shared-basis");
+        factors.prepare(batch, rank, self.decomposer.shares_basis());
         let leaving = residual.vector_len();
         drop(residual.into_vec());
         let shape = conv_shape(node, x.samples);

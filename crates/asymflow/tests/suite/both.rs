@@ -121,7 +121,7 @@ pub fn parity(name: &str, samples: usize, backend: &dyn Fn() -> Arc<dyn Residual
     let images = images(&network, samples);
     let records: Vec<usize> = (0..samples).collect();
     let logits = TrustedOnly::new(network.clone(), &weights, par).unwrap().infer(&images, &records).unwrap();
-    for decomposition in ["exact-svd", "alternating", "random-range", "gram", "shared-basis"] {
+    for decomposition in asymflow_linalg::decompose::NAMES {
         for rank in [1, 4, 16, usize::MAX] {
             let label = format!("{name}, {decomposition}, rank {rank}");
             let mut engine = Engine::new(network.clone(), &weights, par).unwrap();

@@ -10,6 +10,7 @@
 mod both;
 mod lies;
 mod parity;
+mod plans;
 mod policy;
 mod promises;
 mod toy_backend;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use asymflow_engine::timing::Seconds;
 use asymflow_engine::{Engine, program::Program};
-use asymflow_linalg::Decomposer;
+use asymflow_linalg::{Decomposer, decompose::by_name};
 use asymflow_privacy::{
     Door, Loss,
     door::Gate,
@@ -170,6 +170,13 @@ impl ModeSpec for AsymMlSpec {
     }
 
     fn caveat(&self) -> Option<&'static str> {
+        if by_name(&self.split.decomposition).is_some_and(|known| known.serves() > 1) {
+            return Some(
+                "decomposition fixed: one basis of a layer serves for many batches. In asymml the worker can learn it from the \
+                 residuals, and tells more of the data from them than with a basis for each sample; without noise the whole \
+                 activation can be completed. See docs/threat-model.md.",
+            );
+        }
         (self.guard.mechanism == "insecure_none").then_some(
             "insecure_none: what is released carries no noise. In asymml the worker sees residuals and gradients; where an \
              activation is zero the residual is minus the low-rank part, and the gradient shows where that is, so the whole \

@@ -7,12 +7,15 @@ use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
 use asymflow_engine::{
     Convolver, EngineError, Params,
-    buffer::{Activation, Buffer, Pool, add_assign},
+    buffer::{Activation, Buffer, Pool, add_assign, combine},
     local::LocalConv,
     program::ConvNode,
 };
 use asymflow_linalg::conv;
-use asymflow_linalg::{Decomposer, LowRank, decompose::BatchShape};
+use asymflow_linalg::{
+    Decomposer, LowRank,
+    decompose::{self, BatchShape},
+};
 use asymflow_privacy::{
     Door, Loss, Private, Released,
     accountants::Relation,
@@ -40,6 +43,13 @@ const GRADIENT_GAIN_F16: f32 = 256.0;
 /// Name of what the weights leave by: they are functions of exact gradients.
 pub(super) const EXACT_WEIGHTS: &str = "insecure_exact_weights";
 
+/// A basis that serves for more than one batch, and the training steps that it has served for.
+#[derive(Debug)]
+struct Basis {
+    coefficients: Vec<f32>,
+    steps: usize,
+}
+
 /// AsymML's convolver: splits each convolution as its placement says, and keeps only the low-rank factors
 /// between the passes.
 #[derive(Debug)]
@@ -60,6 +70,7 @@ pub struct SplitConv {
     /// Units whose answers to public numbers were right in this session, and whether in training.
     proven: HashSet<(usize, bool)>,
     kept: HashMap<usize, (LowRank, usize)>,
+    bases: HashMap<usize, Basis>,
     spare: Vec<LowRank>,
     pool: Pool,
     par: Par,
@@ -91,6 +102,7 @@ impl SplitConv {
             verifier: None,
             proven: HashSet::new(),
             kept: HashMap::new(),
+            bases: HashMap::new(),
             spare: Vec::new(),
             pool,
             par,
@@ -297,15 +309,31 @@ impl SplitConv {
         self.check(node, of_weights.as_ref(), &weights)
     }
 
-    fn decompose(&mut self, node: &ConvNode, x: &Activation, rank: usize) -> Result<(LowRank, Vec<f32>), ExecError> {
+    fn decompose(
+        &mut self,
+        node: &ConvNode,
+        x: &Activation,
+        rank: usize,
+        pass: Pass,
+    ) -> Result<(LowRank, Vec<f32>), ExecError> {
         let shape = BatchShape { samples: x.samples, channels: x.shape.channels, pixels: x.shape.pixels() };
         let mut low_rank = self.spare.pop().unwrap_or_default();
         let mut residual = self.pool.take(x.data.len());
         let stack = self.scratch.stack(self.decomposer.scratch(shape, rank, self.par));
-        timed(&mut self.local.seconds_of(node).decompose, || {
-            self.decomposer.decompose(&x.data, shape, rank, &mut low_rank, &mut residual, self.par, stack)
+        let serves = self.decomposer.serves();
+        let basis = self.bases.get_mut(&node.index).filter(|b| pass == Pass::Inference || b.steps < serves);
+        let is_new = basis.is_none() && serves > 1;
+        timed(&mut self.local.seconds_of(node).decompose, || match basis {
+            Some(Basis { coefficients, steps }) => {
+                *steps += usize::from(pass == Pass::Training);
+                decompose::project(coefficients, &x.data, shape, &mut low_rank, &mut residual, self.par)
+            }
+            None => self.decomposer.decompose(&x.data, shape, rank, &mut low_rank, &mut residual, self.par, stack),
         })
         .map_err(|error| ExecError::Decompose { layer: node.conv.name.clone(), error })?;
+        if is_new {
+            self.bases.insert(node.index, Basis { coefficients: low_rank.coefficients.clone(), steps: 1 });
+        }
         Ok((low_rank, residual.into_vec()))
     }
 }
@@ -321,7 +349,7 @@ impl Convolver for SplitConv {
         let Placement::Split { rank } = self.placement(node)? else {
             return Ok(self.local.forward(node, x, weight, pass)?);
         };
-        let (low_rank, residual) = self.decompose(node, x, rank)?;
+        let (low_rank, residual) = self.decompose(node, x, rank, pass)?;
         let released = self.release(node, residual, x.samples, Flow::Residual)?;
         self.prove(node, weight, pass)?;
         let unit = self.unit(node.index);
@@ -332,7 +360,7 @@ impl Convolver for SplitConv {
         let keep = (pass == Pass::Training).then_some(node.index);
         let sketch =
             self.sketch(node, |verifier| sent.map(|sent| verifier.outputs(shape, (&sent, weight), keep)).transpose())?;
-        let mut y = self.pool.zeros(shape.output_len());
+        let mut y = self.pool.take(shape.output_len());
         let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
         timed_folding(self.local.seconds_of(node), |mark| {
             conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack, mark)
@@ -375,7 +403,9 @@ impl Convolver for SplitConv {
             Precision::F32 => 1.0,
             Precision::F16 => GRADIENT_GAIN_F16 * samples as f32,
         };
-        let released = self.release(node, scaled(&dy, gain), samples, Flow::Gradient)?;
+        let mut scaled = self.pool.take(dy.len());
+        combine(&mut scaled, &dy, |_, dy| dy * gain);
+        let released = self.release(node, scaled.into_vec(), samples, Flow::Gradient)?;
         let unit = self.unit(node.index);
         let wanted = Wanted { input: node.input_gradient, weights: true };
         let sent = self.verifier.is_some().then(|| numbers(released.get()));
@@ -391,7 +421,6 @@ impl Convolver for SplitConv {
             sent.as_ref().map(|sent| verifier.weight_gradient(shape, sent, node.index)).transpose()
         })?;
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
-        d_weight.fill(0.0);
         timed_folding(self.local.seconds_of(node), |mark| {
             conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack, mark)
         })
@@ -407,11 +436,9 @@ impl Convolver for SplitConv {
         }
         self.check(node, of_input.as_ref(), &input)?;
         self.check(node, of_weights.as_ref(), &weights)?;
-        for (total, &from_worker) in d_weight.iter_mut().zip(&weights) {
-            *total += from_worker / gain;
-        }
+        combine(d_weight, &weights, |total, from_worker| total + from_worker / gain);
         if gain != 1.0 {
-            input.iter_mut().for_each(|v| *v /= gain);
+            input.par_iter_mut().for_each(|v| *v /= gain);
         }
         Ok(wanted.input.then(|| self.pool.adopt(input)))
     }
@@ -445,10 +472,6 @@ fn rounded_step(before: &[f32], after: &mut [f32]) -> Payload {
         after.iter_mut().zip(before).for_each(|(after, before)| *after += before);
     });
     Payload::F16(step)
-}
-
-fn scaled(values: &[f32], gain: f32) -> Vec<f32> {
-    if gain == 1.0 { values.to_vec() } else { values.iter().map(|v| v * gain).collect() }
 }
 
 /// The model that a worker needs for these placements.

@@ -1,9 +1,9 @@
 //! Matrix product of a strided left factor and a right factor packed in panels.
 
-use super::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 
 /// Columns of a panel.
-pub(super) const PANEL: usize = 64;
+pub(crate) const PANEL: usize = 64;
 
 /// Rows of a register tile.
 const TILE_ROWS: usize = 6;
@@ -14,7 +14,7 @@ const TILE_ROWS: usize = 6;
 /// lies at `a + i·a_row + g·a_segment + k·a_depth`; B\[k, j\] at `b + (j / 64)·b_panel + k·b_row + j % 64`;
 /// C\[i, j\] at `c + i·c_row + j`.
 #[derive(Clone, Copy)]
-pub(super) struct Gemm {
+pub(crate) struct Gemm {
     pub a: *const f32,
     pub a_row: usize,
     pub a_depth: usize,

@@ -4,13 +4,13 @@
 use std::arch::x86_64::*;
 
 /// Lanes of a [`Simd::V`].
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Vector operations of one instruction set.
 ///
 /// All methods are unsafe for two reasons: the processor must have the instruction set, which [`dispatch`] checks,
 /// and pointers must be valid for sixteen values.
-pub(super) trait Simd {
+pub(crate) trait Simd {
     /// Sixteen values.
     type V: Copy;
     /// Vectors of a row that a register tile of six rows can hold.
@@ -24,6 +24,10 @@ pub(super) trait Simd {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// a · b + c.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// Says that the sixteen values at `at` are read soon; any address will do.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const f32) {}
 
     /// The lanes of `lanes`, from `from + lane · step`; zero in the others. Only the lanes asked for need be valid.
     #[inline(always)]
@@ -64,7 +68,7 @@ pub(super) trait Simd {
 
 /// Some consecutive lanes, and the values to load for them where every second one is taken.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Lanes {
+pub(crate) struct Lanes {
     start: usize,
     end: usize,
     bits: u16,
@@ -75,7 +79,7 @@ pub(super) struct Lanes {
 impl Lanes {
     /// Lanes `start..end`, at most sixteen.
     #[inline(always)]
-    pub(super) fn new(start: usize, end: usize) -> Self {
+    pub(crate) fn new(start: usize, end: usize) -> Self {
         let (start, end) = (start.min(LANES), end.min(LANES));
         let below = |bit: usize| ((1_u64 << bit) - 1) as u32;
         if start >= end {
@@ -88,7 +92,7 @@ impl Lanes {
 
 /// Code generic over the instruction set. `run` and all it calls must be `#[inline(always)]`, and vector operations
 /// must not stand in closures, or the vector code is compiled without the instruction set.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// # Safety
     /// Those of the pointers that the kernel holds; the processor must have the instruction set `S`.
     unsafe fn run<S: Simd>(&self);
@@ -98,7 +102,7 @@ pub(super) trait Kernel {
 ///
 /// # Safety
 /// The pointers that the kernel holds must be valid as the kernel says.
-pub(super) unsafe fn dispatch<K: Kernel>(kernel: &K) {
+pub(crate) unsafe fn dispatch<K: Kernel>(kernel: &K) {
     match Level::here() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has AVX-512; the caller vouches for the kernel.
@@ -113,7 +117,7 @@ pub(super) unsafe fn dispatch<K: Kernel>(kernel: &K) {
 
 /// Instruction sets, the widest last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Level {
+pub(crate) enum Level {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -157,7 +161,7 @@ unsafe fn run_avx2<K: Kernel>(kernel: &K) {
 
 /// Sixteen lanes in one register.
 #[cfg(target_arch = "x86_64")]
-pub(super) struct Avx512;
+pub(crate) struct Avx512;
 
 // SAFETY (whole implementation): every method needs AVX-512 and valid pointers, as the trait says.
 #[cfg(target_arch = "x86_64")]
@@ -192,6 +196,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
@@ -255,7 +264,7 @@ impl Simd for Avx512 {
 
 /// AVX2 with FMA: two registers.
 #[cfg(target_arch = "x86_64")]
-pub(super) struct Avx2;
+pub(crate) struct Avx2;
 
 // SAFETY (whole implementation): every method needs AVX2 and FMA and valid pointers, as the trait says.
 #[cfg(target_arch = "x86_64")]
@@ -296,7 +305,7 @@ impl Simd for Avx2 {
     }
 }
 
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 impl Simd for Portable {
     type V = [f32; LANES];
@@ -335,16 +344,16 @@ impl Simd for Portable {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::sync::RwLock;
 
     use super::Level;
 
     /// The level to use instead of the widest.
-    pub(super) static LEVEL: RwLock<Option<Level>> = RwLock::new(None);
+    pub(crate) static LEVEL: RwLock<Option<Level>> = RwLock::new(None);
 
     /// Calls `run` with each level that this processor has.
-    pub(in crate::conv) fn at_each_level(mut run: impl FnMut(Level)) {
+    pub(crate) fn at_each_level(mut run: impl FnMut(Level)) {
         let widest = Level::here();
         #[cfg(target_arch = "x86_64")]
         let levels = [Level::Portable, Level::Avx2, Level::Avx512];

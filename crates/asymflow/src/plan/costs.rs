@@ -1,0 +1,187 @@
+//! What a convolution costs the trusted part, whole and split, measured on this machine.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use asymflow_engine::buffer::{add_assign, combine};
+use asymflow_engine::local::Scratch;
+use asymflow_linalg::conv::{self, ConvError, ConvShape};
+use asymflow_linalg::{
+    Decomposer, LowRank,
+    decompose::{BatchShape, DecomposeError},
+};
+use asymflow_privacy::payload::{Payload, Precision};
+use faer::Par;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::Placement;
+
+/// Ranks that are tried.
+const RANKS: [usize; 2] = [8, 4];
+/// A split has to take at most this share of the time of the whole convolution.
+const PAYS: f64 = 0.9;
+/// Multiply-accumulates of a measurement, so that a network takes about a second.
+const MACS: usize = 400 << 20;
+
+/// Seconds of one convolution for one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PassSeconds {
+    /// Of an inference.
+    pub inference: f64,
+    /// Of a training step, forward and backward.
+    pub step: f64,
+}
+
+/// What was measured of a convolution, and what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Where it takes the least time.
+    pub placement: Placement,
+    /// Computed whole in the trusted part.
+    pub whole: PassSeconds,
+    /// As it is placed, for a worker that answers at once.
+    pub placed: PassSeconds,
+}
+
+/// Why a convolution could not be measured.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum CostError {
+    /// A kernel refused.
+    #[error("measuring a convolution: {0}")]
+    Conv(#[from] ConvError),
+    /// The decomposition refused.
+    #[error("measuring a decomposition: {0}")]
+    Decompose(#[from] DecomposeError),
+}
+
+type Key = (&'static str, [usize; 8]);
+
+/// What was measured in this process, so that all who plan say the same.
+static KNOWN: Mutex<BTreeMap<Key, Measured>> = Mutex::new(BTreeMap::new());
+
+/// Measures `shape`, a batch of which has `shape.samples`, on all threads; a shape is measured once in a process.
+///
+/// # Errors
+/// A shape that the kernels refuse.
+pub fn measure(shape: ConvShape, decomposer: &dyn Decomposer) -> Result<Measured, CostError> {
+    let s = shape;
+    let sizes = [s.samples, s.in_channels, s.height, s.width, s.out_channels, s.kernel, s.stride, s.padding];
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(measured) = known.get(&(decomposer.name(), sizes)) {
+        return Ok(*measured);
+    }
+    shape.validate()?;
+    let macs = shape.weight_len() * shape.out_height() * shape.out_width();
+    let mut layer = Layer::new(ConvShape { samples: shape.samples.clamp(1, (MACS / macs).max(2)), ..shape });
+    let whole = layer.seconds(None, decomposer)?;
+    let mut best = Measured { placement: Placement::Trusted, whole, placed: whole };
+    for rank in RANKS.into_iter().filter(|&rank| rank < shape.in_channels.min(shape.height * shape.width)) {
+        let split = layer.seconds(Some(rank), decomposer)?;
+        let pays = split.inference < PAYS * whole.inference && split.step < PAYS * whole.step;
+        if pays && split.step < best.placed.step {
+            best = Measured { placement: Placement::Split { rank }, placed: split, ..best };
+        }
+    }
+    known.insert((decomposer.name(), sizes), best);
+    Ok(best)
+}
+
+/// A convolution with values of no meaning.
+struct Layer {
+    shape: ConvShape,
+    par: Par,
+    scratch: Scratch,
+    low_rank: LowRank,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    y: Vec<f32>,
+    dx: Vec<f32>,
+    d_weight: Vec<f32>,
+}
+
+impl Layer {
+    fn new(shape: ConvShape) -> Self {
+        // As after a ReLU: about half is zero.
+        let values = |len: usize| (0..len).map(|i| ((i * 7919 % 255) as f32 / 128.0 - 1.0).max(0.0)).collect();
+        Self {
+            shape,
+            par: Par::rayon(0),
+            scratch: Scratch::default(),
+            low_rank: LowRank::default(),
+            x: values(shape.input_len()),
+            weight: values(shape.weight_len()),
+            y: vec![0.0; shape.output_len()],
+            dx: vec![0.0; shape.input_len()],
+            d_weight: vec![0.0; shape.weight_len()],
+        }
+    }
+
+    /// The least of two runs after one that is not counted.
+    fn seconds(&mut self, rank: Option<usize>, decomposer: &dyn Decomposer) -> Result<PassSeconds, CostError> {
+        let mut least = PassSeconds { inference: f64::INFINITY, step: f64::INFINITY };
+        for run in 0..3 {
+            let start = Instant::now();
+            match rank {
+                Some(rank) => self.split_forward(rank, decomposer)?,
+                None => self.forward()?,
+            }
+            let inference = start.elapsed().as_secs_f64();
+            match rank {
+                Some(_) => self.split_backward()?,
+                None => self.backward()?,
+            }
+            if run > 0 {
+                least.inference = least.inference.min(inference);
+                least.step = least.step.min(start.elapsed().as_secs_f64());
+            }
+        }
+        let samples = self.shape.samples as f64;
+        Ok(PassSeconds { inference: least.inference / samples, step: least.step / samples })
+    }
+
+    fn forward(&mut self) -> Result<(), CostError> {
+        let (shape, par) = (self.shape, self.par);
+        let stack = self.scratch.stack(conv::forward_scratch(shape, par));
+        Ok(conv::forward(shape, &self.x, &self.weight, &mut self.y, par, stack)?)
+    }
+
+    fn backward(&mut self) -> Result<(), CostError> {
+        let (shape, par) = (self.shape, self.par);
+        let stack = self.scratch.stack(conv::weight_gradient_scratch(shape, par));
+        conv::weight_gradient(shape, &self.x, &self.y, &mut self.d_weight, par, stack)?;
+        let stack = self.scratch.stack(conv::input_gradient_scratch(shape, par));
+        Ok(conv::input_gradient(shape, &self.y, &self.weight, &mut self.dx, par, stack)?)
+    }
+
+    /// All that a split takes here: decomposition, encoding, the folded convolution, and the sum with the answer.
+    fn split_forward(&mut self, rank: usize, decomposer: &dyn Decomposer) -> Result<(), CostError> {
+        let (shape, par) = (self.shape, self.par);
+        let pixels = shape.height * shape.width;
+        let batch = BatchShape { samples: shape.samples, channels: shape.in_channels, pixels };
+        let stack = self.scratch.stack(decomposer.scratch(batch, rank, par));
+        decomposer.decompose(&self.x, batch, rank, &mut self.low_rank, &mut self.dx, par, stack)?;
+        let sent = Payload::encode(self.dx.clone(), Precision::F16);
+        let stack = self.scratch.stack(conv::folded_forward_scratch(shape, rank, par));
+        conv::folded_forward(shape, &self.low_rank, &self.weight, &mut self.y, par, stack, &mut |_| {})?;
+        let answer = vec![1.0; shape.output_len()];
+        add_assign(&mut self.y, &answer);
+        drop(sent);
+        Ok(())
+    }
+
+    /// The gradient on its way out, that of the low-rank part, and the sums with the answers.
+    fn split_backward(&mut self) -> Result<(), CostError> {
+        let (shape, par) = (self.shape, self.par);
+        let sent = Payload::encode(self.y.clone(), Precision::F16);
+        let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, self.low_rank.rank, par));
+        let (l, y) = (&self.low_rank, &self.y);
+        conv::folded_weight_gradient(shape, l, y, &mut self.d_weight, par, stack, &mut |_| {})?;
+        combine(&mut self.d_weight, &self.weight, |here, there| here + there);
+        let (weights, answer) = (Payload::encode(self.weight.clone(), Precision::F16), vec![1.0; shape.input_len()]);
+        combine(&mut self.dx, &answer, |_, there| there);
+        drop((sent, weights));
+        Ok(())
+    }
+}
