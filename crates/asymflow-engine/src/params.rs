@@ -6,10 +6,15 @@ use asymflow_zoo::{
     ops::{ParamSpec, rate_factors},
     weights::{SgdStep, WeightsError},
 };
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::error::EngineError;
 use crate::streamed::is_streamed;
+
+/// Values of a tensor that a task steps.
+const PIECE: usize = 1 << 12;
 
 /// Values, gradients and optimiser state, indexed as [`Network::parameters`]. Gradients and momentum are there from the
 /// first training pass on: inference has no use for them, and they take twice the memory of the weights.
@@ -191,21 +196,45 @@ impl Params {
 
     /// One step of SGD as [`SgdStep`] defines it, over every trained tensor.
     pub fn step(&mut self, sgd: SgdStep) {
+        self.step_in_f16(sgd, &[]);
+    }
+
+    /// As [`Params::step`]; the tensors `rounded` move by their step rounded to binary16, which is returned in their order, so that
+    /// whoever adds it holds the same numbers.
+    pub fn step_in_f16(&mut self, sgd: SgdStep, rounded: &[usize]) -> Vec<Vec<f16>> {
         let shrink = self.shrinking(sgd.clip_norm);
         let factors = rate_factors(&self.specs, sgd.coefficient_rate, sgd.first_layer_rate);
+        let mut steps: Vec<Vec<f16>> = rounded.iter().map(|&i| vec![f16::ZERO; self.values(i).len()]).collect();
         let tensors = self.specs.iter().zip(factors).zip(&mut self.values).zip(&self.gradients).zip(&mut self.momentum);
-        for ((((spec, factor), values), gradients), momentum) in tensors {
-            if spec.kind.is_trained() {
-                let learning_rate = sgd.learning_rate * factor;
-                let chunks = values.par_chunks_mut(1 << 14).zip(gradients.par_chunks(1 << 14));
-                chunks.zip(momentum.par_chunks_mut(1 << 14)).for_each(|((w, g), m)| {
+        for (index, ((((spec, factor), values), gradients), momentum)) in tensors.enumerate() {
+            if !spec.kind.is_trained() {
+                continue;
+            }
+            let learning_rate = sgd.learning_rate * factor;
+            let moved = |m: f32, g: f32, w: f32| sgd.momentum * m + (g * shrink + sgd.weight_decay * w);
+            let chunks =
+                values.par_chunks_mut(PIECE).zip(gradients.par_chunks(PIECE)).zip(momentum.par_chunks_mut(PIECE));
+            match rounded.iter().position(|&of| of == index).and_then(|at| steps.get_mut(at)) {
+                None => chunks.for_each(|((w, g), m)| {
                     for ((w, &g), m) in w.iter_mut().zip(g).zip(m) {
-                        *m = sgd.momentum * *m + (g * shrink + sgd.weight_decay * *w);
+                        *m = moved(*m, g, *w);
                         *w -= learning_rate * *m;
                     }
-                });
+                }),
+                Some(steps) => chunks.zip(steps.par_chunks_mut(PIECE)).for_each(|(((w, g), m), step)| {
+                    let mut exact = [0.0; PIECE];
+                    for (((w, &g), m), exact) in w.iter_mut().zip(g).zip(m).zip(&mut exact) {
+                        *m = moved(*m, g, *w);
+                        *exact = (-learning_rate * *m).clamp(-65504.0, 65504.0);
+                    }
+                    let exact = exact.get_mut(..step.len()).unwrap_or_default();
+                    step.convert_from_f32_slice(exact);
+                    step.convert_to_f32_slice(exact);
+                    w.iter_mut().zip(exact).for_each(|(w, exact)| *w += *exact);
+                }),
             }
         }
+        steps
     }
 
     /// What brings the norm of all gradients together down to `limit`.

@@ -2,6 +2,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use crate::bits::{PackedBits, PackedBitsError};
@@ -52,10 +53,10 @@ impl Format {
 }
 
 /// Index of the first value that is `bad`.
-fn first<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<usize> {
-    const PIECE: usize = 1 << 10;
+fn first<T: Copy + Sync>(values: &[T], bad: impl Fn(T) -> bool + Sync) -> Option<usize> {
+    const PIECE: usize = 1 << 14;
     let any = |piece: &[T]| piece.iter().fold(0, |any, &value| any | u32::from(bad(value))) != 0;
-    let piece = values.chunks(PIECE).position(any)?;
+    let piece = values.par_chunks(PIECE).position_first(any)?;
     let within = values.iter().skip(piece * PIECE).position(|&value| bad(value))?;
     Some(piece * PIECE + within)
 }
@@ -85,17 +86,21 @@ impl Payload {
     pub fn encode(values: Vec<f32>, precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::F32(values),
-            Precision::F16 => {
-                let mut narrow = vec![f16::ZERO; values.len()];
-                // By the processor's own conversion, which is one of slices.
-                let mut piece = [0.0; 4096];
-                for (to, from) in narrow.chunks_mut(piece.len()).zip(values.chunks(piece.len())) {
-                    piece.iter_mut().zip(from).for_each(|(piece, v)| *piece = v.clamp(-65504.0, 65504.0));
-                    to.convert_from_f32_slice(piece.get(..from.len()).unwrap_or_default());
-                }
-                Self::F16(narrow)
-            }
+            Precision::F16 => Self::narrow(&values),
         }
+    }
+
+    /// `values` in binary16 ([`Precision::F16`]), on all threads.
+    pub fn narrow(values: &[f32]) -> Self {
+        const PIECE: usize = 1 << 10;
+        let mut narrow = vec![f16::ZERO; values.len()];
+        narrow.par_chunks_mut(PIECE).zip(values.par_chunks(PIECE)).with_min_len(16).for_each(|(to, from)| {
+            // By the processor's own conversion, which is one of slices.
+            let mut piece = [0.0; PIECE];
+            piece.iter_mut().zip(from).for_each(|(piece, v)| *piece = v.clamp(-65504.0, 65504.0));
+            to.convert_from_f32_slice(piece.get(..from.len()).unwrap_or_default());
+        });
+        Self::F16(narrow)
     }
 
     /// Index of the first value that is NaN or infinite. Whole pieces are looked at without a branch in them, so that it takes little more than
@@ -158,7 +163,19 @@ impl Payload {
 impl Released<Vec<f32>> {
     /// Encodes released numbers for the wire. Rounding a released number releases nothing more.
     pub fn encode(self, precision: Precision) -> Released<Payload> {
-        self.post_process(|values| Payload::encode(values, precision))
+        self.encode_with(precision, drop)
+    }
+
+    /// As [`Released::encode`]; `spent` takes the vector where it is not what travels, to be filled again.
+    pub fn encode_with(self, precision: Precision, spent: impl FnOnce(Vec<f32>)) -> Released<Payload> {
+        self.post_process(|values| match precision {
+            Precision::F32 => Payload::F32(values),
+            Precision::F16 => {
+                let narrow = Payload::narrow(&values);
+                spent(values);
+                narrow
+            }
+        })
     }
 }
 

@@ -53,7 +53,6 @@ pub struct ConvPlan {
     /// Values received from it.
     pub received_values: u64,
     /// What was measured, where that decided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
 }
 

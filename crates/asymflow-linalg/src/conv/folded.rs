@@ -18,7 +18,7 @@ use crate::gemm::{Gemm, PANEL};
 use crate::parallel::{Shared, for_each};
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Output channels that a task folds at a time.
+/// Output channels that a task folds.
 const FOLDED: usize = 4;
 /// Input channels that a task recombines at a time.
 const RECOMBINED: usize = 48;
@@ -35,8 +35,6 @@ struct Fold {
     columns: usize,
     coefficients_len: usize,
     folded_len: usize,
-    /// Kernels of a few output channels with taps before channels, for each thread.
-    staging_len: usize,
 }
 
 impl Fold {
@@ -47,18 +45,17 @@ impl Fold {
             columns,
             coefficients_len: columns.next_multiple_of(PANEL) * s.in_channels,
             folded_len: s.out_channels * taps * columns,
-            staging_len: (FOLDED * taps + LANES) * s.in_channels.next_multiple_of(LANES),
         }
     }
 
-    const fn len(&self, threads: usize) -> usize {
-        self.coefficients_len + self.folded_len + threads * self.staging_len
+    const fn len(&self) -> usize {
+        self.coefficients_len + self.folded_len
     }
 }
 
 pub(super) fn forward_scratch(s: ConvShape, rank: usize, shared: bool, threads: usize) -> StackReq {
     let products = direct::scratch(&low_window(s, rank, true), s.samples, !shared, s.out_channels, threads);
-    StackReq::new_aligned::<f32>(Fold::new(s, rank, shared).len(threads), 64).and(products)
+    StackReq::new_aligned::<f32>(Fold::new(s, rank, shared).len(), 64).and(products)
 }
 
 /// Overwrites `y`; the slices have the lengths that the shape says.
@@ -73,10 +70,10 @@ pub(super) fn forward(
 ) {
     mark(Folding::Begins);
     let fold = Fold::new(s, l.rank, l.shared);
-    let (memory, stack) = stack.make_aligned_uninit::<f32>(fold.len(threads), 64);
+    let (memory, stack) = stack.make_aligned_uninit::<f32>(fold.len(), 64);
     let memory = Shared::uninit(memory);
     let folded = memory.part(fold.coefficients_len, fold.folded_len);
-    fold_weight(s, l, weight, fold, memory, threads);
+    fold_weight(s, (l.rank, &l.coefficients), weight, fold, memory, threads);
     mark(Folding::Ends);
     let taps = s.kernel * s.kernel;
     let left = Left {
@@ -92,35 +89,28 @@ pub(super) fn forward(
     unsafe { direct::multiply(low_window(s, l.rank, true), s.samples, &l.principal, left, target, threads, stack) };
 }
 
-/// Turns kernels of `in × taps`, one after the other, into `taps × pitch`; up to sixteen rows beyond the last may be
-/// overwritten.
-struct TurnKernels<'a> {
-    kernels: &'a [f32],
-    inputs: usize,
-    taps: usize,
-    to: *mut f32,
-    pitch: usize,
+pub(super) fn fold_scratch(s: ConvShape, rank: usize) -> StackReq {
+    StackReq::new_aligned::<f32>(Fold::new(s, rank, true).len(), 64)
 }
 
-impl Kernel for TurnKernels<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(&self) {
-        for kernel in 0..self.kernels.len() / (self.inputs * self.taps) {
-            for input in (0..self.inputs).step_by(LANES) {
-                let from = &self.kernels[(kernel * self.inputs + input) * self.taps..];
-                let rows = LANES.min(self.inputs - input);
-                let to = self.to.wrapping_add(kernel * self.taps * self.pitch + input);
-                // SAFETY: the rows exist in the kernels; the caller vouches for the target.
-                unsafe { gather::<S>(from.as_ptr(), from.len(), self.taps, rows, self.taps, to, self.pitch) };
-            }
-        }
+/// Writes the kernels folded by one basis `a` (`in × rank`) into `low` (`out × rank × taps`).
+pub(super) fn fold(s: ConvShape, a: &[f32], weight: &[f32], low: &mut [f32], threads: usize, stack: &mut MemStack) {
+    let (rank, taps) = (a.len() / s.in_channels, s.kernel * s.kernel);
+    let fold = Fold::new(s, rank, true);
+    let (memory, _) = stack.make_aligned_uninit::<f32>(fold.len(), 64);
+    let memory = Shared::uninit(memory);
+    fold_weight(s, (rank, a), weight, fold, memory, threads);
+    let folded = memory.part(fold.coefficients_len, fold.folded_len);
+    for (at, value) in low.iter_mut().enumerate() {
+        let (output, p, tap) = (at / taps / rank, at / taps % rank, at % taps);
+        // SAFETY: the folded kernels were written above.
+        *value = unsafe { *folded.at((output * taps + tap) * fold.columns + p) };
     }
 }
 
 pub(super) fn forward_low_scratch(s: ConvShape, conv: Conv3, threads: usize) -> StackReq {
     let (rank, weight_len) = (conv.in_channels, 9 * conv.in_channels * s.out_channels);
-    let folding = StackReq::new_aligned::<f32>(Fold::new(s, rank, true).len(threads), 64);
-    StackReq::new_aligned::<f32>(weight_len, 64).and(folding.or(winograd::scratch(conv, threads)))
+    StackReq::new_aligned::<f32>(weight_len, 64).and(fold_scratch(s, rank).or(winograd::scratch(conv, threads)))
 }
 
 /// As [`forward`] for a shared low-rank part, by Winograd: `conv` is the convolution of the principal channels.
@@ -135,65 +125,55 @@ pub(super) fn forward_low(
     mark: Mark<'_>,
 ) {
     mark(Folding::Begins);
-    let fold = Fold::new(s, l.rank, true);
     let (mut low, stack) = stack.make_aligned_with::<f32>(9 * l.rank * s.out_channels, 64, |_| 0.0);
-    {
-        let (memory, _) = stack.make_aligned_uninit::<f32>(fold.len(threads), 64);
-        let memory = Shared::uninit(memory);
-        fold_weight(s, l, weight, fold, memory, threads);
-        let folded = memory.part(fold.coefficients_len, fold.folded_len);
-        for (at, value) in low.iter_mut().enumerate() {
-            let (output, p, tap) = (at / 9 / l.rank, at / 9 % l.rank, at % 9);
-            // SAFETY: the folded kernels were written above.
-            *value = unsafe { *folded.at((output * 9 + tap) * fold.columns + p) };
-        }
-    }
+    fold(s, &l.coefficients, weight, &mut low, threads, stack);
     mark(Folding::Ends);
     winograd::forward(conv, &l.principal, &low, y, threads, stack);
 }
 
 /// W'\[i, tap, (s, p)\] = Σ_j W\[i, j, tap\] a\[s, j, p\], for all samples in one product.
-fn fold_weight(s: ConvShape, l: &LowRank, weight: &[f32], fold: Fold, memory: Shared, threads: usize) {
+fn fold_weight(
+    s: ConvShape,
+    (rank, mixings): (usize, &[f32]),
+    weight: &[f32],
+    fold: Fold,
+    memory: Shared,
+    threads: usize,
+) {
     let (inputs, taps) = (s.in_channels, s.kernel * s.kernel);
-    let pitch = inputs.next_multiple_of(LANES);
-    let mixings = if l.shared { 1 } else { s.samples };
     let coefficients = memory.part(0, fold.coefficients_len);
     for column in 0..fold.columns {
-        let (sample, p) = (column / l.rank, column % l.rank);
+        let (sample, p) = (column / rank, column % rank);
+        let mixing = mixings.chunks_exact(inputs * rank).nth(sample);
         for j in 0..inputs {
             let at = (column / PANEL * inputs + j) * PANEL + column % PANEL;
-            let value = if sample < mixings { l.coefficients[(sample * inputs + j) * l.rank + p] } else { 0.0 };
+            let value = mixing.map_or(0.0, |mixing| mixing[j * rank + p]);
             // SAFETY: the place lies in the buffer, and no task runs yet.
             unsafe { *coefficients.at(at) = value };
         }
     }
     let folded = memory.part(fold.coefficients_len, fold.folded_len);
-    let staging_start = fold.coefficients_len + fold.folded_len;
-    for_each(threads, s.out_channels.div_ceil(FOLDED), |thread, task| {
-        let first = task * FOLDED;
-        let outputs = FOLDED.min(s.out_channels - first);
-        let staging = memory.part(staging_start + thread * fold.staging_len, fold.staging_len);
-        let kernels = &weight[first * inputs * taps..][..outputs * inputs * taps];
-        // SAFETY: the staging of this thread holds the turned kernels.
-        unsafe { dispatch(&TurnKernels { kernels, inputs, taps, to: staging.ptr(), pitch }) };
-        let product = Gemm {
-            a: staging.ptr(),
-            a_row: pitch,
-            a_depth: 1,
-            a_segment: 0,
-            b: coefficients.ptr(),
-            b_row: PANEL,
-            b_panel: inputs * PANEL,
-            c: folded.at(first * taps * fold.columns),
-            c_row: fold.columns,
-            rows: outputs * taps,
-            depth: inputs,
-            segments: 1,
-            columns: fold.columns,
-            add: false,
-        };
-        // SAFETY: both factors were written above; this task alone writes these outputs.
-        unsafe { dispatch(&product) };
+    for_each(threads, s.out_channels.div_ceil(FOLDED), |_, task| {
+        for output in task * FOLDED..s.out_channels.min((task + 1) * FOLDED) {
+            let product = Gemm {
+                a: weight[output * inputs * taps..][..inputs * taps].as_ptr(),
+                a_row: 1,
+                a_depth: taps,
+                a_segment: 0,
+                b: coefficients.ptr(),
+                b_row: PANEL,
+                b_panel: inputs * PANEL,
+                c: folded.at(output * taps * fold.columns),
+                c_row: fold.columns,
+                rows: taps,
+                depth: inputs,
+                segments: 1,
+                columns: fold.columns,
+                add: false,
+            };
+            // SAFETY: the kernel and the coefficients have these sizes; this task alone writes this output.
+            unsafe { dispatch(&product) };
+        }
     });
 }
 

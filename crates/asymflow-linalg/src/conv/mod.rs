@@ -312,6 +312,36 @@ pub enum Folding {
 /// folding apart from the rest.
 pub type Mark<'a> = &'a mut dyn FnMut(Folding);
 
+/// Scratch of [`fold`] by a basis of rank `rank`; empty for a shape that [`ConvShape::validate`] refuses.
+pub fn fold_scratch(shape: ConvShape, rank: usize) -> StackReq {
+    let is_valid = shape.validate().is_ok() && (ConvShape { in_channels: rank, ..shape }).validate().is_ok();
+    if is_valid { folded::fold_scratch(shape, rank) } else { StackReq::empty() }
+}
+
+/// Overwrites `folded` (`out × r × k × k`) with the kernels W'_{i,p} = Σ_j a_{j,p} W_{i,j} (thesis eq 2.6) of the one basis `a`
+/// (`in × r`, row-major). [`forward`] of the principal channels with them is [`folded_forward`], for as long as basis and weight stay.
+///
+/// # Errors
+/// As [`forward`].
+pub fn fold(
+    shape: ConvShape,
+    a: &[f32],
+    weight: &[f32],
+    folded: &mut [f32],
+    par: Par,
+    stack: &mut MemStack,
+) -> Result<(), ConvError> {
+    shape.validate()?;
+    let low = ConvShape { in_channels: a.len() / shape.in_channels, ..shape };
+    low.validate()?;
+    check_len("the basis", low.in_channels * shape.in_channels, a.len())?;
+    check_len("weight", shape.weight_len(), weight.len())?;
+    check_len("the folded kernels", low.weight_len(), folded.len())?;
+    check_scratch(fold_scratch(shape, low.in_channels), stack)?;
+    folded::fold(shape, a, weight, folded, par.degree(), stack);
+    Ok(())
+}
+
 /// Scratch of [`folded_forward`] for a low-rank part of rank `rank`, shared or not; empty where that is refused.
 pub fn folded_forward_scratch(shape: ConvShape, rank: usize, par: Par) -> StackReq {
     if (ConvShape { in_channels: rank, ..shape }).validate().is_err() || shape.validate().is_err() {

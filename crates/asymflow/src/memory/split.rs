@@ -63,6 +63,8 @@ pub(super) struct SplitSizes<'a> {
     kept: HashMap<usize, Factors>,
     /// What is kept of inputs to verify gradients of weights, and all of it.
     seen: HashMap<usize, usize>,
+    /// Bases that serve for more than one batch, and kernels folded by them.
+    bases: HashMap<usize, usize>,
     spare: Vec<Factors>,
 }
 
@@ -87,8 +89,8 @@ impl<'a> SplitSizes<'a> {
     ) -> Self {
         let local = LocalConv::new(placements.len(), pool.clone(), par);
         let (taken, scratch) = (SplitBytes::default(), Scratch::default());
-        let (kept, seen, spare) = (HashMap::new(), HashMap::new(), Vec::new());
-        Self { local, placements, decomposer, precision, verify, pool, par, taken, scratch, kept, seen, spare }
+        let (kept, seen, bases, spare) = (HashMap::new(), HashMap::new(), HashMap::new(), Vec::new());
+        Self { local, placements, decomposer, precision, verify, pool, par, taken, scratch, kept, seen, bases, spare }
     }
 
     /// Scratch of convolutions here, of decompositions, and of those on factors.
@@ -103,9 +105,15 @@ impl<'a> SplitSizes<'a> {
         }
     }
 
-    /// What leaves is copied once more for the wire, and for the verifier beside its own values.
-    fn release(&mut self, values: usize, verifying: usize) {
-        let released = wire::release_bytes(values, self.precision);
+    /// What leaves is copied once more for the wire, and for the verifier beside its own values. In binary16 it is a copy, and
+    /// the batch stays with the pool.
+    fn release(&mut self, batch: Buffer, verifying: usize) {
+        let values = batch.vector_len();
+        match self.precision {
+            Precision::F32 => drop(batch.into_vec()),
+            Precision::F16 => drop(batch),
+        }
+        let released = values * self.precision.bytes();
         self.taken.release = self.taken.release.max(released);
         let verifying = if self.verify { VALUE * (values + verifying) } else { 0 };
         self.exchange(released + values * self.precision.bytes() + verifying);
@@ -118,8 +126,8 @@ impl<'a> SplitSizes<'a> {
 
     fn count_factors(&mut self) {
         let factors: usize = self.spare.iter().chain(self.kept.values()).map(Factors::len).sum();
-        let seen: usize = self.seen.values().sum();
-        self.taken.factors = self.taken.factors.max((factors + seen) * VALUE);
+        let kept: usize = self.seen.values().chain(self.bases.values()).sum();
+        self.taken.factors = self.taken.factors.max((factors + kept) * VALUE);
     }
 }
 
@@ -138,13 +146,17 @@ impl Convolver for SplitSizes<'_> {
         let residual = self.pool.take(x.data.len());
         self.scratch.ask(self.decomposer.scratch(batch, rank, self.par));
         factors.prepare(batch, rank, self.decomposer.shares_basis());
-        let leaving = residual.vector_len();
-        drop(residual.into_vec());
         let shape = conv_shape(node, x.samples);
         let of_input = x.samples * x.shape.pixels();
-        self.release(leaving, planes(node, of_input) + x.samples * node.output.pixels());
+        self.release(residual, planes(node, of_input) + x.samples * node.output.pixels());
         let y = self.pool.take(shape.output_len());
         self.scratch.ask(conv::folded_forward_scratch(shape, rank, self.par));
+        if self.decomposer.serves() > 1 {
+            let low = conv::ConvShape { in_channels: rank, ..shape };
+            self.bases.insert(node.index, x.shape.channels * rank + low.weight_len());
+            self.scratch.ask(conv::fold_scratch(shape, rank));
+            self.scratch.ask(conv::forward_scratch(low, self.par));
+        }
         self.exchange(wire::answer_bytes(y.len(), 0, self.precision));
         match pass {
             Pass::Training => {
@@ -169,7 +181,8 @@ impl Convolver for SplitSizes<'_> {
     ) -> Result<Option<Buffer>, EngineError> {
         let Some(rank) = self.rank(node) else { return self.local.backward(node, dy, samples, weight, d_weight) };
         let shape = conv_shape(node, samples);
-        self.release(dy.len(), planes(node, samples * node.output.pixels()) + samples * node.input.pixels());
+        let scaled = self.pool.take(dy.len());
+        self.release(scaled, planes(node, samples * node.output.pixels()) + samples * node.input.pixels());
         self.scratch.ask(conv::folded_weight_gradient_scratch(shape, rank, self.par));
         let input = if node.input_gradient { shape.input_len() } else { 0 };
         self.exchange(wire::answer_bytes(input, shape.weight_len(), self.precision));

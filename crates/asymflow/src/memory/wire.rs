@@ -5,14 +5,6 @@ use asymflow_privacy::payload::Precision;
 /// Bodies up to this size are read into memory of exactly their size (`asymflow_wire::read_frame`).
 const EXACT_BYTES: usize = 64 << 20;
 
-/// A batch of `values` on its way out, encoded.
-pub(super) const fn release_bytes(values: usize, precision: Precision) -> usize {
-    match precision {
-        Precision::F32 => values * 4,
-        Precision::F16 => values * 6,
-    }
-}
-
 /// An answer as it comes in and as it is read.
 pub(super) fn answer_bytes(values: usize, weight_values: usize, precision: Precision) -> usize {
     let body = body_bytes(values * precision.bytes() + weight_values * 4);

@@ -291,12 +291,12 @@ impl SyncBytes {
         }
     }
 
-    /// At the end of a step: with f16 the weights before it are kept as well, and half as much travels.
+    /// At the end of a step: with f16 steps travel.
     const fn step(&self, precision: Precision) -> u64 {
         match precision {
             // Encoded piece by piece as they are sent.
             Precision::F32 => self.queued,
-            Precision::F16 => self.queued + self.queued / 2 + 3 * self.largest,
+            Precision::F16 => self.queued / 2 + self.largest,
         }
     }
 }

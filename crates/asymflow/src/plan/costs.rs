@@ -9,9 +9,10 @@ use asymflow_engine::local::Scratch;
 use asymflow_linalg::conv::{self, ConvError, ConvShape};
 use asymflow_linalg::{
     Decomposer, LowRank,
-    decompose::{BatchShape, DecomposeError},
+    decompose::{self, BatchShape, DecomposeError},
 };
-use asymflow_privacy::payload::{Payload, Precision};
+use asymflow_privacy::payload::Payload;
+use asymflow_zoo::weights::Pass;
 use faer::Par;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -20,8 +21,8 @@ use super::Placement;
 
 /// Ranks that are tried.
 const RANKS: [usize; 2] = [8, 4];
-/// A split has to take at most this share of the time of the whole convolution.
-const PAYS: f64 = 0.9;
+/// A split has to take at most this share of the time of the whole convolution in a training step, and no more in inference.
+const PAYS: f64 = 0.95;
 /// Multiply-accumulates of a measurement, so that a network takes about a second.
 const MACS: usize = 400 << 20;
 
@@ -79,7 +80,7 @@ pub fn measure(shape: ConvShape, decomposer: &dyn Decomposer) -> Result<Measured
     let mut best = Measured { placement: Placement::Trusted, whole, placed: whole };
     for rank in RANKS.into_iter().filter(|&rank| rank < shape.in_channels.min(shape.height * shape.width)) {
         let split = layer.seconds(Some(rank), decomposer)?;
-        let pays = split.inference < PAYS * whole.inference && split.step < PAYS * whole.step;
+        let pays = split.inference < whole.inference && split.step < PAYS * whole.step;
         if pays && split.step < best.placed.step {
             best = Measured { placement: Placement::Split { rank }, placed: split, ..best };
         }
@@ -99,6 +100,7 @@ struct Layer {
     y: Vec<f32>,
     dx: Vec<f32>,
     d_weight: Vec<f32>,
+    answer: Vec<f32>,
 }
 
 impl Layer {
@@ -115,6 +117,7 @@ impl Layer {
             y: vec![0.0; shape.output_len()],
             dx: vec![0.0; shape.input_len()],
             d_weight: vec![0.0; shape.weight_len()],
+            answer: vec![1.0; shape.input_len().max(shape.output_len())],
         }
     }
 
@@ -122,19 +125,23 @@ impl Layer {
     fn seconds(&mut self, rank: Option<usize>, decomposer: &dyn Decomposer) -> Result<PassSeconds, CostError> {
         let mut least = PassSeconds { inference: f64::INFINITY, step: f64::INFINITY };
         for run in 0..3 {
-            let start = Instant::now();
-            match rank {
-                Some(rank) => self.split_forward(rank, decomposer)?,
-                None => self.forward()?,
-            }
-            let inference = start.elapsed().as_secs_f64();
-            match rank {
-                Some(_) => self.split_backward()?,
-                None => self.backward()?,
+            let mut seconds = [0.0; 2];
+            for (pass, seconds) in [Pass::Inference, Pass::Training].into_iter().zip(&mut seconds) {
+                let start = Instant::now();
+                match rank {
+                    Some(rank) => self.split_forward(rank, decomposer, pass)?,
+                    None => self.forward()?,
+                }
+                match (pass, rank) {
+                    (Pass::Inference, _) => {}
+                    (Pass::Training, Some(_)) => self.split_backward()?,
+                    (Pass::Training, None) => self.backward()?,
+                }
+                *seconds = start.elapsed().as_secs_f64();
             }
             if run > 0 {
-                least.inference = least.inference.min(inference);
-                least.step = least.step.min(start.elapsed().as_secs_f64());
+                let [inference, step] = seconds;
+                least = PassSeconds { inference: least.inference.min(inference), step: least.step.min(step) };
             }
         }
         let samples = self.shape.samples as f64;
@@ -155,33 +162,45 @@ impl Layer {
         Ok(conv::input_gradient(shape, &self.y, &self.weight, &mut self.dx, par, stack)?)
     }
 
-    /// All that a split takes here: decomposition, encoding, the folded convolution, and the sum with the answer.
-    fn split_forward(&mut self, rank: usize, decomposer: &dyn Decomposer) -> Result<(), CostError> {
+    /// All that a split takes here: decomposition, encoding, the convolution of the low-rank part, and the sum with the answer. For
+    /// inference by a basis that serves on, the kernels have been folded.
+    fn split_forward(&mut self, rank: usize, decomposer: &dyn Decomposer, pass: Pass) -> Result<(), CostError> {
         let (shape, par) = (self.shape, self.par);
         let pixels = shape.height * shape.width;
         let batch = BatchShape { samples: shape.samples, channels: shape.in_channels, pixels };
-        let stack = self.scratch.stack(decomposer.scratch(batch, rank, par));
-        decomposer.decompose(&self.x, batch, rank, &mut self.low_rank, &mut self.dx, par, stack)?;
-        let sent = Payload::encode(self.dx.clone(), Precision::F16);
-        let stack = self.scratch.stack(conv::folded_forward_scratch(shape, rank, par));
-        conv::folded_forward(shape, &self.low_rank, &self.weight, &mut self.y, par, stack, &mut |_| {})?;
-        let answer = vec![1.0; shape.output_len()];
-        add_assign(&mut self.y, &answer);
+        let is_known = decomposer.serves() > 1 && self.low_rank.rank == rank;
+        if is_known {
+            let basis = self.low_rank.coefficients.clone();
+            decompose::project(&basis, &self.x, batch, &mut self.low_rank, &mut self.dx, par)?;
+        } else {
+            let stack = self.scratch.stack(decomposer.scratch(batch, rank, par));
+            decomposer.decompose(&self.x, batch, rank, &mut self.low_rank, &mut self.dx, par, stack)?;
+        }
+        let sent = Payload::narrow(&self.dx);
+        let low = ConvShape { in_channels: rank, ..shape };
+        if is_known && pass == Pass::Inference {
+            let stack = self.scratch.stack(conv::forward_scratch(low, par));
+            let folded = &self.weight[..low.weight_len()];
+            conv::forward(low, &self.low_rank.principal, folded, &mut self.y, par, stack)?;
+        } else {
+            let stack = self.scratch.stack(conv::folded_forward_scratch(shape, rank, par));
+            conv::folded_forward(shape, &self.low_rank, &self.weight, &mut self.y, par, stack, &mut |_| {})?;
+        }
+        add_assign(&mut self.y, &self.answer);
         drop(sent);
         Ok(())
     }
 
-    /// The gradient on its way out, that of the low-rank part, and the sums with the answers.
+    /// The gradient on its way out, that of the low-rank part, the sums with the answers, and the step on its way out.
     fn split_backward(&mut self) -> Result<(), CostError> {
         let (shape, par) = (self.shape, self.par);
-        let sent = Payload::encode(self.y.clone(), Precision::F16);
+        let sent = Payload::narrow(&self.y);
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, self.low_rank.rank, par));
         let (l, y) = (&self.low_rank, &self.y);
         conv::folded_weight_gradient(shape, l, y, &mut self.d_weight, par, stack, &mut |_| {})?;
         combine(&mut self.d_weight, &self.weight, |here, there| here + there);
-        let (weights, answer) = (Payload::encode(self.weight.clone(), Precision::F16), vec![1.0; shape.input_len()]);
-        combine(&mut self.dx, &answer, |_, there| there);
-        drop((sent, weights));
+        combine(&mut self.dx, &self.answer, |_, there| there);
+        drop((sent, Payload::narrow(&self.weight)));
         Ok(())
     }
 }

@@ -299,10 +299,8 @@ impl Mode for AsymMl {
         self.engine.backward(d_logits, samples, &mut self.convolver)?;
         self.convolver.charge_weights()?;
         self.engine.commit_moments();
-        let before = self.convolver.weights_before(&self.engine.program().conv_nodes(), self.engine.params());
-        self.engine.params_mut().step(sgd);
         let (program, params) = self.engine.parts_mut();
-        match self.convolver.sync_weights(&program.conv_nodes(), &before, params) {
+        match self.convolver.step(&program.conv_nodes(), params, sgd) {
             // The step is done; a worker lost here gets all weights when it is opened again.
             Err(error) if error.is_worker_lost() => Ok(report),
             other => other.map(|()| report),
@@ -317,11 +315,14 @@ impl Mode for AsymMl {
     }
 
     fn state(&mut self) -> Result<TrainState, ExecError> {
+        // A run that goes on from here learns them anew, as a resumed one does.
+        self.convolver.forget_bases();
         Ok(engine_state(&self.engine))
     }
 
     fn restore(&mut self, state: &TrainState) -> Result<(), ExecError> {
         engine_restore(&mut self.engine, state)?;
+        self.convolver.forget_bases();
         self.send_weights()
     }
 

@@ -11,7 +11,7 @@ use asymflow_engine::{
     local::LocalConv,
     program::ConvNode,
 };
-use asymflow_linalg::conv;
+use asymflow_linalg::conv::{self, ConvShape, Folding};
 use asymflow_linalg::{
     Decomposer, LowRank,
     decompose::{self, BatchShape},
@@ -24,10 +24,8 @@ use asymflow_privacy::{
     payload::{Payload, Precision},
     records::{Flow, RecordAccountant},
 };
-use asymflow_residual::backend::{Batch, OpenError, Pass, Ticket, UnitId, Wanted};
+use asymflow_residual::backend::{Batch, OpenError, Pass, SgdStep, Ticket, UnitId, Wanted};
 use faer::Par;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
@@ -43,11 +41,14 @@ const GRADIENT_GAIN_F16: f32 = 256.0;
 /// Name of what the weights leave by: they are functions of exact gradients.
 pub(super) const EXACT_WEIGHTS: &str = "insecure_exact_weights";
 
-/// A basis that serves for more than one batch, and the training steps that it has served for.
+/// A basis that serves for more than one batch.
 #[derive(Debug)]
 struct Basis {
     coefficients: Vec<f32>,
+    /// Training steps that it has served for.
     steps: usize,
+    /// The kernels folded by it, for inference; none once the weights have changed.
+    folded: Vec<f32>,
 }
 
 /// AsymML's convolver: splits each convolution as its placement says, and keeps only the low-rank factors
@@ -174,6 +175,7 @@ impl SplitConv {
     /// # Errors
     /// The worker refused or is lost.
     pub fn send_weights(&mut self, nodes: &[&ConvNode], params: &Params) -> Result<(), ExecError> {
+        self.bases.values_mut().for_each(|basis| basis.folded.clear());
         for (unit, node) in self.layers(nodes) {
             self.queue_weight(unit, node, params)?;
             self.link.session().settle().map_err(ExecError::submit(&node.conv.name))?;
@@ -186,37 +188,32 @@ impl SplitConv {
         self.link.session().set_weights(unit, weight).map_err(ExecError::submit(&node.conv.name))
     }
 
-    /// Brings the worker's weights from `before` to the values in `params`.
+    /// One step of SGD here and at the worker.
     ///
-    /// In f16 only the rounded difference travels, and the trusted weights take exactly the step that the
-    /// worker takes, so both sides hold the same numbers.
+    /// In f16 only the rounded step travels, and the trusted weights take exactly the step that the worker takes, so both
+    /// sides hold the same numbers.
     ///
     /// # Errors
-    /// The worker refused or is lost.
-    pub fn sync_weights(
-        &mut self,
-        nodes: &[&ConvNode],
-        before: &HashMap<usize, Vec<f32>>,
-        params: &mut Params,
-    ) -> Result<(), ExecError> {
+    /// The worker refused or is lost; the step is done here.
+    pub fn step(&mut self, nodes: &[&ConvNode], params: &mut Params, sgd: SgdStep) -> Result<(), ExecError> {
+        self.bases.values_mut().for_each(|basis| basis.folded.clear());
+        let layers = self.layers(nodes);
         if self.precision == Precision::F32 {
+            params.step(sgd);
             // Without waiting: they travel while the next step begins.
-            return self.layers(nodes).into_iter().try_for_each(|(unit, node)| self.queue_weight(unit, node, params));
+            return layers.into_iter().try_for_each(|(unit, node)| self.queue_weight(unit, node, params));
         }
-        for (unit, node) in self.layers(nodes) {
-            let Some(before) = before.get(&node.weight) else { continue };
-            let delta = rounded_step(before, params.values_mut(node.weight));
-            self.link.session().add_weights(unit, delta).map_err(ExecError::submit(&node.conv.name))?;
-        }
-        Ok(())
+        let weights: Vec<usize> = layers.iter().map(|(_, node)| node.weight).collect();
+        let steps = params.step_in_f16(sgd, &weights);
+        layers.into_iter().zip(steps).try_for_each(|((unit, node), step)| {
+            let step = Payload::F16(step);
+            self.link.session().add_weights(unit, step).map_err(ExecError::submit(&node.conv.name))
+        })
     }
 
-    /// The weights of the split convolutions, before a step, where [`SplitConv::sync_weights`] needs them.
-    pub fn weights_before(&self, nodes: &[&ConvNode], params: &Params) -> HashMap<usize, Vec<f32>> {
-        if self.precision == Precision::F32 {
-            return HashMap::new();
-        }
-        self.layers(nodes).into_iter().map(|(_, n)| (n.weight, params.values(n.weight).to_vec())).collect()
+    /// Drops the bases that serve for more than one batch.
+    pub fn forget_bases(&mut self) {
+        self.bases.clear();
     }
 
     /// Drops everything kept of a step that failed.
@@ -244,7 +241,8 @@ impl SplitConv {
         }
         let released = timed(&mut self.local.seconds_of(node).release, || {
             let source = Source { layer, flow };
-            door.release(gate, source, records, Private::new(batch)).map(|released| released.encode(self.precision))
+            let released = door.release(gate, source, records, Private::new(batch))?;
+            Ok(released.encode_with(self.precision, |spent| drop(self.pool.adopt(spent))))
         });
         released.map_err(ExecError::release(layer))
     }
@@ -324,7 +322,7 @@ impl SplitConv {
         let basis = self.bases.get_mut(&node.index).filter(|b| pass == Pass::Inference || b.steps < serves);
         let is_new = basis.is_none() && serves > 1;
         timed(&mut self.local.seconds_of(node).decompose, || match basis {
-            Some(Basis { coefficients, steps }) => {
+            Some(Basis { coefficients, steps, .. }) => {
                 *steps += usize::from(pass == Pass::Training);
                 decompose::project(coefficients, &x.data, shape, &mut low_rank, &mut residual, self.par)
             }
@@ -332,9 +330,40 @@ impl SplitConv {
         })
         .map_err(|error| ExecError::Decompose { layer: node.conv.name.clone(), error })?;
         if is_new {
-            self.bases.insert(node.index, Basis { coefficients: low_rank.coefficients.clone(), steps: 1 });
+            let coefficients = low_rank.coefficients.clone();
+            self.bases.insert(node.index, Basis { coefficients, steps: 1, folded: Vec::new() });
         }
         Ok((low_rank, residual.into_vec()))
+    }
+
+    /// The convolution of the low-rank part: Y_main.
+    fn forward_main(
+        &mut self,
+        (node, shape): (&ConvNode, ConvShape),
+        low_rank: &LowRank,
+        weight: &[f32],
+        y: &mut [f32],
+        pass: Pass,
+    ) -> Result<(), EngineError> {
+        let (par, scratch, seconds) = (self.par, &mut self.scratch, self.local.seconds_of(node));
+        let basis = self.bases.get_mut(&node.index).filter(|_| pass == Pass::Inference);
+        let done = timed_folding(seconds, |mark| {
+            let Some(Basis { coefficients, folded, .. }) = basis else {
+                let stack = scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, par));
+                return conv::folded_forward(shape, low_rank, weight, y, par, stack, mark);
+            };
+            let low = ConvShape { in_channels: low_rank.rank, ..shape };
+            mark(Folding::Begins);
+            if folded.is_empty() {
+                folded.resize(low.weight_len(), 0.0);
+                let stack = scratch.stack(conv::fold_scratch(shape, low_rank.rank));
+                conv::fold(shape, coefficients, weight, folded, par, stack)?;
+            }
+            mark(Folding::Ends);
+            let stack = scratch.stack(conv::forward_scratch(low, par));
+            conv::forward(low, &low_rank.principal, folded, y, par, stack)
+        });
+        done.map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })
     }
 }
 
@@ -361,11 +390,7 @@ impl Convolver for SplitConv {
         let sketch =
             self.sketch(node, |verifier| sent.map(|sent| verifier.outputs(shape, (&sent, weight), keep)).transpose())?;
         let mut y = self.pool.take(shape.output_len());
-        let stack = self.scratch.stack(conv::folded_forward_scratch(shape, low_rank.rank, self.par));
-        timed_folding(self.local.seconds_of(node), |mark| {
-            conv::folded_forward(shape, &low_rank, weight, &mut y, self.par, stack, mark)
-        })
-        .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
+        self.forward_main((node, shape), &low_rank, weight, &mut y, pass)?;
 
         let Batch::Outputs(from_worker) = self.collect(node, ticket)? else {
             return Err(unexpected(node, "outputs"));
@@ -438,7 +463,7 @@ impl Convolver for SplitConv {
         self.check(node, of_weights.as_ref(), &weights)?;
         combine(d_weight, &weights, |total, from_worker| total + from_worker / gain);
         if gain != 1.0 {
-            input.par_iter_mut().for_each(|v| *v /= gain);
+            input.par_chunks_mut(1 << 14).for_each(|some| some.iter_mut().for_each(|v| *v /= gain));
         }
         Ok(wanted.input.then(|| self.pool.adopt(input)))
     }
@@ -458,20 +483,6 @@ fn public_numbers(values: Vec<f32>, precision: Precision) -> Result<Released<Pay
     let gate = Gate::new(Box::new(InsecureNone), None, Relation::Remove)?;
     let source = Source { layer: "self-check", flow: Flow::Residual };
     Ok(door.release(&gate, source, &[0], Private::new(values))?.encode(precision))
-}
-
-/// What leads from `before` to `after` in binary16; `after` becomes where it leads exactly.
-fn rounded_step(before: &[f32], after: &mut [f32]) -> Payload {
-    const PIECE: usize = 1 << 12;
-    let mut step = vec![f16::ZERO; after.len()];
-    let pieces = step.par_chunks_mut(PIECE).zip(after.par_chunks_mut(PIECE)).zip(before.par_chunks(PIECE));
-    pieces.for_each(|((step, after), before)| {
-        after.iter_mut().zip(before).for_each(|(after, before)| *after = (*after - before).clamp(-65504.0, 65504.0));
-        step.convert_from_f32_slice(after);
-        step.convert_to_f32_slice(after);
-        after.iter_mut().zip(before).for_each(|(after, before)| *after += before);
-    });
-    Payload::F16(step)
 }
 
 /// The model that a worker needs for these placements.
