@@ -12,6 +12,8 @@ use asymflow_zoo::{Network, network::Shape, ops::Easing};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::rates::ModelledBackend;
+
 /// Index of a unit in its [`ResidualModel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct UnitId(pub u32);
@@ -306,7 +308,12 @@ pub trait ResidualBackend: Send + Sync + Debug {
 
     /// Whether its answers are no results, and only how long they take is meant.
     fn is_modelled(&self) -> bool {
-        false
+        self.modelled().is_some()
+    }
+
+    /// The card that it stands for, where it answers zeros and a server need look at no numbers.
+    fn modelled(&self) -> Option<ModelledBackend> {
+        None
     }
 }
 

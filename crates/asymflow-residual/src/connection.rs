@@ -12,11 +12,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::client::Tap;
-use crate::protocol::{Numbers, widen_into};
+use crate::protocol::{Numbers, widen};
 use crate::ring::{Located, Place, Ring, RingError};
-
-/// Bytes that are read from the ring at a time, which hold whole numbers.
-const PIECE_BYTES: usize = 1 << 15;
 
 /// Why a frame could not be sent or received.
 #[derive(Debug, Error)]
@@ -63,7 +60,7 @@ impl Connection {
         let bytes = parts.iter().map(|part| part.bytes()).sum();
         let body = || parts.iter().flat_map(|part| part.pieces());
         let Some(ring) = &mut self.ring else { return self.send_here(header, bytes, body()) };
-        let place = ring.put(bytes, body());
+        let place = if let &[Numbers::Zeros(bytes)] = parts { ring.put_zeros(bytes) } else { ring.put(bytes, body()) };
         if let Some(place) = place {
             self.sent_bytes += place.bytes;
             if let Some(tap) = &self.tap {
@@ -113,35 +110,28 @@ impl Connection {
     pub fn bytes(&self, body: Body) -> Result<Vec<u8>, ExchangeError> {
         match body {
             Body::Here(bytes) => Ok(bytes),
-            Body::Ring(located) => {
-                let mut bytes = vec![0; located.bytes];
-                self.read(located, 0, &mut bytes)?;
-                Ok(bytes)
-            }
+            Body::Ring(located) => Ok(self.mapped(located)?.read(located)?),
         }
     }
 
     /// The numbers in `range` of the bytes of a body, which is cut to what there is.
     pub fn numbers(&self, body: &Body, range: Range<usize>, precision: Precision) -> Result<Vec<f32>, ExchangeError> {
         let range = range.start.min(body.len())..range.end.min(body.len());
-        let mut numbers = Vec::with_capacity(range.len() / precision.bytes());
         match body {
-            Body::Here(bytes) => widen_into(bytes.get(range).unwrap_or_default(), precision, &mut numbers),
+            Body::Here(bytes) => {
+                let mut numbers = vec![0.0; range.len() / precision.bytes()];
+                widen(bytes.get(range).unwrap_or_default(), precision, &mut numbers);
+                Ok(numbers)
+            }
             Body::Ring(located) => {
-                let mut piece = vec![0; PIECE_BYTES.min(range.len())];
-                for from in range.clone().step_by(PIECE_BYTES) {
-                    let piece = piece.get_mut(..PIECE_BYTES.min(range.end - from)).unwrap_or_default();
-                    self.read(*located, from, piece)?;
-                    widen_into(piece, precision, &mut numbers);
-                }
+                let widen = |bytes: &[u8], numbers: &mut [f32]| widen(bytes, precision, numbers);
+                Ok(self.mapped(*located)?.read_numbers(*located, range, precision.bytes(), widen)?)
             }
         }
-        Ok(numbers)
     }
 
-    fn read(&self, located: Located, from: usize, to: &mut [u8]) -> Result<(), ExchangeError> {
-        let gone = RingError::Length { bytes: located.bytes as u64, slot_bytes: 0 };
-        Ok(self.ring.as_ref().ok_or(gone)?.read(located, from, to)?)
+    fn mapped(&self, located: Located) -> Result<&Ring, RingError> {
+        self.ring.as_ref().ok_or(RingError::Length { bytes: located.bytes as u64, slot_bytes: 0 })
     }
 }
 

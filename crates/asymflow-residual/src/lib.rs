@@ -17,6 +17,7 @@ pub mod data_parallel;
 #[cfg(feature = "serve")]
 pub mod modelled;
 mod protocol;
+mod rates;
 mod received;
 mod ring;
 #[cfg(feature = "serve")]

@@ -1,76 +1,21 @@
 //! Workers that compute nothing: what a split costs without them, and how it would go with a card that is not at hand.
 
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use asymflow_privacy::payload::Payload;
 use asymflow_zoo::graph::cost::total_cost;
-use thiserror::Error;
 
 use crate::backend::{
     Availability, CollectError, ConvUnit, OpenError, ResidualBackend, ResidualModel, ResidualTraining, Unit, Wanted,
     WorkerStats,
 };
+use crate::protocol::{Encoding, RequestHeader};
 use crate::session::{Answer, Executor, Expected, QueuedSession, Request, UnitSizes, sizes};
+
+pub use crate::rates::{ModelledBackend, ModelledBackendError};
 
 /// Below this, the system's sleep is too coarse.
 const SPIN: Duration = Duration::from_micros(100);
-
-/// A backend that answers zeros of the right shape, at once or when a card of a given speed would have answered.
-///
-/// Sessions refuse it wherever its answers would be taken for results:
-/// [`WorkerConfig::takes_modelled`](crate::client::WorkerConfig::takes_modelled).
-///
-/// ```
-/// use asymflow_residual::modelled::ModelledBackend;
-///
-/// let rtx_5000: ModelledBackend = "11.2:12:20".parse()?;
-/// assert_eq!(rtx_5000, ModelledBackend { flops: 11.2e12, bytes_per_second: 12e9, latency_seconds: 20e-6 });
-/// assert!("11.2:0:20".parse::<ModelledBackend>().is_err());
-/// # Ok::<(), asymflow_residual::modelled::ModelledBackendError>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ModelledBackend {
-    /// Floating-point operations per second, two for each multiply-accumulate.
-    pub flops: f64,
-    /// Rate of copies to and from the card.
-    pub bytes_per_second: f64,
-    /// What every request takes beside operations and copies.
-    pub latency_seconds: f64,
-}
-
-/// A text that describes no card.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error(
-    "{got:?} is no card: expected TFLOPS:GB/s:µs, for example 11.2:12:20, rates above 0 and a latency of 0 to 1e6 µs"
-)]
-pub struct ModelledBackendError {
-    got: String,
-}
-
-impl FromStr for ModelledBackend {
-    type Err = ModelledBackendError;
-
-    fn from_str(text: &str) -> Result<Self, ModelledBackendError> {
-        let numbers: Option<Vec<f64>> = text.split(':').map(|part| part.parse().ok()).collect();
-        match numbers.as_deref() {
-            Some(&[tflops, gigabytes, micros])
-                if tflops > 0.0
-                    && gigabytes > 0.0
-                    && (0.0..=1e6).contains(&micros)
-                    && (tflops * gigabytes).is_finite() =>
-            {
-                Ok(Self { flops: tflops * 1e12, bytes_per_second: gigabytes * 1e9, latency_seconds: micros / 1e6 })
-            }
-            _ => Err(ModelledBackendError { got: text.chars().take(80).collect() }),
-        }
-    }
-}
-
-impl ModelledBackend {
-    /// Answers at once.
-    pub const NULL: Self = Self { flops: f64::INFINITY, bytes_per_second: f64::INFINITY, latency_seconds: 0.0 };
-}
 
 impl ResidualBackend for ModelledBackend {
     fn name(&self) -> &'static str {
@@ -102,13 +47,13 @@ impl ResidualBackend for ModelledBackend {
         Ok(Box::new(QueuedSession::waiting(card.sizes.clone(), card)))
     }
 
-    fn is_modelled(&self) -> bool {
-        true
+    fn modelled(&self) -> Option<ModelledBackend> {
+        Some(*self)
     }
 }
 
 impl ModelledBackend {
-    fn card(&self, model: &ResidualModel) -> Result<Card, OpenError> {
+    pub(crate) fn card(&self, model: &ResidualModel) -> Result<Card, OpenError> {
         let sizes = sizes(model)?;
         let unit = |unit: &Unit| match unit {
             Unit::Conv(conv) => conv_macs(conv),
@@ -124,7 +69,7 @@ fn conv_macs(conv: &ConvUnit) -> f64 {
 }
 
 /// A session's card: nothing but how long it takes.
-struct Card {
+pub(crate) struct Card {
     card: ModelledBackend,
     /// Multiply-accumulates of one sample, by unit.
     macs: Vec<f64>,
@@ -173,16 +118,69 @@ fn bytes(payload: &Payload) -> usize {
     }
 }
 
+/// How many zeros a card answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Zeros {
+    pub values: usize,
+    pub weights: usize,
+}
+
+impl Card {
+    /// What follows a request for a convolution with a body of `bytes`, once a card would have answered, without a look at the
+    /// numbers; `None` for what has to be kept or looked up.
+    pub fn answer(&self, request: &RequestHeader, bytes: usize) -> Option<Zeros> {
+        let start = Instant::now();
+        let sizes = |unit: u32| self.sizes.get(unit as usize).filter(|sizes| !sizes.is_network && sizes.input > 0);
+        let (operations, zeros) = match *request {
+            RequestHeader::Forward { unit, encoding: Encoding::Float(precision), .. } => {
+                let (values, sizes) = (bytes / precision.bytes(), sizes(unit)?);
+                let whole = values > 0 && values.is_multiple_of(sizes.input);
+                let answer = Zeros { values: values / sizes.input * sizes.output, weights: 0 };
+                (self.operations(unit as usize, values, |sizes| sizes.input, 1), whole.then_some(answer)?)
+            }
+            RequestHeader::Gradient { unit, wanted, precision } => {
+                let (values, sizes) = (bytes / precision.bytes(), sizes(unit)?);
+                let whole = values > 0 && values.is_multiple_of(sizes.output);
+                let passes = usize::from(wanted.input) + usize::from(wanted.weights);
+                let answer = Zeros {
+                    values: if wanted.input { values / sizes.output * sizes.input } else { 0 },
+                    weights: if wanted.weights { sizes.weights } else { 0 },
+                };
+                (self.operations(unit as usize, values, |sizes| sizes.output, passes), whole.then_some(answer)?)
+            }
+            RequestHeader::SetWeights { .. } | RequestHeader::AddWeights { .. } => (0.0, Zeros::default()),
+            RequestHeader::Forward { encoding: Encoding::Bits { .. }, .. }
+            | RequestHeader::Step { .. }
+            | RequestHeader::Ease { .. }
+            | RequestHeader::Weights { .. }
+            | RequestHeader::Momentum { .. }
+            | RequestHeader::SetMomentum { .. }
+            | RequestHeader::Reset
+            | RequestHeader::Store { .. }
+            | RequestHeader::ForwardStored { .. }
+            | RequestHeader::TrainStored { .. } => return None,
+        };
+        self.wait(start, operations, bytes + 4 * (zeros.values + zeros.weights));
+        Some(zeros)
+    }
+}
+
+impl Card {
+    /// Until a card that began at `start` would be done.
+    fn wait(&self, start: Instant, operations: f64, copied_bytes: usize) {
+        let ModelledBackend { flops, bytes_per_second, latency_seconds } = self.card;
+        let seconds = latency_seconds + operations / flops + copied_bytes as f64 / bytes_per_second;
+        wait_until(start, Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+    }
+}
+
 impl Executor for Card {
     fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError> {
         let start = Instant::now();
         let (operations, to_card) = self.work(&request);
-        let from_card = 4 * (expected.values + expected.weight_values);
-        let ModelledBackend { flops, bytes_per_second, latency_seconds } = self.card;
-        let seconds = latency_seconds + operations / flops + (to_card + from_card) as f64 / bytes_per_second;
         drop(request);
         let (values, weight_values) = (vec![0.0; expected.values], vec![0.0; expected.weight_values]);
-        wait_until(start, Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        self.wait(start, operations, to_card + 4 * (expected.values + expected.weight_values));
         let cost = WorkerStats { busy_seconds: start.elapsed().as_secs_f64(), ..WorkerStats::default() };
         Ok(Answer { values, weight_values, cost })
     }

@@ -4,6 +4,8 @@
 //! or JSON for a model, whose parser bounds the nesting. Lengths are checked before memory is
 //! allocated, values on the receiver's own copy; numbers are encoded and decoded a few at a time, so that no copy of all their bytes is made.
 
+use std::borrow::Cow;
+
 use asymflow_privacy::payload::{Payload, Precision};
 use asymflow_wire::Limits;
 use asymflow_zoo::ops::Easing;
@@ -212,6 +214,8 @@ pub(crate) fn text(raw: &str) -> String {
 
 /// Numbers that are encoded at a time: as many bytes as a core's own cache holds twice.
 const PIECE_VALUES: usize = 1 << 13;
+/// Numbers that are sent at a time from where they lie.
+const RUN_VALUES: usize = 1 << 22;
 
 /// Part of a body, encoded little-endian as it is sent.
 #[derive(Clone, Copy, Debug)]
@@ -221,6 +225,8 @@ pub(crate) enum Numbers<'a> {
     Narrow(&'a [f32]),
     F16(&'a [f16]),
     Bytes(&'a [u8]),
+    /// So many bytes of zeros.
+    Zeros(u64),
 }
 
 impl<'a> Numbers<'a> {
@@ -238,47 +244,54 @@ impl<'a> Numbers<'a> {
             Self::Narrow(values) => 2 * values.len() as u64,
             Self::F16(values) => 2 * values.len() as u64,
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeros(bytes) => bytes,
         }
     }
 
-    /// Its bytes, a few at a time. Whole chunks are written, which compiles to a copy.
-    pub fn pieces(self) -> Box<dyn Iterator<Item = Vec<u8>> + 'a> {
+    /// Its bytes: where they lie, or made a few at a time.
+    pub fn pieces(self) -> Box<dyn Iterator<Item = Cow<'a, [u8]>> + 'a> {
         match self {
-            Self::F32(values) => Box::new(values.chunks(PIECE_VALUES).map(|piece| {
-                let mut out = vec![0; 4 * piece.len()];
-                out.as_chunks_mut().0.iter_mut().zip(piece).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
-                out
-            })),
+            Self::F32(values) => Box::new(values.chunks(RUN_VALUES).map(|run| little_endian(run, f32::to_le_bytes))),
+            Self::F16(values) => {
+                let runs = values.reinterpret_cast().chunks(RUN_VALUES);
+                Box::new(runs.map(|run| little_endian(run, u16::to_le_bytes)))
+            }
             Self::Narrow(values) => Box::new(values.chunks(PIECE_VALUES).map(|piece| {
                 let mut narrow = [f16::ZERO; PIECE_VALUES];
                 let narrow = narrow.get_mut(..piece.len()).unwrap_or_default();
                 narrow.convert_from_f32_slice(piece);
-                halves(narrow)
+                Cow::Owned(little_endian(narrow.reinterpret_cast(), u16::to_le_bytes).into_owned())
             })),
-            Self::F16(values) => Box::new(values.chunks(PIECE_VALUES).map(halves)),
-            Self::Bytes(bytes) => Box::new(bytes.chunks(4 * PIECE_VALUES).map(<[u8]>::to_vec)),
+            Self::Bytes(bytes) => Box::new(std::iter::once(Cow::Borrowed(bytes))),
+            Self::Zeros(bytes) => {
+                static ZEROS: [u8; 1 << 15] = [0; 1 << 15];
+                let piece = move |from: u64| ZEROS.get(..(bytes - from).min(ZEROS.len() as u64) as usize);
+                let pieces = (0..bytes).step_by(ZEROS.len()).map(move |from| piece(from).unwrap_or_default());
+                Box::new(pieces.map(Cow::Borrowed))
+            }
         }
     }
 }
 
-fn halves(values: &[f16]) -> Vec<u8> {
-    let mut out = vec![0; 2 * values.len()];
-    out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
-    out
+/// Numbers as they travel: where they lie, on a machine that stores them so.
+fn little_endian<T: bytemuck::NoUninit, const N: usize>(values: &[T], bytes: impl Fn(T) -> [u8; N]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(|&value| bytes(value)).collect())
+    }
 }
 
-/// Appends numbers out of their little-endian bytes, of which the last ones may belong to none.
-pub(crate) fn widen_into(bytes: &[u8], precision: Precision, out: &mut Vec<f32>) {
+/// Overwrites `out` with numbers out of their little-endian bytes, as many as both hold.
+pub(crate) fn widen(bytes: &[u8], precision: Precision, out: &mut [f32]) {
     match precision {
-        Precision::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
+        Precision::F32 => bytes.as_chunks().0.iter().zip(out).for_each(|(b, v)| *v = f32::from_le_bytes(*b)),
         Precision::F16 => {
             let mut narrow = [f16::ZERO; PIECE_VALUES];
-            for piece in bytes.chunks(2 * PIECE_VALUES) {
-                let numbers = piece.as_chunks().0;
-                narrow.iter_mut().zip(numbers).for_each(|(v, b)| *v = f16::from_le_bytes(*b));
-                let from = out.len();
-                out.resize(from + numbers.len(), 0.0);
-                if let (Some(narrow), Some(out)) = (narrow.get(..numbers.len()), out.get_mut(from..)) {
+            for (piece, out) in bytes.as_chunks().0.chunks(PIECE_VALUES).zip(out.chunks_mut(PIECE_VALUES)) {
+                narrow.iter_mut().zip(piece).for_each(|(v, b)| *v = f16::from_le_bytes(*b));
+                let both = piece.len().min(out.len());
+                if let (Some(narrow), Some(out)) = (narrow.get(..both), out.get_mut(..both)) {
                     narrow.convert_to_f32_slice(out);
                 }
             }

@@ -9,6 +9,7 @@ mod file;
 mod memory;
 
 use std::io;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -166,6 +167,8 @@ pub(crate) struct Ring {
     incoming: Direction,
     sent: u64,
     received: u64,
+    /// Bytes of the slot that are zero since the last body; only where there is one slot.
+    zeros: u64,
 }
 
 impl Ring {
@@ -184,7 +187,7 @@ impl Ring {
         memory.write(0, &nonce).ok_or(RingError::Nonce)?;
         let (outgoing, incoming) = (Direction::ToClient, Direction::ToWorker);
         let offer = Offer { name, slot_bytes: layout.slot_bytes, nonce };
-        Ok((Self { memory, layout, outgoing, incoming, sent: 0, received: 0 }, named, offer))
+        Ok((Self { memory, layout, outgoing, incoming, sent: 0, received: 0, zeros: 0 }, named, offer))
     }
 
     /// Opens the ring that a worker offers for this layout, or for one of shorter slots.
@@ -197,11 +200,39 @@ impl Ring {
             return Err(RingError::Nonce);
         }
         let (outgoing, incoming) = (Direction::ToWorker, Direction::ToClient);
-        Ok(Self { memory, layout, outgoing, incoming, sent: 0, received: 0 })
+        Ok(Self { memory, layout, outgoing, incoming, sent: 0, received: 0, zeros: 0 })
     }
 
     /// Puts a body of `bytes` bytes into the next slot; `None` for one that travels on the connection.
     pub fn put<B: AsRef<[u8]>>(&mut self, bytes: u64, body: impl Iterator<Item = B>) -> Option<Place> {
+        let (place, mut to) = self.next(bytes)?;
+        self.zeros = 0;
+        let end = to + size(bytes).ok()?;
+        for piece in body {
+            let piece = piece.as_ref();
+            self.memory.write(to, piece.get(..piece.len().min(end - to))?)?;
+            to += piece.len();
+        }
+        self.sent = place.sequence;
+        Some(place)
+    }
+
+    /// As [`Ring::put`], of zeros: what is zero already is not written.
+    pub fn put_zeros(&mut self, bytes: u64) -> Option<Place> {
+        let (place, mut to) = self.next(bytes)?;
+        let known = if self.layout.slots == 1 { self.zeros.min(bytes) } else { 0 };
+        to += size(known).ok()?;
+        for piece in crate::protocol::Numbers::Zeros(bytes - known).pieces() {
+            self.memory.write(to, &piece)?;
+            to += piece.len();
+        }
+        self.zeros = self.zeros.max(bytes);
+        self.sent = place.sequence;
+        Some(place)
+    }
+
+    /// The next slot, which says what it will hold, and where its body begins.
+    fn next(&self, bytes: u64) -> Option<(Place, usize)> {
         if bytes == 0 || bytes < self.layout.threshold_bytes || bytes > self.layout.slot_bytes {
             return None;
         }
@@ -210,15 +241,7 @@ impl Ring {
         let at = usize::try_from(self.layout.at(self.outgoing, slot)).ok()?;
         self.memory.write(at, &sequence.to_le_bytes())?;
         self.memory.write(at + 8, &bytes.to_le_bytes())?;
-        let mut to = at + PAGE as usize;
-        let end = to + size(bytes).ok()?;
-        for piece in body {
-            let piece = piece.as_ref();
-            self.memory.write(to, piece.get(..piece.len().min(end - to))?)?;
-            to += piece.len();
-        }
-        self.sent = sequence;
-        Some(Place { slot, sequence, bytes })
+        Some((Place { slot, sequence, bytes }, at + PAGE as usize))
     }
 
     /// Finds a body in its slot, where it stays until the other side is told to go on.
@@ -244,14 +267,25 @@ impl Ring {
         Ok(Located { at: at + PAGE as usize, bytes: length })
     }
 
-    /// Copies part of a body, as it stands there now.
-    pub fn read(&self, body: Located, from: usize, to: &mut [u8]) -> Result<(), RingError> {
-        let end = from.checked_add(to.len()).filter(|&end| end <= body.bytes);
-        let copied = end.and_then(|_| self.memory.read_into(body.at + from, to));
-        copied.ok_or(RingError::Length {
-            bytes: (from as u64).saturating_add(to.len() as u64),
-            slot_bytes: body.bytes as u64,
-        })
+    /// A copy of a body, as it stands there now.
+    pub fn read(&self, body: Located) -> Result<Vec<u8>, RingError> {
+        let bytes = body.bytes as u64;
+        self.memory.read(body.at, body.bytes).ok_or(RingError::Length { bytes, slot_bytes: bytes })
+    }
+
+    /// The numbers in `range` of the bytes of a body, `width` bytes each: `widen` makes them out of private copies of a few at a
+    /// time, on all threads.
+    pub fn read_numbers(
+        &self,
+        body: Located,
+        range: Range<usize>,
+        width: usize,
+        widen: impl Fn(&[u8], &mut [f32]) + Sync,
+    ) -> Result<Vec<f32>, RingError> {
+        let within = range.start <= range.end && range.end <= body.bytes;
+        let at = body.at.checked_add(range.start).filter(|_| within);
+        let numbers = at.and_then(|at| self.memory.read_numbers(at, range.len() / width, width, widen));
+        numbers.ok_or(RingError::Length { bytes: range.end as u64, slot_bytes: body.bytes as u64 })
     }
 }
 

@@ -8,18 +8,18 @@ proptest! {
         for precision in [Precision::F32, Precision::F16] {
             let payload = Payload::encode(values.clone(), precision);
             let numbers = Numbers::of(&payload);
-            let bytes: Vec<u8> = numbers.pieces().flatten().collect();
+            let bytes: Vec<u8> = numbers.pieces().flat_map(Cow::into_owned).collect();
             prop_assert_eq!(bytes.len(), payload.bytes());
             prop_assert_eq!(bytes.len() as u64, numbers.bytes());
-            let mut back = Vec::new();
-            widen_into(&bytes, precision, &mut back);
+            let mut back = vec![0.0; values.len()];
+            widen(&bytes, precision, &mut back);
             // Compared as bits: NaN is not equal to itself.
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&back), bits(&payload.clone().into_f32()));
             if precision == Precision::F16 {
                 // What it cannot hold is refused before it is sent.
                 let held: Vec<f32> = values.iter().map(|v| v.clamp(-65504.0, 65504.0)).collect();
-                let narrowed: Vec<u8> = Numbers::Narrow(&held).pieces().flatten().collect();
+                let narrowed: Vec<u8> = Numbers::Narrow(&held).pieces().flat_map(Cow::into_owned).collect();
                 prop_assert_eq!(narrowed, bytes, "encoded as it is sent, or before");
             }
         }

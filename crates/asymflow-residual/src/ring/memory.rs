@@ -6,10 +6,16 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
+use rayon::prelude::*;
+
+/// Numbers that are read at a time, and bytes that a thread copies at a time.
+const PIECE: usize = 1 << 13;
+const RUN: usize = 1 << 18;
 
 /// A shared mapping of a file.
 #[derive(Debug)]
@@ -46,15 +52,32 @@ impl Memory {
         Some(copy)
     }
 
-    /// Copies the bytes from `at` on into private memory; `None` outside of the mapping.
-    pub fn read_into(&self, at: usize, to: &mut [u8]) -> Option<()> {
-        if !self.holds(at, to.len()) {
+    /// `len` private numbers of `width` bytes each from `at` on; `None` outside of the mapping. `widen` makes them out of private
+    /// copies of a few at a time, on all threads, so that each number is written once.
+    pub fn read_numbers(
+        &self,
+        at: usize,
+        len: usize,
+        width: usize,
+        widen: impl Fn(&[u8], &mut [f32]) + Sync,
+    ) -> Option<Vec<f32>> {
+        if !self.holds(at, len.checked_mul(width)?) {
             return None;
         }
+        let mut numbers: Vec<f32> = Vec::with_capacity(len);
         fence(Ordering::Acquire);
-        // SAFETY: as in `read`; `to` is private memory, of which every byte is written.
-        unsafe { ptr::copy_nonoverlapping(self.map.as_ptr().add(at), to.as_mut_ptr(), to.len()) };
-        Some(())
+        numbers.spare_capacity_mut().get_mut(..len)?.par_chunks_mut(PIECE).enumerate().with_min_len(8).try_for_each(
+            |(index, to)| {
+                let copy = self.read(at + index * PIECE * width, to.len() * width)?;
+                to.fill(MaybeUninit::new(0.0));
+                // SAFETY: all of `to` was written just now.
+                widen(&copy, unsafe { to.assume_init_mut() });
+                Some(())
+            },
+        )?;
+        // SAFETY: every number below `len` was written above.
+        unsafe { numbers.set_len(len) };
+        Some(numbers)
     }
 
     /// Copies `from` to `at`; `None` outside of the mapping.
@@ -62,12 +85,13 @@ impl Memory {
         if !self.holds(at, from.len()) {
             return None;
         }
-        // SAFETY: the target lies inside the mapping, which is writable and lives as long as `self`; no reference into
-        // it exists in this process, so `from` is private memory and does not overlap it. Another process that reads or
-        // writes there at the same time is outside of this program and gets, or leaves, some mixture of bytes.
-        unsafe {
-            ptr::copy_nonoverlapping(from.as_ptr(), self.map.as_mut_ptr().add(at), from.len());
-        }
+        from.par_chunks(RUN).enumerate().for_each(|(index, run)| {
+            // SAFETY: the target lies inside the mapping, which is writable and lives as long as `self`; no reference into
+            // it exists in this process, so `from` is private memory and does not overlap it, and runs do not overlap each
+            // other. Another process that reads or writes there at the same time is outside of this program and gets, or
+            // leaves, some mixture of bytes.
+            unsafe { ptr::copy_nonoverlapping(run.as_ptr(), self.map.as_mut_ptr().add(at + index * RUN), run.len()) };
+        });
         fence(Ordering::Release);
         Some(())
     }

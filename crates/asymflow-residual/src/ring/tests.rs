@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
+use asymflow_privacy::payload::Precision;
+
 use super::*;
 
 const LAYOUT: RingLayout = RingLayout { slots: 3, slot_bytes: 64 << 10, threshold_bytes: 16 };
@@ -33,9 +35,7 @@ impl Ring {
     /// All of a body.
     fn take(&mut self, place: Place) -> Result<Vec<u8>, RingError> {
         let located = self.locate(place)?;
-        let mut body = vec![0; located.bytes];
-        self.read(located, 0, &mut body)?;
-        Ok(body)
+        self.read(located)
     }
 }
 
@@ -43,6 +43,33 @@ fn put(ring: &mut Ring, body: &[u8]) -> Option<Place> {
     // In two pieces, as numbers come.
     let (first, rest) = body.split_at(body.len() / 3);
     ring.put(body.len() as u64, [first, rest].into_iter())
+}
+
+#[test]
+fn zeros_are_zeros_whatever_was_there_before() {
+    let (mut worker, mut client) = pair();
+    for (bytes, before) in [(4096, None), (8192, None), (100, None), (8192, Some(5000)), (4096, Some(64)), (9000, None)]
+    {
+        if let Some(before) = before {
+            let place = put(&mut worker, &body(before, 3)).unwrap();
+            assert_eq!(client.take(place).unwrap(), body(before, 3));
+        }
+        let place = worker.put_zeros(bytes).unwrap();
+        assert_eq!(client.take(place).unwrap(), vec![0; bytes as usize]);
+    }
+}
+
+#[test]
+fn numbers_are_read_as_they_were_put() {
+    let (mut worker, mut client) = pair();
+    let values: Vec<f32> = (0..12_000).map(|i| i as f32 - 3.5).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let place = put(&mut client, &bytes).unwrap();
+    let located = worker.locate(place).unwrap();
+    let widen = |bytes: &[u8], to: &mut [f32]| crate::protocol::widen(bytes, Precision::F32, to);
+    assert_eq!(worker.read_numbers(located, 0..bytes.len(), 4, widen).unwrap(), values);
+    assert_eq!(worker.read_numbers(located, 8..bytes.len() - 4, 4, widen).unwrap(), values[2..11_999]);
+    assert!(matches!(worker.read_numbers(located, 0..bytes.len() + 4, 4, widen), Err(RingError::Length { .. })));
 }
 
 #[test]
