@@ -39,8 +39,7 @@ fn expected(plan: &Plan) -> String {
         return String::new();
     }
     format!(
-        "\nExpected by what was measured on this machine, of the trusted part's time for these convolutions and with a worker \
-         that answers at once: {:.2} times as fast as trusted-only in inference, {:.2} times in a training step.\n",
+        "\nExpected by what was measured on this machine, of these convolutions and with a worker beside it that answers at once: {:.2} times as fast as trusted-only in inference, {:.2} times in a training step.\n",
         whole.inference / placed.inference,
         whole.step / placed.step
     )

@@ -1,8 +1,10 @@
-//! What a convolution costs the trusted part, whole and split, measured on this machine.
+//! What a convolution costs, whole and split, measured on this machine: the trusted part's work, and an exchange with a worker on the
+//! same host that answers at once.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::hint::{black_box, spin_loop};
+use std::sync::{LazyLock, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use asymflow_engine::buffer::{add_assign, combine};
 use asymflow_engine::local::Scratch;
@@ -14,6 +16,7 @@ use asymflow_linalg::{
 use asymflow_privacy::payload::Payload;
 use asymflow_zoo::weights::Pass;
 use faer::Par;
+use half::f16;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -176,7 +179,7 @@ impl Layer {
             let stack = self.scratch.stack(decomposer.scratch(batch, rank, par));
             decomposer.decompose(&self.x, batch, rank, &mut self.low_rank, &mut self.dx, par, stack)?;
         }
-        let sent = Payload::narrow(&self.dx);
+        exchange(&Payload::narrow(&self.dx), self.y.len(), 0);
         let low = ConvShape { in_channels: rank, ..shape };
         if is_known && pass == Pass::Inference {
             let stack = self.scratch.stack(conv::forward_scratch(low, par));
@@ -187,20 +190,43 @@ impl Layer {
             conv::folded_forward(shape, &self.low_rank, &self.weight, &mut self.y, par, stack, &mut |_| {})?;
         }
         add_assign(&mut self.y, &self.answer);
-        drop(sent);
         Ok(())
     }
 
     /// The gradient on its way out, that of the low-rank part, the sums with the answers, and the step on its way out.
     fn split_backward(&mut self) -> Result<(), CostError> {
         let (shape, par) = (self.shape, self.par);
-        let sent = Payload::narrow(&self.y);
+        exchange(&Payload::narrow(&self.y), self.dx.len(), self.weight.len());
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, self.low_rank.rank, par));
         let (l, y) = (&self.low_rank, &self.y);
         conv::folded_weight_gradient(shape, l, y, &mut self.d_weight, par, stack, &mut |_| {})?;
         combine(&mut self.d_weight, &self.weight, |here, there| here + there);
         combine(&mut self.dx, &self.answer, |_, there| there);
-        drop((sent, Payload::narrow(&self.weight)));
+        black_box(black_box(Payload::narrow(&self.weight)).clone());
         Ok(())
     }
 }
+
+/// A request and its answer of `values` in binary16 and `weights` in binary32 through a ring: each is copied there and out again, and
+/// the client's thread and the worker are woken and wake.
+fn exchange(sent: &Payload, values: usize, weights: usize) {
+    let answer = Payload::F16(vec![f16::ONE; values]);
+    black_box((sent.clone(), black_box(answer).into_f32(), black_box(vec![1.0_f32; weights]).clone()));
+    let woken = Instant::now();
+    while woken.elapsed() < *WAKING {
+        spin_loop();
+    }
+}
+
+/// What two threads take to be woken and to wake.
+static WAKING: LazyLock<Duration> = LazyLock::new(|| {
+    const TRIPS: u32 = 200;
+    let (there, asked) = mpsc::channel::<()>();
+    let (back, answered) = mpsc::channel::<()>();
+    let echo = std::thread::spawn(move || asked.iter().try_for_each(|()| back.send(())).is_ok());
+    let start = Instant::now();
+    let gone = (0..TRIPS).any(|_| there.send(()).is_err() || answered.recv().is_err());
+    drop(there);
+    let joined = echo.join().is_ok();
+    if gone || !joined { Duration::ZERO } else { 2 * start.elapsed() / TRIPS }
+});
