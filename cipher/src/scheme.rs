@@ -1,0 +1,63 @@
+//! What a packing asks of an encryption scheme with slots: the one seam below which all cryptography is somebody else's.
+
+use thiserror::Error;
+
+/// Why an operation failed.
+#[derive(Debug, Error)]
+pub enum SchemeError {
+    /// The library below refuses.
+    #[error("encryption: {0}")]
+    Library(#[from] fhe::Error),
+    /// Parameters that are none.
+    #[error(transparent)]
+    Parameters(#[from] crate::parameters::ParametersError),
+}
+
+/// How slots are moved. They are two rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// Both rows to the left, by so many places.
+    Columns(usize),
+    /// One row in the other's place.
+    Rows,
+}
+
+/// A server's operations on ciphertexts.
+pub trait Scheme {
+    /// Encrypted slots.
+    type Ciphertext: Clone;
+    /// Slots in the clear, prepared.
+    type Plaintext;
+
+    /// Prepares slots; values are below the plaintext modulus.
+    ///
+    /// # Errors
+    /// There are more than slots.
+    fn plain(&self, slots: &[u64]) -> Result<Self::Plaintext, SchemeError>;
+    /// Σ ciphertext · plaintext, slot by slot.
+    ///
+    /// # Errors
+    /// There is no term.
+    fn dot(&self, terms: &[(&Self::Ciphertext, &Self::Plaintext)]) -> Result<Self::Ciphertext, SchemeError>;
+    /// Adds another ciphertext.
+    fn add(&self, to: &mut Self::Ciphertext, other: &Self::Ciphertext);
+    /// Adds slots in the clear.
+    fn add_plain(&self, to: &mut Self::Ciphertext, other: &Self::Plaintext);
+    /// The square of each slot, in three parts.
+    fn square(&self, x: &Self::Ciphertext) -> Self::Ciphertext;
+    /// Three parts to two.
+    ///
+    /// # Errors
+    /// There are not three.
+    fn relinearise(&self, x: &mut Self::Ciphertext) -> Result<(), SchemeError>;
+    /// Moves slots.
+    ///
+    /// # Errors
+    /// There is no key for that.
+    fn turn(&self, x: &Self::Ciphertext, turn: Turn) -> Result<Self::Ciphertext, SchemeError>;
+    /// Drops levels: nothing can be computed any more but decryption, and it is shorter.
+    ///
+    /// # Errors
+    /// There are not as many.
+    fn shorten(&self, x: &mut Self::Ciphertext, levels: usize) -> Result<(), SchemeError>;
+}
