@@ -22,7 +22,7 @@ use asymflow_privacy::{
 use asymflow_residual::{
     ResidualBackend,
     backend::{ConvUnit, Pass, ResidualModel, Unit, UnitId, Wanted},
-    client::{Protection, Token, WorkerClient, WorkerConfig},
+    client::{Notify, Protection, Token, WorkerClient, WorkerConfig},
 };
 use asymflow_wire::{Limits, Prefix, decode_header, read_frame};
 use asymflow_zoo::network::Shape;
@@ -46,7 +46,7 @@ pub fn job(mut input: &[u8]) {
         if let Ok(mode) = Registry::default().decode(&job.mode) {
             let _ = black_box((mode.stored_network(&job.network), job.terms.budget(&*mode)));
         }
-        let _ = black_box(open_worker(&job, Precision::F32));
+        let _ = black_box(open_worker(&job, Precision::F32, Notify::new(|_| ())));
     }
 }
 

@@ -89,6 +89,15 @@ pub struct PlanArgs {
     /// and 1024 for jobs
     #[arg(long, value_name = "MIB")]
     peak_mib: Option<u64>,
+    /// Folder with data for jobs, every file of which is measured; may be given often
+    #[arg(long, value_name = "DIR")]
+    data: Vec<PathBuf>,
+    /// Folder in which the program keeps sealed files, such as that of the runs for `trusted.seal`; may be given often
+    #[arg(long, value_name = "DIR")]
+    sealed: Vec<PathBuf>,
+    /// Folder whose files Gramine encrypts; may be given often
+    #[arg(long, value_name = "DIR")]
+    encrypted: Vec<PathBuf>,
     /// Object in /dev/shm that the enclave shares with the host, as a worker's `--shm` names it
     #[arg(long, value_name = "NAME")]
     shared_memory: Vec<String>,
@@ -131,7 +140,14 @@ pub fn run(workspace: &Workspace, command: &EnclaveCommand) -> Result<u8> {
             if args.runtime == Runtime::Sim {
                 bail!(Failure::Usage("sim needs no manifest\nhelp: `cargo xtask enclave run --runtime sim`".into()));
             }
-            write_manifest(workspace, args)
+            match write_manifest(workspace, args)? {
+                // SGX's is filled in when it is signed.
+                0 if args.runtime == Runtime::GramineDirect => {
+                    require(&[Need::Sign])?;
+                    fill_in(workspace, &args.folder)
+                }
+                code => Ok(code),
+            }
         }
         EnclaveCommand::Sign(args) => sign(workspace, &args.folder, args.key.as_deref()),
         EnclaveCommand::Measure(args) => measure(workspace, args),
@@ -170,7 +186,7 @@ fn write_manifest(workspace: &Workspace, args: &PlanArgs) -> Result<u8> {
     for (host, inside) in staged.mapped() {
         println!("{host} is {inside} inside");
     }
-    let plan = staged.plan(args, &size(&program, args)?).to_string();
+    let plan = staged.plan(args, &size(&program, args)?)?.to_string();
     let mut writer = Command::new(workspace.binary(MANIFEST_WRITER));
     let mut child = process::spawn(writer.current_dir(&folder).stdin(Stdio::piped()).stdout(Stdio::piped()))?;
     child.stdin.take().context("the writer has no standard input")?.write_all(plan.as_bytes())?;
@@ -201,7 +217,14 @@ fn size(program: &Path, args: &PlanArgs) -> Result<Size> {
     if let Some(threads) = args.threads {
         planner.arg(format!("--threads={threads}"));
     }
-    let json = process::output(&mut planner)?;
+    let json = match process::output(&mut planner) {
+        Ok(json) => json,
+        // A sealed model is read inside alone.
+        Err(error) => {
+            eprintln!("not planned: {error:#}\ntaking {JOB_PEAK_MIB} MiB; --peak-mib says otherwise");
+            return Ok(given(JOB_PEAK_MIB));
+        }
+    };
     let said: serde_json::Value = serde_json::from_str(&json).context("the program planned no JSON")?;
     let number = |value: &serde_json::Value| value.as_u64().context("the program planned no memory");
     let (threads, peak_bytes) = (number(&said["threads"])? as usize, number(&said["plan"]["peak_bytes"])?);
@@ -311,6 +334,7 @@ fn start(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
     if plan.runtime == Runtime::GramineDirect {
         eprintln!("INSECURE gramine-direct: no SGX; whoever owns the machine sees everything");
     }
+    process::pass_on_as_termination();
     gramine(Command::new(program).current_dir(folder(workspace, &plan.folder)).arg(OsString::from(ENCLAVED)))
 }
 

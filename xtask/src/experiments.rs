@@ -34,8 +34,7 @@ pub struct DemoArgs {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// A name from `list`, or a path to a TOML file
-    #[arg(required_unless_present = "resume")]
-    experiment: Option<String>,
+    experiment: String,
     /// Override a key of the experiment
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -51,9 +50,22 @@ pub struct RunArgs {
     /// Repeat with this many seeds
     #[arg(long, value_name = "N")]
     seeds: Option<u32>,
-    /// Continue a run from its folder, as it was told at its start
-    #[arg(long, value_name = "RUN")]
-    resume: Option<PathBuf>,
+    /// Print events as JSON lines
+    #[arg(long)]
+    json: bool,
+    /// Features to build the worker with, such as `wgpu`
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    worker_features: Vec<String>,
+}
+
+/// Arguments of `resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The folder of the run
+    run: PathBuf,
+    /// Override a key of [worker] that cannot change a result
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Print events as JSON lines
     #[arg(long)]
     json: bool,
@@ -110,15 +122,7 @@ pub fn demo(workspace: &Workspace, args: &DemoArgs) -> Result<u8> {
 }
 
 pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
-    let mut words = vec!["run".into()];
-    match (&args.resume, &args.experiment) {
-        (Some(run), name) => {
-            is_of(run, name.as_deref())?;
-            push_path(&mut words, "--resume", Some(run))?;
-        }
-        (None, Some(experiment)) => words.push(find(workspace, experiment)?),
-        (None, None) => bail!(Failure::Usage("name an experiment, or a run with --resume".to_owned())),
-    }
+    let mut words = vec!["run".into(), find(workspace, &args.experiment)?];
     for assignment in &args.set {
         words.extend(["--set".into(), assignment.into()]);
     }
@@ -133,6 +137,18 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
     }
     let packages: &[&str] = if args.dry_run { &[CLI] } else { &[ENCLAVED, WORKER, CLI] };
     build_and_call(workspace, packages, &args.worker_features, &words)
+}
+
+/// Goes on with a run.
+pub fn resume(workspace: &Workspace, args: &ResumeArgs) -> Result<u8> {
+    let mut words = vec!["resume".into(), from_here(&args.run)?];
+    for assignment in &args.set {
+        words.extend(["--set".into(), assignment.into()]);
+    }
+    if args.json {
+        words.push("--json".into());
+    }
+    build_and_call(workspace, &[ENCLAVED, WORKER, CLI], &args.worker_features, &words)
 }
 
 pub fn list(workspace: &Workspace) -> Result<u8> {
@@ -222,25 +238,6 @@ fn find(workspace: &Workspace, experiment: &str) -> Result<PathBuf> {
         None => "`cargo xtask list` shows what there is".to_owned(),
     };
     bail!(Failure::Usage(format!("unknown experiment `{experiment}`\nhelp: {hint}")))
-}
-
-/// Refuses a run folder of another experiment than the one named. The folder itself says what it goes on with.
-fn is_of(run: &Path, experiment: Option<&str>) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Kept {
-        name: String,
-    }
-    let Some(experiment) = experiment else { return Ok(()) };
-    let wanted = name_of(Path::new(experiment));
-    let config = std::fs::read_to_string(run.join("config.toml")).ok();
-    // What else is wrong with the folder, the command says.
-    match config.and_then(|text| toml::from_str::<Kept>(&text).ok()) {
-        Some(Kept { name }) if name != wanted => bail!(Failure::Usage(format!(
-            "{} is a run of `{name}`, not of `{wanted}`\nhelp: leave the name away",
-            run.display()
-        ))),
-        Some(_) | None => Ok(()),
-    }
 }
 
 fn read_heading(path: &Path) -> Result<Heading> {

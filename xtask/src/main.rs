@@ -49,6 +49,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Run an experiment: a name from `list`, or a path to a TOML file
     Run(experiments::RunArgs),
+    /// Go on with a run from its folder, as it was told at its start
+    Resume(experiments::ResumeArgs),
     /// List the experiments and the claim that each one tests
     List,
     /// Show the resolved configuration of an experiment
@@ -87,6 +89,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Lines => lines::run(&workspace),
         Command::Doctor(args) => doctor::run(&workspace, &args),
         Command::Run(args) => experiments::run(&workspace, &args),
+        Command::Resume(args) => experiments::resume(&workspace, &args),
         Command::List => experiments::list(&workspace),
         Command::Show(args) => experiments::show(&workspace, &args),
         Command::Explain(args) => experiments::explain(&workspace, &args),

@@ -11,6 +11,7 @@ use crate::failure::{Failure, INTERRUPTED};
 
 /// Process group of the running child, 0 when there is none.
 static CHILD: AtomicU32 = AtomicU32::new(0);
+static TERMINATES: AtomicBool = AtomicBool::new(false);
 static WAS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Passes SIGINT, SIGTERM and SIGHUP on to the running child as an interrupt and waits for it.
@@ -28,8 +29,14 @@ pub fn handle_interrupts() -> Result<()> {
     .context("cannot handle interrupts")
 }
 
+/// Has the next interrupt reach the child as a termination, which is all that Gramine passes on to what it runs.
+pub fn pass_on_as_termination() {
+    TERMINATES.store(true, Ordering::SeqCst);
+}
+
 fn interrupt(group: u32) {
-    let sent = Command::new("kill").args(["-INT", "--", &format!("-{group}")]).status();
+    let signal = if TERMINATES.load(Ordering::SeqCst) { "-TERM" } else { "-INT" };
+    let sent = Command::new("kill").args([signal, "--", &format!("-{group}")]).status();
     if !sent.is_ok_and(|status| status.success()) {
         std::process::exit(i32::from(INTERRUPTED));
     }

@@ -20,6 +20,7 @@ mod export;
 mod import;
 mod report;
 mod run;
+mod runs;
 
 /// Runs and trains networks split between a trusted part and an untrusted accelerator.
 #[derive(Debug, Parser)]
@@ -33,11 +34,19 @@ struct Cli {
 enum Command {
     /// Run an experiment file
     Run(run::Args),
-    /// Print an experiment resolved, its claim, and its split layer by layer
+    /// Go on with a run, as it was told at its start
+    Resume(run::ResumeArgs),
+    /// List the runs and how far each came
+    List {
+        /// Folder that run folders are in
+        #[arg(long, default_value = "runs", value_name = "DIR")]
+        runs: PathBuf,
+    },
+    /// Print a run folder's results and how far it came; or an experiment resolved, its claim, and its split layer by layer
     Show {
-        /// The experiment file
+        /// The run folder, or the experiment file
         experiment: PathBuf,
-        /// Set a key, e.g. --set train.epochs=3
+        /// Set a key of an experiment, e.g. --set train.epochs=3
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
@@ -91,9 +100,12 @@ pub fn main_with(extensions: Extensions) -> ExitCode {
 fn execute(cli: Cli, extensions: &Extensions) -> Result<Outcome, CliError> {
     match cli.command {
         Command::Run(args) => return run::run(&args, extensions, interrupts()?),
+        Command::Resume(args) => return run::resume(&args, extensions, interrupts()?),
+        Command::List { runs } => print(&runs::list(&runs)?)?,
+        Command::Show { experiment, .. } if experiment.is_dir() => print(&runs::show(&experiment)?)?,
         Command::Show { experiment, set } => {
             let experiment = extensions.with_registered(|known| read(&experiment, false, &set, known))?;
-            print(&run::estimate(&experiment, extensions)?)?;
+            print(&run::resolved(&experiment, extensions)?)?;
         }
         Command::Explain(args) => {
             let experiment = extensions.with_registered(|known| read(&args.experiment, false, &args.set, known))?;

@@ -5,6 +5,9 @@ use std::fmt;
 use asymflow::modes::Registry;
 use asymflow_zoo::models::replace::Replacement;
 
+/// The largest ε that is a number.
+const MOST_EPSILON: f64 = 1e9;
+
 /// An entry of `mode.run`: the name of a mode; where the mode takes one, `@` and an ε of its own, `inf` for none; and `+ACTIVATION`,
 /// twice at most, where the network is to have another activation or pooling than its own:
 /// `shares+average-pool+shared-relu:1x2x2`.
@@ -55,6 +58,10 @@ impl Entry {
             if value.is_nan() || value <= 0.0 {
                 return Err(format!("{text:?}: epsilon must be positive, or inf for no noise"));
             }
+            // What is too large for a number reads as infinite too.
+            if value > MOST_EPSILON && !epsilon.eq_ignore_ascii_case("inf") {
+                return Err(format!("{text:?}: epsilon is at most {MOST_EPSILON:e}, or inf for no noise"));
+            }
             match registry.family(known).and_then(|family| family.takes_epsilon(known)) {
                 None => return Err(format!("{text:?}: mode {name} takes no epsilon")),
                 Some(false) if value.is_infinite() => return Err(format!("{text:?}: {name} needs a finite epsilon")),
@@ -99,6 +106,10 @@ mod tests {
             ("delta@-1", "must be positive"),
             ("delta@nan", "must be positive"),
             ("delta@x", "is no number"),
+            ("delta@1e400", "epsilon is at most 1e9"),
+            ("naive-dp@1e10", "epsilon is at most 1e9"),
+            ("shares+shared-relu:18446744073709551615x2x2", "18446744073709551615x2x2"),
+            ("shares+shared-relu:1x0x2", "1x0x2"),
             ("naive-dp@inf", "needs a finite epsilon"),
             ("shares+swish", "unknown activation"),
             ("shares+react+react+react", "two replacements at most"),

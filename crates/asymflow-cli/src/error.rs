@@ -47,6 +47,11 @@ impl CliError {
         Self { message: format!("{}: {}", path.display(), self.message), ..self }
     }
 
+    /// The message without its remedy, to be told within another line.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The remedy.
     #[cfg(test)]
     pub fn help(&self) -> &str {

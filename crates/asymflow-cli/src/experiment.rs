@@ -272,7 +272,7 @@ impl Experiment {
     /// The insecure settings in force for a mode.
     pub fn insecure(&self, mode: &dyn ModeSpec) -> Vec<String> {
         let mut insecure = mode.insecure(Purpose::Training);
-        if self.trusted.seal && self.trusted.runtime == "sim" {
+        if self.trusted.seal && self.trusted.runtime != "gramine-sgx" {
             insecure.push("insecure_host_key".to_owned());
         }
         if mode.needs_worker() && self.worker.insecure_plaintext {

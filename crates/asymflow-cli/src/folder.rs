@@ -1,12 +1,16 @@
 //! The folder of a run: written as it goes, valid after a kill.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::error::CliError;
+
+/// How a run ended, or `unfinished`: one line in its folder.
+pub const STATUS: &str = "status";
 
 /// A folder that a run writes into.
 #[derive(Clone, Debug)]
@@ -17,7 +21,7 @@ pub struct Folder {
 fn disk(path: &Path, error: &std::io::Error) -> CliError {
     let help = match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            "free some disk space and continue with --resume; what was written before is intact"
+            "free some disk space and continue with `asymflow resume`; what was written before is intact"
         }
         _ => "check the folder and its permissions; what was written before is intact",
     };
@@ -60,6 +64,19 @@ impl Folder {
         &self.path
     }
 
+    /// Keeps other processes from running in this folder for as long as the file is open.
+    pub fn claim(&self) -> Result<File, CliError> {
+        let file = File::open(&self.path).map_err(|e| disk(&self.path, &e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("{} is being run by another process", self.path.display());
+                Err(CliError::usage(message, "wait until it ends, or stop it"))
+            }
+            // Where a file system has no locks, the user has to know.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
+    }
+
     pub fn inside(&self, name: &str) -> Result<Self, CliError> {
         Self::create(self.path.join(name))
     }
@@ -73,10 +90,18 @@ impl Folder {
         self.append_text(name, &text)
     }
 
-    /// Adds text to a file.
+    /// Adds text to a file, on a line of its own also where a full disk or a kill left half a line.
     pub fn append_text(&self, name: &str, text: &str) -> Result<(), CliError> {
         let path = self.path.join(name);
-        let write = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes());
+        let write = || {
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            let mut last = [b'\n'];
+            if let Some(end) = file.metadata()?.len().checked_sub(1) {
+                file.read_exact_at(&mut last, end)?;
+            }
+            let break_line = if last == *b"\n" { "" } else { "\n" };
+            file.write_all(format!("{break_line}{text}").as_bytes())
+        };
         write().map_err(|e| disk(&path, &e))
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use asymflow::job::{Body, Failure, FailureCode, FromTrusted, JobReport, JobSpec, ToTrusted};
@@ -15,6 +16,7 @@ use crate::experiment::TrustedSection;
 use crate::folder::Folder;
 use crate::machine::KEPT_PAGES;
 use crate::progress::Progress;
+use crate::run::Interrupt;
 
 const LIMITS: Limits = Limits { header_bytes: 4 << 20, body_bytes: 4 << 30 };
 
@@ -59,8 +61,11 @@ pub fn not_launched(error: LaunchError) -> CliError {
         LaunchError::TooSmall { .. } => {
             "write its manifest for more memory (--peak-mib); `asymflow explain memory` prints the plan".to_owned()
         }
-        LaunchError::OtherProgram { .. } | LaunchError::Measured { .. } => {
-            "docs/how-to/run-on-sgx.md tells how an enclave is prepared".to_owned()
+        LaunchError::OtherProgram { .. } => "docs/how-to/run-on-sgx.md tells how an enclave is prepared".to_owned(),
+        LaunchError::Measured { .. } => {
+            "start the service with `cargo xtask enclave run -- serve …` and ask it with `asymflow client load`, or take \
+             trusted.runtime = \"sim\""
+                .to_owned()
         }
     };
     CliError::missing(error.to_string(), help)
@@ -74,7 +79,7 @@ pub fn run_job(
     start: (Body, &[u8]),
     folder: &Folder,
     progress: &mut Progress,
-    stopper: &Stopper,
+    interrupt: &Interrupt,
     registry: &Registry,
 ) -> Result<JobReport, CliError> {
     let mut spec = EnclaveSpec::new(program);
@@ -90,9 +95,13 @@ pub fn run_job(
     let mut to = to;
     write_frame(&mut to, &ToTrusted::Start(Box::new(job), start.0), start.1)
         .map_err(|e| CliError::failed(format!("cannot start the job: {e}"), ""))?;
-    *stopper.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    *interrupt.stopper.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    // A Ctrl-C while the program was starting found nobody to tell.
+    if interrupt.asked.load(Ordering::Relaxed) {
+        stop(&interrupt.stopper);
+    }
     let result = converse(&mut *session, &mut from, folder, progress);
-    *stopper.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *interrupt.stopper.lock().unwrap_or_else(PoisonError::into_inner) = None;
     result
 }
 
@@ -137,11 +146,15 @@ fn converse(
 fn failed(failure: &Failure) -> CliError {
     let help = match failure.code {
         FailureCode::Job => "mend the experiment; `asymflow show` prints it resolved",
-        FailureCode::Data => "check the path, or leave --data away for the built-in set",
-        FailureCode::NonFinite => "lower train.learning_rate, or look for broken images",
-        FailureCode::Worker => "look at the worker's messages above; --resume goes on from the last checkpoint",
+        FailureCode::Data => "mend the files, or [data] of the experiment: path, reader, train, test, resize",
+        FailureCode::NonFinite => {
+            "look for broken images or weights; where training diverges, lower train.learning_rate or set train.clip_norm"
+        }
+        FailureCode::Worker => {
+            "look at the worker's messages above; `asymflow resume` goes on from the last checkpoint"
+        }
         FailureCode::Release => "check the privacy section",
-        FailureCode::Checkpoint => "resume another run, or start afresh without --resume",
+        FailureCode::Checkpoint => "resume another run, or start afresh with `asymflow run`",
         FailureCode::Host => "",
     };
     let message = failure.detail.clone();

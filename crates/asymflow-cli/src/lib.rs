@@ -9,6 +9,7 @@ mod explain;
 mod extensions;
 mod folder;
 mod host;
+mod inside;
 mod kind;
 mod kinds;
 mod machine;

@@ -1,16 +1,12 @@
 //! What goes to stdout.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 
 use crate::error::CliError;
 
-/// Writes a result to stdout. A reader that has seen enough is no reason to fail; a result that could not be written is.
+/// Writes a result to stdout. One that could not be written, on a full disk or to a reader that has gone, is no success.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = std::io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(CliError::failed(format!("cannot write the results: {error}"), "give another place for stdout"))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|e| CliError::failed(format!("cannot write the results: {e}"), "give another place for stdout"))
 }

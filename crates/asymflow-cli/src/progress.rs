@@ -1,14 +1,21 @@
 //! What a run says while it goes: one greppable line an epoch on stderr, or JSON events.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use asymflow::job::{EpochReport, FromTrusted, Notice};
 
 use crate::error::CliError;
 use crate::folder::Folder;
-use crate::text;
+use crate::text::{self, escaped};
+
+/// Between two lines within an epoch, where there is no terminal to move a bar on.
+const EVERY: Duration = Duration::from_secs(5);
+/// The same on a terminal, where the bar moves.
+const FRAME: Duration = Duration::from_millis(100);
+/// Characters of the bar.
+const BAR: usize = 20;
 
 #[derive(Clone, Debug)]
 pub struct Output {
@@ -43,18 +50,51 @@ pub struct Progress {
     delta: f64,
     start: Instant,
     first_epoch: Option<usize>,
+    /// Samples of a step.
+    batch: usize,
+    /// Steps of an epoch.
+    steps: usize,
+    /// When the last line came.
+    said: Instant,
+    /// Whether a bar moves with every step, as on a terminal.
+    is_seen: bool,
 }
 
 impl Progress {
-    /// Progress of a job called `label`.
-    pub fn new(output: Output, label: String, delta: f64) -> Self {
-        Self { output, label, delta, start: Instant::now(), first_epoch: None }
+    /// Progress of a job called `label`, in steps of `batch` samples.
+    pub fn new(output: Output, label: String, delta: f64, batch: usize) -> Self {
+        let is_seen = !output.json && std::io::stderr().is_terminal();
+        let (start, first_epoch) = (Instant::now(), None);
+        Self { output, label, delta, start, first_epoch, batch, steps: 0, said: start, is_seen }
+    }
+
+    /// Shows how far an epoch is, where nobody has heard anything for a while.
+    fn step(&mut self, epoch: usize, step: usize, loss: f64) {
+        if self.said.elapsed() < if self.is_seen { FRAME } else { EVERY } {
+            return;
+        }
+        self.said = Instant::now();
+        let (step, steps) = (step + 1, self.steps.max(step + 1));
+        let text = format!("{}  epoch {}  step {step}/{steps}  loss {loss:.4}", escaped(&self.label), epoch + 1);
+        if self.is_seen {
+            let done = BAR * step / steps;
+            let _ = write!(std::io::stderr(), "\r{:━<done$}{:╌<left$} {text}\x1b[K\r", "", "", left = BAR - done);
+        } else {
+            self.output.say(&text);
+        }
     }
 
     /// Takes one message of the job.
     pub fn hear(&mut self, message: &FromTrusted, folder: &Folder) -> Result<(), CliError> {
+        if let FromTrusted::Planned { train_images, .. } = message {
+            self.steps = train_images.div_ceil(self.batch.max(1));
+        }
+        if let FromTrusted::Step { epoch, step, loss, .. } = message {
+            self.step(*epoch, *step, *loss);
+            return Ok(());
+        }
         if self.output.json {
-            if !matches!(message, FromTrusted::Ledger(_) | FromTrusted::Step { .. } | FromTrusted::Ready) {
+            if !matches!(message, FromTrusted::Ledger(_) | FromTrusted::Ready) {
                 let event = serde_json::json!({ "run": self.label, "event": message });
                 let _ = writeln!(std::io::stderr(), "{event}");
             }
@@ -74,6 +114,7 @@ impl Progress {
                     epoch + 1
                 )
             }
+            FromTrusted::Notice(Notice::Said(text)) => format!("{}: {text}", self.label),
             FromTrusted::Notice(Notice::HostDecides) => {
                 format!("{}: no policy: this experiment alone decides what is released", self.label)
             }
@@ -85,6 +126,11 @@ impl Progress {
             | FromTrusted::Done(_)
             | FromTrusted::Failed(_) => return Ok(()),
         };
+        self.said = Instant::now();
+        if self.is_seen {
+            // In place of the bar.
+            let _ = write!(std::io::stderr(), "\x1b[K");
+        }
         self.output.say(&text);
         folder.append_text("log.txt", &format!("{text}\n"))
     }

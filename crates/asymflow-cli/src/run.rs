@@ -5,12 +5,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use asymflow::job::{Body, JobReport, JobSpec, Task, WorkerSpec};
 use asymflow::modes::ModeRef;
 use asymflow::studies::{Study, StudyError};
 use asymflow_enclave::Assurance;
 use asymflow_enclave::runtime::TrustedRuntime;
+use asymflow_wire::tls::dial;
 use asymflow_zoo::{Network, Weights, weights::files};
 
 use crate::entry::Entry;
@@ -18,6 +20,7 @@ use crate::error::CliError;
 use crate::experiment::{Experiment, WorkerSection, size};
 use crate::folder::Folder;
 use crate::host::{Stopper, run_job};
+use crate::inside;
 use crate::machine;
 use crate::progress::{Output, Progress};
 use crate::worker::WorkerProcess;
@@ -64,7 +67,7 @@ pub fn job_spec(
         network,
         data: e.data_spec(),
         terms: e.terms(),
-        worker: worker.map(|worker| worker_spec(&e.worker, worker)),
+        worker: worker.map(|worker| worker_spec(e, &e.worker, worker)).transpose()?,
         vault: None,
         threads,
         memory_limit_bytes: e.trusted.memory_limit.as_deref().map(|s| size("trusted.memory_limit", s)).transpose()?,
@@ -73,16 +76,24 @@ pub fn job_spec(
 }
 
 /// How the trusted part reaches `worker`, which was opened as `section` says.
-fn worker_spec(section: &WorkerSection, worker: &WorkerProcess) -> WorkerSpec {
-    WorkerSpec {
-        address: worker.address.clone(),
+fn worker_spec(e: &Experiment, section: &WorkerSection, worker: &WorkerProcess) -> Result<WorkerSpec, CliError> {
+    let runtime = &e.trusted.runtime;
+    Ok(WorkerSpec {
+        address: if runtime == "sim" { worker.address.clone() } else { resolved(&worker.address)? },
         fingerprint: worker.fingerprint.clone(),
         token: worker.token.clone(),
         insecure_plaintext: section.insecure_plaintext,
-        transport: section.transport(),
+        transport: section.transport(runtime),
         timeout_seconds: section.timeout_seconds,
         patience_seconds: section.patience_seconds,
-    }
+    })
+}
+
+/// An address as an IP address: an enclave looks up no names. Who answers there is pinned by its certificate.
+fn resolved(address: &str) -> Result<String, CliError> {
+    let peer = dial(address, Duration::from_secs(10)).and_then(|stream| stream.peer_addr());
+    let unreachable = |e| CliError::missing(format!("cannot connect to worker {address}: {e}"), "see that it runs");
+    Ok(peer.map_err(unreachable)?.to_string())
 }
 
 /// The enclave process did something else than it was asked to.
@@ -133,11 +144,15 @@ impl Run {
     /// # Errors
     /// A file that holds no weights of that network.
     pub fn given_weights(&self, name: &str) -> Result<Option<(Network, Weights)>, CliError> {
-        let Some(path) = &self.experiment.model.weights else { return Ok(None) };
         let network = self.experiment.network(name)?;
+        Ok(self.weights_of(&network)?.map(|weights| (network, weights)))
+    }
+
+    /// The weights of `network`, where `model.weights` names a file.
+    pub(crate) fn weights_of(&self, network: &Network) -> Result<Option<Weights>, CliError> {
+        let Some(path) = &self.experiment.model.weights else { return Ok(None) };
         let help = "weights are safetensors or a state dict of PyTorch, under torchvision's names";
-        let weights = files::read(path, &network).map_err(|e| CliError::usage(e.to_string(), help))?;
-        Ok(Some((network, weights)))
+        files::read(path, network).map(Some).map_err(|e| CliError::usage(e.to_string(), help))
     }
 
     pub(crate) const fn folder(&self) -> &Folder {
@@ -189,7 +204,7 @@ impl Run {
     pub(crate) fn start_worker(&self, device: &str) -> Result<(WorkerProcess, WorkerSpec), CliError> {
         let section = WorkerSection { device: device.to_owned(), address: None, ..self.experiment.worker.clone() };
         let worker = WorkerProcess::open(&section, beside(&section.program), self.output.teller(&self.folder))?;
-        let spec = worker_spec(&section, &worker);
+        let spec = worker_spec(&self.experiment, &section, &worker)?;
         Ok((worker, spec))
     }
 
@@ -244,17 +259,13 @@ impl Run {
     ) -> Result<JobReport, CliError> {
         job.check_memory(&self.experiment.registry)
             .map_err(|e| CliError::usage(e.to_string(), "see `asymflow explain memory`"))?;
-        let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.terms.delta);
+        let batch = match &job.task {
+            Task::Train(train) => train.batch,
+            Task::Study(study) => study.batch,
+        };
+        let mut progress = Progress::new(self.output.clone(), label.to_owned(), job.terms.delta, batch);
         let program = self.program();
-        run_job(
-            self.runtime(),
-            &program,
-            job,
-            start,
-            folder,
-            &mut progress,
-            &self.interrupt.stopper,
-            &self.experiment.registry,
-        )
+        let job = inside::of_job(&self.experiment.trusted, job)?;
+        run_job(self.runtime(), &program, job, start, folder, &mut progress, &self.interrupt, &self.experiment.registry)
     }
 }

@@ -13,7 +13,7 @@ use crate::run::wrong_answer;
 
 mod render;
 
-pub use render::{networks, per_sample, table, tables};
+pub use render::{mean_sd, networks, per_sample, table, tables};
 
 /// `summary.json` of one run. Keys that do not apply are null.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

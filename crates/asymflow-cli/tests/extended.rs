@@ -44,7 +44,7 @@ fn a_kind_and_a_network_from_outside_are_run_reported_and_resumed() {
 
     let run = std::fs::read_dir(at.join("runs")).unwrap().next().unwrap().unwrap().path();
     assert!(run.join("plots/parameters.svg").is_file());
-    assert!(own_command(Path::new("/"), &["run", "--resume", run.to_str().unwrap()]).status.success());
+    assert!(own_command(Path::new("/"), &["resume", run.to_str().unwrap()]).status.success());
     let out = ["--out", "results"];
     assert!(own_command(at, &[&["report", run.to_str().unwrap()], &out[..]].concat()).status.success());
     assert!(own_command(at, &[&["report", "--check"], &out[..]].concat()).status.success());

@@ -78,16 +78,16 @@ fn one_run() -> (tempfile::TempDir, PathBuf) {
 fn a_run_folder_needs_nothing_else_and_takes_nothing_else_that_matters() {
     let (folder, run) = one_run();
     let before = contents(&run);
-    let resume = ["run", "--resume", run.to_str().unwrap()];
+    let resume = ["resume", run.to_str().unwrap()];
     for (flags, message) in [
-        (&["--set", "train.learning_rate=0.5"][..], "train.learning_rate=0.5 beside --resume"),
-        (&["--set", "data.test=40"], "data.test=40 beside --resume"),
-        (&["--set", "worker={device=\"cuda\"}"], "beside --resume"),
-        (&["--set", "worker.precision=f16"], "beside --resume"),
+        (&["--set", "train.learning_rate=0.5"][..], "train.learning_rate=0.5: a resumed run"),
+        (&["--set", "data.test=40"], "data.test=40: a resumed run"),
+        (&["--set", "worker={device=\"cuda\"}"], "a resumed run"),
+        (&["--set", "worker.precision=f16"], "a resumed run"),
         (&["--data", "elsewhere"], "--data"),
         (&["--seeds", "2"], "--seeds"),
         (&["--smoke"], "--smoke"),
-        (&["mine.toml"], "cannot be used with"),
+        (&["mine.toml"], "unexpected argument"),
     ] {
         let output = asymflow(folder.path(), &[&resume[..], flags].concat());
         assert_eq!(output.status.code(), Some(2), "{flags:?}");

@@ -32,6 +32,10 @@ const THREADS_MAX: u32 = 4096;
 /// Where the program lies inside.
 const PROGRAM_FOLDER: &str = "/app";
 
+/// The environment variable that tells the program which folders outlive it, separated by colons. What it writes anywhere else is
+/// lost with the enclave.
+pub const FOLDERS: &str = "ASYMFLOW_FOLDERS";
+
 /// What the manifest is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -128,6 +132,9 @@ pub struct ManifestSpec {
     /// Files that are measured, such as the model.
     #[serde(default)]
     pub trusted_files: Vec<TrustedFile>,
+    /// Folders whose files are all measured, such as data sets.
+    #[serde(default)]
+    pub trusted_folders: Vec<Mount>,
     /// Folders whose files the program seals itself. Gramine passes them through.
     #[serde(default)]
     pub sealed_folders: Vec<Mount>,
@@ -264,6 +271,7 @@ impl ManifestSpec {
             peak_bytes,
             headroom: default_headroom(),
             trusted_files: Vec::new(),
+            trusted_folders: Vec::new(),
             sealed_folders: Vec::new(),
             encrypted_folders: Vec::new(),
             shared_memory: Vec::new(),
@@ -332,7 +340,7 @@ impl ManifestSpec {
 
     fn mounts(&self) -> impl Iterator<Item = &Mount> {
         let files = self.trusted_files.iter().map(|file| &file.mount);
-        files.chain(&self.sealed_folders).chain(&self.encrypted_folders)
+        files.chain(&self.trusted_folders).chain(&self.sealed_folders).chain(&self.encrypted_folders)
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -373,7 +381,9 @@ impl ManifestSpec {
     fn check_overlap(&self) -> Result<(), ManifestError> {
         for folder in &self.sealed_folders {
             let above = folder.host.trim_end_matches('/').trim_start_matches("./");
-            let mut files = self.trusted_files.iter().map(|file| &file.mount.host).chain([&self.program]);
+            let folders = self.trusted_folders.iter().map(|folder| &folder.host);
+            let mut files =
+                self.trusted_files.iter().map(|file| &file.mount.host).chain(folders).chain([&self.program]);
             let lies_in = |file: &&String| {
                 file.trim_start_matches("./").strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
             };
@@ -420,6 +430,11 @@ impl ManifestSpec {
             ("MALLOC_ARENA_MAX", quoted("1")),
             ("RAYON_NUM_THREADS", quoted(&self.compute_threads.to_string())),
         ]);
+        let kept: Vec<&str> =
+            self.sealed_folders.iter().chain(&self.encrypted_folders).map(|m| m.path.as_str()).collect();
+        if !kept.is_empty() {
+            environment.insert(FOLDERS, quoted(&kept.join(":")));
+        }
         environment.extend(self.environment.iter().map(|(name, value)| (name.as_str(), quoted(value))));
         environment.iter().for_each(|(name, value)| line(text, &format!("loader.env.{name}"), value));
         // More would tell the host what the program does.
@@ -444,6 +459,7 @@ impl ManifestSpec {
             r#"{ type = "tmpfs", path = "/tmp" }"#.to_owned(),
         ];
         mounts.extend(self.trusted_files.iter().map(|file| mount(&file.mount.host, &file.mount.path)));
+        mounts.extend(self.trusted_folders.iter().map(|folder| mount(&folder.host, &folder.path)));
         mounts.extend(self.sealed_folders.iter().map(|folder| mount(&folder.host, &folder.path)));
         mounts.extend(self.encrypted_folders.iter().map(|folder| {
             let (path, uri, key) = (quoted(&folder.path), uri(&folder.host), quoted(key));
@@ -452,6 +468,8 @@ impl ManifestSpec {
         if !self.shared_memory.is_empty() {
             mounts.push(r#"{ type = "untrusted_shm", path = "/dev/shm", uri = "dev:/dev/shm" }"#.to_owned());
         }
+        // Without this Gramine shows the folder of the manifest.
+        line(text, "fs.root", r#"{ type = "tmpfs" }"#);
         list(text, "fs.mounts", &mounts);
         if let Some(key) = self.fixed_key() {
             line(text, "fs.insecure__keys.default", &quoted(&key.to_lowercase()));
@@ -477,8 +495,10 @@ impl ManifestSpec {
             ["libos }}", "runtimedir() }}/"].map(|at| format!(r#""file:{{{{ gramine.{at}""#)).into();
         trusted.push(r#""file:{{ arch_libdir }}/libgcc_s.so.1""#.to_owned());
         trusted.extend(std::iter::once(&program).chain(&self.trusted_files).map(trusted_file));
+        let folder_uri = |folder: &Mount| uri(&format!("{}/", folder.host.trim_end_matches('/')));
+        trusted.extend(self.trusted_folders.iter().map(folder_uri));
         list(text, "sgx.trusted_files", &trusted);
-        let folders = self.sealed_folders.iter().map(|folder| uri(&format!("{}/", folder.host.trim_end_matches('/'))));
+        let folders = self.sealed_folders.iter().map(folder_uri);
         let objects = self.shared_memory.iter().map(|name| quoted(&format!("dev:/dev/shm/{name}")));
         let allowed: Vec<String> = folders.chain(objects).collect();
         if !allowed.is_empty() {

@@ -15,11 +15,12 @@ use crate::door::Prove;
 const ATTESTATION: &str = "/dev/attestation";
 
 pub const SIM: &str = "sim";
+pub const SGX: &str = "gramine-sgx";
 
 /// Which runtime this process runs under; Gramine shows its files to all that it runs.
 pub fn runtime() -> &'static str {
     match Path::new(ATTESTATION) {
-        folder if folder.join("attestation_type").exists() => "gramine-sgx",
+        folder if folder.join("attestation_type").exists() => SGX,
         folder if folder.exists() => "gramine-direct",
         _ => SIM,
     }
@@ -42,7 +43,7 @@ impl Evidence {
     /// Quotes of the enclave where this is one, and otherwise simulated ones.
     pub fn open() -> Result<Self> {
         let runtime = runtime();
-        if runtime != "gramine-sgx" {
+        if runtime != SGX {
             return Ok(Self { quoter: simulated()?, runtime });
         }
         let quoter = GramineQuoter::default();

@@ -86,11 +86,11 @@ fn report(stats: &SharedStats, seen: &ChannelStats) -> ServiceReport {
     }
 }
 
-/// VmRSS of this process.
+/// Resident bytes of this process, of the file that Gramine has as well.
 fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
+    const PAGE_BYTES: u64 = 4096;
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    pages.split_whitespace().nth(1)?.parse::<u64>().ok().map(|pages| pages * PAGE_BYTES)
 }
 
 fn say(line: &impl Serialize) -> Result<()> {

@@ -41,9 +41,11 @@ pub fn open(path: &Path, state: Option<&Path>, registry: &Registry) -> Result<An
 
 /// Seals the model file into the folder, whole or not at all.
 pub fn seal(path: &Path, state: &Path, registry: &Registry) -> Result<()> {
+    let evidence = Evidence::open()?;
+    state::outlives(state, &evidence)?;
     std::fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
     let mut insecure = Vec::new();
-    let key = state::key(state, &Evidence::open()?, &mut insecure)?;
+    let key = state::key(state, &evidence, &mut insecure)?;
     // What is no model is not sealed as one.
     let plain = || File::open(path).with_context(|| format!("cannot read {}", path.display()));
     let sha256 = ModelFile::open(plain()?, registry).and_then(ModelFile::checked);

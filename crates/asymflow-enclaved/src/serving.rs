@@ -11,7 +11,7 @@ use asymflow::memory::{Advice, MemoryPlan};
 use asymflow::modes::{ModeSpec, Registry, Serving};
 use asymflow::serve::worker_client;
 use asymflow::service::{AccountLimits, Promise, ReadModel, ServedModel, Service, ServiceSettings};
-use asymflow_residual::ResidualBackend;
+use asymflow_residual::{ResidualBackend, client::Notify};
 use faer::Par;
 
 use crate::args::ServeArgs;
@@ -128,7 +128,9 @@ fn worker(mode: &dyn ModeSpec, samples: usize, args: &ServeArgs) -> Result<Optio
         timeout_seconds: WORKER_SECONDS,
         patience_seconds: WORKER_SECONDS,
     };
-    Ok(Some(worker_client(&worker, (mode.precision(), samples), false)?))
+    // A closed stderr is no reason to stop.
+    let notify = Notify::new(|text| drop(writeln!(std::io::stderr(), "notice: {text}")));
+    Ok(Some(worker_client(&worker, (mode.precision(), samples), false, notify)?))
 }
 
 fn threads(asked: usize) -> usize {

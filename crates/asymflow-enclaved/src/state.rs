@@ -1,18 +1,19 @@
 //! What outlives the process, sealed: the losses of clients, and what they were answered.
 
 use std::io::{Write, stderr};
-use std::path::Path;
+use std::path::{Component, Path};
 
 use anyhow::{Context, Result, bail};
 use asymflow::job::VaultSpec;
 use asymflow::serve::Vault;
 use asymflow::service::{Answers, Asked, ClientId, Keeper, Ledgers, Promise, Service, ServiceSettings};
+use asymflow_enclave::manifest::FOLDERS;
 use asymflow_enclave::seal::{
     Binding, Durability, FileGuard, Replayed, SealError, SealedLog, SealedStore, SealingKey, Witness,
 };
 
 use crate::args::ServeArgs;
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, SIM};
 
 const LEDGERS: &str = "ledgers";
 const ANSWERS: &str = "answers";
@@ -94,7 +95,20 @@ pub fn open_vault(spec: &VaultSpec) -> Result<Box<dyn Vault>, String> {
     Ok(Box::new(SealedCheckpoint(store.with_limit(CHECKPOINT_LIMIT_BYTES))))
 }
 
+/// Refuses a folder that goes with the enclave, as everything does that its manifest does not mount.
+pub fn outlives(folder: &Path, evidence: &Evidence) -> Result<()> {
+    let mounted = std::env::var(FOLDERS).unwrap_or_default();
+    let is_within = |mount: &str| !mount.is_empty() && folder.starts_with(mount);
+    let climbs = folder.components().any(|part| part == Component::ParentDir);
+    if evidence.runtime() != SIM && (climbs || !mounted.split(':').any(is_within)) {
+        bail!("{} goes with the enclave: its manifest mounts {mounted:?} for what is to outlive it", folder.display());
+    }
+    Ok(())
+}
+
 fn store(folder: &Path, guard: &Path, evidence: &Evidence, insecure: &mut Vec<String>) -> Result<SealedStore> {
+    outlives(folder, evidence)?;
+    outlives(guard, evidence)?;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let key = key(folder, evidence, insecure)?;
     let guard = FileGuard::open(guard, &key)?;

@@ -20,6 +20,7 @@ use asymflow_enclave::attest::{Clock, Collateral, Policy, Verifier, simulated_co
 use asymflow_shares::net::ServerAt;
 use asymflow_shares::program::Server;
 use asymflow_wire::tls::{Fingerprint, Identity};
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 
@@ -76,13 +77,13 @@ struct Args {
     #[arg(long)]
     insecure_accept_simulated: bool,
     /// Conversations at a time
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65_536))]
     sessions: usize,
     /// Seconds for each step of a conversation
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
     /// Queries that may begin in a minute
-    #[arg(long, default_value_t = 6000)]
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
     rate: u32,
     /// Exit when stdin closes, so that a killed parent leaves no orphan
     #[arg(long)]

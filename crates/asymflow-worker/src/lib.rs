@@ -18,6 +18,7 @@ use asymflow_residual::{
 };
 use asymflow_wire::tls::Identity;
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 
 pub use backends::{Backends, UnknownDevice};
 
@@ -53,10 +54,10 @@ struct Args {
     #[arg(long)]
     identity: Option<PathBuf>,
     /// Threads of the CPU device; 0 takes one a core
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(0..=4096))]
     threads: usize,
     /// Sessions at a time
-    #[arg(long, default_value_t = ServeLimits::default().sessions)]
+    #[arg(long, default_value_t = ServeLimits::default().sessions, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     sessions: u32,
     /// Name of the memory shared with clients on this host that ask for it, /dev/shm/asymflow-ring-NAME, for a client
     /// whose manifest names it; without it each session has a random one

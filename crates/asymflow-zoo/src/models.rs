@@ -35,7 +35,7 @@ pub enum ModelError {
         nearest: &'static str,
     },
     /// The model does not fit the input shape or the number of classes.
-    #[error("model {name} does not take {input:?}: {source}")]
+    #[error("model {name} does not take images of {input}: {source}")]
     Shape {
         /// The model.
         name: &'static str,

@@ -1,5 +1,7 @@
 //! Shapes of samples, and why layers do not fit them.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -12,6 +14,12 @@ pub struct Shape {
     pub height: usize,
     /// Columns.
     pub width: usize,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{}×{}", self.channels, self.height, self.width)
+    }
 }
 
 impl Shape {

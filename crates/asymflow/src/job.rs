@@ -232,6 +232,8 @@ pub enum ToTrusted {
 pub enum Notice {
     /// No policy holds the job to anything: the host decides what is released.
     HostDecides,
+    /// Something that is done otherwise than it was asked for, in words.
+    Said(String),
     /// The worker was lost and opened again, and steps are done again.
     WorkerReopened {
         /// Epoch, from 0.

@@ -5,6 +5,7 @@ mod policy;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use asymflow_privacy::payload::Precision;
@@ -71,10 +72,16 @@ pub type OpenVault<'a> = &'a (dyn Fn(&VaultSpec) -> Result<Box<dyn Vault>, Strin
 struct Host<W> {
     writer: W,
     vault: Option<Box<dyn Vault>>,
+    /// What other threads have to say. Standard error is no place for it: Gramine writes that among the frames.
+    said: Receiver<String>,
 }
 
 impl<W: Write> Observer for Host<W> {
     fn tell(&mut self, message: FromTrusted, body: &[u8]) -> Result<(), HostGone> {
+        for text in self.said.try_iter() {
+            write_frame(&mut self.writer, &FromTrusted::Notice(Notice::Said(text)), &[])
+                .map_err(|e| HostGone(e.to_string()))?;
+        }
         let mut body = body;
         if let (FromTrusted::Checkpoint { .. }, Some(vault)) = (&message, &mut self.vault) {
             vault.keep(body).map_err(|e| HostGone(format!("the checkpoint cannot be sealed: {e}")))?;
@@ -98,7 +105,8 @@ pub fn serve(
     rules: &JobRules,
     open_vault: OpenVault<'_>,
 ) -> Result<(), ServeError> {
-    let mut host = Host { writer, vault: None };
+    let (say, said) = channel();
+    let mut host = Host { writer, vault: None, said };
     write_frame(&mut host.writer, &FromTrusted::Ready, &[])?;
     let Frame { header, body } = read_frame::<ToTrusted>(&mut reader, LIMITS)?;
     let ToTrusted::Start(mut job, kind) = header else { return Err(ServeError::Unexpected("a stop")) };
@@ -123,7 +131,8 @@ pub fn serve(
         .num_threads(job.threads.max(1))
         .build()
         .map_err(|e| ServeError::Threads { threads: job.threads, reason: e.to_string() })?;
-    threads.install(|| run_one(&job, (kind, body), registry, &stop, &mut host))
+    let notify = Notify::new(move |text| drop(say.send(text.to_owned())));
+    threads.install(|| run_one(&job, (kind, body), (registry, &notify), &stop, &mut host))
 }
 
 /// What the job starts with, its vault opened where it names one. A vault that holds a checkpoint is gone on from and never
@@ -158,11 +167,12 @@ fn tell_weights<W: Write>(host: &mut Host<W>) -> Result<(), ServeError> {
 fn run_one<W: Write>(
     job: &JobSpec,
     start: (Body, Vec<u8>),
-    registry: &Registry,
+    (registry, notify): (&Registry, &Notify),
     stop: &AtomicBool,
     host: &mut Host<W>,
 ) -> Result<(), ServeError> {
-    let message = match run(job, start, registry, &open_worker, stop, host) {
+    let open = |job: &JobSpec, precision| open_worker(job, precision, notify.clone());
+    let message = match run(job, start, registry, &open, stop, host) {
         Ok(report) => {
             tell_weights(host)?;
             FromTrusted::Done(Box::new(report))
@@ -181,11 +191,11 @@ pub fn report_failure(writer: &mut impl Write, code: FailureCode, detail: String
     write_frame(writer, &FromTrusted::Failed(Failure { code, detail }), &[]).map(drop)
 }
 
-/// A client for the worker that a job names.
+/// A client for the worker that a job names, which says through `notify` what it does otherwise than it was asked to.
 ///
 /// # Errors
 /// No worker section, or a fingerprint that is none.
-pub fn open_worker(job: &JobSpec, precision: Precision) -> Result<Arc<dyn ResidualBackend>, OpenError> {
+pub fn open_worker(job: &JobSpec, precision: Precision, notify: Notify) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     let Some(worker) = &job.worker else {
         return Err(OpenError::Missing {
             what: format!("the worker that mode {} needs", job.mode.name),
@@ -197,7 +207,7 @@ pub fn open_worker(job: &JobSpec, precision: Precision) -> Result<Arc<dyn Residu
         Task::Train(train) => train.batch,
         Task::Study(study) => study.batch,
     };
-    worker_client(worker, (precision, samples), takes_modelled)
+    worker_client(worker, (precision, samples), takes_modelled, notify)
 }
 
 /// A client for a worker, which answers in `precision` for batches of so many samples at most; one that computes nothing is taken where only times are measured.
@@ -208,6 +218,7 @@ pub fn worker_client(
     worker: &WorkerSpec,
     (precision, samples): (Precision, usize),
     takes_modelled: bool,
+    notify: Notify,
 ) -> Result<Arc<dyn ResidualBackend>, OpenError> {
     let WorkerSpec { address, fingerprint, token, insecure_plaintext, transport, timeout_seconds, .. } = worker;
     let unreachable = |reason: String| OpenError::Unreachable { address: address.clone(), reason };
@@ -227,8 +238,7 @@ pub fn worker_client(
         WorkerTransport::Tcp => Transport::Tcp,
         WorkerTransport::Shm => Transport::SharedMemory(RingLayout::default()),
     };
-    // A closed stderr is no reason to stop.
-    config.notify = Some(Notify::new(|text| drop(writeln!(std::io::stderr(), "notice: {text}"))));
+    config.notify = Some(notify);
     config.answer_timeout = Duration::from_secs(*timeout_seconds);
     Ok(Arc::new(WorkerClient::new(config)))
 }

@@ -12,6 +12,8 @@ use crate::failure::Failure;
 /// Where measured files and sealed folders are inside.
 const FILES: &str = "/app/data";
 const FOLDERS: &str = "/state";
+/// Where data sets are.
+const DATA: &str = "/data";
 
 /// Something of the host, and where it is inside.
 #[derive(Debug)]
@@ -87,11 +89,21 @@ impl Staged {
     }
 
     /// The plan, for the program that writes manifests.
-    pub fn plan(&self, args: &PlanArgs, size: &Size) -> Value {
+    pub fn plan(&self, args: &PlanArgs, size: &Size) -> Result<Value> {
         let mounts = |mapped: &[Mapped]| -> Vec<Value> {
             mapped.iter().map(|one| json!({"host": one.host, "path": one.inside})).collect()
         };
-        json!({
+        let given = |folders: &[PathBuf], below: &str| {
+            let mount = |folder: &PathBuf| {
+                let host = folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))?;
+                let name = host.file_name().context("the root of all files is no folder to mount")?;
+                let (host, name) = (utf8(&host)?, utf8(Path::new(name))?);
+                Ok(json!({"path": format!("{below}/{name}"), "host": host}))
+            };
+            folders.iter().map(mount).collect::<Result<Vec<Value>>>()
+        };
+        let sealed = [mounts(&self.folders), given(&args.sealed, FOLDERS)?].concat();
+        Ok(json!({
             "runtime": if args.runtime == Runtime::GramineDirect { "gramine-direct" } else { "gramine-sgx" },
             "program": ENCLAVED,
             "arguments": self.arguments,
@@ -99,12 +111,18 @@ impl Staged {
             "io_threads": args.io_threads,
             "peak_bytes": size.peak_bytes,
             "trusted_files": mounts(&self.files),
-            "sealed_folders": mounts(&self.folders),
+            "trusted_folders": given(&args.data, DATA)?,
+            "sealed_folders": sealed,
+            "encrypted_folders": given(&args.encrypted, FOLDERS)?,
             "shared_memory": args.shared_memory,
             "isv_svn": args.isv_svn,
             "insecure": args.insecure,
-        })
+        }))
     }
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 /// A copy, unless the target is that file already.

@@ -1,13 +1,14 @@
 //! A connection to a service that has been verified.
 
 use std::io::{self, BufWriter, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow::service::protocol::{FromService, Outcome, RefusalCode, ToService, VERSION};
 use asymflow::service::{Promise, sha256_hex};
 use asymflow_enclave::attest::{Clock, Refusal, Verified, Verifier, client_config, refusal_of, session_exporter};
+use asymflow_wire::tls::dial;
 use asymflow_wire::{Frame, Limits, WireError, read_frame, write_frame};
 use rustls::{ClientConnection, StreamOwned};
 
@@ -109,9 +110,8 @@ fn handshake(
         let help = "start it with `asymflow-enclaved serve`, or name its address with --enclave";
         CliError::missing(format!("cannot connect to {}: {e}", service.enclave), help)
     };
-    let address = service.enclave.to_socket_addrs().map_err(unreachable)?.next();
-    let address = address.ok_or_else(|| unreachable(io::ErrorKind::NotFound.into()))?;
-    let mut tcp = TcpStream::connect_timeout(&address, Duration::from_secs(10)).map_err(unreachable)?;
+    let mut tcp = dial(&service.enclave, Duration::from_secs(10)).map_err(unreachable)?;
+    let address = tcp.peer_addr().map_err(unreachable)?;
     let set = tcp
         .set_nodelay(true)
         .and_then(|()| tcp.set_read_timeout(Some(service.patience())))

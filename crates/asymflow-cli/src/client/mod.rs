@@ -21,7 +21,7 @@ use clap::Subcommand;
 use crate::error::CliError;
 use crate::output::print;
 use crate::text::{epsilon, escaped};
-use answer::{answer, say};
+use answer::{answer, say, unanswered};
 use connection::{Connection, Reply};
 pub use load::{CONNECTIONS, LoadReport, LoadSpec, RATE, SECONDS, load};
 pub use service::ServiceArgs;
@@ -90,11 +90,11 @@ fn connect(service: &ServiceArgs) -> Result<Connection, CliError> {
         Assurance::Simulated => " (no enclave: whoever owns its machine sees every image)",
         Assurance::Isolated | Assurance::Attested => "",
     };
-    say(&format!("assurance: {}{note}", connection.verified.assurance));
     let of_policy = connection.insecure_policy.iter().map(|name| (*name).to_owned());
     let insecure: Vec<String> = connection.promise.insecure.iter().cloned().chain(of_policy).collect();
     say(&format!(
-        "insecure settings in force: {}",
+        "assurance: {}{note}; insecure settings in force: {}",
+        connection.verified.assurance,
         if insecure.is_empty() { "none".to_owned() } else { escaped(&insecure.join(", ")) }
     ));
     Ok(connection)
@@ -107,11 +107,6 @@ fn can_be_read(path: &Path) -> bool {
     path == Path::new("-") || path.exists() && !path.is_dir()
 }
 
-/// A path as it is printed.
-fn shown(path: &Path) -> String {
-    escaped(&path.display().to_string())
-}
-
 fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(), CliError> {
     // A missing file is found before anybody is asked.
     if let Some(missing) = images.iter().find(|path| !can_be_read(path)) {
@@ -119,25 +114,38 @@ fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(),
     }
     let mut connection = connect(service)?;
     let (shape, resize) = (connection.promise.input, connection.promise.resize);
+    let mut unread = 0;
     let mut refused = None;
     for some in images.chunks(usize::from(MAX_IMAGES)) {
-        let mut pixels = Vec::with_capacity(some.len() * shape.len());
+        let (mut paths, mut pixels) = (Vec::with_capacity(some.len()), Vec::with_capacity(some.len() * shape.len()));
         for path in some {
-            let image = read_image(path, shape, resize).map_err(|e| CliError::usage(e.to_string(), IMAGES_HELP))?;
-            pixels.extend(image);
+            match read_image(path, shape, resize) {
+                Ok(image) => {
+                    paths.push(path.as_path());
+                    pixels.extend(image);
+                }
+                // The others are answered all the same.
+                Err(error) => {
+                    unread += 1;
+                    unanswered(path, &error.to_string(), json)?;
+                }
+            }
+        }
+        if paths.is_empty() {
+            continue;
         }
         let reply = connection.classify(&pixels)?;
         // An answer that could not be written was paid for all the same: what is kept and said of it comes first.
         let mut written = Ok(());
-        for (path, line) in some.iter().zip(lines(&reply, &connection.promise, json)) {
-            match line {
-                Ok(line) if json => written = written.and(print(&format!("{line}\n"))),
-                Ok(line) => written = written.and(print(&format!("{}: {line}\n", shown(path)))),
+        for (path, line) in paths.iter().zip(lines(&paths, &reply, &connection.promise, json)) {
+            written = written.and(match line {
+                Ok(line) => print(&line),
                 Err(detail) => {
-                    say(&format!("{}: not answered: {detail}", shown(path)));
+                    let told = unanswered(path, &detail, json);
                     refused = Some(detail);
+                    told
                 }
-            }
+            });
         }
         if let Some(witness) = &reply.witness {
             let seen = Seen { generation: Some(connection.generation), witness: Some(witness.clone()) };
@@ -150,19 +158,31 @@ fn classify(service: &ServiceArgs, images: &[PathBuf], json: bool) -> Result<(),
     }
     match refused {
         Some(detail) => Err(CliError::failed(detail, "images that were answered before cost nothing again")),
-        None => Ok(()),
+        None => all_read(unread, images.len()),
+    }
+}
+
+/// An error where some images could not be read.
+fn all_read(unread: usize, images: usize) -> Result<(), CliError> {
+    match unread {
+        0 => Ok(()),
+        _ => Err(CliError::usage(format!("{unread} of {images} images could not be read"), IMAGES_HELP)),
     }
 }
 
 /// What is told of each image.
-fn lines<'a>(reply: &'a Reply, promise: &'a Promise, json: bool) -> impl Iterator<Item = Result<String, String>> + 'a {
+fn lines<'a>(
+    paths: &'a [&Path],
+    reply: &'a Reply,
+    promise: &'a Promise,
+    json: bool,
+) -> impl Iterator<Item = Result<String, String>> + 'a {
     let mut logits = reply.logits.chunks_exact(promise.classes.max(1));
-    reply.outcomes.iter().map(move |outcome| {
+    reply.outcomes.iter().zip(paths).map(move |(outcome, path)| {
         if let Outcome::Refused(refusal) = outcome {
-            return Err(escaped(&refusal.detail));
+            return Err(refusal.detail.clone());
         }
-        let logits = logits.next().unwrap_or_default();
-        Ok(answer(logits, &promise.class_names, json))
+        Ok(answer(path, logits.next().unwrap_or_default(), &promise.class_names, json))
     })
 }
 

@@ -18,8 +18,8 @@ use asymflow_zoo::data::read_image;
 use asymflow_zoo::{Network, Weights};
 use clap::{Args, ValueEnum};
 
-use super::answer::{answer, say};
-use super::{IMAGES_HELP, can_be_read};
+use super::answer::{answer, say, unanswered};
+use super::{IMAGES_HELP, all_read, can_be_read};
 use crate::error::CliError;
 use crate::output::print;
 
@@ -95,17 +95,24 @@ pub fn classify(args: &SharesArgs) -> Result<(), CliError> {
     };
     let mut client = Client::connect(&[first, second], Duration::from_secs(args.timeout)).map_err(|e| told(&e))?;
     let info = client.info().clone();
+    let mut unread = 0;
     for path in &args.images {
-        let image = read(path, &info)?;
+        let image = match read(path, &info) {
+            Ok(image) => image,
+            Err(error) => {
+                unread += 1;
+                unanswered(path, error.message(), args.json)?;
+                continue;
+            }
+        };
         let started = Instant::now();
         let logits = client.ask::<Ring>(&image).map_err(|e| told(&e))?;
         let milliseconds = 1e3 * started.elapsed().as_secs_f64();
-        let line = answer(&logits, &info.class_names, args.json);
-        print(&if args.json { format!("{line}\n") } else { format!("{}: {line}\n", path.display()) })?;
+        print(&answer(path, &logits, &info.class_names, args.json))?;
         say(&format!("answered on shares in {milliseconds:.1} ms"));
     }
     client.close();
-    Ok(())
+    all_read(unread, args.images.len())
 }
 
 /// The values of an image file, as the network takes them.

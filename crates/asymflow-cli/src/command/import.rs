@@ -33,7 +33,7 @@ pub fn import(args: &Args) -> Result<(), CliError> {
     std::fs::write(&model, json).map_err(|e| failed(&e))?;
     files::write(&values, &network, &weights).map_err(|e| failed(&e))?;
     print(&format!(
-        "{}: images of {:?}, {} classes, {} parameters\nmodel.file = \"{}\"\nmodel.weights = \"{}\"\n",
+        "{}: images of {}, {} classes, {} parameters\nmodel.file = \"{}\"\nmodel.weights = \"{}\"\n",
         escaped(&name),
         network.input,
         network.classes,

@@ -27,13 +27,21 @@ pub fn report(args: &Args, extensions: &Extensions) -> Result<(), CliError> {
     if args.check {
         return check(&args.out, extensions);
     }
+    if args.runs.is_empty() && !args.out.is_dir() {
+        let message = format!("{} is not here: there are no results to render", args.out.display());
+        return Err(CliError::usage(message, "name run folders, or where the results are with --out"));
+    }
     let out = Folder::create(&args.out)?;
     for run in &args.runs {
         let (summary, kind) = read(&run.join("summary.json"), extensions)?;
         let (name, published) = kind.published(&summary)?;
         out.replace(&format!("{name}.json"), published.as_bytes())?;
     }
-    for (name, text) in all(&args.out, extensions)? {
+    let files = all(&args.out, extensions)?;
+    if files.is_empty() {
+        print(&format!("{} holds no results; name run folders to take some from\n", args.out.display()))?;
+    }
+    for (name, text) in files {
         out.replace(&name, text.as_bytes())?;
         print(&format!("{}\n", args.out.join(name).display()))?;
     }

@@ -3,12 +3,13 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
+use asymflow_enclave::runtime::TrustedRuntime;
 use serde::Serialize;
 
 use crate::error::CliError;
 use crate::experiment::{Experiment, read, read_run};
 use crate::extensions::Extensions;
-use crate::folder::Folder;
+use crate::folder::{Folder, STATUS};
 use crate::host::runtime;
 use crate::kind::Outcome;
 use crate::machine;
@@ -23,32 +24,44 @@ const MOST_SEEDS: u64 = 1000;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The experiment file
-    #[arg(required_unless_present = "resume", conflicts_with = "resume")]
-    experiment: Option<PathBuf>,
+    experiment: PathBuf,
     /// Set a key, e.g. --set train.epochs=3; may be given often
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// A data set on disk instead of the experiment's
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// The small form: CPU, simulated enclave, under a minute
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     smoke: bool,
     /// Show what would run and what it would cost, and end
     #[arg(long)]
     dry_run: bool,
     /// Run seeds 1 to N
-    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    #[arg(long, value_name = "N")]
     seeds: Option<u64>,
-    /// Go on with the runs of this folder that are not done, as they were told at their start
-    #[arg(long, value_name = "RUN")]
-    resume: Option<PathBuf>,
     /// Events and results as JSON
     #[arg(long)]
     json: bool,
     /// Folder that run folders are made in
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
+}
+
+/// Flags of `asymflow resume`.
+#[derive(Debug, clap::Args)]
+pub struct ResumeArgs {
+    /// The folder of the run, from wherever it is called
+    run: PathBuf,
+    /// Set a key of [worker] that cannot change a result, e.g. --set worker.threads=4; may be given often
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Show what would run and what it would cost, and end
+    #[arg(long)]
+    dry_run: bool,
+    /// Events and results as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What a run folder keeps of how it was started.
@@ -61,28 +74,62 @@ struct Kept<'a> {
 }
 
 pub fn run(args: &Args, extensions: &Extensions, interrupt: Interrupt) -> Result<Outcome, CliError> {
-    let (name, mut experiment) = match &args.resume {
-        Some(folder) => extensions.with_registered(|known| read_run(folder, &args.set, known))?,
-        None => told(args, extensions)?,
-    };
-    check_networks(&experiment)?;
-    let kind = extensions.kind_named(&experiment.kind)?;
+    let (name, mut experiment) = told(args, extensions)?;
     if args.dry_run {
-        print(&estimate(&experiment, extensions)?)?;
-        return Ok(Outcome::Done);
+        return dry_run(&experiment, extensions);
     }
+    check_networks(&experiment)?;
+    extensions.kind_named(&experiment.kind)?;
     let runtime = runtime(&experiment.trusted)?;
-    let folder = match &args.resume {
-        Some(folder) => Folder::existing(folder)?,
-        None => start(&args.runs, &name, &mut experiment)?,
+    let folder = start(&args.runs, &name, &mut experiment)?;
+    execute((name, experiment), (folder, runtime), Output { json: args.json }, extensions, interrupt)
+}
+
+/// Goes on with the jobs of a run that are not done, as they were told at its start.
+pub fn resume(args: &ResumeArgs, extensions: &Extensions, interrupt: Interrupt) -> Result<Outcome, CliError> {
+    let (name, experiment) = extensions.with_registered(|known| read_run(&args.run, &args.set, known))?;
+    if args.dry_run {
+        return dry_run(&experiment, extensions);
+    }
+    check_networks(&experiment)?;
+    let runtime = runtime(&experiment.trusted)?;
+    let folder = Folder::existing(&args.run)?;
+    execute((name, experiment), (folder, runtime), Output { json: args.json }, extensions, interrupt)
+}
+
+fn dry_run(experiment: &Experiment, extensions: &Extensions) -> Result<Outcome, CliError> {
+    check_networks(experiment)?;
+    print(&estimate(experiment, extensions)?)?;
+    print("`asymflow show` prints the settings\n")?;
+    Ok(Outcome::Done)
+}
+
+/// Runs what a folder is of, alone in it, and leaves there how it ended.
+fn execute(
+    (name, experiment): (String, Experiment),
+    (folder, runtime): (Folder, Box<dyn TrustedRuntime>),
+    output: Output,
+    extensions: &Extensions,
+    interrupt: Interrupt,
+) -> Result<Outcome, CliError> {
+    let kind = extensions.kind_named(&experiment.kind)?;
+    let _claim = folder.claim()?;
+    folder.replace(STATUS, b"unfinished")?;
+    let run = Run { name, experiment, folder, output, runtime, interrupt, worker: OnceCell::new() };
+    let outcome = kind.run(&run);
+    let status = match &outcome {
+        Ok(Outcome::Done) => "done".to_owned(),
+        Ok(Outcome::ClaimFailed) => "claim failed".to_owned(),
+        Ok(Outcome::Interrupted) => "interrupted".to_owned(),
+        Err(error) => error.to_string(),
     };
-    let output = Output { json: args.json };
-    kind.run(&Run { name, experiment, folder, output, runtime, interrupt, worker: OnceCell::new() })
+    let left = run.folder.replace(STATUS, status.as_bytes());
+    outcome.and_then(|outcome| left.map(|()| outcome))
 }
 
 /// The experiment that the command line names, and its name.
 fn told(args: &Args, extensions: &Extensions) -> Result<(String, Experiment), CliError> {
-    let file = args.experiment.as_deref().unwrap_or(Path::new(""));
+    let file = args.experiment.as_path();
     let mut set = args.set.clone();
     if let Some(seeds) = args.seeds {
         if !(1..=MOST_SEEDS).contains(&seeds) {
@@ -136,12 +183,14 @@ fn check_networks(experiment: &Experiment) -> Result<(), CliError> {
 }
 
 /// What would run and what it would cost.
-pub fn estimate(experiment: &Experiment, extensions: &Extensions) -> Result<String, CliError> {
+fn estimate(experiment: &Experiment, extensions: &Extensions) -> Result<String, CliError> {
     let kind = extensions.kind_named(&experiment.kind)?;
-    let mut text = toml::to_string(experiment)
+    experiment.model.names.iter().map(|name| kind.estimate(experiment, name)).collect()
+}
+
+/// The settings with everything that the file leaves out, and [`estimate`].
+pub fn resolved(experiment: &Experiment, extensions: &Extensions) -> Result<String, CliError> {
+    let settings = toml::to_string(experiment)
         .map_err(|e| CliError::failed(format!("cannot print the configuration: {e}"), ""))?;
-    for name in &experiment.model.names {
-        text += &kind.estimate(experiment, name)?;
-    }
-    Ok(text)
+    Ok(settings + &estimate(experiment, extensions)?)
 }

@@ -95,7 +95,7 @@ pub fn read_run(
     for item in overrides {
         let (change, key) = change(item)?;
         if !RESUMABLE.contains(&key.as_str()) {
-            let message = format!("--set {item} beside --resume: a run goes on as it was told at its start");
+            let message = format!("--set {item}: a resumed run goes on as it was told at its start");
             return Err(CliError::usage(message, format!("what may change is {}", RESUMABLE.join(", "))));
         }
         merge(&mut table, change);
@@ -105,7 +105,10 @@ pub fn read_run(
 
 fn read_table(path: &Path) -> Result<Table, CliError> {
     let text = std::fs::read_to_string(path).map_err(|e| {
-        CliError::usage(format!("cannot read {}: {e}", path.display()), "`cargo xtask list` shows the experiments")
+        CliError::usage(
+            format!("cannot read {}: {e}", path.display()),
+            "name an experiment file, as those under xtask/experiments",
+        )
     })?;
     text.parse().map_err(|e| CliError::usage(format!("{}: {e}", path.display()), "mend the TOML"))
 }
@@ -304,7 +307,7 @@ mod tests {
         let (_folder, path) = write(MINIMAL);
         let transport = |set: &[&str]| {
             let set: Vec<String> = set.iter().map(|&item| item.to_owned()).collect();
-            read(&path, false, &set).map(|experiment| experiment.worker.transport())
+            read(&path, false, &set).map(|experiment| experiment.worker.transport("sim"))
         };
         assert_eq!(transport(&[]).unwrap(), WorkerTransport::Shm);
         assert_eq!(transport(&["worker.address=10.0.0.1:1"]).unwrap(), WorkerTransport::Tcp);

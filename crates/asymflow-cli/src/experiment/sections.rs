@@ -189,9 +189,11 @@ pub struct WorkerSection {
 }
 
 impl WorkerSection {
-    /// What tensors travel through. A worker that is started here is on this host.
-    pub fn transport(&self) -> WorkerTransport {
-        let default = if self.address.is_some() { WorkerTransport::Tcp } else { WorkerTransport::Shm };
+    /// What tensors travel through. A worker that is started here is on this host; an enclave sees no memory of the host that its
+    /// manifest does not name.
+    pub fn transport(&self, runtime: &str) -> WorkerTransport {
+        let is_shared = self.address.is_none() && runtime == "sim";
+        let default = if is_shared { WorkerTransport::Shm } else { WorkerTransport::Tcp };
         self.transport.unwrap_or(default)
     }
 }

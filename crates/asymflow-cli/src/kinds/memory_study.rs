@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::{Experiment, Limit, size};
+use crate::inside;
 use crate::kind::{Ended, ExperimentKind, Verdict};
 use crate::memory::show;
 use crate::run::Run;
@@ -91,7 +92,9 @@ impl ExperimentKind for MemoryStudy {
                 if run.is_interrupted() {
                     return Ok((Ended::Interrupted, None));
                 }
-                let streamed = is_streamed.then(|| run.folder().path().join("weights.sealed"));
+                let sealed = run.folder().path().join(SEALED_WEIGHTS);
+                let place = || inside::place(&e.trusted, &sealed, "--sealed");
+                let streamed = is_streamed.then(place).transpose()?;
                 let spec = studies::MemoryStudy {
                     batch,
                     is_training,
@@ -161,10 +164,8 @@ fn measure(
         let report = run.execute(&format!("{model} {mode}"), job)?;
         Some(studies::MemoryStudy::report(report).map_err(failed)?)
     };
-    if let Some(path) = &spec.streamed {
-        // The key died with the process.
-        let _ = std::fs::remove_file(path);
-    }
+    // The key died with the process.
+    let _ = std::fs::remove_file(run.folder().path().join(SEALED_WEIGHTS));
     let studies::MemoryStudy { batch, is_training, .. } = spec;
     Ok(Cell { model: model.to_owned(), mode, batch, is_training, plan, measured })
 }
@@ -174,6 +175,9 @@ fn fits(bytes: u64) -> String {
     let found = ENCLAVE_MEMORY.iter().find(|(_, size)| bytes <= *size);
     found.map_or_else(|| "more".to_owned(), |(name, _)| (*name).to_owned())
 }
+
+/// Name of the file of streamed weights.
+const SEALED_WEIGHTS: &str = "weights.sealed";
 
 /// Below it the program itself is most of what is planned.
 const LARGE_BYTES: u64 = 16 << 20;

@@ -12,7 +12,7 @@ mod serve;
 mod shares;
 mod speedup;
 mod study;
-mod train;
+pub mod train;
 
 /// All of them.
 pub fn all() -> Vec<Arc<dyn AnyKind>> {

@@ -231,10 +231,11 @@ impl Server<'_> {
             return Err(failed("the service has no streams".to_owned()));
         };
         let mut lines = BufReader::new(from).lines();
-        let line = lines.next().and_then(Result::ok).unwrap_or_default();
+        // Under Gramine, what the program says on standard error comes here as well.
+        let ready = lines.by_ref().map_while(Result::ok).find_map(|line| serde_json::from_str(&line).ok());
         // It was read before the service was ready; a mode without a worker has none.
         let _ = std::fs::remove_file(&token);
-        let Ok(Ready { listening }) = serde_json::from_str(&line) else {
+        let Some(Ready { listening }) = ready else {
             let status = session.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
             return Err(failed(format!("the service did not start: {status}")));
         };

@@ -1,5 +1,6 @@
 //! `kind = "train"`: every network, mode and seed, one job after the other.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use asymflow::checkpoint::{Checkpoint, from_f32_bytes};
@@ -16,12 +17,14 @@ use crate::experiment::Experiment;
 use crate::folder::Folder;
 use crate::host::{SEALED, WEIGHTS};
 use crate::kind::{Ended, ExperimentKind, Verdict, without_paths};
-use crate::plot::{Line, Plot};
+use crate::plot::Plot;
 use crate::run::{Run, wrong_answer};
 use crate::summary::{self, Sources, Summary};
 use crate::tables::{SECONDS_HEAD, layers, seconds_row};
 use crate::text::{self, markdown};
 use crate::worker::WorkerProcess;
+
+mod plots;
 
 /// Test accuracy by epoch of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,15 +92,7 @@ impl ExperimentKind for Train {
     }
 
     fn plots(&self, trained: &Trained) -> Vec<(&'static str, Plot)> {
-        let mut modes: Vec<&str> = trained.curves.iter().map(|curve| curve.mode.as_str()).collect();
-        modes.dedup();
-        let lines = trained.curves.iter().map(|curve| {
-            let points = curve.test_accuracy.iter().map(|&(epoch, accuracy)| (epoch as f64, 100.0 * accuracy));
-            let colour = modes.iter().position(|mode| *mode == curve.mode).unwrap_or_default();
-            Line::new(&format!("{} seed {}", curve.mode, curve.seed), points).with_colour(colour)
-        });
-        let lines = lines.collect();
-        vec![("accuracy", Plot { x: "epoch".to_owned(), y: "test accuracy %".to_owned(), y_max: Some(100.0), lines })]
+        plots::of(trained)
     }
 
     fn verdict(&self, experiment: &Experiment, (): &(), trained: &Trained) -> Option<Verdict> {
@@ -165,7 +160,8 @@ impl Jobs<'_> {
         if checkpoint.is_some() {
             self.0.say(&format!("{label}: going on from its checkpoint"));
         }
-        let given = self.given_weights(&entry.model(model))?;
+        let mode = self.0.experiment().mode_spec(entry, model)?;
+        let given = self.given_weights(&entry.model(model), &*mode)?;
         let start = match (&checkpoint, &given) {
             (Some(bytes), _) => (Body::Checkpoint, bytes.as_slice()),
             (None, Some(bytes)) => (Body::Weights, bytes.as_slice()),
@@ -173,7 +169,6 @@ impl Jobs<'_> {
         };
         let teacher = self.teacher(model, entry, seed)?;
         let mut spec = TrainSpec { teacher, ..self.0.experiment().train_spec(seed) };
-        let mode = self.0.experiment().mode_spec(entry, model)?;
         if mode.evaluates_once() {
             spec.evaluate_every = spec.epochs;
         }
@@ -259,8 +254,11 @@ impl Jobs<'_> {
     }
 
     /// The weights to start from, flattened, where the experiment names a file.
-    fn given_weights(&self, model: &str) -> Result<Option<Vec<u8>>, CliError> {
-        let Some((network, weights)) = self.0.given_weights(model)? else { return Ok(None) };
+    fn given_weights(&self, model: &str, mode: &dyn ModeSpec) -> Result<Option<Vec<u8>>, CliError> {
+        let network = self.0.experiment().network(model)?;
+        // That of a mode may be another one, as Delta's three networks are.
+        let network = mode.stored_network(&network).map_err(|e| CliError::usage(format!("{model}: {e}"), ""))?;
+        let Some(weights) = self.0.weights_of(&network)? else { return Ok(None) };
         let flat = weights.flatten(&network).map_err(|e| CliError::usage(e.to_string(), ""))?;
         Ok(Some(flat.iter().flat_map(|v| v.to_le_bytes()).collect()))
     }
@@ -278,20 +276,25 @@ impl Jobs<'_> {
     }
 }
 
-/// Reads how one run got to where it is from its metrics.
-fn curve(folder: &Folder, mode: &str, seed: u64) -> Result<Curve, CliError> {
+/// Reads how one run got to where it is from its metrics. An epoch that was done again after a kill counts as it was done last.
+pub fn curve(folder: &Folder, mode: &str, seed: u64) -> Result<Curve, CliError> {
     let text = folder.read("metrics.jsonl")?.unwrap_or_default();
-    let mut curve = Curve { mode: mode.to_owned(), seed, test_accuracy: Vec::new(), loss: Vec::new() };
+    let mut epochs = BTreeMap::new();
     for line in String::from_utf8_lossy(&text).lines() {
         if let Ok(FromTrusted::Epoch(epoch)) = serde_json::from_str(line) {
-            curve.loss.push((epoch.epoch, epoch.loss));
-            curve.test_accuracy.extend(epoch.test_accuracy.map(|accuracy| (epoch.epoch, accuracy)));
+            epochs.insert(epoch.epoch, epoch);
         }
     }
-    Ok(curve)
+    Ok(Curve {
+        mode: mode.to_owned(),
+        seed,
+        test_accuracy: epochs.values().filter_map(|epoch| Some((epoch.epoch, epoch.test_accuracy?))).collect(),
+        loss: epochs.values().map(|epoch| (epoch.epoch, epoch.loss)).collect(),
+    })
 }
 
-fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
+/// The summary of a job that is over.
+pub fn finished(folder: &Folder) -> Result<Option<Summary>, CliError> {
     let Some(bytes) = folder.read("summary.json")? else { return Ok(None) };
     Ok(serde_json::from_slice::<Summary>(&bytes).ok().filter(|s| s.status != "interrupted"))
 }

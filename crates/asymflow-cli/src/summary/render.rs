@@ -3,7 +3,8 @@
 use super::{Privacy, Summary};
 use crate::text::{epsilon, markdown};
 
-fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
+/// Mean and standard deviation; none of no values.
+pub fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
     let n = values.len() as f64;
     if values.is_empty() {
         return None;

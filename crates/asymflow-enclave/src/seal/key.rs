@@ -207,7 +207,11 @@ fn make_key_file(path: &Path) -> Result<(), KeyError> {
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished).map_err(io)?;
     let made = file.write_all(key.as_slice()).and_then(|()| file.sync_all());
-    let linked = made.and_then(|()| std::fs::hard_link(&unfinished, path));
+    let linked = made.and_then(|()| match std::fs::hard_link(&unfinished, path) {
+        // Gramine has no links, and its folders have one process.
+        Err(error) if error.kind() == ErrorKind::Unsupported => std::fs::rename(&unfinished, path),
+        linked => linked,
+    });
     // It has served either way; what is left of it is a key that nothing uses.
     let _ = std::fs::remove_file(&unfinished);
     match linked {

@@ -1,12 +1,12 @@
 //! The file behind a ring: named under `/dev/shm`, and unlinked as soon as both sides hold it.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 #[cfg(feature = "serve")]
 use std::io::{self, Write};
 #[cfg(feature = "serve")]
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -119,15 +119,20 @@ pub(super) fn commit(file: &mut impl Write, bytes: u64) -> Result<(), RingError>
     Ok(())
 }
 
+/// A plain file, which Gramine shows as a character device.
+fn is_memory(kind: FileType) -> bool {
+    kind.is_file() || kind.is_char_device()
+}
+
 /// Opens the other side's file. Every check but the first is made on what has been opened.
 pub(super) fn open(name: &RingName, bytes: u64) -> Result<File, RingError> {
     let path = name.path();
-    if !fs::symlink_metadata(&path).map_err(RingError::File)?.is_file() {
+    if !is_memory(fs::symlink_metadata(&path).map_err(RingError::File)?.file_type()) {
         return Err(RingError::NoFile);
     }
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(RingError::File)?;
     let about = file.metadata().map_err(RingError::File)?;
-    if !about.is_file() {
+    if !is_memory(about.file_type()) {
         return Err(RingError::NoFile);
     }
     if about.len() != bytes {

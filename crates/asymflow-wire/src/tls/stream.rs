@@ -33,16 +33,23 @@ impl fmt::Debug for Stream {
 /// Connects to `host:port`, trying every address of the host for at most `timeout` each.
 ///
 /// # Errors
-/// No address, or none that answers: the error of the last one.
+/// A name that is not known, or no address that answers: each with what it said, under the kind of the last one.
 pub fn dial(address: &str, timeout: Duration) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(ErrorKind::NotFound, "the name resolves to no address");
-    for address in address.to_socket_addrs()? {
+    let unknown = |what: &dyn fmt::Display| {
+        let message = format!("no address of this name is known here: {what}; give host:port, or an IP address");
+        io::Error::new(ErrorKind::NotFound, message)
+    };
+    let (mut kind, mut tried) = (ErrorKind::NotFound, Vec::new());
+    for address in address.to_socket_addrs().map_err(|e| unknown(&e))? {
         match TcpStream::connect_timeout(&address, timeout) {
             Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
+            Err(error) => {
+                kind = error.kind();
+                tried.push(format!("{address}: {error}"));
+            }
         }
     }
-    Err(last)
+    if tried.is_empty() { Err(unknown(&"it has none")) } else { Err(io::Error::new(kind, tried.join(", "))) }
 }
 
 impl Stream {

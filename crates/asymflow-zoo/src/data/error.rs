@@ -203,7 +203,7 @@ pub enum DataError {
         test: Shape,
     },
     /// Images and labels in memory that do not belong together.
-    #[error("{bytes} bytes of images and {labels} labels do not make samples of {shape:?}")]
+    #[error("{bytes} bytes of images and {labels} labels do not make samples of {shape}")]
     Length {
         /// Bytes of all images.
         bytes: usize,

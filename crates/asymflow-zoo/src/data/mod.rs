@@ -95,7 +95,7 @@ pub fn load_described(source: &DataSource) -> Result<Loaded, DataError> {
     if train != test {
         return Err(DataError::SplitShapes { train, test });
     }
-    let about = format!("{name}: {} classes, {train:?}{}{left_out}", split.train.classes(), absent(&split));
+    let about = format!("{name}: {} classes, {train}{}{left_out}", split.train.classes(), absent(&split));
     Ok(Loaded { split, about })
 }
 

@@ -141,7 +141,7 @@ pub fn read_image(path: &Path, shape: Shape, resize: Option<Resize>) -> Result<V
 pub fn write_png(path: &Path, pixels: &[u8], shape: Shape) -> Result<(), DataError> {
     let failed = |message: String| DataError::Image { path: path.to_owned(), message };
     if pixels.len() != shape.len() || !matches!(shape.channels, 1 | 3) {
-        return Err(failed(format!("{} values are no image of shape {shape:?}", pixels.len())));
+        return Err(failed(format!("{} values are no image of {shape}", pixels.len())));
     }
     let (height, width) = (shape.height as u32, shape.width as u32);
     let interleaved: Vec<u8> = (0..shape.pixels())

@@ -170,13 +170,22 @@ fn split_point(network: &Network) -> Result<usize, DeltaError> {
     Ok(after + usize::from(pooled))
 }
 
+/// A name of Delta's own that is none of the network's: `name`, or with as many underscores behind it as that takes.
+fn free(network: &Network, name: &str) -> String {
+    let mut name = name.to_owned();
+    while network.parameters().iter().any(|known| known.name.split('.').next() == Some(&name)) {
+        name.push('_');
+    }
+    name
+}
+
 /// M_bb: the layers before the split with PReLU in place of ReLU.
 fn backbone(network: &Network) -> Result<Vec<Layer>, DeltaError> {
     let mut shape = network.input;
     let mut layers = Vec::new();
     for layer in &network.layers[..split_point(network)?] {
         let layer = match layer {
-            Layer::Relu => Layer::PRelu { name: "prelu1".to_owned(), channels: shape.channels },
+            Layer::Relu => Layer::PRelu { name: free(network, "prelu1"), channels: shape.channels },
             other => other.clone(),
         };
         shape = layer.output(shape)?;
@@ -215,13 +224,22 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
     let mut crossing = features;
     if shape.mean_residual {
         crossing.channels = 1;
-        let stem =
-            [conv("stem.0", (1, features.channels), 3, 1, false), norm("stem.1", features.channels), Layer::Relu];
+        let stem = free(network, "stem");
+        let stem = [
+            conv(format!("{stem}.0"), (1, features.channels), 3, 1, false),
+            norm(format!("{stem}.1"), features.channels),
+            Layer::Relu,
+        ];
         rest.splice(0..0, stem);
     }
     let networks = DeltaNetworks {
         backbone: part("backbone", network.input, features.len(), layers),
-        main: part("main", low, network.classes, main_layers(low.channels, shape, network.classes)),
+        main: part(
+            "main",
+            low,
+            network.classes,
+            main_layers(&free(network, "main"), low.channels, shape, network.classes),
+        ),
         residual: part("residual", crossing, network.classes, rest),
         features,
         low,
@@ -233,19 +251,23 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
 }
 
 /// Bottlenecks whose first two convolutions have few kernels and whose last mixes them (thesis, theorem 6).
-fn main_layers(features: usize, shape: &DeltaShape, classes: usize) -> Vec<Layer> {
+fn main_layers(main: &str, features: usize, shape: &DeltaShape, classes: usize) -> Vec<Layer> {
     let mut layers = Vec::new();
     let mut channels = features;
     for (stage, per_rank) in shape.width.per_rank().into_iter().enumerate() {
         let (q, out) = (per_rank * shape.rank, EXPANSION[stage] * features);
         for block in 0..shape.blocks[stage] {
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-            layers.push(bottleneck(&format!("main.layer{}.{block}", stage + 1), (channels, q, out), stride));
+            layers.push(bottleneck(&format!("{main}.layer{}.{block}", stage + 1), (channels, q, out), stride));
             layers.push(Layer::Relu);
             channels = out;
         }
     }
-    layers.extend([Layer::AdaptiveAvgPool { out: 1 }, Layer::Flatten, linear("main.fc", channels, classes)]);
+    layers.extend([
+        Layer::AdaptiveAvgPool { out: 1 },
+        Layer::Flatten,
+        linear(&format!("{main}.fc"), channels, classes),
+    ]);
     layers
 }
 
@@ -276,6 +298,7 @@ mod tests {
     use super::*;
     use crate::graph::cost::total_cost;
     use crate::models::by_name;
+    use crate::ops::{Conv, Linear};
 
     fn of(name: &str, classes: usize, width: MainWidth) -> (DeltaNetworks, DeltaShape) {
         let network = by_name(name, classes, None).unwrap();
@@ -295,6 +318,25 @@ mod tests {
         assert_eq!(imagenet.features, Shape::new(64, 56, 56));
         assert_eq!((shape.block, shape.kept), (14, 7));
         assert_eq!(shape.cost(imagenet.features), SplitCost { svd: 1_605_632, dct: 702_464 });
+    }
+
+    #[test]
+    fn names_of_its_own_are_none_of_the_networks() {
+        let mut network = by_name("demo-cnn", 10, None).unwrap();
+        let mut names = ["main", "stem", "prelu1", "prelu1_"].into_iter();
+        for layer in &mut network.layers {
+            match layer {
+                Layer::Conv(Conv { name, .. }) => *name = names.next().unwrap_or(name).to_owned(),
+                Layer::Linear(Linear { name, .. }) => *name = "main_.layer1.0".to_owned(),
+                _ => {}
+            }
+        }
+        for mean_residual in [false, true] {
+            let shape = DeltaShape { mean_residual, ..DeltaShape::published(&network).unwrap() };
+            let all = delta(&network, &shape).unwrap().all_layers(true).parameters();
+            let names: std::collections::BTreeSet<&str> = all.iter().map(|spec| spec.name.as_str()).collect();
+            assert_eq!(names.len(), all.len());
+        }
     }
 
     #[test]

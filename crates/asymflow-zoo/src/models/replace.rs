@@ -56,6 +56,9 @@ pub enum ReplacementError {
     Network(#[from] NetworkError),
 }
 
+/// Longest side of a block that decides together.
+const MAX_SIDE: usize = 1 << 16;
+
 const KNOWN: &str =
     "average-pool, react, hermite[:S], scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
 
@@ -107,9 +110,11 @@ impl FromStr for Replacement {
             ("scaled", [a, c]) => Self::Quadratic(Form::Scaled { a: number(a)?, c: number(c)? }),
             ("free", [a, b, c]) => Self::Quadratic(Form::Free { a: number(a)?, b: number(b)?, c: number(c)? }),
             ("shared-relu", [block, decision @ ..]) if decision.len() < 2 => {
-                let sides: Option<Vec<usize>> = block.split('x').map(|side| side.parse().ok()).collect();
+                let side = |side: &str| side.parse().ok().filter(|side| (1..=MAX_SIDE).contains(side));
+                let sides: Option<Vec<usize>> = block.split('x').map(side).collect();
                 let block = sides.and_then(|sides| sides.try_into().ok());
-                let block = block.ok_or_else(|| wrong(rest, "block of channels, rows and columns, as 1x4x4"))?;
+                let block = block
+                    .ok_or_else(|| wrong(rest, "block of channels, rows and columns from 1 to 65536, as 1x4x4"))?;
                 let decision = match decision.first().copied() {
                     None | Some("mean") => Decision::Mean,
                     Some("corner") => Decision::Corner,

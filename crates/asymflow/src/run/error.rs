@@ -31,7 +31,7 @@ pub enum RunError {
     },
     /// The data does not fit the network.
     #[error(
-        "images of {images:?} with {classes} classes do not fit network {network}, which takes {input:?} and at most \
+        "images of {images} with {classes} classes do not fit network {network}, which takes {input} and at most \
          {expected} classes (data.resize = {{}} brings images to its size)"
     )]
     Fit {

@@ -80,7 +80,7 @@ pub enum PromiseError {
         got: usize,
     },
     /// An image that no network takes: clients would make room for it.
-    #[error("a promise about images of {input:?}, expected from 1 to {MAX_VALUES} values")]
+    #[error("a promise about images of {input}, expected from 1 to {MAX_VALUES} values")]
     Input {
         /// The shape.
         input: Shape,

@@ -8,6 +8,7 @@
 )]
 
 mod both;
+mod foreign;
 mod lies;
 mod parity;
 mod plans;

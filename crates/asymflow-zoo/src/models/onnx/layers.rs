@@ -275,5 +275,5 @@ fn average_pool(node: &Node, shape: Shape) -> Result<Layer, OnnxError> {
     if padding == 0 && tiles && (stride == kernel || kernel == shape.height) {
         return Ok(Layer::AdaptiveAvgPool { out: shape.height / kernel });
     }
-    Err(refused(node, format!("windows of {kernel} with stride {stride} and padding {padding} do not tile {shape:?}")))
+    Err(refused(node, format!("windows of {kernel} with stride {stride} and padding {padding} do not tile {shape}")))
 }

@@ -1,0 +1,82 @@
+//! Networks out of ONNX files in the modes that split them, against onnxruntime's logits.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use asymflow::modes::Mode;
+use asymflow::plan::Plan;
+use asymflow_engine::program::Program;
+use asymflow_privacy::payload::Precision;
+use asymflow_zoo::models::onnx;
+use asymflow_zoo::{Network, Weights, network::Layer};
+
+use crate::both::{asymml, relative};
+use crate::toy_backend::ToyBackend;
+
+fn golden(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../asymflow-engine/tests/golden").join(file)
+}
+
+/// Every network, with the image that onnxruntime was asked about and what it answered.
+fn networks() -> Vec<(Network, Weights, Vec<f32>, Vec<f32>)> {
+    let expected: BTreeMap<String, Vec<f32>> =
+        serde_json::from_slice(&std::fs::read(golden("onnx.json")).unwrap()).unwrap();
+    let read = |(file, expected): (String, Vec<f32>)| {
+        let (network, weights) = onnx::read(&golden(&file), &file).unwrap();
+        let image = (0..network.input.len()).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();
+        (network, weights, image, expected)
+    };
+    expected.into_iter().map(read).collect()
+}
+
+#[test]
+fn split_onnx_networks_answer_as_onnxruntime_does() {
+    for (network, weights, image, expected) in networks() {
+        let plan = Plan::split_all(&Program::new(&network).unwrap(), 2);
+        let mut mode = asymml(&network, &weights, plan, "gram", Precision::F32, Arc::new(ToyBackend::default()));
+        let logits = mode.infer(&image, &[0]).unwrap();
+        let off = relative(&logits, &expected);
+        assert!(off < 1e-3, "{}: off by {off}", network.name);
+    }
+}
+
+/// The same layers with ReLU in place of PReLU.
+#[cfg(feature = "shares")]
+fn without_slopes(layers: &[Layer]) -> Vec<Layer> {
+    let layer = |layer: &Layer| match layer {
+        Layer::PRelu { .. } => Layer::Relu,
+        Layer::Residual { main, shortcut } => {
+            Layer::Residual { main: without_slopes(main), shortcut: without_slopes(shortcut) }
+        }
+        other => other.clone(),
+    };
+    layers.iter().map(layer).collect()
+}
+
+/// Each has a window that takes the largest, and trained slopes, for which there are no protocols: refused with what to take in their place, and with that the
+/// answers are those in double precision.
+#[cfg(feature = "shares")]
+#[test]
+fn onnx_networks_on_shares_answer_as_in_double_precision() {
+    use asymflow_shares::compile::{Options, compile, float_logits};
+    use asymflow_shares::in_process::InProcess;
+    use asymflow_shares::program::WeightPolicy;
+    use asymflow_zoo::models::replace::replace_activations;
+
+    for (network, weights, image, _) in networks() {
+        let options = Options::new::<u64>(WeightPolicy::Shared);
+        let error = compile::<u64>(&network, &weights, &options).map(drop).unwrap_err().to_string();
+        assert!(error.contains("average-pool"), "{}: {error}", network.name);
+        let network = replace_activations(&network, &"average-pool".parse().unwrap()).unwrap();
+        let error = compile::<u64>(&network, &weights, &options).map(drop).unwrap_err().to_string();
+        assert!(error.contains("prelu1 ") && error.contains("a ReLU"), "{}: {error}", network.name);
+        let network = Network { layers: without_slopes(&network.layers), ..network };
+        let model = compile::<u64>(&network, &weights, &options).unwrap();
+        let logits = InProcess::start(model, &image).unwrap().ask(&image).unwrap().logits;
+        let expected = float_logits(&network, &weights, &options.activations, &image).unwrap();
+        let off = relative(&logits, &expected.iter().map(|&v| v as f32).collect::<Vec<_>>());
+        println!("{}: off by {off:.1e}", network.name);
+        assert!(off < 1e-3, "{}: off by {off}", network.name);
+    }
+}
