@@ -76,7 +76,7 @@ fn converse(mut party: Party<u64>, mut messages: &[u8]) {
 
 struct Setup {
     model: Arc<PartyModel<u64>>,
-    /// The first server's, and its deal.
+    /// The second server's, and its deal: what is dealt for tables, squares and truncation.
     seed: ServerSeed,
     deal: Vec<u8>,
 }
@@ -85,8 +85,8 @@ struct Setup {
 static SETUP: LazyLock<Setup> = LazyLock::new(|| {
     let (model, mut dealer) = dealt();
     let mut deal = Vec::new();
-    dealer.deal_to(SystemTime::UNIX_EPOCH, &mut deal, &mut sink()).expect("a deal");
-    Setup { model, seed: dealer.seed(Server::First), deal }
+    dealer.deal_to(SystemTime::UNIX_EPOCH, &mut sink(), &mut deal).expect("a deal");
+    Setup { model, seed: dealer.seed(Server::Second), deal }
 });
 
 fn network() -> Network {
@@ -129,11 +129,11 @@ fn dealt() -> (Arc<PartyModel<u64>>, Dealer<u64>) {
 
 fn input_share() -> InputShare<u64> {
     let shares = share_input::<u64>(SETUP.model.program(), 0, &[0.5; 16], &Seed::from_bytes([6; 32]));
-    let [first, _] = shares.expect("shares of an image");
-    first
+    let [_, second] = shares.expect("shares of an image");
+    second
 }
 
-/// The first server in the query.
+/// The second server in the query.
 fn party() -> Party<u64> {
     let Setup { model, seed, deal } = &*SETUP;
     let mut store = DealStore::new(Arc::clone(model), seed.clone(), 0).expect("its own seed");
@@ -141,22 +141,22 @@ fn party() -> Party<u64> {
     store.party(0, SystemTime::UNIX_EPOCH).expect("its own randomness")
 }
 
-/// For the corpus: a deal of the first server, the messages that the second one sends it, the share of an image, and a share
+/// For the corpus: a deal of the second server, the messages that the first one sends it, the share of an image, and a share
 /// of weights.
 pub fn files() -> [Vec<u8>; 4] {
     let (model, mut dealer) = dealt();
     let mut theirs = Vec::new();
-    dealer.deal_to(SystemTime::UNIX_EPOCH, &mut sink(), &mut theirs).expect("a deal");
-    let mut store = DealStore::new(Arc::clone(&model), dealer.seed(Server::Second), 0).expect("its own seed");
-    store.read(&mut theirs.as_slice()).expect("the second server's deal");
-    let mut second = store.party(0, SystemTime::UNIX_EPOCH).expect("its randomness");
+    dealer.deal_to(SystemTime::UNIX_EPOCH, &mut theirs, &mut sink()).expect("a deal");
+    let mut store = DealStore::new(Arc::clone(&model), dealer.seed(Server::First), 0).expect("its own seed");
+    store.read(&mut theirs.as_slice()).expect("the first server's deal");
+    let mut first = store.party(0, SystemTime::UNIX_EPOCH).expect("its randomness");
     let [left, right] =
         share_input::<u64>(model.program(), 0, &[0.5; 16], &Seed::from_bytes([6; 32])).expect("shares of an image");
-    let (mut first, mut messages, mut image) = (party(), Vec::new(), Vec::new());
-    left.write_to(&mut image).expect("a share");
+    let (mut second, mut messages, mut image) = (party(), Vec::new(), Vec::new());
+    right.write_to(&mut image).expect("a share");
     let mut steps = [first.start(left).expect("a query"), second.start(right).expect("a query")];
     while let [Progress::Exchange(mine), Progress::Exchange(other)] = &steps {
-        other.write_to(&mut messages).expect("a message");
+        mine.write_to(&mut messages).expect("a message");
         steps = [first.receive(other).expect("an answer"), second.receive(mine).expect("an answer")];
     }
     let mut weights = Vec::new();

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use asymflow::modes::{RingBits, SharesSpec};
 use asymflow_shares::compile::{Activation, CompileError, Decision, activations};
-use asymflow_shares::program::WeightPolicy;
+use asymflow_shares::program::{Method, WeightPolicy};
 use asymflow_zoo::Network;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub struct SharesSection {
     pub rings: Vec<RingName>,
     /// What stands in place of every ReLU.
     pub activations: Vec<ActivationName>,
+    /// How signs are decided about.
+    pub comparison: ComparisonName,
     /// Networks between the servers, emulated on top of loopback.
     pub links: Vec<LinkName>,
     /// Test images whose logits are compared with those in the clear.
@@ -39,6 +41,7 @@ impl Default for SharesSection {
             policies: vec![WeightPolicy::Public, WeightPolicy::Shared],
             rings: vec![RingName::U64],
             activations: vec![ActivationName::Relu],
+            comparison: ComparisonName::Tables,
             links: vec![LinkName::Loopback],
             images: 5,
             repeats: 5,
@@ -54,7 +57,12 @@ impl SharesSection {
     pub fn spec(&self) -> SharesSpec {
         let shared_weights = self.policies.first() == Some(&WeightPolicy::Shared);
         let ring = if self.rings.first() == Some(&RingName::Z48) { RingBits::Bits48 } else { RingBits::Bits64 };
-        SharesSpec { shared_weights, ring }
+        let method = match self.comparison {
+            ComparisonName::Keys => Method::Keys,
+            // Within one process exchanges cost nothing.
+            ComparisonName::Tables | ComparisonName::Auto => Method::Tables,
+        };
+        SharesSpec { shared_weights, ring, method }
     }
 
     /// Every combination, then the further settings.
@@ -63,7 +71,9 @@ impl SharesSection {
         for &policy in &self.policies {
             for &ring in &self.rings {
                 for &activation in &self.activations {
-                    settings.extend(self.links.iter().map(|&link| Setting { policy, ring, activation, link }));
+                    let (comparison, checked_ranges) = (self.comparison, false);
+                    let over = |&link| Setting { policy, ring, activation, link, comparison, checked_ranges };
+                    settings.extend(self.links.iter().map(over));
                 }
             }
         }
@@ -84,12 +94,19 @@ pub struct Setting {
     pub activation: ActivationName,
     /// The network.
     pub link: LinkName,
+    /// How signs are decided about.
+    #[serde(default)]
+    pub comparison: ComparisonName,
+    /// Whether decisions look at no more bits than half of the images need, and two more; the other half is checked.
+    #[serde(default)]
+    pub checked_ranges: bool,
 }
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ring, activation, link, .. } = self;
-        write!(f, "{} weights, {ring}, {activation}, {link}", self.policy_name())
+        let Self { ring, activation, link, comparison, .. } = self;
+        write!(f, "{} weights, {ring}, {activation}, {link}, {comparison}", self.policy_name())?;
+        if self.checked_ranges { f.write_str(", checked ranges") } else { Ok(()) }
     }
 }
 
@@ -121,6 +138,29 @@ impl fmt::Display for RingName {
             Self::U64 => "u64",
             Self::Z48 => "z48",
             Self::U32 => "u32",
+        })
+    }
+}
+
+/// How signs are decided about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComparisonName {
+    /// By keys of function secret sharing.
+    Keys,
+    /// By one-time tables.
+    #[default]
+    Tables,
+    /// By what the link, which is measured, makes faster in each layer, the deal's bytes included.
+    Auto,
+}
+
+impl fmt::Display for ComparisonName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Keys => "keys",
+            Self::Tables => "tables",
+            Self::Auto => "auto",
         })
     }
 }
@@ -293,11 +333,12 @@ mod tests {
     #[test]
     fn settings_are_all_combinations_and_further_ones() {
         let text = "rings = [\"z48\", \"u32\"]\nactivations = [\"relu\", \"quadratic\"]\n\
-                    [[also]]\npolicy = \"shared\"\nring = \"u64\"\nactivation = \"shared-relu:1x2x2\"\nlink = \"wan\"\n";
+                    [[also]]\npolicy = \"shared\"\nring = \"u64\"\nactivation = \"shared-relu:1x2x2\"\nlink = \"wan\"\n\
+                    comparison = \"auto\"\nchecked_ranges = true\n";
         let section: SharesSection = toml::from_str(text).unwrap();
         let settings: Vec<String> = section.settings().iter().map(Setting::to_string).collect();
         assert_eq!(settings.len(), 9);
-        assert_eq!(settings[1], "public weights, z48, quadratic, loopback");
-        assert_eq!(settings[8], "shared weights, u64, shared-relu:1x2x2, wan");
+        assert_eq!(settings[1], "public weights, z48, quadratic, loopback, tables");
+        assert_eq!(settings[8], "shared weights, u64, shared-relu:1x2x2, wan, auto, checked ranges");
     }
 }

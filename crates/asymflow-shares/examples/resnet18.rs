@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::client::{open_output, share_input};
-use asymflow_shares::compile::{Comparison, Options, compile};
+use asymflow_shares::compile::{Comparison, Options, Selection, compile};
 use asymflow_shares::link::{DuplexLink, Profile};
-use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
+use asymflow_shares::program::{Method, Ring, Server, WeightPolicy, Z48};
 use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
 use asymflow_shares::server::{LayerReport, Party, PartyModel, Setup, run, set_up};
 use asymflow_zoo::{Network, Weights, by_name};
@@ -121,24 +121,47 @@ fn measure<R: Ring>(network: &Network, options: &Options, profile: Profile, quer
     }
 }
 
+/// Deals `queries` ahead, a file each at the second server, which gets more.
+fn ahead<R: Ring>(network: &Network, queries: usize, folder: &str) {
+    let mut servers = start::<R>(network, &Options::new::<R>(WeightPolicy::Shared));
+    let (started, mut bytes) = (Instant::now(), [0; 2]);
+    for number in 0..queries {
+        let path = std::path::Path::new(folder).join(format!("{number}.deal"));
+        let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
+        let (_, dealt) = servers.dealer.deal_to(SystemTime::now(), &mut std::io::sink(), &mut file).unwrap();
+        file.into_inner().unwrap().sync_all().unwrap();
+        bytes = [bytes[0] + dealt[0], bytes[1] + dealt[1]];
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{} bits: {queries} queries dealt in {seconds:.1} s: {bytes:?} bytes to each server", R::BITS);
+}
+
 fn main() {
     let network = by_name("resnet18-cifar", 10, None).unwrap();
-    let windowed = |options: Options| Options { comparison: Comparison::Window { bits: 20 }, ..options };
-    for policy in [WeightPolicy::Shared, WeightPolicy::Public] {
-        println!("{policy:?} weights, 64 bits, exact decisions");
-        measure::<u64>(&network, &Options::new::<u64>(policy), Profile::LOOPBACK, 5);
-        println!("{policy:?} weights, 64 bits, decisions on 20 bits");
-        measure::<u64>(&network, &windowed(Options::new::<u64>(policy)), Profile::LOOPBACK, 5);
-        println!("{policy:?} weights, 48 bits, exact decisions");
-        measure::<Z48>(&network, &Options::new::<Z48>(policy), Profile::LOOPBACK, 5);
-        println!("{policy:?} weights, 32 bits, exact decisions");
-        measure::<u32>(&network, &Options::new::<u32>(policy), Profile::LOOPBACK, 5);
+    if let [_, command, queries, folder] = std::env::args().collect::<Vec<_>>().as_slice()
+        && command == "ahead"
+    {
+        ahead::<u64>(&network, queries.parse().unwrap(), folder);
+        return ahead::<Z48>(&network, queries.parse().unwrap(), folder);
     }
-    let shared = || Options::new::<Z48>(WeightPolicy::Shared);
-    for (name, profile) in [("LAN", Profile::LAN), ("WAN", Profile::WAN)] {
-        println!("Shared weights, 48 bits, exact decisions, {name}");
-        measure::<Z48>(&network, &shared(), profile, 2);
-        println!("Shared weights, 48 bits, exact decisions, 4 samples a query, {name}");
-        measure::<Z48>(&network, &Options { samples: 4, ..shared() }, profile, 2);
+    let shared = |method| Options { method, ..Options::new::<u64>(WeightPolicy::Shared) };
+    let shared48 = |method| Options { method, ..Options::new::<Z48>(WeightPolicy::Shared) };
+    let links = [("loopback", Profile::LOOPBACK), ("LAN", Profile::LAN), ("WAN", Profile::WAN)];
+    for (name, profile) in links {
+        let queries = if profile == Profile::WAN { 2 } else { 5 };
+        for method in [Selection::Always(Method::Keys), Selection::Always(Method::Tables), Selection::Auto(profile)] {
+            println!("{name}, {method:?}, 64 bits");
+            measure::<u64>(&network, &shared(method), profile, queries);
+            println!("{name}, {method:?}, 48 bits");
+            measure::<Z48>(&network, &shared48(method), profile, queries);
+        }
     }
+    let window = Comparison::Window { bits: 22 };
+    println!("loopback, tables, 48 bits, decisions on 22 bits");
+    measure::<Z48>(
+        &network,
+        &Options { comparison: window, ..shared48(Selection::Always(Method::Tables)) },
+        Profile::LOOPBACK,
+        5,
+    );
 }

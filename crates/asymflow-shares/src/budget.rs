@@ -21,7 +21,7 @@ mod hull;
 pub use exact::exact;
 pub use hull::solve;
 
-use crate::compare::key_blocks;
+use crate::program::{Compare, Method, Server, narrow_bytes};
 
 /// What a unit of each cost is worth, in a currency of the caller's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +48,10 @@ pub struct Backend {
     pub ring_bits: u32,
     /// Bits that a comparison looks at, the sign included.
     pub window_bits: u32,
+    /// Bits that are truncated.
+    pub truncated_bits: u32,
+    /// How signs are decided about.
+    pub method: Method,
 }
 
 /// Bytes and rounds of a channel, or of a layer.
@@ -72,22 +76,26 @@ impl ChoiceCost {
 pub fn price(choice: Choice, shape: Shape, backend: Backend) -> ChoiceCost {
     let word = f64::from(backend.ring_bits / 8);
     let values = shape.pixels() as f64;
+    let Backend { window_bits: width, truncated_bits, method, .. } = backend;
+    let compare = Compare { dropped: 0, width, method };
+    // Of eight decisions, which fill a byte.
+    let eighth = |bytes: usize| bytes as f64 / 8.0;
+    let rounds = 1 + compare.rounds();
+    // Shares of ρ and of its product with what it is multiplied by.
+    let dealt = values * (2.0 * word + narrow_bytes(2, truncated_bits, 1) as f64);
     match choice {
         Choice::Block { rows, columns } => {
             let decisions = (shape.height.div_ceil(rows) * shape.width.div_ceil(columns)) as f64;
-            let key = 16.0 * key_blocks(backend.window_bits - 1) as f64;
+            let size = compare.deal_size(8);
+            let both = eighth(size.of(Server::First).total(0) + size.of(Server::Second).total(0));
             ChoiceCost {
-                online_bytes: 2.0 * (word * values + decisions / 8.0),
-                dealer_bytes: decisions * (2.0 * key + word) + 4.0 * word * values,
-                rounds: 2,
+                online_bytes: 2.0 * (word * values + decisions * eighth(compare.online_bytes(8))),
+                dealer_bytes: decisions * (both + word) + dealt,
+                rounds,
             }
         }
-        Choice::Copy { .. } => {
-            ChoiceCost { online_bytes: 2.0 * word * values, dealer_bytes: 4.0 * word * values, rounds: 2 }
-        }
-        Choice::Quadratic => {
-            ChoiceCost { online_bytes: 2.0 * word * values, dealer_bytes: 4.0 * word * values, rounds: 1 }
-        }
+        Choice::Copy { .. } => ChoiceCost { online_bytes: 2.0 * word * values, dealer_bytes: dealt, rounds },
+        Choice::Quadratic => ChoiceCost { online_bytes: 2.0 * word * values, dealer_bytes: dealt, rounds: 1 },
         Choice::Identity | Choice::Zero => ChoiceCost::default(),
     }
 }

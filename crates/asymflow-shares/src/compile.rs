@@ -9,12 +9,13 @@ use crate::ring::Ring;
 
 mod activate;
 mod curve;
+mod decisions;
 mod lower;
 mod names;
 mod options;
 
 pub use self::names::activations;
-pub use self::options::{Activation, Comparison, CompileError, Options, Truncation};
+pub use self::options::{Activation, Comparison, CompileError, Options, Selection, Truncation};
 pub use crate::float::float_logits;
 pub use crate::groups::Decision;
 pub use crate::model::{FixedModel, ModelError, WeightShare};
@@ -40,7 +41,7 @@ pub fn compile<R: Ring>(
     let output = compiler.layers(&network.layers, 0)?;
     let model = compiler.finish(output)?;
     check_weights(&model)?;
-    Ok(model)
+    Ok(model.decided_by(options.method))
 }
 
 /// Weights and biases have the integer bits that all values have: what is larger leaves the range with inputs of one.

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::model::PartyModel;
-use crate::nonlinear::OpDeal;
 use crate::party::Party;
 use crate::prg::{SeedError, ServerSeed, Session};
 use crate::program::{DealSize, ModelHash, Program, Server};
 use crate::ring::Ring;
+use crate::source::OpDeal;
 
 /// What a deal belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl<R: Ring> Deal<R> {
 
     /// Bytes of correlated randomness beyond the seed.
     pub fn bytes(&self) -> u64 {
-        self.ops.iter().map(|op| (op.common.len() * 16 + op.corrections.len() * R::BYTES) as u64).sum()
+        self.ops.iter().map(|op| op.size().total(R::BYTES) as u64).sum()
     }
 
     /// Checks that it is for the server and model of `seed`, of which `program` is.
@@ -123,9 +123,9 @@ impl<R: Ring> Deal<R> {
         let query = self.header.query;
         check_header(&self.header, seed)?;
         for (op, (deal, expected)) in self.ops.iter().zip(sizes(program, seed.server)).enumerate() {
-            let got = DealSize { common: deal.common.len(), corrections: deal.corrections.len() };
+            let got = deal.size();
             if got != expected {
-                let (got, expected) = (bytes_of::<R>(got), bytes_of::<R>(expected));
+                let (got, expected) = (got.total(R::BYTES), expected.total(R::BYTES));
                 return Err(DealError::Length { query, op, got, expected });
             }
         }
@@ -158,7 +158,7 @@ impl<R: Ring> Deal<R> {
         let query = header.query;
         let mut ops = Vec::new();
         for (op, size) in sizes(program, seed.server).into_iter().enumerate() {
-            let expected = bytes_of::<R>(size);
+            let expected = size.total(R::BYTES);
             if expected == 0 {
                 ops.push(OpDeal::default());
                 continue;
@@ -170,20 +170,31 @@ impl<R: Ring> Deal<R> {
             if frame.body.len() != expected {
                 return Err(DealError::Length { query, op, got: frame.body.len(), expected });
             }
-            let (common, corrections) = frame.body.split_at(16 * size.common);
+            let (common, rest) = frame.body.split_at(16 * size.common);
+            let (bytes, corrections) = rest.split_at(size.bytes);
             let (blocks, _) = common.as_chunks();
             let common = Arc::new(blocks.iter().map(|&block| u128::from_le_bytes(block)).collect());
-            ops.push(OpDeal { common, corrections: R::read(corrections) });
+            ops.push(OpDeal { common, bytes: bytes.to_vec(), corrections: R::read(corrections) });
         }
         Ok(Self { header, ops })
     }
 }
 
 impl<R: Ring> OpDeal<R> {
+    fn size(&self) -> DealSize {
+        DealSize { common: self.common.len(), bytes: self.bytes.len(), corrections: self.corrections.len() }
+    }
+
+    /// The first server's part.
+    pub(crate) fn first(&self) -> Self {
+        Self { common: Arc::clone(&self.common), ..Self::default() }
+    }
+
     /// Writes one frame, or nothing where the operation needs no randomness; returns the bytes.
     pub(crate) fn write_to(&self, index: usize, writer: &mut impl Write) -> Result<u64, WireError> {
-        let mut body = Vec::with_capacity(self.common.len() * 16 + self.corrections.len() * R::BYTES);
+        let mut body = Vec::with_capacity(self.size().total(R::BYTES));
         body.extend(self.common.iter().flat_map(|block| block.to_le_bytes()));
+        body.extend(&self.bytes);
         R::write(&self.corrections, &mut body);
         if body.is_empty() { Ok(0) } else { write_frame(writer, &(index as u32), &body) }
     }
@@ -197,15 +208,8 @@ fn check_header(header: &DealHeader, seed: &ServerSeed) -> Result<(), DealError>
 
 /// What `server` gets for each operation.
 fn sizes(program: &Program, server: Server) -> Vec<DealSize> {
-    let of = |step: &crate::program::Step| {
-        let size = program.deal_size(&step.op);
-        if server.is_first() { DealSize { corrections: 0, ..size } } else { size }
-    };
-    program.steps.iter().map(of).collect()
-}
-
-const fn bytes_of<R: Ring>(size: DealSize) -> usize {
-    size.common * 16 + size.corrections * R::BYTES
+    let exact = program.exact();
+    program.steps.iter().map(|step| program.deal_size(&step.op, &exact).of(server)).collect()
 }
 
 /// The randomness that a server holds for a model: the only way to a [`Party`], and each deal makes one.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use asymflow_wire::{WireError, write_frame};
@@ -11,11 +10,13 @@ use crate::conv::Kernel;
 #[cfg(doc)]
 use crate::deal::DealStore;
 use crate::deal::{Deal, DealHeader};
+use crate::local::local;
 use crate::model::weight_masks;
-use crate::nonlinear::{OpDeal, Source, correct, deal_relu, deal_rescale, deal_square, total};
+use crate::nonlinear::{deal_relu, deal_rescale, deal_square};
 use crate::prg::{Prg, Purpose, Seed, ServerSeed};
-use crate::program::{Op, Program, RingError, Server, WeightPolicy};
-use crate::ring::{Ring, add};
+use crate::program::{Op, Program, Register, RingError, Server, WeightPolicy};
+use crate::ring::{Ring, add, sub};
+use crate::source::{OpDeal, Source, correct, total};
 
 /// Deals the randomness of one query after the other; no number is dealt twice.
 pub struct Dealer<R> {
@@ -24,6 +25,8 @@ pub struct Dealer<R> {
     seeds: [ServerSeed; 2],
     /// The masks B of shared weights.
     weights: Vec<Kernel<R>>,
+    /// As [`Program::exact`] has it.
+    exact: Vec<bool>,
     lifetime: Duration,
     next_query: u64,
 }
@@ -60,7 +63,8 @@ impl<R: Ring> Dealer<R> {
                 weights.push(Kernel::new(*shape, mask));
             }
         }
-        Ok(Self { program, seeds, weights, lifetime, next_query: 0 })
+        let exact = program.exact();
+        Ok(Self { program, seeds, weights, exact, lifetime, next_query: 0 })
     }
 
     /// The seed of `server`, to be sent to it once.
@@ -71,12 +75,12 @@ impl<R: Ring> Dealer<R> {
     /// The randomness of the next query, for the first and the second server; it expires `lifetime` after `now`.
     pub fn deal(&mut self, now: SystemTime) -> [Deal<R>; 2] {
         let mut deals = self.next_headers(now).map(|header| Deal { header, ops: Vec::new() });
-        let mut masks = vec![None; self.program.values.len()];
+        let mut registers = vec![Vec::new(); self.program.values.len()];
         for index in 0..self.program.steps.len() {
-            let OpDeal { common, corrections } = self.deal_op(deals[0].query(), index, &mut masks);
+            let whole = self.deal_op(deals[0].query(), index, &mut registers);
             let [first, second] = &mut deals;
-            first.ops.push(OpDeal { common: Arc::clone(&common), corrections: Vec::new() });
-            second.ops.push(OpDeal { common, corrections });
+            first.ops.push(whole.first());
+            second.ops.push(whole);
         }
         deals
     }
@@ -94,13 +98,11 @@ impl<R: Ring> Dealer<R> {
     ) -> Result<(u64, [u64; 2]), WireError> {
         let [left, right] = self.next_headers(now);
         let mut bytes = [write_frame(first, &left, &[])?, write_frame(second, &right, &[])?];
-        let mut masks = vec![None; self.program.values.len()];
+        let mut registers = vec![Vec::new(); self.program.values.len()];
         for index in 0..self.program.steps.len() {
-            let OpDeal { common, corrections } = self.deal_op(left.query, index, &mut masks);
-            let whole = OpDeal { common, corrections };
+            let whole = self.deal_op(left.query, index, &mut registers);
             bytes[1] += whole.write_to(index, second)?;
-            let common = OpDeal::<R> { common: whole.common, corrections: Vec::new() };
-            bytes[0] += common.write_to(index, first)?;
+            bytes[0] += whole.first().write_to(index, first)?;
         }
         Ok((left.query, bytes))
     }
@@ -120,35 +122,48 @@ impl<R: Ring> Dealer<R> {
         })
     }
 
-    /// `masks` holds the mask of each opened register.
-    fn deal_op(&self, query: u64, index: usize, masks: &mut [Option<Vec<R>>]) -> OpDeal<R> {
+    /// `registers` hold the mask of what is opened for linear layers, and what shares of others are short of; nothing where they are
+    /// short of nothing.
+    pub(crate) fn deal_op(&self, query: u64, index: usize, registers: &mut [Vec<R>]) -> OpDeal<R> {
         let sources = self.seeds.each_ref().map(|seed| Source { seed, query, op: index as u32 });
-        let len = |register| self.program.len(register);
-        match &self.program.steps[index].op {
+        let program = &self.program;
+        // Servers open what they have, so the mask is less what they are short of.
+        let mask = |input: Register, registers: &[Vec<R>]| {
+            let mask = total(sources, program.len(input));
+            if registers[input].is_empty() { mask } else { sub(&mask, &registers[input]) }
+        };
+        match &program.steps[index].op {
             Op::Open { input, output } => {
-                masks[*output] = Some(total(sources, len(*input)));
+                registers[*output] = total(sources, program.len(*input));
                 OpDeal::default()
             }
-            Op::Linear { input, layer, output } if self.program.policy() == WeightPolicy::Shared => {
-                let mut product = vec![R::ZERO; len(*output)];
-                if let (Some(mask), Some(weight)) = (&masks[*input], self.weights.get(*layer)) {
-                    weight.apply(mask, &mut product);
+            Op::Linear { input, layer, output } if program.policy() == WeightPolicy::Shared => {
+                let mut product = vec![R::ZERO; program.len(*output)];
+                if let Some(weight) = self.weights.get(*layer) {
+                    weight.apply(&registers[*input], &mut product);
                 }
-                OpDeal { corrections: correct(sources[0], product), ..OpDeal::default() }
+                if self.exact[*output] {
+                    return OpDeal { corrections: correct(sources[0], product), ..OpDeal::default() };
+                }
+                registers[*output] = product;
+                OpDeal::default()
             }
             Op::Relu { input, shift, compare, grouping, .. } => {
-                let groups = grouping.groups(self.program.values[*input].shape);
-                deal_relu(sources, len(*input), *shift, *compare, groups.as_ref(), self.program.samples)
+                let groups = grouping.groups(program.values[*input].shape);
+                let mask = mask(*input, registers);
+                deal_relu(sources, &mask, *shift, *compare, groups.as_ref(), program.samples)
             }
-            Op::Square { input, shift, .. } => deal_square(sources, len(*input), *shift),
-            Op::Rescale { input, shift, .. } => deal_rescale(sources, len(*input), *shift),
-            Op::Linear { .. }
-            | Op::Affine { .. }
-            | Op::Select { .. }
-            | Op::Join { .. }
-            | Op::Add { .. }
-            | Op::Pool { .. }
-            | Op::Truncate { .. } => OpDeal::default(),
+            Op::Square { input, shift, .. } => deal_square(sources, &mask(*input, registers), *shift),
+            Op::Rescale { input, shift, .. } => deal_rescale(sources, &mask(*input, registers), *shift),
+            op @ (Op::Affine { .. } | Op::Select { .. } | Op::Join { .. } | Op::Add { .. } | Op::Pool { .. }) => {
+                let inputs = op.inputs();
+                if inputs.iter().any(|input| !registers[*input].is_empty()) {
+                    inputs.iter().for_each(|input| registers[*input].resize(program.len(*input), R::ZERO));
+                    registers[op.output()] = local(program, op, registers, false).unwrap_or_default();
+                }
+                OpDeal::default()
+            }
+            Op::Linear { .. } | Op::Truncate { .. } => OpDeal::default(),
         }
     }
 }

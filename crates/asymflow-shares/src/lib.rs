@@ -7,6 +7,7 @@ pub mod compile;
 mod conv;
 mod deal;
 mod dealer;
+mod decide;
 mod float;
 mod gemm;
 mod groups;
@@ -14,18 +15,23 @@ mod hash;
 pub mod in_process;
 mod input;
 pub mod link;
+mod local;
 mod message;
 mod model;
+mod narrow;
 #[cfg(feature = "net")]
 pub mod net;
 mod nonlinear;
 mod party;
 mod plaintext;
+mod planes;
 mod pool;
 mod prg;
 pub mod program;
 mod ring;
 mod session;
+mod source;
+mod tables;
 mod transfer;
 
 /// What the dealer gives the servers before any input is known: seeds, and correlated randomness that serves once.

@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 use asymflow_wire::WireError;
 use thiserror::Error;
 
-use crate::message::Message;
+use crate::message::{Header, Message, PROBE};
+use crate::program::Server;
+
+/// Pairs of exchanges of each size that measure a link, and the bytes of the larger.
+const PROBES: usize = 5;
+const PROBE_BYTES: usize = 1 << 20;
 
 /// Why an exchange failed.
 #[derive(Debug, Error)]
@@ -47,6 +52,36 @@ impl Profile {
     pub const LAN: Self = Self { latency: Duration::from_micros(100), bytes_per_second: 1.25e9 };
     /// 100 Mbit/s, 40 ms there and back.
     pub const WAN: Self = Self { latency: Duration::from_millis(20), bytes_per_second: 12.5e6 };
+}
+
+impl Profile {
+    /// Measures `link` with messages of its own; both ends do it at once, before any query.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn measured(link: &mut impl Link, from: Server) -> Result<Self, LinkError> {
+        let mut exchange = |bytes: usize| {
+            let header = Header { session: [0; 16], model: [0; 32], query: 0, step: PROBE, from };
+            link.exchange(Message { header, body: vec![0; bytes] }).map(drop)
+        };
+        // The end that began later waits less in one exchange and more in the next: two together take two latencies, at either end. The
+        // first waits for the other end to begin.
+        exchange(1)?;
+        let mut seconds = |bytes: usize| {
+            let started = Instant::now();
+            exchange(bytes)?;
+            exchange(bytes)?;
+            Ok::<_, LinkError>(started.elapsed().as_secs_f64() / 2.0)
+        };
+        let mut least = |bytes: usize| {
+            let mut times = (0..PROBES).map(|_| seconds(bytes));
+            times.try_fold(f64::INFINITY, |least, next| Ok::<_, LinkError>(least.min(next?)))
+        };
+        let latency = least(1)?;
+        let transfer = (least(PROBE_BYTES)? - latency).max(f64::MIN_POSITIVE);
+        let latency = Duration::try_from_secs_f64(latency).unwrap_or_default();
+        Ok(Self { latency, bytes_per_second: PROBE_BYTES as f64 / transfer })
+    }
 }
 
 /// When messages arrive over a [`Profile`].
@@ -181,6 +216,23 @@ impl<S: Read + Write> Link for HalfDuplexLink<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_is_measured_from_both_ends() {
+        let profile = Profile { latency: Duration::from_millis(8), bytes_per_second: 50e6 };
+        let [mut left, mut right] = channel_links(profile);
+        let (near, far) = std::thread::scope(|scope| {
+            let far = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(3));
+                Profile::measured(&mut right, Server::Second).unwrap()
+            });
+            (Profile::measured(&mut left, Server::First).unwrap(), far.join().unwrap())
+        });
+        for found in [near, far] {
+            assert!((Duration::from_millis(8)..Duration::from_millis(20)).contains(&found.latency), "{found:?}");
+            assert!((10e6..60e6).contains(&found.bytes_per_second), "{found:?}");
+        }
+    }
 
     #[test]
     fn messages_arrive_one_after_the_other() {

@@ -11,6 +11,8 @@ use crate::program::{ModelHash, Server};
 
 /// The step of the one message outside queries: masked weights.
 pub(crate) const SETUP: u32 = u32::MAX;
+/// The step of messages that measure a link.
+pub(crate) const PROBE: u32 = u32::MAX - 1;
 
 /// What a message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,20 +5,19 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::channels::{affine, join, select};
 use crate::conv::add_bias;
 use crate::deal::Deal;
+use crate::decide::{Gates, Masked};
 use crate::groups::Groups;
 use crate::input::{InputShare, OutputShare};
+use crate::local::local;
 use crate::message::{Header, Message, MessageError};
 use crate::model::PartyModel;
-use crate::nonlinear::{
-    ReluShare, RescaleShare, Source, SquareShare, deciding, offset, own_words, pack_bits, unpack_bits,
-};
-use crate::pool::pool;
+use crate::nonlinear::{ReluShare, RescaleShare, SquareShare, deciding, offset};
 use crate::prg::ServerSeed;
 use crate::program::{Op, Register, Server, WeightPolicy};
 use crate::ring::{Ring, add, sub};
+use crate::source::{Source, own_words};
 
 /// Why a query cannot go on. It is over then: its randomness is spent, and the party answers nothing any more.
 #[derive(Debug, Error)]
@@ -74,7 +73,7 @@ enum Prepared<R> {
         rest: Vec<R>,
     },
     Relu {
-        share: ReluShare<R>,
+        share: Box<ReluShare<R>>,
         groups: Option<Groups>,
     },
     Square(SquareShare<R>),
@@ -85,8 +84,9 @@ enum Prepared<R> {
 enum Pending<R> {
     /// Masked values: own part.
     Values(Vec<R>),
-    /// Masked decisions: own part, and the values that were opened before.
-    Decisions { own: Vec<u8>, opened: Vec<R> },
+    /// Masked bits: own part, the values that were opened before, and the gates that go on with them. Without gates they are
+    /// decisions.
+    Bits { own: Vec<u8>, opened: Vec<R>, gates: Option<Gates> },
 }
 
 enum State<R> {
@@ -164,17 +164,15 @@ impl<R: Ring> Party<R> {
         };
         let bytes = match &pending {
             Pending::Values(own) => own.len() * R::BYTES,
-            Pending::Decisions { own, .. } => own.len().div_ceil(8),
+            Pending::Bits { own, .. } => own.len(),
         };
         message.check(&Header { from: self.server.other(), ..self.header }, bytes)?;
         self.header.step += 1;
         let outgoing = match pending {
             Pending::Values(own) => self.opened(add(&own, &R::read(&message.body))),
-            Pending::Decisions { own, opened } => {
-                let other = unpack_bits(&message.body, own.len());
-                let decisions: Vec<u8> = own.iter().zip(other).map(|(a, b)| a ^ b).collect();
-                self.decided(&opened, &decisions);
-                None
+            Pending::Bits { mut own, opened, gates } => {
+                own.iter_mut().zip(&message.body).for_each(|(bits, other)| *bits ^= other);
+                self.bits_opened(opened, &own, gates)
             }
         };
         match outgoing {
@@ -195,6 +193,7 @@ impl<R: Ring> Party<R> {
         let program = Arc::clone(&self.model.program);
         let first = self.is_first();
         let query = self.header.query;
+        let exact = program.exact();
         let mut masks = vec![None; program.values.len()];
         for (index, (step, op_deal)) in program.steps.iter().zip(deal.ops).enumerate() {
             let source = Source { seed, query, op: index as u32 };
@@ -204,7 +203,11 @@ impl<R: Ring> Party<R> {
                     Prepared::Open { mask: source.mask(program.len(*input)) }
                 }
                 Op::Linear { input, layer, output } if program.policy == WeightPolicy::Shared => {
-                    let mut rest = own_words(source, op_deal.corrections, first, program.len(*output));
+                    let mut rest = if exact[*output] {
+                        own_words(source, op_deal.corrections, first, program.len(*output))
+                    } else {
+                        vec![R::ZERO; program.len(*output)]
+                    };
                     let layer = &self.model.layers[*layer];
                     let opened = masks[*input].and_then(|opened: usize| self.prepared.get(opened));
                     if let (Some(masked), Some(Prepared::Open { mask })) = (&layer.masked, opened) {
@@ -213,17 +216,17 @@ impl<R: Ring> Party<R> {
                     add_bias(&layer.bias, layer.weight.shape.output_len(), &mut rest);
                     Prepared::Linear { rest }
                 }
-                Op::Relu { input, grouping, .. } => {
+                Op::Relu { input, grouping, shift, compare, .. } => {
                     let shape = program.values[*input].shape;
-                    let decisions = program.samples * grouping.count(shape);
-                    let share = ReluShare::expand(source, op_deal, first, program.len(*input), decisions);
-                    Prepared::Relu { share, groups: grouping.groups(shape) }
+                    let (len, decisions) = (program.len(*input), program.decisions(*input, grouping));
+                    let share = ReluShare::expand(source, op_deal, first, (len, *shift), (decisions, *compare));
+                    Prepared::Relu { share: Box::new(share), groups: grouping.groups(shape) }
                 }
-                Op::Square { input, .. } => {
-                    Prepared::Square(SquareShare::expand(source, op_deal, first, program.len(*input)))
+                Op::Square { input, shift, .. } => {
+                    Prepared::Square(SquareShare::expand(source, op_deal, first, program.len(*input), *shift))
                 }
-                Op::Rescale { input, .. } => {
-                    Prepared::Rescale(RescaleShare::expand(source, op_deal, first, program.len(*input)))
+                Op::Rescale { input, shift, .. } => {
+                    Prepared::Rescale(RescaleShare::expand(source, op_deal, first, program.len(*input), *shift))
                 }
                 // With public weights a linear layer is local as well.
                 Op::Linear { .. }
@@ -279,12 +282,11 @@ impl<R: Ring> Party<R> {
         let first = self.is_first();
         let prepared = &self.prepared[self.at];
         let (output, values) = match &program.steps.get(self.at)?.op {
-            Op::Relu { compare, .. } => {
+            Op::Relu { .. } => {
                 let Prepared::Relu { share, groups } = prepared else { return None };
                 let about = deciding(&opened, groups.as_ref(), program.samples);
-                let own = share.decide(self.server.index(), *compare, &about);
-                let body = pack_bits(&own);
-                return Some(self.send(Pending::Decisions { own, opened }, body));
+                let masked = share.decisions.begin(&about);
+                return Some(self.send_bits(opened, masked));
             }
             Op::Square { output, shift, .. } => {
                 let Prepared::Square(share) = prepared else { return None };
@@ -308,13 +310,22 @@ impl<R: Ring> Party<R> {
         None
     }
 
-    fn decided(&mut self, opened: &[R], decisions: &[u8]) {
+    fn send_bits(&mut self, opened: Vec<R>, (own, gates): Masked) -> Message {
+        let body = own.clone();
+        self.send(Pending::Bits { own, opened, gates }, body)
+    }
+
+    /// Bits have been opened: the next gates, or the end of the operation.
+    fn bits_opened(&mut self, opened: Vec<R>, bits: &[u8], gates: Option<Gates>) -> Option<Message> {
         let program = Arc::clone(&self.model.program);
-        if let (Some(Op::Relu { output, shift, .. }), Prepared::Relu { share, groups }) =
-            (program.steps.get(self.at).map(|step| &step.op), &self.prepared[self.at])
-        {
-            self.registers[*output] = share.select(self.is_first(), *shift, opened, decisions, groups.as_ref());
+        let Some(Op::Relu { output, shift, .. }) = program.steps.get(self.at).map(|step| &step.op) else { return None };
+        let Prepared::Relu { share, groups } = &self.prepared[self.at] else { return None };
+        if let Some(gates) = gates {
+            let masked = share.decisions.go_on(gates, bits);
+            return Some(self.send_bits(opened, masked));
         }
+        self.registers[*output] = share.select(self.is_first(), *shift, &opened, bits, groups.as_ref());
+        None
     }
 
     /// An operation without messages.
@@ -323,30 +334,17 @@ impl<R: Ring> Party<R> {
         let first = self.is_first();
         match op {
             Op::Linear { input, layer, output } => (*output, self.linear(*input, *layer, program.len(*output))),
-            Op::Affine { input, output, factor, offset } => {
-                let offset = if first { offset.as_slice() } else { &[0] };
-                (*output, affine(program.values[*output].shape, factor, offset, &self.registers[*input]))
-            }
-            Op::Select { input, output, channels } => {
-                (*output, select(program.values[*input].shape, channels, &self.registers[*input]))
-            }
-            Op::Join { parts, output } => {
-                (*output, join(program.values[*output].shape, program.samples, parts, &self.registers))
-            }
-            Op::Add { inputs: [left, right], shifts: [a, b], output } => {
-                let terms = self.registers[*left].iter().zip(&self.registers[*right]);
-                (*output, terms.map(|(x, y)| x.shifted_left(*a).plus(y.shifted_left(*b))).collect())
-            }
-            Op::Pool { input, output, bits } => {
-                let (from, to) = (program.values[*input].shape, program.values[*output].shape);
-                (*output, pool(from, to.height, *bits, &self.registers[*input]))
-            }
             Op::Truncate { input, output, shift } => (*output, truncate(first, *shift, &self.registers[*input])),
-            // These wait for messages and do not come here.
-            Op::Open { output, .. }
+            // Others wait for messages and do not come here.
+            Op::Affine { output, .. }
+            | Op::Select { output, .. }
+            | Op::Join { output, .. }
+            | Op::Add { output, .. }
+            | Op::Pool { output, .. }
+            | Op::Open { output, .. }
             | Op::Relu { output, .. }
             | Op::Square { output, .. }
-            | Op::Rescale { output, .. } => (*output, Vec::new()),
+            | Op::Rescale { output, .. } => (*output, local(&program, op, &self.registers, first).unwrap_or_default()),
         }
     }
 

@@ -2,14 +2,13 @@
 
 use thiserror::Error;
 
-use crate::channels::{affine, join, select};
 use crate::conv::{Kernel, add_bias, float_conv};
 use crate::groups::Grouping;
 use crate::input::{ClientError, decode, encode};
+use crate::local::local;
 use crate::model::FixedModel;
 use crate::nonlinear::{deciding, group_of};
-use crate::pool::pool;
-use crate::program::{Op, Program};
+use crate::program::{Op, Program, Step};
 use crate::ring::Ring;
 
 /// Why there is no result to trust.
@@ -53,9 +52,41 @@ impl<R: Ring> FixedModel<R> {
     /// The input does not fit, or a value leaves the range in which protocols are right.
     pub fn evaluate(&self, input: &[f32]) -> Result<Trace, PlaintextError> {
         let program = &self.program;
+        let mut layers = Vec::new();
+        let registers = self.walk(input, |step, registers| {
+            let output = step.op.output();
+            layers.push((step.label.clone(), decode(&registers[output], program.values[output].scale)));
+        })?;
+        let logits = decode(&registers[program.output], program.values[program.output].scale);
+        Ok(Trace { logits, layers })
+    }
+
+    /// Largest magnitude of what each operation decides about, zero where it decides nothing.
+    pub(crate) fn deciding_magnitudes(&self, input: &[f32]) -> Result<Vec<f64>, PlaintextError> {
+        let mut largest = Vec::new();
+        self.walk(input, |step, registers| {
+            largest.push(match &step.op {
+                Op::Relu { input, grouping, .. } => self.sums(grouping, *input, &registers[*input]),
+                Op::Open { .. }
+                | Op::Linear { .. }
+                | Op::Square { .. }
+                | Op::Affine { .. }
+                | Op::Select { .. }
+                | Op::Join { .. }
+                | Op::Add { .. }
+                | Op::Pool { .. }
+                | Op::Rescale { .. }
+                | Op::Truncate { .. } => 0.0,
+            });
+        })?;
+        Ok(largest)
+    }
+
+    /// Computes all registers, and tells `each` about every operation that keeps within its range.
+    fn walk(&self, input: &[f32], mut each: impl FnMut(&Step, &[Vec<R>])) -> Result<Vec<Vec<R>>, PlaintextError> {
+        let program = &self.program;
         let mut registers = vec![Vec::new(); program.values.len()];
         registers[0] = encode::<R>(program, input)?;
-        let mut layers = Vec::new();
         for step in &program.steps {
             let output = step.op.output();
             registers[output] = self.step(program, &step.op, &registers);
@@ -77,10 +108,9 @@ impl<R: Ring> FixedModel<R> {
                 let value = magnitude * 2_f64.powi(-(scale as i32));
                 return Err(PlaintextError::Overflow { layer: step.label.clone(), value, scale });
             }
-            layers.push((step.label.clone(), decode(&registers[output], program.values[output].scale)));
+            each(step, &registers);
         }
-        let logits = decode(&registers[program.output], program.values[program.output].scale);
-        Ok(Trace { logits, layers })
+        Ok(registers)
     }
 
     /// Largest magnitude that an operation meets, bounded in floating point, which does not wrap and so shows what the
@@ -99,7 +129,7 @@ impl<R: Ring> FixedModel<R> {
             // What decides has to fit its window, which with all bits is twice as wide as the range of a value.
             Op::Relu { input, compare, grouping, .. } => {
                 let window = R::BITS as i32 - 1 - (compare.dropped + compare.width) as i32;
-                self.sums(grouping, *input, &registers[*input]) * 2_f64.powi(window)
+                compare.reach(self.sums(grouping, *input, &registers[*input])) * 2_f64.powi(window)
             }
             Op::Square { input, shift, .. } => (most(input) / power(*shift)).powi(2),
             Op::Affine { input, output, factor, offset } => {
@@ -162,17 +192,8 @@ impl<R: Ring> FixedModel<R> {
                 let square = |x: &R| rounded(*x, *shift).times(rounded(*x, *shift));
                 registers[*input].iter().map(square).collect()
             }
-            Op::Affine { input, factor, offset, .. } => {
-                affine(program.values[op.output()].shape, factor, offset, &registers[*input])
-            }
-            Op::Select { input, channels, .. } => select(program.values[*input].shape, channels, &registers[*input]),
-            Op::Join { parts, output } => join(program.values[*output].shape, program.samples, parts, registers),
-            Op::Add { inputs: [left, right], shifts: [a, b], .. } => {
-                let terms = registers[*left].iter().zip(&registers[*right]);
-                terms.map(|(x, y)| x.shifted_left(*a).plus(y.shifted_left(*b))).collect()
-            }
-            Op::Pool { input, output, bits } => {
-                pool(program.values[*input].shape, program.values[*output].shape.height, *bits, &registers[*input])
+            Op::Affine { .. } | Op::Select { .. } | Op::Join { .. } | Op::Add { .. } | Op::Pool { .. } => {
+                local(program, op, registers, true).unwrap_or_default()
             }
             Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
                 registers[*input].iter().map(|x| rounded(*x, *shift)).collect()

@@ -184,6 +184,12 @@ pub(crate) enum Purpose {
     /// Party 0's half of what the dealer corrects for party 1.
     Corrected,
     ModelTag,
+    /// Party 0's half of tables and of products of masks.
+    Table,
+    /// Masks of gates' inputs.
+    GateMask,
+    /// Party 0's half of narrow words.
+    Narrow,
 }
 
 /// AES-128 in counter mode under a key derived from a seed and a domain by SHA-256.
@@ -198,7 +204,7 @@ const BATCH: usize = 32;
 impl Prg {
     pub(crate) fn new(seed: &Seed, model: &ModelHash, purpose: Purpose, query: u64, index: u32) -> Self {
         let digest = Sha256::new()
-            .chain_update(b"asymflow-shares stream v2")
+            .chain_update(b"asymflow-shares stream v3")
             .chain_update(seed.0)
             .chain_update(model)
             .chain_update([purpose as u8])

@@ -83,7 +83,7 @@ pub(crate) enum Op {
     Open { input: Register, output: Register },
     /// Convolution or fully connected layer. Its input has been opened where weights are shared.
     Linear { input: Register, layer: usize, output: Register },
-    /// max(x, 0), the decision made for each group, and truncation by `shift` bits. Two rounds.
+    /// max(x, 0), the decision made for each group, and truncation by `shift` bits. Two rounds by keys, up to four by tables.
     Relu { input: Register, output: Register, shift: u32, compare: Compare, grouping: Grouping },
     /// x² after truncation by `shift` bits. One round.
     Square { input: Register, output: Register, shift: u32 },
@@ -119,6 +119,17 @@ pub(crate) struct Compare {
     pub(crate) dropped: u32,
     /// Width of the window above them, the sign bit included; at least 2.
     pub(crate) width: u32,
+    pub(crate) method: Method,
+}
+
+/// How a public value is compared with what the dealer alone knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Function secret sharing: one exchange, some 16 bytes a bit to each server.
+    Keys,
+    /// One-time tables and gates: up to three exchanges, some 4 bits a bit to the second server.
+    Tables,
 }
 
 /// An operation and the name of the layer that it belongs to.
@@ -181,8 +192,27 @@ pub struct Cost {
 pub(crate) struct DealSize {
     /// Blocks of 16 bytes, to both servers.
     pub(crate) common: usize,
+    /// Bytes, to the second server.
+    pub(crate) bytes: usize,
     /// Ring elements, to the second server.
     pub(crate) corrections: usize,
+}
+
+/// Bytes of `count` rows of `columns` words of `bits` bits.
+pub(crate) const fn narrow_bytes(columns: usize, bits: u32, count: usize) -> usize {
+    (columns * bits as usize).div_ceil(8) * count
+}
+
+impl DealSize {
+    /// Bytes over a ring with elements of `word` bytes.
+    pub(crate) const fn total(self, word: usize) -> usize {
+        16 * self.common + self.bytes + word * self.corrections
+    }
+
+    /// What `server` gets of it.
+    pub(crate) fn of(self, server: Server) -> Self {
+        if server.is_first() { Self { common: self.common, ..Self::default() } } else { self }
+    }
 }
 
 impl Program {
@@ -255,19 +285,21 @@ impl Program {
     pub fn cost(&self) -> Cost {
         let word = u64::from(self.ring_bits / 8);
         let mut cost = Cost::default();
+        let exact = self.exact();
         for Step { op, .. } in &self.steps {
             cost.rounds += u64::from(op.rounds());
-            let size = self.deal_size(op);
-            cost.dealer_bytes_first += 16 * size.common as u64;
-            cost.dealer_bytes_second += 16 * size.common as u64 + word * size.corrections as u64;
+            let size = self.deal_size(op, &exact);
+            cost.dealer_bytes_first += size.of(Server::First).total(word as usize) as u64;
+            cost.dealer_bytes_second += size.of(Server::Second).total(word as usize) as u64;
             match op {
                 Op::Open { input, .. } | Op::Square { input, .. } | Op::Rescale { input, .. } => {
                     cost.online_bytes_per_server += word * self.len(*input) as u64;
                 }
-                Op::Relu { input, grouping, .. } => {
-                    let decisions = self.samples * grouping.count(self.values[*input].shape);
+                Op::Relu { input, grouping, compare, .. } => {
+                    let decisions = self.decisions(*input, grouping);
                     cost.decisions += decisions as u64;
-                    cost.online_bytes_per_server += word * self.len(*input) as u64 + decisions.div_ceil(8) as u64;
+                    cost.online_bytes_per_server +=
+                        word * self.len(*input) as u64 + compare.online_bytes(decisions) as u64;
                 }
                 Op::Linear { layer, .. } => {
                     cost.multiplications += (self.samples * self.layers[*layer].multiplications()) as u64;
@@ -288,22 +320,59 @@ impl Program {
         self.samples * self.values[register].shape.len()
     }
 
-    pub(crate) fn deal_size(&self, op: &Op) -> DealSize {
+    /// Sign decisions of a rectification, all samples together.
+    pub(crate) fn decisions(&self, input: Register, grouping: &Grouping) -> usize {
+        self.samples * grouping.count(self.values[input].shape)
+    }
+
+    /// Sign decisions of an operation, all samples together.
+    pub(crate) fn decisions_of(&self, op: &Op) -> usize {
+        if let Op::Relu { input, grouping, .. } = op { self.decisions(*input, grouping) } else { 0 }
+    }
+
+    /// For each register whether its shares must add up to its value. Elsewhere they may be short of something that the dealer knows,
+    /// and by which it changes the mask under which the value is opened: products of masks need not be dealt then.
+    pub(crate) fn exact(&self) -> Vec<bool> {
+        let mut exact = vec![false; self.values.len()];
+        exact[self.output] = true;
+        for Step { op, .. } in self.steps.iter().rev() {
+            let needs = match op {
+                Op::Open { .. } | Op::Truncate { .. } => true,
+                Op::Linear { .. } => self.policy == WeightPolicy::Public,
+                Op::Relu { .. } | Op::Square { .. } | Op::Rescale { .. } => false,
+                Op::Affine { output, .. }
+                | Op::Select { output, .. }
+                | Op::Join { output, .. }
+                | Op::Add { output, .. }
+                | Op::Pool { output, .. } => exact[*output],
+            };
+            op.inputs().into_iter().for_each(|input| exact[input] |= needs);
+        }
+        exact
+    }
+
+    /// `exact` as [`Program::exact`] has it.
+    pub(crate) fn deal_size(&self, op: &Op, exact: &[bool]) -> DealSize {
         match op {
-            Op::Relu { input, grouping, compare, .. } => {
-                let decisions = self.samples * grouping.count(self.values[*input].shape);
-                DealSize {
-                    common: decisions * crate::compare::key_blocks(compare.width - 1),
-                    corrections: decisions + 4 * self.len(*input),
-                }
+            Op::Relu { input, grouping, compare, shift, .. } => {
+                let (len, decisions) = (self.len(*input), self.decisions(*input, grouping));
+                let size = compare.deal_size(decisions);
+                let bytes = size.bytes + narrow_bytes(2, *shift, len);
+                DealSize { bytes, corrections: decisions + 2 * len, ..size }
             }
-            Op::Square { input, .. } => DealSize { common: 0, corrections: 4 * self.len(*input) },
-            Op::Rescale { input, .. } => DealSize { common: 0, corrections: 2 * self.len(*input) },
-            Op::Linear { output, .. } => match self.policy {
-                WeightPolicy::Shared => DealSize { common: 0, corrections: self.len(*output) },
-                WeightPolicy::Public => DealSize::default(),
-            },
-            Op::Open { .. }
+            Op::Square { input, shift, .. } => {
+                let len = self.len(*input);
+                DealSize { common: 0, bytes: narrow_bytes(2, *shift, len), corrections: 2 * len }
+            }
+            Op::Rescale { input, shift, .. } => {
+                let len = self.len(*input);
+                DealSize { common: 0, bytes: narrow_bytes(1, *shift, len), corrections: len }
+            }
+            Op::Linear { output, .. } if self.policy == WeightPolicy::Shared && exact[*output] => {
+                DealSize { corrections: self.len(*output), ..DealSize::default() }
+            }
+            Op::Linear { .. }
+            | Op::Open { .. }
             | Op::Affine { .. }
             | Op::Select { .. }
             | Op::Join { .. }
@@ -315,6 +384,23 @@ impl Program {
 }
 
 impl Op {
+    /// The registers that it reads, opened ones included.
+    pub(crate) fn inputs(&self) -> Vec<Register> {
+        match self {
+            Self::Open { input, .. }
+            | Self::Linear { input, .. }
+            | Self::Relu { input, .. }
+            | Self::Square { input, .. }
+            | Self::Affine { input, .. }
+            | Self::Select { input, .. }
+            | Self::Pool { input, .. }
+            | Self::Rescale { input, .. }
+            | Self::Truncate { input, .. } => vec![*input],
+            Self::Join { parts, .. } => parts.iter().map(|part| part.input).collect(),
+            Self::Add { inputs, .. } => inputs.to_vec(),
+        }
+    }
+
     /// Where its result goes.
     pub(crate) const fn output(&self) -> Register {
         match self {
@@ -333,9 +419,9 @@ impl Op {
     }
 
     /// Exchanges between the servers.
-    pub(crate) const fn rounds(&self) -> u32 {
+    pub(crate) fn rounds(&self) -> u32 {
         match self {
-            Self::Relu { .. } => 2,
+            Self::Relu { compare, .. } => 1 + compare.rounds(),
             Self::Open { .. } | Self::Square { .. } | Self::Rescale { .. } => 1,
             Self::Linear { .. }
             | Self::Affine { .. }

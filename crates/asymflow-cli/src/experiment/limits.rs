@@ -127,6 +127,8 @@ pub const COMMON: &[Limit] = &[
     Limit::within("shares.elsewhere.seconds", 0.0, 1e12),
     Limit::within("report.max_accuracy_gap", 0.0, 1.0),
     Limit::within("report.max_online_megabytes", 0.0, 1e12),
+    Limit::within("report.max_total_megabytes", 0.0, 1e12),
+    Limit::within("report.max_checked_megabytes", 0.0, 1e12),
     Limit::within("report.max_online_seconds", 0.0, 1e12),
 ];
 

@@ -288,6 +288,10 @@ pub struct ReportSection {
     pub max_accuracy_gap: Option<f64>,
     /// The claim fails when a query to two servers (full ReLU, shared weights, loopback) moves more than so many 10⁶ bytes.
     pub max_online_megabytes: Option<f64>,
+    /// `shares`: most megabytes of a query online and dealt, of the same setting.
+    pub max_total_megabytes: Option<f64>,
+    /// `shares`: the same where ranges are checked.
+    pub max_checked_megabytes: Option<f64>,
     /// The claim fails when the median of such queries takes longer.
     pub max_online_seconds: Option<f64>,
 }

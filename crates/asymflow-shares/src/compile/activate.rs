@@ -6,7 +6,7 @@ use super::curve::Curve;
 use super::lower::Compiler;
 use super::options::{Activation, Comparison, CompileError};
 use crate::groups::{Decision, Grouping};
-use crate::program::{Compare, Op, Register, Value};
+use crate::program::{Compare, Method, Op, Register, Value};
 use crate::ring::Ring;
 
 /// Fraction bits of learned decision weights.
@@ -172,7 +172,7 @@ impl<R: Ring> Compiler<'_, R> {
             Comparison::Exact => room,
             Comparison::Window { bits } => (bits + ceil_log2(sums.summed)).min(room),
         };
-        let compare = Compare { dropped, width };
+        let compare = Compare { dropped, width, method: Method::Tables };
         self.push(name, shape, bits, |output| Op::Relu { input, output, shift, compare, grouping })
     }
 }

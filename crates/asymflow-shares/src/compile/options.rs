@@ -6,7 +6,8 @@ use asymflow_zoo::{network::NetworkError, weights::WeightsError};
 use thiserror::Error;
 
 use crate::groups::Decision;
-use crate::program::{FixedPoint, WeightPolicy};
+use crate::link::Profile;
+use crate::program::{FixedPoint, Method, WeightPolicy};
 use crate::ring::Ring;
 
 /// What stands in place of a rectified linear unit.
@@ -51,6 +52,16 @@ pub enum Comparison {
     },
 }
 
+/// How signs are decided about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Selection {
+    /// The same everywhere.
+    Always(Method),
+    /// In each layer what takes least time over this link, with the deal taken to come over one like it: keys where few decisions wait
+    /// for exchanges, tables where many wait for bytes.
+    Auto(Profile),
+}
+
 /// How a value is truncated between linear layers that no activation separates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncation {
@@ -69,6 +80,8 @@ pub struct Options {
     pub fixed: FixedPoint,
     /// Which bits decisions look at.
     pub comparison: Comparison,
+    /// How decisions are computed.
+    pub method: Selection,
     /// Integer bits that every value before truncation must have room for, sign included; where the scale would grow
     /// beyond, a truncation is put in. Inputs and weights that need more are refused.
     pub integer_bits: u32,
@@ -82,7 +95,7 @@ pub struct Options {
 
 impl Options {
     /// The usual settings over the ring `R`: activations have 16 fraction bits of 64 and 14 of 48, weights and what is squared 12; all
-    /// have 9 of 32. Decisions are exact, a query has one sample, and no truncation can fail.
+    /// have 9 of 32. Decisions are exact and by tables, a query has one sample, and no truncation can fail.
     pub fn new<R: Ring>(policy: WeightPolicy) -> Self {
         let (activation_bits, bits, integer_bits) = match R::BITS {
             64 => (16, 12, 14),
@@ -93,6 +106,7 @@ impl Options {
             policy,
             fixed: FixedPoint { activation_bits, square_bits: bits, weight_bits: bits },
             comparison: Comparison::Exact,
+            method: Selection::Always(Method::Tables),
             integer_bits,
             truncation: Truncation::Opened,
             samples: 1,

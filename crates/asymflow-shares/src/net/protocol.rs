@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::program::{ModelHash, Server};
 
 /// Version of this protocol; both ends must speak the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Of all frames without a body.
 pub const LIMITS: Limits = Limits { header_bytes: 1 << 12, body_bytes: 0 };
 /// Of a server's welcome: class names in the header, the program in the body.

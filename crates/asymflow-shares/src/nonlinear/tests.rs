@@ -6,9 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::groups::Grouping;
-use crate::prg::Seed;
-use crate::program::Server;
-use crate::ring::{Z48, add};
+use crate::prg::{Prg, Purpose, Seed, ServerSeed};
+use crate::program::{Method, Server};
+use crate::ring::{Z48, add, sub};
+use crate::source::{pack_bits, total};
 
 /// Shares of `values`, and seeds of both servers.
 fn shared<R: Ring>(values: &[R], seed: u8) -> ([Vec<R>; 2], [ServerSeed; 2]) {
@@ -21,8 +22,20 @@ fn shared<R: Ring>(values: &[R], seed: u8) -> ([Vec<R>; 2], [ServerSeed; 2]) {
     ([first.clone(), sub(values, &first)], seeds)
 }
 
-fn halves<R: Clone>(deal: OpDeal<R>) -> [OpDeal<R>; 2] {
-    [OpDeal { common: Arc::clone(&deal.common), corrections: Vec::new() }, deal]
+fn halves<R: Ring>(deal: OpDeal<R>) -> [OpDeal<R>; 2] {
+    [deal.first(), deal]
+}
+
+/// The masked decisions about what was opened.
+fn decided<R: Ring>(shares: [&DecisionShare; 2], about: &[R]) -> Vec<u8> {
+    let mut parts = shares.map(|share| share.begin(about));
+    loop {
+        let [(left, gates), (right, others)] = parts;
+        assert_eq!(left.len(), right.len());
+        let opened: Vec<u8> = left.iter().zip(&right).map(|(a, b)| a ^ b).collect();
+        let (Some(gates), Some(others)) = (gates, others) else { return opened };
+        parts = [shares[0].go_on(gates, &opened), shares[1].go_on(others, &opened)];
+    }
 }
 
 /// Decisions and outputs of a rectification between both servers.
@@ -30,21 +43,21 @@ fn relu<R: Ring>(values: &[R], shift: u32, compare: Compare, groups: Option<&Gro
     let (shares, seeds) = shared(values, seed);
     let sources = [0, 1].map(|server: usize| Source { seed: &seeds[server], query: 3, op: 4 });
     let len = values.len();
-    let deal = deal_relu::<R>(sources, len, shift, compare, groups, 1);
+    let deal = deal_relu::<R>(sources, &total(sources, len), shift, compare, groups, 1);
     let decisions = deciding(values, groups, 1).len();
     let [first, second] = halves(deal);
-    let first = ReluShare::expand(sources[0], first, true, len, decisions);
-    let second = ReluShare::expand(sources[1], second, false, len, decisions);
+    let first = ReluShare::expand(sources[0], first, true, (len, shift), (decisions, compare));
+    let second = ReluShare::expand(sources[1], second, false, (len, shift), (decisions, compare));
     let opened = add(&add(&shares[0], &first.mask), &add(&shares[1], &second.mask));
     let about = deciding(&opened, groups, 1);
-    let masked: Vec<u8> =
-        first.decide(0, compare, &about).iter().zip(second.decide(1, compare, &about)).map(|(a, b)| a ^ b).collect();
+    let masked = decided([&first.decisions, &second.decisions], &about);
     let output = add(
         &first.select(true, shift, &opened, &masked, groups),
         &second.select(false, shift, &opened, &masked, groups),
     );
     // u, which only the dealer knows, takes the mask off the decisions.
     let flips = add(&first.words[..decisions], &second.words[..decisions]);
+    let masked = unpack_bits(&masked, decisions);
     let decisions = masked.iter().zip(flips).map(|(a, b)| a ^ b.to_u64() as u8).collect();
     (decisions, output)
 }
@@ -59,15 +72,17 @@ fn edges<R: Ring>() -> Vec<R> {
     values.iter().flat_map(|&v| [R::from_i64(v), R::from_i64(-v)]).collect()
 }
 
-const fn exact<R: Ring>(shift: u32) -> Compare {
-    Compare { dropped: shift, width: R::BITS - shift }
+const METHODS: [Method; 2] = [Method::Keys, Method::Tables];
+
+const fn exact<R: Ring>(shift: u32, method: Method) -> Compare {
+    Compare { dropped: shift, width: R::BITS - shift, method }
 }
 
 /// Without truncation a rectification is max(x, 0), bit by bit.
 fn exact_on_edges<R: Ring>() {
     let values = edges::<R>();
-    for seed in 0..20 {
-        let (decisions, output) = relu(&values, 0, exact::<R>(0), None, seed);
+    for (seed, method) in (0..20).flat_map(|seed| METHODS.map(|method| (seed, method))) {
+        let (decisions, output) = relu(&values, 0, exact::<R>(0, method), None, seed);
         for ((x, bit), y) in values.iter().zip(decisions).zip(output) {
             assert_eq!(bit, u8::from(x.to_i64() >= 0), "{x:?}");
             assert_eq!(y.to_i64(), x.to_i64().max(0), "{x:?}");
@@ -89,8 +104,10 @@ fn decisions_are_exact_in_the_whole_ring() {
         values.extend([1_i64 << 62, -(1 << 62), i64::MAX, i64::MIN].map(|v| u64::from_i64(v.wrapping_add(near))));
     }
     values.extend(Prg::new(&Seed::from_bytes([6; 32]), &[0; 32], Purpose::Mask, 0, 0).words::<u64>(1000));
-    let (decisions, _) = relu(&values, 0, exact::<u64>(0), None, 3);
-    assert!(values.iter().zip(decisions).all(|(x, bit)| bit == u8::from(x.to_i64() >= 0)));
+    for method in METHODS {
+        let (decisions, _) = relu(&values, 0, exact::<u64>(0, method), None, 3);
+        assert!(values.iter().zip(decisions).all(|(x, bit)| bit == u8::from(x.to_i64() >= 0)));
+    }
 }
 
 /// `y` is ⌊x / 2^shift⌋ or one more.
@@ -100,10 +117,12 @@ fn truncated(x: i64, shift: u32, y: i64) -> bool {
 }
 
 fn truncates<R: Ring>(values: &[R], shift: u32, seed: u8) {
-    let (_, output) = relu(values, shift, exact::<R>(shift), None, seed);
-    for (x, y) in values.iter().zip(output) {
-        let (x, y) = (x.to_i64(), y.to_i64());
-        assert!(if x >> shift >= 0 { truncated(x, shift, y) } else { y == 0 }, "{x} >> {shift} = {y}");
+    for method in METHODS {
+        let (_, output) = relu(values, shift, exact::<R>(shift, method), None, seed);
+        for (x, y) in values.iter().zip(output) {
+            let (x, y) = (x.to_i64(), y.to_i64());
+            assert!(if x >> shift >= 0 { truncated(x, shift, y) } else { y == 0 }, "{x} >> {shift} = {y}");
+        }
     }
 }
 
@@ -132,9 +151,9 @@ proptest! {
         let values: Vec<u64> = values.into_iter().chain(small).map(u64::from_i64).collect();
         let (shares, seeds) = shared(&values, seed);
         let sources = [0, 1].map(|server: usize| Source { seed: &seeds[server], query: 0, op: 1 });
-        let [first, second] = halves(deal_square::<u64>(sources, values.len(), shift));
-        let first = SquareShare::expand(sources[0], first, true, values.len());
-        let second = SquareShare::expand(sources[1], second, false, values.len());
+        let [first, second] = halves(deal_square::<u64>(sources, &total(sources, values.len()), shift));
+        let first = SquareShare::expand(sources[0], first, true, values.len(), shift);
+        let second = SquareShare::expand(sources[1], second, false, values.len(), shift);
         let opened = add(&add(&shares[0], &first.mask), &add(&shares[1], &second.mask));
         let output = add(&first.square(true, shift, &opened), &second.square(false, shift, &opened));
         for (x, y) in values.iter().zip(output) {
@@ -146,15 +165,17 @@ proptest! {
 
     #[test]
     fn a_window_decides_what_fits_it(width in 4u32..40, shift in 0u32..16, seed: u8) {
-        let compare = Compare { dropped: shift, width };
         let limit = 1_i64 << (width - 1 + shift);
         let values: Vec<i64> = edges::<u64>().into_iter().map(u64::to_i64)
             .filter(|v| v.abs() < limit - (1 << shift)).collect();
-        let (decisions, _) = relu(&values.iter().map(|&v| u64::from_i64(v)).collect::<Vec<_>>(), shift, compare, None, seed);
-        for (x, bit) in values.into_iter().zip(decisions) {
-            // What truncation may round to zero may go either way.
-            if !(-(1 << shift)..0).contains(&x) {
-                prop_assert_eq!(bit, u8::from(x >= 0), "{}", x);
+        for method in METHODS {
+            let compare = Compare { dropped: shift, width, method };
+            let (decisions, _) = relu(&values.iter().map(|&v| u64::from_i64(v)).collect::<Vec<_>>(), shift, compare, None, seed);
+            for (x, bit) in values.iter().zip(decisions) {
+                // What truncation may round to zero may go either way.
+                if !(-(1 << shift)..0).contains(x) {
+                    prop_assert_eq!(bit, u8::from(*x >= 0), "{}", x);
+                }
             }
         }
     }
@@ -168,15 +189,21 @@ proptest! {
 #[test]
 fn beyond_a_window_decisions_are_wrong() {
     let value = u64::from_i64(1 << 30);
-    let (decisions, _) = relu(&[value; 100], 12, Compare { dropped: 12, width: 19 }, None, 1);
-    assert_eq!(decisions, vec![0; 100], "2^30 is the least value that a window of 31 bits takes for a negative one");
+    for method in METHODS {
+        let (decisions, _) = relu(&[value; 100], 12, Compare { dropped: 12, width: 19, method }, None, 1);
+        assert_eq!(
+            decisions,
+            vec![0; 100],
+            "2^30 is the least value that a window of 31 bits takes for a negative one"
+        );
+    }
 }
 
 #[test]
 fn truncation_rounds_without_bias() {
     let count = 1 << 14;
     let x = (5 << 8) + 64;
-    let (_, output) = relu(&vec![u64::from_i64(x); count], 8, exact::<u64>(8), None, 2);
+    let (_, output) = relu(&vec![u64::from_i64(x); count], 8, exact::<u64>(8, Method::Tables), None, 2);
     let mean = output.iter().map(|y| y.to_i64() as f64).sum::<f64>() / count as f64;
     // Bernoulli of probability 64/256: five standard deviations.
     assert!((mean - 5.25).abs() < 5.0 * (0.25 * 0.75 / count as f64).sqrt(), "{mean}");
@@ -191,14 +218,15 @@ fn a_group_follows_its_decision() {
         .map(|v| v.to_i64() >> 24)
         .collect();
     let words: Vec<u64> = values.iter().map(|&v| u64::from_i64(v)).collect();
-    for decision in [Decision::Corner, Decision::Centre, Decision::Mean, Decision::Learned] {
+    let decisions = [Decision::Corner, Decision::Centre, Decision::Mean, Decision::Learned];
+    for (decision, method) in decisions.into_iter().flat_map(|decision| METHODS.map(|method| (decision, method))) {
         let learned = if decision == Decision::Learned { 12 } else { 0 };
         let weights = (0..learned).map(|i| i * 37 % 256 - 100).collect();
         let blocks = asymflow_zoo::ops::Grouping::Blocks { channels: 2, rows: 3, columns: 2 };
         let layer = SharedRelu { name: String::new(), channels: 4, grouping: blocks, decision };
         let grouping = Grouping::Shared { layer, weights };
         let groups = grouping.groups(shape).unwrap();
-        let compare = Compare { dropped: 12, width: 52 };
+        let compare = Compare { dropped: 12, width: 52, method };
         let (decisions, output) = relu(&words, 12, compare, Some(&groups), 5);
         let mut sums = vec![0; groups.count];
         for ((value, group), weight) in values.iter().zip(&groups.of).zip(&groups.weight) {

@@ -2,8 +2,8 @@
 
 use crate::float::{largest_difference, lively};
 use crate::servers::{image, pair, query};
-use asymflow_shares::compile::{CompileError, Options, PlaintextError, compile, float_logits};
-use asymflow_shares::program::{Ring, WeightPolicy, Z48};
+use asymflow_shares::compile::{CompileError, Options, PlaintextError, Selection, compile, float_logits};
+use asymflow_shares::program::{Method, Ring, WeightPolicy, Z48};
 use asymflow_zoo::{
     Network, Weights, by_name,
     models::replace::{Replacement, map_activations, replace_activations},
@@ -159,7 +159,8 @@ fn choices_cost_what_they_say() {
         let linear = Linear { name: "fc".to_owned(), in_features: shape.len(), out_features: 3 };
         let layers = vec![act, Layer::Flatten, Layer::Linear(linear)];
         let network = Network { name: "one".to_owned(), input: shape, classes: 3, layers };
-        let options = Options::new::<u64>(WeightPolicy::Public);
+        let method = Selection::Always(Method::Keys);
+        let options = Options { method, ..Options::new::<u64>(WeightPolicy::Public) };
         compile::<u64>(&network, &Weights::init(&network, 1), &options).unwrap().program().cost()
     };
     let block = |rows, columns| Choice::Block { rows, columns };
@@ -167,7 +168,7 @@ fn choices_cost_what_they_say() {
     assert_eq!((free.rounds, free.online_bytes_per_server, free.dealer_bytes_second), (0, 0, 0));
     let curved = cost(vec![Choice::Quadratic, Choice::Zero, Choice::Quadratic, Choice::Identity]);
     assert_eq!((curved.rounds, curved.online_bytes_per_server), (1, 2 * 36 * 8));
-    assert_eq!((curved.dealer_bytes_first, curved.dealer_bytes_second), (0, 4 * 2 * 36 * 8));
+    assert_eq!((curved.dealer_bytes_first, curved.dealer_bytes_second), (0, 2 * 36 * (2 * 8 + 5)));
     let gated = cost(vec![block(2, 3), Choice::Copy { of: 3 }, Choice::Copy { of: 0 }, block(6, 6)]);
     assert_eq!((gated.rounds, gated.decisions), (2, 7));
     assert_eq!(gated.online_bytes_per_server, 4 * 36 * 8 + 1);

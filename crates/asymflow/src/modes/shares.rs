@@ -11,9 +11,9 @@ use asymflow_engine::streamed::ModelWeights;
 use asymflow_engine::timing::Seconds;
 use asymflow_privacy::Door;
 use asymflow_residual::backend::{SgdStep, WorkerStats};
-use asymflow_shares::compile::{FixedModel, Options, compile};
+use asymflow_shares::compile::{FixedModel, Options, Selection, compile};
 use asymflow_shares::in_process::{Answer, InProcess, InProcessError};
-use asymflow_shares::program::{Ring, WeightPolicy, Z48};
+use asymflow_shares::program::{Method, Ring, WeightPolicy, Z48};
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};
@@ -54,13 +54,21 @@ pub enum RingBits {
 }
 
 /// How two servers answer on secret shares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SharesSpec {
     /// Whether the servers hold shares of the weights instead of the weights.
     pub shared_weights: bool,
     /// The ring.
     pub ring: RingBits,
+    /// How signs are decided about.
+    pub method: Method,
+}
+
+impl Default for SharesSpec {
+    fn default() -> Self {
+        Self { shared_weights: false, ring: RingBits::default(), method: Method::Tables }
+    }
 }
 
 impl ModeSpec for SharesSpec {
@@ -214,7 +222,8 @@ impl<R: Ring> Pair for InProcess<R> {
 
 fn compiled<R: Ring>(network: &Network, weights: &Weights, spec: SharesSpec) -> Result<FixedModel<R>, SharesError> {
     let policy = if spec.shared_weights { WeightPolicy::Shared } else { WeightPolicy::Public };
-    Ok(compile::<R>(network, weights, &Options::new::<R>(policy))?)
+    let options = Options { method: Selection::Always(spec.method), ..Options::new::<R>(policy) };
+    Ok(compile::<R>(network, weights, &options)?)
 }
 
 /// The servers with the model that these weights make, whose ranges are checked on `image`.
@@ -239,8 +248,8 @@ mod tests {
     #[test]
     fn answers_are_those_of_the_trained_network_after_every_step() {
         for spec in [
-            SharesSpec { shared_weights: true, ring: RingBits::Bits48 },
-            SharesSpec { shared_weights: false, ring: RingBits::Bits64 },
+            SharesSpec { shared_weights: true, ring: RingBits::Bits48, method: Method::Tables },
+            SharesSpec { shared_weights: false, ring: RingBits::Bits64, method: Method::Keys },
         ] {
             let mut mode = on_shares("resnet8-cifar", spec).unwrap();
             let images: Vec<f32> = (0..2 * 3072).map(|i| (i as f32 * 0.37).sin()).collect();

@@ -6,7 +6,7 @@ use asymflow_engine::loss::argmax;
 use asymflow_residual::backend::SgdStep;
 use asymflow_shares::budget::{Backend, BudgetError, Item, Prices, price, solve};
 use asymflow_shares::compile::{CompileError, Options, PlaintextError, compile};
-use asymflow_shares::program::WeightPolicy;
+use asymflow_shares::program::{Method, WeightPolicy};
 use asymflow_zoo::data::{Augment, Loader, Normalization, Split};
 use asymflow_zoo::models::replace::map_activations;
 use asymflow_zoo::{
@@ -22,7 +22,7 @@ use thiserror::Error;
 use crate::modes::{ExecError, Mode, TrainBatch, TrustedOnly};
 
 /// Window of an exact comparison over 64 bits, 20 of 32 fraction bits dropped, as after a convolution.
-const BACKEND: Backend = Backend { ring_bits: 64, window_bits: 44 };
+const BACKEND: Backend = Backend { ring_bits: 64, window_bits: 44, truncated_bits: 20, method: Method::Tables };
 /// Samples of a batch in inference.
 const BATCH: usize = 64;
 

@@ -2,12 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::shares_section::Setting;
+use crate::shares_section::{ComparisonName, Setting};
 
 /// What one setting measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SharesRun {
     pub setting: Setting,
+    pub comparison: ComparisonName,
+    /// Where the link chose the method: milliseconds there and back, and megabytes a second.
+    #[serde(default)]
+    pub measured_link: Option<[f64; 2]>,
+    /// To both servers together, in a query.
+    pub dealt_megabytes: f64,
+    /// Dealt, and sent by both servers, in a query.
+    pub total_megabytes: f64,
     /// Sign decisions of a query.
     pub decisions: u64,
     /// Exchanges of a query.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use asymflow_shares::client::{OutputShare, open_output, share_input};
-use asymflow_shares::compile::{FixedModel, Options, compile, float_logits};
-use asymflow_shares::program::{Ring, Server, WeightPolicy, Z48};
+use asymflow_shares::compile::{FixedModel, Options, Selection, compile, float_logits};
+use asymflow_shares::link::Profile;
+use asymflow_shares::program::{Method, Ring, Server, WeightPolicy, Z48};
 use asymflow_shares::randomness::{Deal, DealStore, Dealer, Seed, ServerSeed};
 use asymflow_shares::server::{LayerReport, Party, PartyModel, Setup, run, set_up};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization};
@@ -16,7 +17,12 @@ use super::ends::{ends, failed};
 use super::found::SharesRun;
 use crate::error::CliError;
 use crate::experiment::Experiment;
-use crate::shares_section::{ActivationName, LinkName, RingName, Setting};
+use crate::shares_section::{ActivationName, ComparisonName, LinkName, RingName, Setting};
+
+/// Most images that ranges are found with, and most that they are checked with.
+const RANGED: usize = 16;
+/// Bits of a range beyond what was found.
+const MARGIN_BITS: u32 = 2;
 
 pub struct Labelled {
     pub images: Vec<Vec<f32>>,
@@ -83,6 +89,10 @@ impl<'a> Bench<'a> {
         let cost = servers.models[0].program().cost();
         let mut found = SharesRun {
             setting,
+            comparison: setting.comparison,
+            measured_link: servers.link.map(|link| [2e3 * link.latency.as_secs_f64(), 1e-6 * link.bytes_per_second]),
+            dealt_megabytes: 0.0,
+            total_megabytes: 0.0,
             decisions: cost.decisions,
             rounds: cost.rounds,
             threads: self.threads,
@@ -114,14 +124,42 @@ impl<'a> Bench<'a> {
                 *correct += usize::from(class(logits) == label);
             }
         }
+        let megabytes = |bytes: [u64; 2]| 1e-6 * bytes.iter().sum::<u64>() as f64;
+        found.dealt_megabytes = megabytes(found.dealt_bytes);
+        found.total_megabytes = found.dealt_megabytes + megabytes(found.online_bytes);
         Ok(found)
+    }
+
+    /// The model that a setting says; where its link chooses how signs are decided about, what the link is.
+    fn model<R: Ring>(&self, setting: Setting) -> Result<(FixedModel<R>, Option<Profile>), CliError> {
+        let model = compiled::<R>(self.network, self.weights, setting)?;
+        let model = if setting.checked_ranges {
+            model.narrowed(&self.alternate(0), MARGIN_BITS).map_err(failed)?
+        } else {
+            model
+        };
+        if setting.comparison != ComparisonName::Auto {
+            return Ok((model, None));
+        }
+        let [mut left, mut right] = ends(setting.link)?;
+        let (link, _) = self.both(
+            || Profile::measured(&mut left.link, Server::First).map_err(failed),
+            || Profile::measured(&mut right.link, Server::Second).map_err(failed),
+        )?;
+        Ok((model.decided_by(Selection::Auto(link)), Some(link)))
+    }
+
+    /// Every other image, beginning with this one.
+    fn alternate(&self, from: usize) -> Vec<f32> {
+        self.images.images.iter().skip(from).step_by(2).take(RANGED).flatten().copied().collect()
     }
 
     /// Gives the model to the servers, and each server its seed from a dealer.
     fn start<R: Ring>(&self, setting: Setting) -> Result<Servers<R>, CliError> {
-        let model = compiled::<R>(self.network, self.weights, setting)?;
-        // Ranges are checked on what is asked first.
-        let image = self.images.images.first().map_or(&[][..], Vec::as_slice);
+        let (model, link) = self.model::<R>(setting)?;
+        // Ranges are checked on images that they were not found with, where there are others.
+        let checked = if setting.checked_ranges { self.alternate(1) } else { Vec::new() };
+        let image = if checked.is_empty() { self.images.images.first().cloned().unwrap_or_default() } else { checked };
         let fresh = || Seed::random().map_err(failed);
         let deals_for = |program: &asymflow_shares::program::Program| {
             let dealer = Dealer::new(program.clone(), &fresh()?, Duration::from_secs(3600)).map_err(failed)?;
@@ -130,12 +168,12 @@ impl<'a> Bench<'a> {
         };
         let none = Duration::ZERO.as_secs_f64();
         if setting.policy == WeightPolicy::Public {
-            let model = model.publish(image).map_err(failed)?;
+            let model = model.publish(&image).map_err(failed)?;
             let (dealer, seeds) = deals_for(model.program())?;
             let models = [Arc::clone(&model), model];
-            return Ok(Servers { models, seeds, dealer, setup_bytes: [0; 2], setup_seconds: none });
+            return Ok(Servers { models, seeds, dealer, link, setup_bytes: [0; 2], setup_seconds: none });
         }
-        let [first, second] = model.share(&fresh()?, image).map_err(failed)?;
+        let [first, second] = model.share(&fresh()?, &image).map_err(failed)?;
         let (dealer, seeds) = deals_for(first.program())?;
         let [mut left, mut right] = ends(LinkName::Loopback)?;
         let started = Instant::now();
@@ -145,7 +183,7 @@ impl<'a> Bench<'a> {
         )?;
         let setup_seconds = started.elapsed().as_secs_f64();
         let setup_bytes = [left.close(), right.close()];
-        Ok(Servers { models: [first, second], seeds, dealer, setup_bytes, setup_seconds })
+        Ok(Servers { models: [first, second], seeds, dealer, link, setup_bytes, setup_seconds })
     }
 
     /// One query: deal, prepare, and answer over a connection of its own.
@@ -219,7 +257,14 @@ pub fn compiled<R: Ring>(network: &Network, weights: &Weights, setting: Setting)
         CliError::usage(format!("{setting}: {e}"), "take another model or setting")
     };
     let activations = setting.activation.of(network).map_err(refused)?;
-    compile::<R>(network, weights, &Options { activations, ..Options::new::<R>(setting.policy) }).map_err(refused)
+    let method = match setting.comparison {
+        ComparisonName::Keys => Method::Keys,
+        // Measured links choose later.
+        ComparisonName::Tables | ComparisonName::Auto => Method::Tables,
+    };
+    let method = Selection::Always(method);
+    compile::<R>(network, weights, &Options { activations, method, ..Options::new::<R>(setting.policy) })
+        .map_err(refused)
 }
 
 /// Over the last minute, as Linux tells it.
@@ -236,6 +281,7 @@ struct Servers<R> {
     models: [Arc<PartyModel<R>>; 2],
     seeds: [ServerSeed; 2],
     dealer: Dealer<R>,
+    link: Option<Profile>,
     setup_bytes: [u64; 2],
     setup_seconds: f64,
 }
@@ -255,13 +301,18 @@ mod tests {
     use super::*;
 
     fn measured(activation: ActivationName, policy: WeightPolicy, link: LinkName) -> SharesRun {
+        let (ring, comparison, checked_ranges) = (RingName::Z48, ComparisonName::Tables, false);
+        asked(Setting { policy, ring, activation, link, comparison, checked_ranges })
+    }
+
+    fn asked(setting: Setting) -> SharesRun {
         let network = by_name("resnet8-cifar", 10, None).unwrap();
         let weights = Weights::init(&network, 1);
         let image = |phase: f32| (0..3072).map(|i| (i as f32 * 0.1 + phase).sin()).collect();
         let mut bench =
             Bench::new(&network, &weights, Labelled { images: vec![image(0.0), image(1.0)], labels: vec![0, 0] }, 3, 1)
                 .unwrap();
-        bench.run(Setting { policy, ring: RingName::Z48, activation, link }).unwrap()
+        bench.run(setting).unwrap()
     }
 
     #[test]
@@ -286,6 +337,37 @@ mod tests {
         }
         let public = measured(ActivationName::Relu, WeightPolicy::Public, LinkName::Loopback);
         assert_eq!(public.setup_bytes, [0; 2]);
+    }
+
+    #[test]
+    fn every_comparison_is_right_and_says_what_it_costs() {
+        let run = |comparison, checked_ranges, link| {
+            let (policy, ring, activation) = (WeightPolicy::Shared, RingName::Z48, ActivationName::Relu);
+            let run = asked(Setting { policy, ring, activation, link, comparison, checked_ranges });
+            assert_eq!((run.changed, run.comparison), (0, comparison));
+            assert!(run.largest_error < 0.02, "{}", run.largest_error);
+            let online = 1e-6 * run.online_bytes.iter().sum::<u64>() as f64;
+            assert!((run.total_megabytes - run.dealt_megabytes - online).abs() < 1e-9);
+            run
+        };
+        let keys = run(ComparisonName::Keys, false, LinkName::Loopback);
+        let tables = run(ComparisonName::Tables, false, LinkName::Loopback);
+        let narrow = run(ComparisonName::Tables, true, LinkName::Loopback);
+        assert!(narrow.dealt_megabytes < tables.dealt_megabytes);
+        assert!(
+            9.0 * tables.dealt_megabytes < keys.dealt_megabytes,
+            "{} {}",
+            tables.dealt_megabytes,
+            keys.dealt_megabytes
+        );
+        let auto = run(ComparisonName::Auto, false, LinkName::Wan);
+        let [milliseconds, megabytes] = auto.measured_link.unwrap();
+        // 40 ms there and back and 12.5 MB a second, on a machine that does other things as well.
+        assert!(
+            (40.0..200.0).contains(&milliseconds) && (1.0..14.0).contains(&megabytes),
+            "{milliseconds} {megabytes}"
+        );
+        assert!((keys.rounds..=tables.rounds).contains(&auto.rounds));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::measure::compiled;
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::kind::Verdict;
-use crate::shares_section::{ActivationName, Elsewhere, LinkName, RingName, Setting};
+use crate::shares_section::{ActivationName, ComparisonName, Elsewhere, LinkName, RingName, Setting};
 use crate::text::{markdown, median};
 
 fn megabytes(bytes: u64) -> String {
@@ -26,16 +26,18 @@ fn milliseconds(values: &[f64]) -> String {
     format!("{:.0} ({:.0}–{:.0})", 1e3 * median(values), 1e3 * least, 1e3 * most)
 }
 
-const HEAD: [&str; 17] = [
+const HEAD: [&str; 19] = [
     "weights",
     "ring",
     "activation",
     "link",
+    "comparison",
     "decisions",
     "rounds",
     "MB online",
     "MB by each server",
     "MB dealt to each server",
+    "MB in all",
     "MB setup, once a model",
     "deal ms",
     "prepare ms",
@@ -46,18 +48,20 @@ const HEAD: [&str; 17] = [
     "classes changed",
 ];
 
-fn row(run: &SharesRun) -> [String; 17] {
-    let Setting { ring, activation, link, .. } = run.setting;
+fn row(run: &SharesRun) -> [String; 19] {
+    let Setting { ring, activation, link, comparison, checked_ranges, .. } = run.setting;
     [
         run.setting.policy_name().to_owned(),
         ring.to_string(),
         activation.to_string(),
         link.to_string(),
+        format!("{comparison}{}", if checked_ranges { ", checked ranges" } else { "" }),
         run.decisions.to_string(),
         run.rounds.to_string(),
         megabytes(run.online_bytes.iter().sum()),
         both(run.online_bytes),
         both(run.dealt_bytes),
+        format!("{:.2}", run.total_megabytes),
         megabytes(run.setup_bytes.iter().sum()),
         milliseconds(&run.deal_seconds),
         milliseconds(&run.prepare_seconds),
@@ -83,7 +87,7 @@ pub fn render(experiment: &Experiment, runs: &[SharesRun]) -> String {
          the servers talk over TCP on loopback, with {threads} thread(s) of computation each, without TLS save where the link is *tls*: a session each \
          way as `asymflow-server` has it, set up before the query. *lan* is 10 Gbit/s and 0.2 ms there \
          and back, *wan* 100 Mbit/s and 40 ms, emulated on top of it. Bytes online are what each server writes, frames and \
-         headers included, TLS records (0.1 % more) not; MB are 10⁶ bytes. Milliseconds are medians of n queries (smallest–largest): *deal* is the dealer's work, which \
+         headers included, TLS records (0.1 % more) not; *MB in all* are these and what is dealt for the query; MB are 10⁶ bytes. Milliseconds are medians of n queries (smallest–largest): *deal* is the dealer's work, which \
          uses all cores, *prepare* what the servers do before the input is known, *online* from shares of the image to shares of the logits. \
          *load* is the machine's load average over the minute before, this program's own 1 to 2 included: where it is above the number \
          of cores, others computed beside it, and times are too long. Errors are distances from the same network in double precision, beside its largest logit.\n\n{}",
@@ -126,8 +130,8 @@ fn elsewhere(figures: &[Elsewhere]) -> String {
     }
     format!(
         "\n## Not from this run\n\nOther systems, as published or as measured another day, each on the machine named and under its own \
-         trust model. Seconds of different machines do not compare. Bytes online above leave out the deals and the setup, which have \
-         columns of their own; some of these systems make their randomness within the query.\n\n{}",
+         trust model. Seconds of different machines do not compare. Where these systems make their randomness within the query, *MB in all* above is \
+         what compares; the setup, once a model, has a column of its own.\n\n{}",
         markdown(&rows)
     )
 }
@@ -137,22 +141,33 @@ fn elsewhere(figures: &[Elsewhere]) -> String {
 pub fn verdict(experiment: &Experiment, runs: &[SharesRun]) -> Option<Verdict> {
     let limits = &experiment.report;
     let (most_megabytes, most_seconds) = (limits.max_online_megabytes, limits.max_online_seconds);
-    if most_megabytes.is_none() && most_seconds.is_none() {
+    let totals = [limits.max_total_megabytes, limits.max_checked_megabytes];
+    if [most_megabytes, most_seconds].into_iter().chain(totals).all(|limit| limit.is_none()) {
         return None;
     }
     let claimed = |run: &&SharesRun| {
-        let Setting { policy, activation, link, .. } = run.setting;
+        let Setting { policy, activation, link, comparison, .. } = run.setting;
         (policy, activation, link) == (WeightPolicy::Shared, ActivationName::Relu, LinkName::Loopback)
+            && comparison != ComparisonName::Keys
     };
     let mut holds = true;
     let mut found = Vec::new();
     for run in runs.iter().filter(claimed) {
         let megabytes = run.online_bytes.iter().sum::<u64>() as f64 * 1e-6;
-        let seconds = median(&run.online_seconds);
-        holds &= most_megabytes.is_none_or(|most| megabytes <= most) && most_seconds.is_none_or(|most| seconds <= most);
-        found.push(format!("{} {megabytes:.2} MB and {seconds:.3} s", run.setting.ring));
+        let (total, seconds) = (run.total_megabytes, median(&run.online_seconds));
+        let most_total = totals[usize::from(run.setting.checked_ranges)];
+        let keeps = |limit: Option<f64>, value: f64| limit.is_none_or(|most| value <= most);
+        holds &= keeps(most_megabytes, megabytes) && keeps(most_total, total) && keeps(most_seconds, seconds);
+        let ranges = if run.setting.checked_ranges { ", checked ranges:" } else { "" };
+        let ring = run.setting.ring;
+        found.push(format!("{ring}{ranges} {megabytes:.2} MB online, {total:.2} MB with the deal and {seconds:.3} s"));
     }
-    let limit = [most_megabytes.map(|most| format!("{most} MB")), most_seconds.map(|most| format!("{most} s"))];
+    let limit = [
+        most_megabytes.map(|most| format!("{most} MB online")),
+        totals[0].map(|most| format!("{most} MB in all")),
+        totals[1].map(|most| format!("{most} MB with checked ranges")),
+        most_seconds.map(|most| format!("{most} s")),
+    ];
     let limit = limit.into_iter().flatten().collect::<Vec<_>>().join(" and ");
     let verdict = if holds { "holds" } else { "does not hold" };
     let text =
@@ -200,7 +215,13 @@ mod tests {
                 ring: RingName::U64,
                 activation: ActivationName::Relu,
                 link: LinkName::Loopback,
+                comparison: ComparisonName::Tables,
+                checked_ranges: false,
             },
+            comparison: ComparisonName::Tables,
+            measured_link: None,
+            dealt_megabytes: 1.0,
+            total_megabytes: megabytes as f64 + 1.0,
             decisions: 0,
             rounds: 0,
             threads: 1,
@@ -227,6 +248,11 @@ mod tests {
         let holds = |runs: &[SharesRun]| verdict(&experiment(limits), runs).map(|verdict| verdict.holds);
         assert_eq!(holds(&[shared(41, &[0.4, 0.5, 9.0]), run(WeightPolicy::Public, 99, &[9.0])]), Some(true));
         assert_eq!(holds(&[shared(42, &[0.4])]), Some(false));
+        let in_all = |most: &str| {
+            let limits = format!("max_total_megabytes = {most}");
+            verdict(&experiment(&limits), &[shared(41, &[9.0])]).map(|verdict| verdict.holds)
+        };
+        assert_eq!((in_all("42.0"), in_all("41.9")), (Some(true), Some(false)));
         assert_eq!(holds(&[shared(41, &[0.4, 0.6, 0.7])]), Some(false));
         assert_eq!(holds(&[run(WeightPolicy::Public, 1, &[0.1])]), None);
         assert_eq!(verdict(&experiment(""), &[shared(1, &[0.1])]), None);
