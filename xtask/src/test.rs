@@ -29,6 +29,9 @@ const FUZZ: &str = "asymflow-fuzz";
 /// A worker on PyTorch: a workspace of its own, for what it links is not on every machine.
 const TORCH: &str = "asymflow-torch";
 
+/// What computes on ciphertexts: a workspace of its own, for a licence of what it links.
+const CIPHER: &str = "asymflow-cipher";
+
 /// Arguments of `test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -59,6 +62,7 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     }
     if !process::was_interrupted() {
         test_torch(workspace, args, &mut tally)?;
+        test_cipher(workspace, args, &mut tally)?;
     }
     if args.only.is_none() && args.filter.is_none() && !process::was_interrupted() {
         run_smoke_forms(workspace, &mut tally)?;
@@ -72,7 +76,7 @@ pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
 }
 
 fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
-    if args.only.as_deref().is_some_and(|only| [FUZZ, TORCH].contains(&only)) {
+    if args.only.as_deref().is_some_and(|only| [FUZZ, TORCH, CIPHER].contains(&only)) {
         return Ok(());
     }
     let mut cargo = process::cargo();
@@ -123,6 +127,18 @@ fn test_remote(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Res
         return Ok(());
     }
     count_tests(cargo("test").args(["--test", "conformance", feature]), tally)
+}
+
+/// Tests what computes on ciphertexts.
+fn test_cipher(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
+    let manifest = workspace.root().join("cipher/Cargo.toml");
+    if !manifest.is_file() || args.only.as_deref().is_some_and(|only| only != CIPHER) {
+        return Ok(());
+    }
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace.root()).args(["test", "--release", "--no-fail-fast", "--manifest-path"]).arg(manifest);
+    cargo.arg("--target-dir").arg(workspace.target_directory.join("cipher")).args(&args.filter);
+    count_tests(&mut cargo, tally)
 }
 
 /// Tests the worker on PyTorch where Python has the PyTorch that it links.

@@ -26,8 +26,9 @@ fn markdown_files(root: &Path) -> Result<Vec<PathBuf>> {
     for entry in read_dir(root)?.into_iter().filter(|path| is_markdown(path)) {
         files.push(entry);
     }
-    for crate_dir in
-        read_dir(&root.join("crates"))?.into_iter().chain(["xtask", "benches", "torch"].map(|folder| root.join(folder)))
+    for crate_dir in read_dir(&root.join("crates"))?
+        .into_iter()
+        .chain(["xtask", "benches", "torch", "cipher"].map(|folder| root.join(folder)))
     {
         files.extend(Some(crate_dir.join("README.md")).filter(|path| path.is_file()));
     }

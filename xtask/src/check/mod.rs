@@ -55,8 +55,8 @@ const CHECKS: [(&str, Check); 14] = [
     ("docs", docs),
 ];
 
-/// This workspace and that of the worker on PyTorch, whose format and licences can be looked at without PyTorch.
-const MANIFESTS: [&str; 2] = ["./Cargo.toml", "./torch/Cargo.toml"];
+/// This workspace, that of the worker on PyTorch, whose format and licences can be looked at without PyTorch, and that of ciphertexts.
+const MANIFESTS: [&str; 3] = ["./Cargo.toml", "./torch/Cargo.toml", "./cipher/Cargo.toml"];
 
 const DENY: [&str; 5] = ["deny", "--log-level", "error", "check", "--hide-inclusion-graph"];
 
