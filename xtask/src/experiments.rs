@@ -63,7 +63,7 @@ pub struct RunArgs {
 pub struct ResumeArgs {
     /// The folder of the run
     run: PathBuf,
-    /// Override a key of [worker] that cannot change a result
+    /// Override a key of `[worker]` that cannot change a result
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Print events as JSON lines

@@ -23,7 +23,7 @@ enum Slot {
     Idle,
     Wanted(QueryName),
     Making(QueryName),
-    Ready(QueryName, Party<Ring>),
+    Ready(QueryName, Box<Party<Ring>>),
 }
 
 impl Slot {
@@ -55,7 +55,7 @@ impl Ahead {
         let waited = self.changed.wait_timeout_while(self.lock(), patience, making);
         let (mut slot, _) = waited.unwrap_or_else(PoisonError::into_inner);
         match std::mem::take(&mut *slot) {
-            Slot::Ready(name, party) if name == query => Some(party),
+            Slot::Ready(name, party) if name == query => Some(*party),
             other => {
                 *slot = other;
                 None
@@ -72,7 +72,7 @@ impl Ahead {
             *slot = Slot::Making(query);
             drop(slot);
             let made = prepare(query);
-            *self.lock() = made.map_or(Slot::Idle, |party| Slot::Ready(query, party));
+            *self.lock() = made.map_or(Slot::Idle, |party| Slot::Ready(query, Box::new(party)));
             self.changed.notify_all();
         }
     }
