@@ -107,6 +107,7 @@ impl Connection {
     }
 
     /// The bytes of a body.
+    #[cfg(feature = "serve")]
     pub fn bytes(&self, body: Body) -> Result<Vec<u8>, ExchangeError> {
         match body {
             Body::Here(bytes) => Ok(bytes),

@@ -222,6 +222,7 @@ const RUN_VALUES: usize = 1 << 22;
 pub(crate) enum Numbers<'a> {
     F32(&'a [f32]),
     /// To be sent in binary16.
+    #[cfg(any(feature = "serve", test))]
     Narrow(&'a [f32]),
     F16(&'a [f16]),
     Bytes(&'a [u8]),
@@ -241,6 +242,7 @@ impl<'a> Numbers<'a> {
     pub const fn bytes(self) -> u64 {
         match self {
             Self::F32(values) => 4 * values.len() as u64,
+            #[cfg(any(feature = "serve", test))]
             Self::Narrow(values) => 2 * values.len() as u64,
             Self::F16(values) => 2 * values.len() as u64,
             Self::Bytes(bytes) => bytes.len() as u64,
@@ -256,6 +258,7 @@ impl<'a> Numbers<'a> {
                 let runs = values.reinterpret_cast().chunks(RUN_VALUES);
                 Box::new(runs.map(|run| little_endian(run, u16::to_le_bytes)))
             }
+            #[cfg(any(feature = "serve", test))]
             Self::Narrow(values) => Box::new(values.chunks(PIECE_VALUES).map(|piece| {
                 let mut narrow = [f16::ZERO; PIECE_VALUES];
                 let narrow = narrow.get_mut(..piece.len()).unwrap_or_default();

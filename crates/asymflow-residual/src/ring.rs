@@ -268,6 +268,7 @@ impl Ring {
     }
 
     /// A copy of a body, as it stands there now.
+    #[cfg(any(feature = "serve", test))]
     pub fn read(&self, body: Located) -> Result<Vec<u8>, RingError> {
         let bytes = body.bytes as u64;
         self.memory.read(body.at, body.bytes).ok_or(RingError::Length { bytes, slot_bytes: bytes })

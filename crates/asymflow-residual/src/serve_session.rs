@@ -91,7 +91,7 @@ pub(crate) fn serve_session(
             }
             Err(error) => return Err(error),
         };
-        let failed = |header| Answered { header, body: Answer::default() };
+        let failed = |header| Answered { header, body: Following::default() };
         let (header, body) = request;
         let answer = match session.answer(header, body, connection) {
             Ok(answer) => answer,
@@ -102,8 +102,8 @@ pub(crate) fn serve_session(
         connection.set_timeout(limits.idle_timeout);
         let Answered { header, body } = &answer;
         match body {
-            Answer::Zeros(bytes) => connection.send_numbers(header, &[Numbers::Zeros(*bytes)])?,
-            Answer::Numbers { values, weights, precision } => {
+            Following::Zeros(bytes) => connection.send_numbers(header, &[Numbers::Zeros(*bytes)])?,
+            Following::Numbers { values, weights, precision } => {
                 let values = match precision {
                     Precision::F32 => Numbers::F32(values),
                     Precision::F16 => Numbers::Narrow(values),
@@ -245,11 +245,11 @@ struct Serving {
 
 struct Answered {
     header: ResponseHeader,
-    body: Answer,
+    body: Following,
 }
 
 /// What follows an answer's header: numbers, or so many bytes of zeros.
-enum Answer {
+enum Following {
     /// Values that travel in `precision`, then weight gradients in binary32.
     Numbers {
         values: Vec<f32>,
@@ -259,7 +259,7 @@ enum Answer {
     Zeros(u64),
 }
 
-impl Default for Answer {
+impl Default for Following {
     fn default() -> Self {
         Self::Numbers { values: Vec::new(), weights: Vec::new(), precision: Precision::F32 }
     }
@@ -354,14 +354,14 @@ impl Serving {
         let busy_seconds = (self.session.stats().busy_seconds - before).max(0.0);
         let header = ResponseHeader::Done { busy_seconds, values: values.len() as u64, precision };
         representable(&values, precision)?;
-        Ok(Answered { header, body: Answer::Numbers { values, weights, precision } })
+        Ok(Answered { header, body: Following::Numbers { values, weights, precision } })
     }
 
     fn modelled(&self, request: &RequestHeader, bytes: usize) -> Option<Answered> {
         let start = Instant::now();
         let Zeros { values, weights } = self.card.as_ref()?.answer(request, bytes)?;
         let precision = self.answers;
-        let body = Answer::Zeros((precision.bytes() * values + 4 * weights) as u64);
+        let body = Following::Zeros((precision.bytes() * values + 4 * weights) as u64);
         let busy_seconds = start.elapsed().as_secs_f64();
         Some(Answered { header: ResponseHeader::Done { busy_seconds, values: values as u64, precision }, body })
     }
