@@ -298,4 +298,32 @@ mod tests {
             (of("layer3.0.conv1.weight"), of("layer3.0.conv1.act.weight"), of("layer3.0.conv2.weight"));
         assert!(before < 2.0 * between && 2.0 * between < after, "{before}, {between}, {after}");
     }
+
+    #[test]
+    fn a_rounded_step_leads_exactly_where_whoever_adds_it_arrives() {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let mut exact = Params::new(&network, &Weights::init(&network, 1)).unwrap();
+        exact.train();
+        for (gradient, scale) in exact.gradients.iter_mut().zip([1.0, 1e-3, 1e5].into_iter().cycle()) {
+            gradient.iter_mut().zip(0..).for_each(|(g, i)| *g = scale * ((i * 37 % 101) as f32 - 50.0) / 50.0);
+        }
+        let (mut rounded, before) = (exact.clone(), exact.values.clone());
+        let some: Vec<usize> =
+            (0..exact.specs.len()).filter(|&i| exact.specs[i].kind.is_trained()).step_by(2).collect();
+        let sgd = SgdStep::plain(0.1, 0.9, 5e-4);
+        let steps = rounded.step_in_f16(sgd, &some);
+        exact.step(sgd);
+        assert_eq!(rounded.momentum, exact.momentum);
+        for (i, (rounded, exact)) in rounded.values.iter().zip(&exact.values).enumerate() {
+            let Some(at) = some.iter().position(|&of| of == i) else {
+                assert_eq!(rounded, exact, "{}", exact.len());
+                continue;
+            };
+            for (((rounded, exact), before), step) in rounded.iter().zip(exact).zip(&before[i]).zip(&steps[at]) {
+                assert_eq!(*rounded, before + step.to_f32());
+                let off = (rounded - exact).abs();
+                assert!(off <= (exact - before).abs() / 1024.0 + 1e-6, "{before} to {exact}, {rounded}");
+            }
+        }
+    }
 }

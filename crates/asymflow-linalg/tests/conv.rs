@@ -145,6 +145,14 @@ fn check_folded(s: ConvShape, rank: usize, shared: bool, seed: u64, par: Par) {
     assert_eq!(result, Ok(()));
     assert_eq!(marks, [Folding::Begins, Folding::Ends]);
     assert!(relative_error(&y, &exact_y) < TOLERANCE, "folded forward {s:?} rank {rank} shared {shared}");
+    if shared {
+        let low = ConvShape { in_channels: rank, ..s };
+        let mut folded = vec![f32::NAN; low.weight_len()];
+        let run = |stack: &mut MemStack| conv::fold(s, &l.coefficients, &w, &mut folded, par, stack);
+        assert_eq!(with_scratch(conv::fold_scratch(s, rank), run), Ok(()));
+        let y = forward(low, &l.principal, &folded, par);
+        assert!(relative_error(&y, &exact_y) < TOLERANCE, "folded once {s:?} rank {rank}");
+    }
     let request = conv::folded_weight_gradient_scratch(s, rank, par);
     let mut marks = Vec::new();
     let mark: &mut dyn FnMut(Folding) = &mut |folding| marks.push(folding);
@@ -271,6 +279,8 @@ fn wrong_lengths_are_refused() {
     let short = LowRank { coefficients: l.coefficients[1..].to_vec(), ..l.clone() };
     let result = conv::folded_forward(s, &short, &w, &mut y.clone(), Par::Seq, stack, &mut |_| {});
     assert_eq!(result, length("the coefficients", 12, 11));
+    let result = conv::fold(s, &short.coefficients, &w, &mut [], Par::Seq, stack);
+    assert_eq!(result, length("the basis", 9, 11));
     let short = LowRank { principal: l.principal[1..].to_vec(), ..l.clone() };
     let result = conv::folded_weight_gradient(s, &short, &y, &mut w.clone(), Par::Seq, stack, &mut |_| {});
     assert_eq!(result, length("the principal channels", 256, 255));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use asymflow::modes::{Mode, TrustedOnly};
+use asymflow::modes::{Mode, TrainBatch, TrustedOnly};
 use asymflow::plan::Plan;
 use asymflow_engine::{Engine, local::LocalConv, program::Program};
 use asymflow_privacy::payload::Precision;
@@ -10,7 +10,7 @@ use asymflow_residual::backend::Pass;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
-use crate::both::{asymml, images, parity, relative, step};
+use crate::both::{SGD, asymml, images, parity, relative, step};
 use crate::toy_backend::{Seen, ToyBackend};
 
 #[test]
@@ -36,6 +36,36 @@ fn f16_transfers_stay_close() {
     let (_, split_gradients) = step(&mut split, &images, 8);
     let off = relative(&split_gradients, &gradients);
     assert!(off < 2e-2, "gradients off by {off}");
+}
+
+/// What a decomposition keeps between batches, bases and kernels folded by them, must not outlive the weights or fall behind the
+/// images.
+#[test]
+fn what_is_kept_between_batches_does_not_change_what_is_computed() {
+    let network = asymflow_zoo::by_name("resnet8-cifar", 10, None).unwrap();
+    let weights = Weights::init(&network, 5);
+    let (first, second) = (images(&network, 8), images(&network, 8).into_iter().rev().collect::<Vec<_>>());
+    let records: Vec<usize> = (0..8).collect();
+    let labels: Vec<u32> = (0..8).collect();
+    let logits = |mode: &mut dyn Mode| -> Vec<Vec<f32>> {
+        let mut logits = vec![mode.infer(&first, &records).unwrap(), mode.infer(&second, &records).unwrap()];
+        for _ in 0..2 {
+            mode.step(TrainBatch::new(&first, &labels, &records).unwrap(), SGD).unwrap();
+            logits.push(mode.infer(&second, &records).unwrap());
+        }
+        logits
+    };
+    let unsplit = logits(&mut TrustedOnly::new(network.clone(), &weights, Par::Seq).unwrap());
+    let moved = relative(&unsplit[2], &unsplit[1]);
+    for decomposition in asymflow_linalg::decompose::NAMES {
+        let plan = Plan::split_all(&Program::new(&network).unwrap(), 4);
+        let backend = Arc::new(ToyBackend::default());
+        let split = logits(&mut asymml(&network, &weights, plan, decomposition, Precision::F32, backend));
+        for (at, (split, unsplit)) in split.iter().zip(&unsplit).enumerate() {
+            let off = relative(split, unsplit);
+            assert!(off < 1e-3 && moved > 1e-1, "{decomposition}, {at}: off by {off:e}, a step moves {moved:e}");
+        }
+    }
 }
 
 /// Gradients of the engine against finite differences of its own loss, with a PReLU in place of the first ReLU.
