@@ -173,7 +173,9 @@ impl<O> Gated<'_, O> {
             Loss::Gaussian { .. } | Loss::Zcdp { .. } => {
                 scores.gaussian_epsilon_low(self.delta).max(scores.epsilon_low(self.delta))
             }
-            Loss::Pure { .. } | Loss::Infinite => scores.epsilon_low(self.delta),
+            Loss::Pure { .. } | Loss::Approximate { .. } | Loss::Sampled { .. } | Loss::Infinite => {
+                scores.epsilon_low(self.delta)
+            }
         };
         let claimed = Some(claimed).filter(|claimed| claimed.is_finite());
         Ok(EpsilonRow { mechanism: self.name.to_owned(), claimed, measured_low, delta: self.delta, trials, fault })

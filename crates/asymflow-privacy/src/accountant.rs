@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::loss::Loss;
+use crate::loss::{Loss, Relation};
 
 /// Why no ε can be given.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -73,6 +73,20 @@ pub enum Event {
         /// σ/Δ₂.
         noise_multiplier: f64,
     },
+    /// The same where neighbours differ by a record *replaced*: `noise_multiplier` is of the distance of two records.
+    ReplacementSampled {
+        /// Probability with which a record takes part.
+        q: f64,
+        /// σ/Δ₂.
+        noise_multiplier: f64,
+    },
+    /// Discrete Gaussian noise P(y) ∝ exp(−y²/(2σ²)) on one integer that neighbours move by at most `sensitivity`.
+    DiscreteGaussian {
+        /// σ, in steps.
+        sigma: f64,
+        /// In steps, at least 1.
+        sensitivity: u32,
+    },
     /// ρ-zero-concentrated differential privacy.
     Zcdp {
         /// ρ.
@@ -83,6 +97,13 @@ pub enum Event {
         /// ε.
         epsilon: f64,
     },
+    /// (ε, δ)-differential privacy.
+    Approximate {
+        /// ε.
+        epsilon: f64,
+        /// δ.
+        delta: f64,
+    },
 }
 
 impl Event {
@@ -90,8 +111,15 @@ impl Event {
     pub const fn of_loss(loss: Loss) -> Option<Self> {
         match loss.checked() {
             Loss::Gaussian { mu } => Some(Self::Gaussian { noise_multiplier: 1.0 / mu }),
+            Loss::Sampled { q, noise_multiplier, relation: Relation::Remove } => {
+                Some(Self::PoissonSampled { q, noise_multiplier })
+            }
+            Loss::Sampled { q, noise_multiplier, relation: Relation::Replace } => {
+                Some(Self::ReplacementSampled { q, noise_multiplier })
+            }
             Loss::Zcdp { rho } => Some(Self::Zcdp { rho }),
             Loss::Pure { epsilon } => Some(Self::Pure { epsilon }),
+            Loss::Approximate { epsilon, delta } => Some(Self::Approximate { epsilon, delta }),
             Loss::Infinite => None,
         }
     }
@@ -99,17 +127,25 @@ impl Event {
     /// The event, if its numbers are in range; sampling with probability 1 is none.
     pub(crate) fn checked(self) -> Result<Self, AccountantError> {
         let event = match self {
-            Self::PoissonSampled { q: 1.0, noise_multiplier } => Self::Gaussian { noise_multiplier },
+            Self::PoissonSampled { q: 1.0, noise_multiplier }
+            | Self::ReplacementSampled { q: 1.0, noise_multiplier } => Self::Gaussian { noise_multiplier },
             other => other,
         };
         let (what, value, valid) = match event {
             Self::Gaussian { noise_multiplier } => ("noise multiplier", noise_multiplier, noise_multiplier > 0.0),
-            Self::PoissonSampled { q, .. } if !(q > 0.0 && q < 1.0) => ("sampling probability", q, false),
-            Self::PoissonSampled { noise_multiplier, .. } => {
+            Self::PoissonSampled { q, .. } | Self::ReplacementSampled { q, .. } if !(q > 0.0 && q < 1.0) => {
+                ("sampling probability", q, false)
+            }
+            Self::PoissonSampled { noise_multiplier, .. } | Self::ReplacementSampled { noise_multiplier, .. } => {
                 ("noise multiplier", noise_multiplier, noise_multiplier > 0.0 && noise_multiplier.is_finite())
             }
             Self::Zcdp { rho } => ("rho", rho, rho >= 0.0 && rho.is_finite()),
-            Self::Pure { epsilon } => ("epsilon", epsilon, epsilon >= 0.0 && epsilon.is_finite()),
+            Self::DiscreteGaussian { sensitivity: 0, .. } => ("sensitivity", 0.0, false),
+            Self::DiscreteGaussian { sigma, .. } => ("sigma", sigma, sigma > 0.0 && sigma.is_finite()),
+            Self::Approximate { delta, .. } if !(0.0..1.0).contains(&delta) => ("delta", delta, false),
+            Self::Pure { epsilon } | Self::Approximate { epsilon, .. } => {
+                ("epsilon", epsilon, epsilon >= 0.0 && epsilon.is_finite())
+            }
         };
         if valid { Ok(event) } else { Err(AccountantError::Event { what, value }) }
     }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::accountant::{AccountantError, checked_delta};
+use crate::accountant::{Accountant, AccountantError, Event, checked_delta};
 use crate::gdp::gdp_epsilon;
 use crate::loss::Loss;
+use crate::pld::PldAccountant;
 use crate::zcdp::{gdp_with_zcdp_epsilon, zcdp_epsilon};
 
 /// The most that a record may lose: ε at δ.
@@ -66,8 +67,8 @@ pub enum BudgetError {
 
 /// What one record has lost, in a few numbers.
 ///
-/// Gaussian losses compose exactly (μ² adds up; Dong, Roth and Su 2022, corollary 3.3), ρ adds up, and so does ε.
-/// Mixed, the ε given is the least of several upper bounds, [`RecordLedger::epsilon`] says which.
+/// Gaussian losses compose exactly (μ² adds up; Dong, Roth and Su 2022, corollary 3.3), ρ adds up, and so do ε and δ. Uses of
+/// one sampled sum are counted, and composed numerically; another sum beside it is taken for one that is not sampled. Mixed, the ε given is the least of several upper bounds, [`RecordLedger::epsilon`] says which.
 ///
 /// Serialised, it keeps what was spent, infinities included; a number that is no loss is read as infinite.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -81,6 +82,17 @@ pub struct RecordLedger {
     pure_epsilon: f64,
     /// Σρ of the same pure losses, as zCDP.
     pure_rho: f64,
+    /// Σδ of (ε, δ) losses, whose ε are among the pure ones.
+    delta: f64,
+    /// Uses of a sampled sum.
+    sampled: Option<SampledUses>,
+}
+
+/// So many uses of one sampled sum.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct SampledUses {
+    loss: Loss,
+    times: u64,
 }
 
 /// `None` is infinite, for which JSON has no number.
@@ -90,6 +102,8 @@ struct StoredLedger {
     rho: Option<f64>,
     pure_epsilon: Option<f64>,
     pure_rho: Option<f64>,
+    delta: Option<f64>,
+    sampled: Option<SampledUses>,
 }
 
 impl From<StoredLedger> for RecordLedger {
@@ -100,6 +114,8 @@ impl From<StoredLedger> for RecordLedger {
             rho: loss(stored.rho),
             pure_epsilon: loss(stored.pure_epsilon),
             pure_rho: loss(stored.pure_rho),
+            delta: loss(stored.delta),
+            sampled: stored.sampled,
         }
     }
 }
@@ -112,6 +128,8 @@ impl From<RecordLedger> for StoredLedger {
             rho: stored(ledger.rho),
             pure_epsilon: stored(ledger.pure_epsilon),
             pure_rho: stored(ledger.pure_rho),
+            delta: stored(ledger.delta),
+            sampled: ledger.sampled,
         }
     }
 }
@@ -119,27 +137,32 @@ impl From<RecordLedger> for StoredLedger {
 impl RecordLedger {
     /// Adds one loss.
     pub fn add(&mut self, loss: Loss) {
-        match loss.checked() {
-            Loss::Gaussian { mu } => self.mu_squared += mu * mu,
-            Loss::Zcdp { rho } => self.rho += rho,
-            Loss::Pure { epsilon } => {
-                self.pure_epsilon += epsilon;
-                self.pure_rho += loss.rho();
-            }
-            Loss::Infinite => self.rho = f64::INFINITY,
-        }
+        self.add_times(loss, 1);
     }
 
     /// Adds one loss `times` times. No number of releases costs less than a smaller one.
     pub fn add_times(&mut self, loss: Loss, times: u64) {
-        let mut once = Self::default();
-        once.add(loss);
         // Nothing, however often, is nothing; an infinite loss stays one.
-        let scaled = |value: f64| if value == 0.0 || times == 0 { 0.0 } else { value * times as f64 };
-        self.mu_squared += scaled(once.mu_squared);
-        self.rho += scaled(once.rho);
-        self.pure_epsilon += scaled(once.pure_epsilon);
-        self.pure_rho += scaled(once.pure_rho);
+        let all = |value: f64| if value == 0.0 || times == 0 { 0.0 } else { value * times as f64 };
+        match loss.checked() {
+            Loss::Gaussian { mu } => self.mu_squared += all(mu * mu),
+            Loss::Zcdp { rho } => self.rho += all(rho),
+            Loss::Pure { epsilon } => {
+                self.pure_epsilon += all(epsilon);
+                self.pure_rho += all(loss.rho());
+            }
+            Loss::Approximate { epsilon, delta } => {
+                self.add_times(Loss::Pure { epsilon }, times);
+                self.delta += all(delta);
+            }
+            sampled @ Loss::Sampled { .. } => match &mut self.sampled {
+                Some(uses) if uses.loss == sampled => uses.times = uses.times.saturating_add(times),
+                None if times > 0 => self.sampled = Some(SampledUses { loss: sampled, times }),
+                None => {}
+                Some(_) => self.mu_squared += all(2.0 * sampled.rho()),
+            },
+            Loss::Infinite => self.rho += all(f64::INFINITY),
+        }
     }
 
     /// Whether every kind of loss is at most `allowed`'s, rounding of sums aside.
@@ -149,20 +172,32 @@ impl RecordLedger {
             && within(self.rho, allowed.rho)
             && within(self.pure_epsilon, allowed.pure_epsilon)
             && within(self.pure_rho, allowed.pure_rho)
+            && within(self.delta, allowed.delta)
+            && self.sampled.is_none_or(|uses| {
+                allowed.sampled.is_some_and(|allowed| allowed.loss == uses.loss && uses.times <= allowed.times)
+            })
     }
 
-    /// ρ of everything, as zCDP.
+    /// ρ of everything, as zCDP but for the δ of (ε, δ) losses, and as if nothing were sampled.
     pub fn rho(&self) -> f64 {
-        0.5 * self.mu_squared + self.rho + self.pure_rho
+        let sampled = self.sampled.map_or(0.0, |uses| uses.loss.rho() * uses.times as f64);
+        0.5 * self.mu_squared + self.rho + self.pure_rho + sampled
     }
 
-    /// ε at `delta`. Exact for Gaussian losses alone, and Σε for pure losses that δ cannot help; otherwise the lesser
-    /// of two upper bounds: all losses as ρ-zCDP, or the pure ones added to the ε of the others.
+    /// ε at `delta`. Exact for Gaussian losses alone, and Σε for pure losses that δ cannot help; numerical where a sampled
+    /// sum is among them ([`PldAccountant`]); otherwise the lesser of two upper bounds: all losses as ρ-zCDP, or the pure ones
+    /// added to the ε of the others. (ε, δ) losses leave the others so much less of δ.
     ///
     /// # Errors
-    /// `delta` outside (0, 1).
+    /// `delta` outside (0, 1), or beyond the precision of the numerical composition.
     pub fn epsilon(&self, delta: f64) -> Result<f64, AccountantError> {
-        checked_delta(delta)?;
+        let delta = checked_delta(delta)? - self.delta;
+        if delta.is_nan() || delta <= 0.0 {
+            return Ok(f64::INFINITY);
+        }
+        if let Some(uses) = self.sampled {
+            return self.with_sampled(uses, delta);
+        }
         let rho = self.rho();
         if !rho.is_finite() || !self.pure_epsilon.is_finite() {
             return Ok(f64::INFINITY);
@@ -172,5 +207,22 @@ impl RecordLedger {
         }
         let others = gdp_with_zcdp_epsilon(self.mu_squared, self.rho, delta);
         Ok(zcdp_epsilon(rho, delta).min(others + self.pure_epsilon))
+    }
+
+    fn with_sampled(&self, uses: SampledUses, delta: f64) -> Result<f64, AccountantError> {
+        let mut all = PldAccountant::default();
+        let others = [
+            (Loss::Gaussian { mu: self.mu_squared.sqrt() }, 1),
+            (Loss::Zcdp { rho: self.rho }, 1),
+            (Loss::Pure { epsilon: self.pure_epsilon }, 1),
+            (uses.loss, uses.times),
+        ];
+        for (loss, times) in others.into_iter().filter(|(loss, _)| loss.rho() > 0.0) {
+            match Event::of_loss(loss) {
+                Some(event) => all.compose(event, times)?,
+                None => return Ok(f64::INFINITY),
+            }
+        }
+        all.epsilon(delta)
     }
 }

@@ -9,6 +9,9 @@ use crate::mechanism::{Mechanism, MechanismError, checked_l2, checked_sigma};
 /// Largest magnitude in steps that a value may have; noise added to it stays within i64.
 const MAX_STEPS: f64 = 4_503_599_627_370_496.0; // 2^52
 
+/// So many steps of discrete Gaussian noise lose what continuous noise loses.
+const CONTINUOUS_STEPS: f64 = 16.0;
+
 /// Most steps of Laplace noise: with 2^8 to 2^9 further fractions of a step, products stay within 64 bits.
 const MAX_LAPLACE_STEPS: f64 = 16_777_216.0; // 2^24
 
@@ -46,8 +49,14 @@ fn fine_step(scale: f64) -> f64 {
 /// sampled exactly in integers (Canonne, Kamath and Steinke 2020, algorithm 3).
 ///
 /// # Guarantee
-/// ρ-zCDP with ρ = Δ₂²/(2σ²), as continuous noise has (the same, for vectors of integers), for every bound that
-/// [`Sensitivity`] states: rounding towards zero does not increase the norm of a record. If what is released is not a
+/// From 16 steps of noise on, that of continuous noise of variance σ² − 9·`step`², μ = Δ₂/√(σ² − 9·`step`²), for vectors of any
+/// length: Gaussian noise of that variance, each value of which is then rounded to y with probability proportional to
+/// exp(−(y − c)²/18) in steps, has the probabilities of discrete noise of σ up to a factor of 1 ± 2⁻²⁵⁰ a value, by Poisson's
+/// summation formula (Peikert 2010, theorem 3.1). With less noise, ρ-zCDP with ρ = Δ₂²/(2σ²) (Canonne, Kamath and Steinke
+/// 2020); one integer has its own distribution of losses,
+/// [`Event::DiscreteGaussian`](crate::accountants::Event::DiscreteGaussian).
+///
+/// Either holds for every bound that [`Sensitivity`] states: rounding towards zero does not increase the norm of a record. If what is released is not a
 /// clipped record but a function of several, state the sensitivity of the rounded function: rounding n values moves
 /// it by up to `step`·√n. The variance is rounded up, by at most 2⁻³⁹ of itself.
 ///
@@ -100,7 +109,13 @@ impl Mechanism for DiscreteGaussian {
 
     fn loss(&self, sensitivity: Sensitivity) -> Result<Loss, MechanismError> {
         let mu = checked_l2(sensitivity)? / self.sigma;
-        Ok(Loss::Zcdp { rho: 0.5 * mu * mu }.checked())
+        let steps = self.sigma / self.step;
+        let loss = if steps < CONTINUOUS_STEPS {
+            Loss::Zcdp { rho: 0.5 * mu * mu }
+        } else {
+            Loss::Gaussian { mu: mu / (1.0 - 9.0 / (steps * steps)).sqrt() }
+        };
+        Ok(loss.checked())
     }
 
     fn apply(&self, mut x: Vec<f32>, rng: &mut dyn CryptoRng) -> Result<Self::Output, MechanismError> {

@@ -116,18 +116,41 @@ pub enum Loss {
         /// ε.
         epsilon: f64,
     },
+    /// (ε, δ)-differential privacy.
+    Approximate {
+        /// ε.
+        epsilon: f64,
+        /// δ.
+        delta: f64,
+    },
+    /// Gaussian noise on a sum over records, each of which takes part with probability `q` of its own, in secret.
+    Sampled {
+        /// Probability with which a record takes part.
+        q: f64,
+        /// σ/Δ₂, for the distance Δ₂ of neighbours under `relation`.
+        noise_multiplier: f64,
+        /// Which neighbours. Sampling helps less against a replacement.
+        relation: Relation,
+    },
     /// No guarantee at all.
     Infinite,
 }
 
 impl Loss {
-    /// The loss where neighbours may differ by twice as much.
+    /// The loss where neighbours may differ by twice as much, being records replaced in place of records removed.
     #[must_use]
-    pub const fn doubled(self) -> Self {
+    pub fn doubled(self) -> Self {
         match self {
             Self::Gaussian { mu } => Self::Gaussian { mu: 2.0 * mu },
             Self::Zcdp { rho } => Self::Zcdp { rho: 4.0 * rho },
             Self::Pure { epsilon } => Self::Pure { epsilon: 2.0 * epsilon },
+            // Over a neighbour in between: δ + e^ε·δ.
+            Self::Approximate { epsilon, delta } => {
+                Self::Approximate { epsilon: 2.0 * epsilon, delta: delta * (1.0 + epsilon.exp()) }
+            }
+            Self::Sampled { q, noise_multiplier, .. } => {
+                Self::Sampled { q, noise_multiplier: 0.5 * noise_multiplier, relation: Relation::Replace }
+            }
             Self::Infinite => Self::Infinite,
         }
     }
@@ -136,25 +159,30 @@ impl Loss {
     /// make the loss smaller.
     #[must_use]
     pub const fn checked(self) -> Self {
-        let number = match self {
-            Self::Gaussian { mu } => mu,
-            Self::Zcdp { rho } => rho,
-            Self::Pure { epsilon } => epsilon,
-            Self::Infinite => f64::INFINITY,
+        let (number, is_event) = match self {
+            Self::Gaussian { mu } => (mu, true),
+            Self::Zcdp { rho } => (rho, true),
+            Self::Pure { epsilon } => (epsilon, true),
+            Self::Approximate { epsilon, delta } => (epsilon, delta >= 0.0 && delta < 1.0),
+            Self::Sampled { q, noise_multiplier, .. } => {
+                (noise_multiplier, q > 0.0 && q <= 1.0 && noise_multiplier > 0.0)
+            }
+            Self::Infinite => (f64::INFINITY, false),
         };
-        if number >= 0.0 && number < f64::INFINITY { self } else { Self::Infinite }
+        if is_event && number >= 0.0 && number < f64::INFINITY { self } else { Self::Infinite }
     }
 
     /// A ρ such that the release is ρ-zCDP; infinite when there is no guarantee.
     ///
     /// μ-GDP is μ²/2-zCDP; ε-DP is ε²/2-zCDP (Bun and Steinke 2016, proposition 1.4) and, its Rényi divergences being
-    /// at most ε, also ε-zCDP.
+    /// at most ε, also ε-zCDP. Sampling is left out of account. (ε, δ) has no ρ.
     pub fn rho(&self) -> f64 {
         match self.checked() {
             Self::Gaussian { mu } => 0.5 * mu * mu,
             Self::Zcdp { rho } => rho,
             Self::Pure { epsilon } => epsilon.min(0.5 * epsilon * epsilon),
-            Self::Infinite => f64::INFINITY,
+            Self::Sampled { noise_multiplier, .. } => 0.5 / (noise_multiplier * noise_multiplier),
+            Self::Approximate { .. } | Self::Infinite => f64::INFINITY,
         }
     }
 }
@@ -167,6 +195,8 @@ enum StoredLoss {
     Zcdp { rho: f64 },
     Pure { epsilon: f64 },
     Infinite,
+    Approximate { epsilon: f64, delta: f64 },
+    Sampled { q: f64, noise_multiplier: f64, relation: Relation },
 }
 
 impl From<StoredLoss> for Loss {
@@ -176,6 +206,8 @@ impl From<StoredLoss> for Loss {
             StoredLoss::Zcdp { rho } => Self::Zcdp { rho },
             StoredLoss::Pure { epsilon } => Self::Pure { epsilon },
             StoredLoss::Infinite => Self::Infinite,
+            StoredLoss::Approximate { epsilon, delta } => Self::Approximate { epsilon, delta },
+            StoredLoss::Sampled { q, noise_multiplier, relation } => Self::Sampled { q, noise_multiplier, relation },
         }
         .checked()
     }
@@ -188,6 +220,8 @@ impl From<Loss> for StoredLoss {
             Loss::Zcdp { rho } => Self::Zcdp { rho },
             Loss::Pure { epsilon } => Self::Pure { epsilon },
             Loss::Infinite => Self::Infinite,
+            Loss::Approximate { epsilon, delta } => Self::Approximate { epsilon, delta },
+            Loss::Sampled { q, noise_multiplier, relation } => Self::Sampled { q, noise_multiplier, relation },
         }
     }
 }

@@ -70,7 +70,15 @@ impl From<PldAccountant> for StoredPld {
 
 /// Whether `event` is one that [`PldAccountant::compose`] keeps in its list.
 fn composable(event: Event) -> bool {
-    matches!(event, Event::PoissonSampled { .. } | Event::Pure { .. }) && event.checked() == Ok(event)
+    let is_kept = match event {
+        Event::Gaussian { .. } | Event::Zcdp { .. } => false,
+        Event::PoissonSampled { .. }
+        | Event::ReplacementSampled { .. }
+        | Event::DiscreteGaussian { .. }
+        | Event::Pure { .. }
+        | Event::Approximate { .. } => true,
+    };
+    is_kept && event.checked() == Ok(event)
 }
 
 impl PldAccountant {
@@ -89,7 +97,11 @@ impl PldAccountant {
             }
             Event::Zcdp { rho } => self.rho += count as f64 * rho,
             Event::Pure { epsilon: 0.0 } => {}
-            other => match self.events.iter_mut().find(|(event, _)| *event == other) {
+            other @ (Event::PoissonSampled { .. }
+            | Event::ReplacementSampled { .. }
+            | Event::DiscreteGaussian { .. }
+            | Event::Pure { .. }
+            | Event::Approximate { .. }) => match self.events.iter_mut().find(|(event, _)| *event == other) {
                 Some((_, total)) => *total = total.saturating_add(count),
                 None => self.events.push((other, count)),
             },
@@ -203,17 +215,8 @@ impl Composition<'_> {
 
     /// A first interval: 2^15 points for the widest event. (All losses may round to one number.)
     fn coarse_interval(&self) -> f64 {
-        let widest = self.events.iter().map(|(event, _)| match *event {
-            Event::Pure { epsilon } => 2.0 * epsilon,
-            Event::Gaussian { noise_multiplier } => {
-                LossDistribution::sampled_width(1.0, noise_multiplier, self.direction, self.tail())
-            }
-            Event::PoissonSampled { q, noise_multiplier } => {
-                LossDistribution::sampled_width(q, noise_multiplier, self.direction, self.tail())
-            }
-            Event::Zcdp { .. } => 0.0,
-        });
-        widest.fold(1e-9, f64::max) / 32_768.0
+        let widths = self.events.iter().map(|(event, _)| LossDistribution::width(*event, self.direction, self.tail()));
+        widths.fold(1e-9, f64::max) / 32_768.0
     }
 
     /// Tail to cut from one use, such that all cuts together stay below the cut of δ.
@@ -224,17 +227,7 @@ impl Composition<'_> {
 
     fn distributions(&self, interval: f64) -> Result<Vec<LossDistribution>, AccountantError> {
         let tail = self.tail();
-        let one = |(event, _): &(Event, u64)| match *event {
-            Event::Gaussian { noise_multiplier } => {
-                LossDistribution::sampled_gaussian(1.0, noise_multiplier, self.direction, interval, tail)
-            }
-            Event::PoissonSampled { q, noise_multiplier } => {
-                LossDistribution::sampled_gaussian(q, noise_multiplier, self.direction, interval, tail)
-            }
-            Event::Pure { epsilon } => LossDistribution::pure(epsilon, interval),
-            Event::Zcdp { rho } => Err(AccountantError::Event { what: "rho", value: rho }),
-        };
-        self.events.iter().map(one).collect()
+        self.events.iter().map(|(event, _)| LossDistribution::of(*event, self.direction, interval, tail)).collect()
     }
 
     /// Losses that the composition falls below, or exceeds, with probability at most the cut each: Chernoff's bound, by

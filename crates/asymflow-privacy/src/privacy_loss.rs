@@ -6,7 +6,7 @@
 //! Ghazi, Kamath, Kumar and Manurangsi 2022). Domination carries over to compositions (Zhu, Dong and Wang 2022,
 //! theorem 10).
 
-use crate::accountant::AccountantError;
+use crate::accountant::{AccountantError, Event};
 use crate::normal::{cdf, probability_between};
 
 /// Most grid points of one distribution.
@@ -31,6 +31,77 @@ pub(crate) struct LossDistribution {
 }
 
 impl LossDistribution {
+    /// Of one use of a mechanism; as [`Self::sampled_gaussian`] for the tail. Where only ρ is known there is none.
+    pub(crate) fn of(event: Event, direction: Direction, interval: f64, tail: f64) -> Result<Self, AccountantError> {
+        match event {
+            Event::Gaussian { noise_multiplier } => {
+                Self::sampled_gaussian(1.0, noise_multiplier, direction, interval, tail)
+            }
+            Event::PoissonSampled { q, noise_multiplier } => {
+                Self::sampled_gaussian(q, noise_multiplier, direction, interval, tail)
+            }
+            Event::ReplacementSampled { q, noise_multiplier } => {
+                Self::sampled_gaussian(q, noise_multiplier, Direction::Removed, interval, tail)?.seen_from_both_sides()
+            }
+            Event::DiscreteGaussian { sigma, sensitivity } => {
+                DiscreteGaussian { sigma, sensitivity: f64::from(sensitivity) }.distribution(interval, tail)
+            }
+            Event::Pure { epsilon } => Self::pure(epsilon, interval),
+            Event::Approximate { epsilon, delta } => Ok(Self::pure(epsilon, interval)?.failing(delta)),
+            Event::Zcdp { rho } => Err(AccountantError::Event { what: "rho", value: rho }),
+        }
+    }
+
+    /// Width of the losses of [`Self::of`].
+    pub(crate) fn width(event: Event, direction: Direction, tail: f64) -> f64 {
+        let of = |q, sigma, direction| {
+            let (lowest, highest) = SampledGaussian { q, sigma }.support(direction, tail);
+            highest - lowest
+        };
+        match event {
+            Event::Gaussian { noise_multiplier } => of(1.0, noise_multiplier, direction),
+            Event::PoissonSampled { q, noise_multiplier } => of(q, noise_multiplier, direction),
+            Event::ReplacementSampled { q, noise_multiplier } => 2.0 * of(q, noise_multiplier, Direction::Removed),
+            Event::DiscreteGaussian { sigma, sensitivity } => {
+                let sensitivity = f64::from(sensitivity);
+                2.0 * sensitivity * DiscreteGaussian { sigma, sensitivity }.reach(tail) / (sigma * sigma)
+            }
+            Event::Pure { epsilon } | Event::Approximate { epsilon, .. } => 2.0 * epsilon,
+            Event::Zcdp { .. } => 0.0,
+        }
+    }
+
+    /// The distribution with the loss infinite with probability `delta` more: (ε, δ) is dominated by pure ε that fails so
+    /// often (Kairouz, Oh and Viswanath 2015).
+    fn failing(mut self, delta: f64) -> Self {
+        self.masses.iter_mut().for_each(|mass| *mass *= 1.0 - delta);
+        self.infinite = delta + (1.0 - delta) * self.infinite;
+        self
+    }
+
+    /// The distribution of a pair that dominates both this one and the one with its neighbours exchanged, from the privacy
+    /// profile at ε ≥ 0: a loss −l is to have e^(−l) times the mass of l, and the rest lies at 0.
+    ///
+    /// Records that are replaced by others at distance Δ₂, each taking part with probability q, have a profile, for ε ≥ 0, of
+    /// at most that of one removed that moves the sum by Δ₂ (advanced joint convexity: Balle, Barthe and Gaboardi 2018,
+    /// theorem 2, and N(x) is as far from N(x′) as from nothing at most); and they look the same from both sides.
+    fn seen_from_both_sides(self) -> Result<Self, AccountantError> {
+        let highest = self.loss(self.masses.len() - 1);
+        let mut both = Self::empty(-highest, highest, self.interval)?;
+        let mut rest = 1.0 - self.infinite;
+        for (index, &mass) in self.masses.iter().enumerate() {
+            let (at, loss) = (self.first + index as i64, self.loss(index));
+            if at > 0 {
+                both.masses[(at - both.first) as usize] += mass;
+                both.masses[(-at - both.first) as usize] += mass * (-loss).exp();
+                rest -= mass * (1.0 + (-loss).exp());
+            }
+        }
+        both.masses[(-both.first) as usize] = rest.max(0.0);
+        both.infinite = self.infinite;
+        Ok(both)
+    }
+
     /// No mass, with room for losses from `lowest` to `highest`.
     fn empty(lowest: f64, highest: f64, interval: f64) -> Result<Self, AccountantError> {
         let (first, last) = ((lowest / interval).floor(), (highest / interval).ceil());
@@ -58,7 +129,7 @@ impl LossDistribution {
     }
 
     /// Randomised response over two answers, which dominates every ε-DP mechanism (Kairouz, Oh and Viswanath 2015).
-    pub(crate) fn pure(epsilon: f64, interval: f64) -> Result<Self, AccountantError> {
+    fn pure(epsilon: f64, interval: f64) -> Result<Self, AccountantError> {
         let mut distribution = Self::empty(-epsilon, epsilon, interval)?;
         let likely = 1.0 / (1.0 + (-epsilon).exp());
         let unlikely = (-epsilon).exp() / (1.0 + (-epsilon).exp());
@@ -88,16 +159,10 @@ impl LossDistribution {
         if sum > 1e-290 { t * largest + sum.ln() } else { f64::INFINITY }
     }
 
-    /// Width of the losses of [`Self::sampled_gaussian`].
-    pub(crate) fn sampled_width(q: f64, sigma: f64, direction: Direction, tail: f64) -> f64 {
-        let (lowest, highest) = SampledGaussian { q, sigma }.support(direction, tail);
-        highest - lowest
-    }
-
     /// The Poisson-subsampled Gaussian with sampling probability `q` (1 for no sampling) and noise multiplier `sigma`:
     /// (1−q)·N(0, σ²) + q·N(1, σ²) against N(0, σ²), in the order of `direction`. P-mass of at most `tail` becomes
     /// infinite loss; as much is moved up from below the lowest grid point.
-    pub(crate) fn sampled_gaussian(
+    fn sampled_gaussian(
         q: f64,
         sigma: f64,
         direction: Direction,
@@ -182,5 +247,52 @@ impl SampledGaussian {
             Direction::Removed => (self.loss(-reach), self.loss(1.0 + reach)),
             Direction::Added => (-self.loss(reach), -self.loss(-reach)),
         }
+    }
+}
+
+/// The pair behind discrete Gaussian noise on one integer: Y against Y + `sensitivity`.
+#[derive(Clone, Copy)]
+struct DiscreteGaussian {
+    sigma: f64,
+    sensitivity: f64,
+}
+
+impl DiscreteGaussian {
+    /// Unscaled probability of `y`.
+    fn weight(self, y: f64) -> f64 {
+        (-0.5 * (y / self.sigma).powi(2)).exp()
+    }
+
+    /// ln(P(y)/P(y − sensitivity)); it falls with y.
+    fn loss(self, y: f64) -> f64 {
+        self.sensitivity * (self.sensitivity - 2.0 * y) / (2.0 * self.sigma * self.sigma)
+    }
+
+    /// Y exceeds it with probability at most `tail`: it is subgaussian with σ (Canonne, Kamath and Steinke 2020, corollary
+    /// 17).
+    fn reach(self, tail: f64) -> f64 {
+        (self.sigma * (-2.0 * tail.ln()).sqrt()).ceil()
+    }
+
+    /// Outcomes beyond the reach become infinite loss where the loss is large, and are moved up where it is small.
+    fn distribution(self, interval: f64, tail: f64) -> Result<LossDistribution, AccountantError> {
+        let reach = self.reach(tail);
+        if 2.0 * reach > MAX_POINTS as f64 {
+            return Err(AccountantError::TooLarge { what: "steps of noise", needed: 2.0 * reach, limit: MAX_POINTS });
+        }
+        let mut distribution = LossDistribution::empty(self.loss(reach), self.loss(-reach), interval)?;
+        let outcomes = |from: f64| (0..).map(move |i| from + f64::from(i));
+        // Beyond 40σ a weight is zero.
+        let all = |from: f64| outcomes(from).take_while(|&y| y < 40.0 * self.sigma + 2.0).map(|y| self.weight(y));
+        let total = 1.0 + 2.0 * all(1.0).sum::<f64>();
+        let beyond = all(reach + 1.0).sum::<f64>() / total;
+        for y in outcomes(-reach).take_while(|&y| y <= reach) {
+            let (p, q) = (self.weight(y) / total, self.weight(y - self.sensitivity) / total);
+            let index = distribution.index_below(self.loss(y));
+            distribution.split(index, p, q);
+        }
+        distribution.masses[0] += beyond;
+        distribution.infinite += beyond;
+        Ok(distribution)
     }
 }

@@ -102,7 +102,11 @@ fn divergence(event: Event, order: f64) -> f64 {
     match event {
         Event::Gaussian { noise_multiplier } => 0.5 * order / (noise_multiplier * noise_multiplier),
         Event::Zcdp { rho } => order * rho,
+        // Sampling that is replaced in has no closed bound here; without sampling it costs more.
+        Event::ReplacementSampled { noise_multiplier, .. } => 0.5 * order / (noise_multiplier * noise_multiplier),
+        Event::DiscreteGaussian { sigma, sensitivity } => 0.5 * order * (f64::from(sensitivity) / sigma).powi(2),
         Event::Pure { epsilon } => pure(epsilon, order),
+        Event::Approximate { .. } => f64::INFINITY,
         Event::PoissonSampled { q, noise_multiplier } if order.fract() == 0.0 => {
             sampled_integer(q, noise_multiplier, order as u32) / (order - 1.0)
         }

@@ -120,8 +120,14 @@ fn the_widest_noise_has_the_moments_of_the_normal_distribution() {
 #[test]
 fn losses_are_the_closed_formulas() {
     let gaussian = DiscreteGaussian::fine(2.0).unwrap();
-    assert_eq!(gaussian.loss(Sensitivity::of_clipped(1.0, Relation::Remove)), Ok(Loss::Zcdp { rho: 0.125 }));
-    assert_eq!(gaussian.loss(Sensitivity::of_clipped(1.0, Relation::Replace)), Ok(Loss::Zcdp { rho: 0.5 }));
+    for (relation, continuous) in [(Relation::Remove, 0.5), (Relation::Replace, 1.0)] {
+        let Ok(Loss::Gaussian { mu }) = gaussian.loss(Sensitivity::of_clipped(1.0, relation)) else {
+            panic!("{relation:?}")
+        };
+        assert!(mu > continuous && mu < continuous * (1.0 + 1e-11), "{mu}");
+    }
+    let coarse = DiscreteGaussian::new(2.0, 0.25).unwrap();
+    assert_eq!(coarse.loss(Sensitivity::of_clipped(1.0, Relation::Remove)), Ok(Loss::Zcdp { rho: 0.125 }));
     assert_eq!(gaussian.loss(Sensitivity::unbounded(Relation::Remove)), Ok(Loss::Infinite));
     let laplace = Laplace::fine(4.0).unwrap();
     let by_coordinate = Sensitivity::of_clipped_coordinates(0.5, 16, Relation::Replace);

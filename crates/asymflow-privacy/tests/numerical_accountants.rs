@@ -8,6 +8,7 @@ use asymflow_privacy::{
     },
     calibration::gaussian_epsilon,
     mechanisms::{DiscreteGaussian, InsecureNone, Laplace, Mechanism, OneBit},
+    records::RecordLedger,
 };
 use proptest::prelude::*;
 
@@ -175,7 +176,7 @@ fn absorb_all(accountant: &mut dyn Accountant) {
 fn losses_are_composed_as_the_events_that_they_are() {
     let events = [
         (Event::Gaussian { noise_multiplier: 4.0 }, 1),
-        (Event::Zcdp { rho: 0.02 }, 1),
+        (Event::Gaussian { noise_multiplier: 5.0 }, 1),
         (Event::Pure { epsilon: 0.1 }, 1),
     ];
     let (mut by_rdp, mut by_pld, mut by_zcdp) =
@@ -282,5 +283,105 @@ proptest! {
         for more in [costs(q, sigma, 2 * steps), costs(1.1 * q, sigma, steps), costs(q, 0.9 * sigma, steps)] {
             prop_assert!(more.0 >= base.0 * (1.0 - 1e-6) && more.1 >= base.1, "{base:?} {more:?}");
         }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    delta: f64,
+    points: Vec<Point>,
+}
+
+#[derive(serde::Deserialize)]
+struct Point {
+    sigma: f64,
+    sensitivity: u32,
+    count: u64,
+    epsilon: f64,
+}
+
+/// By `golden/discrete_gaussian_pld.py`.
+#[test]
+fn the_discrete_gaussian_costs_what_dp_accounting_says() {
+    let golden: Golden = serde_json::from_str(include_str!("golden/discrete_gaussian_pld.json")).unwrap();
+    for Point { sigma, sensitivity, count, epsilon: theirs } in golden.points {
+        let name = format!("sigma {sigma}, sensitivity {sensitivity}, {count} times");
+        let ours = pld(&[(Event::DiscreteGaussian { sigma, sensitivity }, count)], golden.delta).unwrap();
+        assert!((ours - theirs).abs() < 1e-5, "{name}: {ours}, dp-accounting {theirs}");
+        // The mechanism's own loss, whatever the number of values, is never below that of one integer.
+        let mechanism = DiscreteGaussian::new(sigma, 1.0).unwrap();
+        let loss = mechanism.loss(Sensitivity::of_clipped(f64::from(sensitivity), Relation::Remove)).unwrap();
+        let mut ledger = RecordLedger::default();
+        ledger.add_times(loss, count);
+        let said = ledger.epsilon(golden.delta).unwrap();
+        assert!(said > theirs - 1e-5, "{name}: {said}, dp-accounting {theirs}");
+        if sigma >= 1024.0 {
+            assert!((said / theirs - 1.0).abs() < 1e-5, "{name}: {said}, dp-accounting {theirs}");
+        }
+    }
+}
+
+/// H_α of records replaced, each sampled with `q`, in closed form: (1 − q)·N(0, σ²) + q·N(1/2, σ²) against the same with
+/// −1/2, by quadrature.
+fn replaced_delta(q: f64, sigma: f64, epsilon: f64) -> f64 {
+    let density = |x: f64, centre: f64| {
+        let normal = |c: f64| (-0.5 * ((x - c) / sigma).powi(2)).exp() / (sigma * std::f64::consts::TAU.sqrt());
+        (1.0 - q) * normal(0.0) + q * normal(centre)
+    };
+    let step = sigma / 500.0;
+    let at = |i: i32| {
+        let x = f64::from(i) * step;
+        (density(x, 0.5) - epsilon.exp() * density(x, -0.5)).max(0.0) * step
+    };
+    (-6000..=6000).map(at).sum()
+}
+
+#[test]
+fn a_record_that_is_replaced_loses_at_most_what_is_said() {
+    for (q, sigma) in [(0.01, 0.5), (0.2, 1.0), (0.5, 2.0), (0.9, 0.7)] {
+        let once = pld(&[(Event::ReplacementSampled { q, noise_multiplier: sigma }, 1)], DELTA).unwrap();
+        assert!(replaced_delta(q, sigma, once) <= DELTA, "q {q}, sigma {sigma}: {once}");
+        // Between removing (whose distance is half) and not sampling at all.
+        let removed = Event::PoissonSampled { q, noise_multiplier: 2.0 * sigma };
+        for steps in [1, 100] {
+            let replaced = pld(&[(Event::ReplacementSampled { q, noise_multiplier: sigma }, steps)], DELTA).unwrap();
+            let least = pld(&[(removed, steps)], DELTA).unwrap();
+            let most = pld(&[(Event::Gaussian { noise_multiplier: sigma }, steps)], DELTA).unwrap();
+            assert!(least <= replaced && replaced <= most * (1.0 + 1e-6), "{least} {replaced} {most}");
+        }
+    }
+}
+
+#[test]
+fn a_ledger_composes_every_kind_of_loss() {
+    let sampled = Loss::Sampled { q: 0.01, noise_multiplier: 1.0, relation: Relation::Remove };
+    let mut ledger = RecordLedger::default();
+    ledger.add_times(sampled, 1000);
+    let event = Event::PoissonSampled { q: 0.01, noise_multiplier: 1.0 };
+    assert_eq!(ledger.epsilon(DELTA).unwrap(), pld(&[(event, 1000)], DELTA).unwrap());
+    let alone = ledger.epsilon(DELTA).unwrap();
+    ledger.add(Loss::Approximate { epsilon: 0.5, delta: 1e-6 });
+    let with = ledger.epsilon(DELTA).unwrap();
+    let events = [(event, 1000), (Event::Approximate { epsilon: 0.5, delta: 1e-6 }, 1)];
+    assert!((with - pld(&events, DELTA).unwrap()).abs() < 1e-3, "{with}");
+    assert!(with > alone && with < alone + 0.51);
+    assert_eq!(ledger.epsilon(1e-6), Ok(f64::INFINITY));
+    // Another sampled sum counts as one that is not sampled.
+    ledger.add(Loss::Sampled { q: 0.5, noise_multiplier: 4.0, relation: Relation::Remove });
+    let mut plain = RecordLedger::default();
+    plain.add_times(sampled, 1000);
+    plain.add(Loss::Approximate { epsilon: 0.5, delta: 1e-6 });
+    plain.add(Loss::Gaussian { mu: 0.25 });
+    assert_eq!(ledger.epsilon(DELTA), plain.epsilon(DELTA));
+    let text = serde_json::to_string(&ledger).unwrap();
+    assert_eq!(serde_json::from_str::<RecordLedger>(&text).unwrap(), ledger);
+    let doubled = Loss::Sampled { q: 0.01, noise_multiplier: 0.5, relation: Relation::Replace };
+    assert_eq!(sampled.doubled(), doubled);
+    for none in [
+        Loss::Sampled { q: 0.0, noise_multiplier: 1.0, relation: Relation::Remove },
+        Loss::Sampled { q: 0.1, noise_multiplier: f64::NAN, relation: Relation::Remove },
+        Loss::Approximate { epsilon: 1.0, delta: 1.0 },
+    ] {
+        assert_eq!(none.checked(), Loss::Infinite);
     }
 }

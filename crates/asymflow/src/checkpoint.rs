@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::job::{JobSpec, TrainSpec};
 use crate::modes::TrainState;
 
-const SCHEMA: u32 = 3;
+const SCHEMA: u32 = 4;
 const META: &str = "asymflow";
 
 /// A point in training.

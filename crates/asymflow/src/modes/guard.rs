@@ -1,12 +1,6 @@
 //! What guards numbers that leave every step: a mechanism by its name, σ, and the clip that bounds what a record can move.
 
-use asymflow_privacy::{
-    Loss,
-    accountants::Relation,
-    calibration::{CalibrationError, calibrate_sigma},
-    door::Gate,
-    records::RecordLedger,
-};
+use asymflow_privacy::{accountants::Relation, door::Gate};
 use serde::{Deserialize, Serialize};
 
 use super::{ModeError, Registry};
@@ -42,17 +36,4 @@ impl GuardSpec {
     pub fn insecure(&self) -> Vec<String> {
         Some(self.mechanism.clone()).filter(|name| name.starts_with("insecure_")).into_iter().collect()
     }
-}
-
-/// Standard deviation of discrete Gaussian noise that costs at most `epsilon` at `delta` for an l2 `sensitivity`, by the
-/// conversion from zCDP.
-///
-/// # Errors
-/// Numbers out of range.
-pub fn zcdp_sigma(epsilon: f64, delta: f64, sensitivity: f64) -> Result<f64, CalibrationError> {
-    calibrate_sigma(epsilon, |sigma| {
-        let mut ledger = RecordLedger::default();
-        ledger.add(Loss::Zcdp { rho: 0.5 * (sensitivity / sigma).powi(2) });
-        ledger.epsilon(delta)
-    })
 }

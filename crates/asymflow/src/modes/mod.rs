@@ -24,7 +24,7 @@ pub use clear::{Clear, ClearSpec};
 #[cfg(feature = "shares")]
 pub use error::SharesError;
 pub use error::{ExecError, ModeError};
-pub use guard::{GuardSpec, zcdp_sigma};
+pub use guard::GuardSpec;
 pub use lesson::Lesson;
 pub use mode::{Answering, Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, Unkept};
 pub use naive_dp::{NaiveDp, NaiveDpSpec};

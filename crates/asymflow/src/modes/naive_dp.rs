@@ -8,8 +8,9 @@ use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{
     Door, Private, Released,
     accountants::{Relation, Sensitivity},
+    calibration::calibrate_losses,
     door::{Gate, Source},
-    mechanisms::DiscreteGaussian,
+    mechanisms::{DiscreteGaussian, Mechanism},
     payload::{Payload, Precision},
     records::Flow,
 };
@@ -22,7 +23,7 @@ use super::mode::{held, loss, open_door};
 use super::remote::Remote;
 use super::{
     Asked, Charge, ExecError, Facts, Guard, Losses, Macs, Mode, ModeError, ModeFamily, ModeSpec, Parts, Purpose,
-    Records, Recovered, Serving, StepReport, TrainBatch, TrainState, zcdp_sigma,
+    Records, Recovered, Serving, StepReport, TrainBatch, TrainState,
 };
 use crate::memory::{MemoryError, MemoryPlan, Work};
 
@@ -79,7 +80,8 @@ pub struct NaiveDpSpec {
 
 impl NaiveDpSpec {
     fn sigma(&self, relation: Relation, delta: f64) -> Result<f64, ModeError> {
-        Ok(zcdp_sigma(self.epsilon, delta, Sensitivity::of_clipped(self.clip, relation).l2())?)
+        let sensitivity = Sensitivity::of_clipped(self.clip, relation);
+        Ok(calibrate_losses(self.epsilon, delta, |sigma| Ok(vec![DiscreteGaussian::fine(sigma)?.loss(sensitivity)?]))?)
     }
 
     fn gate(&self, relation: Relation, delta: f64) -> Result<Gate<Vec<f32>>, ModeError> {

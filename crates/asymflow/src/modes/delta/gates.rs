@@ -9,7 +9,7 @@ use asymflow_privacy::{
 };
 
 use super::spec::{DeltaSpec, Labels, Variant};
-use crate::modes::{ModeError, PrivacyTerms, Sampling, zcdp_sigma};
+use crate::modes::{ModeError, PrivacyTerms, Sampling};
 
 impl DeltaSpec {
     /// σ of the noise on residuals; `None` where there is none.
@@ -73,8 +73,10 @@ impl Noise {
         let (clip, relation) = (spec.clip, terms.relation);
         let mut noise = Self { bits: spec.sigma(terms, sampling)?, gradient: None, clip, relation };
         let (Labels::NoisyGradient { epsilon }, true) = (spec.labels, stage2_epochs > 0) else { return Ok(noise) };
-        let l2 = Sensitivity::of_label_gradient(1, relation).l2();
-        let gradient = zcdp_sigma(epsilon, terms.delta, l2 * (stage2_epochs as f64).sqrt())?;
+        let gradient = calibrate_losses(epsilon, terms.delta, |sigma| {
+            let loss = Self { gradient: Some(sigma), ..noise }.gradient_gate(1)?.loss()?;
+            Ok(vec![loss; stage2_epochs])
+        })?;
         noise.gradient = Some(gradient);
         if let (Variant::Strict, Some(residuals), Some(bits)) = (spec.variant, spec.epsilon, noise.bits) {
             let factor = calibrate_losses(residuals + epsilon, terms.delta, |factor| {
