@@ -210,7 +210,7 @@ fn delta() -> DeltaSpec {
 fn asymml() -> AsymMlSpec {
     AsymMlSpec {
         split: SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false },
-        guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None },
+        guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None, kappa: None },
         precision: Precision::F32,
         verify: true,
     }

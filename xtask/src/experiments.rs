@@ -101,6 +101,9 @@ pub struct ReportArgs {
     /// Write nothing and fail when the committed report is stale
     #[arg(long)]
     check: bool,
+    /// Write the trade-off page of all results to this file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "trade-off.html", conflicts_with = "check")]
+    html: Option<PathBuf>,
 }
 
 /// What `list` shows of an experiment file.
@@ -181,6 +184,9 @@ pub fn report(workspace: &Workspace, args: &ReportArgs) -> Result<u8> {
     }
     if args.check {
         words.push("--check".into());
+    }
+    if let Some(file) = &args.html {
+        words.extend(["--html".into(), from_here(file)?]);
     }
     build_and_call(workspace, &[CLI], &[], &words)
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::CliError;
 use crate::experiment::{Experiment, KindFacts, Limit};
+use crate::page::{Point, page};
 use crate::plot::Plot;
 use crate::report::{Provenance, Report};
 use crate::run::Run;
@@ -132,6 +133,11 @@ pub trait ExperimentKind: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Modes with their settings as points of the trade-off page.
+    fn points(&self, _experiment: &Experiment, _results: &Self::Results) -> Vec<Point> {
+        Vec::new()
+    }
+
     /// Whether the claim holds; `None` where there is nothing to check.
     fn verdict(
         &self,
@@ -167,6 +173,8 @@ pub(crate) trait AnyKind: KindFacts + Send + Sync {
     fn run(&self, run: &Run) -> Result<Outcome, CliError>;
     /// A `summary.json` as it is published, with the name of its experiment.
     fn published(&self, summary: &str) -> Result<(String, String), CliError>;
+    /// Points of the trade-off page.
+    fn points(&self, summary: &str) -> Result<Vec<Point>, CliError>;
     /// What `docs/results/` holds beside a published `summary.json`.
     fn rendered(&self, summary: &str) -> Result<Files, CliError>;
 }
@@ -236,6 +244,10 @@ impl<K: ExperimentKind> AnyKind for K {
         Ok((report.name.clone(), json(&report)?))
     }
 
+    fn points(&self, summary: &str) -> Result<Vec<Point>, CliError> {
+        Ok(points(self, &read(summary)?))
+    }
+
     fn rendered(&self, summary: &str) -> Result<Files, CliError> {
         let report: Report<K::Results> = read(summary)?;
         let (mut text, mut files) = (render(self, &report)?, Vec::new());
@@ -277,6 +289,11 @@ fn plots<K: ExperimentKind>(kind: &K, report: &Report<K::Results>) -> Result<Fil
     plots.map(|(name, plot)| Ok((name.to_owned(), plot.draw(&report.experiment.title)?))).collect()
 }
 
+fn points<K: ExperimentKind>(kind: &K, report: &Report<K::Results>) -> Vec<Point> {
+    let points = report.results.values().flat_map(|results| kind.points(&report.experiment, results));
+    points.map(|point| point.measured(&report.provenance)).collect()
+}
+
 /// Leaves the results of a run in its folder and on stdout.
 fn leave<K: ExperimentKind>(kind: &K, run: &Run, results: K::Results, screen: Option<String>) -> Result<(), CliError> {
     let worker_device = run.worker.get().map(|worker| worker.device.clone());
@@ -292,6 +309,10 @@ fn leave<K: ExperimentKind>(kind: &K, run: &Run, results: K::Results, screen: Op
     run.folder.replace("summary.md", text.as_bytes())?;
     for (name, svg) in plots(kind, &report)? {
         run.folder.replace(&format!("plots/{name}.svg"), svg.as_bytes())?;
+    }
+    let points = points(kind, &report);
+    if !points.is_empty() {
+        run.folder.replace("trade-off.html", page(&points)?.as_bytes())?;
     }
     if run.output.json {
         let line = serde_json::to_string(&report);

@@ -15,6 +15,7 @@ mod kinds;
 mod machine;
 mod memory;
 mod output;
+mod page;
 pub mod plot;
 mod progress;
 mod report;

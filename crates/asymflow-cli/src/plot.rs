@@ -7,6 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::error::CliError;
+pub use crate::page::{LayerTime, Point};
 
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),

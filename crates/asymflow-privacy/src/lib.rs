@@ -22,6 +22,7 @@ mod privacy_loss;
 mod public;
 mod rdp;
 pub mod records;
+mod residual_noise;
 mod search;
 mod zcdp;
 
@@ -45,4 +46,5 @@ pub mod mechanisms {
     pub use crate::mechanism::{InsecureFloatNoise, InsecureNone, Mechanism, MechanismError};
     pub use crate::one_bit::OneBit;
     pub use crate::public::{InsecureLaplaceSign, InsecureSign};
+    pub use crate::residual_noise::ResidualNoise;
 }

@@ -21,6 +21,8 @@ mod recipes {
     struct AddADataSet;
     #[doc = include_str!("../../../docs/how-to/add-a-mode.md")]
     struct AddAMode;
+    #[doc = include_str!("../../../docs/how-to/add-an-attack.md")]
+    struct AddAnAttack;
     #[doc = include_str!("../../../docs/how-to/add-an-activation.md")]
     struct AddAnActivation;
 }

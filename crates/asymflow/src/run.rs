@@ -204,13 +204,14 @@ impl Runner<'_> {
         fits(self.job, &data.split)?;
         let (report, trained) = self.train_on(&data, spec, start, observer)?;
         let weights = Weights::unflatten(&self.mode.stored_network(&self.job.network)?, &trained)?;
-        let data = &data.split;
+        let data = data.split;
         let samples = samples.min(data.test.len());
         let loader = Loader::new(&data.test, &Normalization::of(&data.train), Augment::NONE, spec.seed);
         let mut batch = Batch::default();
         let indices: Vec<u32> = (0..samples as u32).collect();
         loader.gather(None, &indices, &mut batch);
-        Ok(Trained { weights, images: batch.images, samples, test_accuracy: report.test_accuracy.unwrap_or(0.0) })
+        let test_accuracy = report.test_accuracy.unwrap_or(0.0);
+        Ok(Trained { weights, images: batch.images, samples, test_accuracy, report, data })
     }
 }
 

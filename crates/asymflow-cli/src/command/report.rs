@@ -9,6 +9,7 @@ use crate::extensions::Extensions;
 use crate::folder::Folder;
 use crate::kind::{AnyKind, Files};
 use crate::output::print;
+use crate::page::page;
 
 /// Flags of `asymflow report`.
 #[derive(Debug, clap::Args)]
@@ -18,6 +19,9 @@ pub struct Args {
     /// Where results are kept
     #[arg(long, default_value = "docs/results", value_name = "DIR")]
     out: PathBuf,
+    /// Write the trade-off page of all results to this file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "trade-off.html", conflicts_with = "check")]
+    html: Option<PathBuf>,
     /// Change nothing; fail where a rendered result differs from its data
     #[arg(long)]
     check: bool,
@@ -36,6 +40,16 @@ pub fn report(args: &Args, extensions: &Extensions) -> Result<(), CliError> {
         let (summary, kind) = read(&run.join("summary.json"), extensions)?;
         let (name, published) = kind.published(&summary)?;
         out.replace(&format!("{name}.json"), published.as_bytes())?;
+    }
+    if let Some(file) = &args.html {
+        let mut points = Vec::new();
+        for path in summaries(&args.out)? {
+            let (summary, kind) = read(&path, extensions)?;
+            points.extend(kind.points(&summary).map_err(|e| e.within(&path))?);
+        }
+        let written = std::fs::write(file, page(&points)?);
+        written.map_err(|e| CliError::failed(format!("cannot write {}: {e}", file.display()), ""))?;
+        print(&format!("{}\n", file.display()))?;
     }
     let files = all(&args.out, extensions)?;
     if files.is_empty() {
@@ -77,15 +91,20 @@ fn read<'a>(path: &Path, extensions: &'a Extensions) -> Result<(String, &'a dyn 
     Ok((text, extensions.kind_named(&summary.experiment.kind)?))
 }
 
-/// Every file that is rendered of the results in `folder`.
-fn all(folder: &Path, extensions: &Extensions) -> Result<Files, CliError> {
+/// The published results in `folder`.
+fn summaries(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     let entries =
         std::fs::read_dir(folder).map_err(|e| CliError::usage(format!("cannot read {}: {e}", folder.display()), ""))?;
     let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
     paths.sort();
+    Ok(paths)
+}
+
+/// Every file that is rendered of the results in `folder`.
+fn all(folder: &Path, extensions: &Extensions) -> Result<Files, CliError> {
     let mut files = Files::new();
-    for path in paths {
+    for path in summaries(folder)? {
         let (summary, kind) = read(&path, extensions)?;
         files.extend(kind.rendered(&summary).map_err(|e| e.within(&path))?);
     }

@@ -88,6 +88,7 @@ pub const COMMON: &[Limit] = &[
     Limit::whole("model.input.height", 1.0, MANY),
     Limit::whole("model.input.width", 1.0, MANY),
     Limit::above("privacy.sigma", 0.0, 1e12),
+    Limit::above("privacy.kappa", 0.0, 1e6),
     Limit::above("privacy.clip", 0.0, 1e12),
     Limit::between("privacy.delta", 0.0, 1.0),
     Limit::above("privacy.budget_epsilon", 0.0, 1e9),

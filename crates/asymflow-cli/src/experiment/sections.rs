@@ -108,12 +108,14 @@ impl Default for ModeSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrivacySection {
-    /// `discrete_gaussian`, `insecure_float_noise` or `insecure_none`; for asymml.
+    /// `discrete_gaussian`, `residual_noise`, `insecure_float_noise` or `insecure_none`; for asymml.
     pub mechanism: String,
     /// Standard deviation of the noise on every released value.
     pub sigma: Option<f64>,
     /// l2 norm to which each record's release is clipped.
     pub clip: Option<f64>,
+    /// Standard deviation of the noise in multiples of the size of what is released; for `residual_noise`.
+    pub kappa: Option<f64>,
     /// `remove` or `replace`.
     pub relation: Relation,
     /// δ at which ε is reported.
@@ -125,7 +127,15 @@ pub struct PrivacySection {
 impl Default for PrivacySection {
     fn default() -> Self {
         let mechanism = "insecure_none".to_owned();
-        Self { mechanism, sigma: None, clip: None, relation: Relation::Remove, delta: 1e-5, budget_epsilon: None }
+        Self {
+            mechanism,
+            sigma: None,
+            clip: None,
+            kappa: None,
+            relation: Relation::Remove,
+            delta: 1e-5,
+            budget_epsilon: None,
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::kind::AnyKind;
 
 mod activation_budget;
+mod audit;
 mod memory_study;
 mod rank_dct_study;
 mod rank_study;
@@ -25,5 +26,6 @@ pub fn all() -> Vec<Arc<dyn AnyKind>> {
         Arc::new(memory_study::MemoryStudy),
         Arc::new(shares::Shares),
         Arc::new(activation_budget::ActivationBudget),
+        Arc::new(audit::Audit),
     ]
 }

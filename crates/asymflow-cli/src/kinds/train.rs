@@ -17,7 +17,7 @@ use crate::experiment::Experiment;
 use crate::folder::Folder;
 use crate::host::{SEALED, WEIGHTS};
 use crate::kind::{Ended, ExperimentKind, Verdict, without_paths};
-use crate::plot::Plot;
+use crate::plot::{Plot, Point};
 use crate::run::{Run, wrong_answer};
 use crate::summary::{self, Sources, Summary};
 use crate::tables::{SECONDS_HEAD, layers, seconds_row};
@@ -93,6 +93,23 @@ impl ExperimentKind for Train {
 
     fn plots(&self, trained: &Trained) -> Vec<(&'static str, Plot)> {
         plots::of(trained)
+    }
+
+    fn points(&self, _: &Experiment, trained: &Trained) -> Vec<Point> {
+        let pairs = trained.runs.iter().zip(&trained.curves);
+        let point = |(run, curve): (&Summary, &Curve)| Point {
+            mode: run.mode.clone(),
+            network: run.model.clone(),
+            data: run.data.name.clone(),
+            seed: run.seed,
+            accuracy: run.accuracy.test,
+            trusted_seconds: run.seconds.trusted + run.seconds.decompose + run.seconds.fold + run.seconds.release,
+            epsilon: run.privacy.epsilon,
+            insecure: run.insecure.clone(),
+            curve: curve.test_accuracy.clone(),
+            ..Point::default()
+        };
+        pairs.map(point).collect()
     }
 
     fn verdict(&self, experiment: &Experiment, (): &(), trained: &Trained) -> Option<Verdict> {

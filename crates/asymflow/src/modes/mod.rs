@@ -17,9 +17,9 @@ mod shares;
 mod spec;
 mod trusted_only;
 
-use asymflow_privacy::mechanisms::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError};
+use asymflow_privacy::mechanisms::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError, ResidualNoise};
 
-pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SplitConv, VerifyError, open_link};
+pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SizedNoise, SplitConv, VerifyError, open_link};
 pub use clear::{Clear, ClearSpec};
 #[cfg(feature = "shares")]
 pub use error::SharesError;
@@ -52,6 +52,7 @@ impl Default for Registry {
             .with_mechanism("discrete_gaussian", |sigma| Ok(Box::new(DiscreteGaussian::fine(given(sigma)?)?)))
             .with_mechanism("insecure_float_noise", |sigma| Ok(Box::new(InsecureFloatNoise::new(given(sigma)?)?)))
             .with_mechanism("insecure_none", |_| Ok(Box::new(InsecureNone)))
+            .with_mechanism(ResidualNoise::NAME, |sigma| Ok(Box::new(ResidualNoise::new(given(sigma)?)?)))
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use asymflow_audit::Attack;
 use asymflow_linalg::{Decomposer, decompose::by_name};
 use asymflow_privacy::mechanisms::{Mechanism, MechanismError};
 use asymflow_zoo::data::Split;
@@ -35,13 +36,14 @@ pub struct Registry {
     mechanisms: BTreeMap<String, MakeMechanism>,
     decomposers: BTreeMap<String, MakeDecomposer>,
     readers: BTreeMap<String, ReadData>,
+    attacks: Vec<Box<dyn Attack>>,
 }
 
 impl Registry {
     /// Nothing is known by it; [`Registry::default`] knows what this crate has.
     pub fn empty() -> Self {
         let (mechanisms, decomposers, readers) = Default::default();
-        Self { families: Vec::new(), mechanisms, decomposers, readers }
+        Self { families: Vec::new(), mechanisms, decomposers, readers, attacks: Vec::new() }
     }
 
     /// Adds a family of modes; one of the same name is replaced.
@@ -72,6 +74,18 @@ impl Registry {
     pub fn with_data(mut self, name: &str, read: ReadData) -> Self {
         self.readers.insert(name.to_owned(), read);
         self
+    }
+
+    /// Adds an attack, which an audit tries on every mode with a worker.
+    #[must_use]
+    pub fn with_attack(mut self, attack: Box<dyn Attack>) -> Self {
+        self.attacks.push(attack);
+        self
+    }
+
+    /// Attacks from outside.
+    pub fn attacks(&self) -> &[Box<dyn Attack>] {
+        &self.attacks
     }
 
     /// The reader `name`, or the names that there are.
@@ -116,15 +130,24 @@ impl Registry {
         family.decode(&mode.settings).map_err(|error| ModeError::Malformed { mode: mode.name.clone(), error })
     }
 
+    /// Names of mechanisms, in order.
+    pub fn mechanisms(&self) -> impl Iterator<Item = &str> {
+        self.mechanisms.keys().map(String::as_str)
+    }
+
     /// The mechanism `name` with `sigma`, where it takes one.
     ///
     /// # Errors
     /// No such mechanism, or a σ that is none.
     pub fn mechanism(&self, name: &str, sigma: Option<f64>) -> Result<NumberMechanism, ModeError> {
+        Ok(self.maker(name)?(sigma)?)
+    }
+
+    /// What makes mechanisms of that name.
+    pub(super) fn maker(&self, name: &str) -> Result<MakeMechanism, ModeError> {
         let known = || self.mechanisms.keys().cloned().collect();
-        let make =
-            self.mechanisms.get(name).ok_or_else(|| ModeError::Mechanism { name: name.to_owned(), known: known() })?;
-        Ok(make(sigma)?)
+        let make = self.mechanisms.get(name).copied();
+        make.ok_or_else(|| ModeError::Mechanism { name: name.to_owned(), known: known() })
     }
 
     /// The decomposition `name`.

@@ -348,6 +348,11 @@ pub trait ModeSpec: Debug + Send + Sync {
         false
     }
 
+    /// Whether what is released of a record depends on the others of its batch.
+    fn shares_basis(&self, _registry: &Registry) -> bool {
+        false
+    }
+
     /// Where each convolution is computed, for modes that decide that one by one.
     ///
     /// # Errors

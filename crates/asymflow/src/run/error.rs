@@ -73,6 +73,9 @@ pub enum RunError {
     /// The mode cannot be set up.
     #[error(transparent)]
     Mode(#[from] ModeError),
+    /// An attack cannot be computed.
+    #[error(transparent)]
+    Audit(#[from] asymflow_audit::AuditError),
     /// There is no such study.
     #[error(transparent)]
     Study(#[from] StudyError),
@@ -139,6 +142,7 @@ impl RunError {
             Self::Mode(_)
             | Self::Train(TrainError::Accountant(_))
             | Self::Study(_)
+            | Self::Audit(_)
             | Self::Spectrum { .. }
             | Self::OutOfRange { .. }
             | Self::LastBatch { .. }

@@ -1,6 +1,7 @@
 //! What can be measured of a network in the trusted part, beside training it: each study is one value, with its settings, the
 //! memory that it takes, how it is run and what it reports.
 
+mod audit;
 #[cfg(feature = "shares")]
 pub mod budget;
 mod memory;
@@ -11,6 +12,8 @@ mod study;
 
 use crate::job::StudyRef;
 
+pub use asymflow_audit::epsilon::EpsilonRow;
+pub use audit::{Audit, AuditReport, Picture, epsilon_rows};
 pub use memory::{MemoryReport, MemoryStudy};
 pub use rank::{LayerStudy, RankStudy, RankStudyReport, ResidualEnergy};
 pub use speedup::{Limit, MachineRates, NamedMode, Speedup, SpeedupReport, Variant};
@@ -20,11 +23,12 @@ pub use study::{Bench, OpenBackend, Study, StudyError, Trained};
 
 type Read = fn(&[u8]) -> Result<Box<dyn AnyStudy>, StudyError>;
 
-const ALL: [(&str, Read); 4] = [
+const ALL: [(&str, Read); 5] = [
     (Speedup::NAME, study::read::<Speedup>),
     (RankStudy::NAME, study::read::<RankStudy>),
     (SplitStudy::NAME, study::read::<SplitStudy>),
     (MemoryStudy::NAME, study::read::<MemoryStudy>),
+    (Audit::NAME, study::read::<Audit>),
 ];
 
 /// The study that travelled as `study`.

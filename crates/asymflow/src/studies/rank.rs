@@ -50,7 +50,7 @@ impl Study for RankStudy {
     }
 
     fn run(&self, bench: &mut Bench<'_>) -> Result<RankStudyReport, RunError> {
-        let Trained { weights, images, samples, test_accuracy } = (bench.train)(&self.train, self.samples)?;
+        let Trained { weights, images, samples, test_accuracy, .. } = (bench.train)(&self.train, self.samples)?;
         let network = &bench.job.network;
         let layers = self.layers(network, &weights, &images, samples, bench.par)?;
         Ok(RankStudyReport { network: network.name.clone(), samples, test_accuracy, layers })
@@ -122,6 +122,20 @@ impl Convolver for Recorder {
     }
 }
 
+/// The inputs of all convolutions of a pass, with their layers' names.
+pub(super) fn conv_inputs(
+    network: &Network,
+    weights: &Weights,
+    (images, samples, pass): (&[f32], usize, Pass),
+    par: Par,
+) -> Result<Vec<(String, Activation)>, EngineError> {
+    let mut engine = Engine::new(network.clone(), weights, par)?;
+    let local = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
+    let mut recorder = Recorder { local, inputs: Vec::new() };
+    engine.forward(images, samples, pass, 0, &mut recorder)?;
+    Ok(recorder.inputs)
+}
+
 impl RankStudy {
     /// Measures every convolution's input on `images`.
     fn layers(
@@ -132,11 +146,8 @@ impl RankStudy {
         samples: usize,
         par: Par,
     ) -> Result<Vec<LayerStudy>, RunError> {
-        let mut engine = Engine::new(network.clone(), weights, par)?;
-        let local = LocalConv::new(engine.program().convs(), engine.pool().clone(), par);
-        let mut recorder = Recorder { local, inputs: Vec::new() };
-        engine.forward(images, samples, Pass::Inference, 0, &mut recorder)?;
-        recorder.inputs.iter().map(|(layer, x)| study_layer(layer, x, self, par)).collect()
+        let inputs = conv_inputs(network, weights, (images, samples, Pass::Inference), par)?;
+        inputs.iter().map(|(layer, x)| study_layer(layer, x, self, par)).collect()
     }
 }
 

@@ -43,7 +43,7 @@ impl Study for SplitStudy {
     }
 
     fn run(&self, bench: &mut Bench<'_>) -> Result<SplitStudyReport, RunError> {
-        let Trained { weights, images, samples, test_accuracy } = (bench.train)(&self.train, self.samples)?;
+        let Trained { weights, images, samples, test_accuracy, .. } = (bench.train)(&self.train, self.samples)?;
         let network = &bench.job.network;
         let energies = energies(network, &weights, &images, &self.shape, (&self.ranks, &self.kept), bench.par)?;
         let channels = delta(network, &self.shape)?.features.channels;

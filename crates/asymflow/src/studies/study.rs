@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use asymflow_privacy::payload::Precision;
 use asymflow_residual::{ResidualBackend, backend::OpenError};
-use asymflow_zoo::Weights;
+use asymflow_zoo::{Weights, data::Split};
 use faer::Par;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::job::{JobReport, JobSpec, StudyRef, Task, TrainSpec};
+use crate::job::{JobReport, JobSpec, StudyRef, Task, TrainReport, TrainSpec};
 use crate::memory::{MemoryError, MemoryPlan};
 use crate::modes::{ModeError, ModeSpec, Registry};
 use crate::run::RunError;
@@ -111,6 +111,10 @@ pub struct Trained {
     pub samples: usize,
     /// Share of all test images that it classifies correctly.
     pub test_accuracy: f64,
+    /// What training measured.
+    pub report: TrainReport,
+    /// All data.
+    pub data: Split,
 }
 
 /// The worker of `mode`, where it needs one.

@@ -44,6 +44,7 @@ pub fn asymml(
         plan,
         decomposer: by_name(decomposition).unwrap(),
         gate: no_noise(),
+        sized: None,
         precision,
         verify: true,
         backend,

@@ -7,6 +7,7 @@
     reason = "a test may fail by panicking, in its helpers as well"
 )]
 
+mod audit;
 mod both;
 mod foreign;
 mod lies;

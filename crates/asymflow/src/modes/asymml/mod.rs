@@ -1,5 +1,6 @@
 //! AsymML (Niu, Ali and Avestimehr, "3LegRace"): the low-rank part of every convolution trusted, its residual on the worker.
 
+mod sized;
 mod split;
 mod verify;
 
@@ -23,13 +24,14 @@ use asymflow_zoo::{Network, Weights};
 use faer::Par;
 use serde::{Deserialize, Serialize};
 
+pub use sized::SizedNoise;
 pub use split::{SplitConv, open_link};
 pub use verify::VerifyError;
 
 use super::mode::{answer_padded, engine_restore, engine_state, held, loss, open_door};
 use super::{
     Answering, Asked, Charge, ExecError, Facts, Guard, GuardSpec, Losses, Macs, Mode, ModeError, ModeFamily, ModeSpec,
-    Parts, Purpose, Recovered, Serving, StepReport, TrainBatch, TrainState, Unkept,
+    Parts, Purpose, Recovered, Registry, Serving, StepReport, TrainBatch, TrainState, Unkept,
 };
 use crate::memory::{MemoryError, MemoryPlan, Work};
 use crate::plan::{Plan, SplitSpec};
@@ -154,7 +156,7 @@ impl ModeSpec for AsymMlSpec {
     }
 
     fn guard(&self, _facts: &Facts<'_>) -> Result<Option<Guard>, ModeError> {
-        let GuardSpec { mechanism, sigma, clip } = self.guard.clone();
+        let GuardSpec { mechanism, sigma, clip, .. } = self.guard.clone();
         Ok(Some(Guard { mechanism, sigma, clip, labels: "in the gradients".to_owned(), split: None }))
     }
 
@@ -170,6 +172,12 @@ impl ModeSpec for AsymMlSpec {
     }
 
     fn caveat(&self) -> Option<&'static str> {
+        if self.guard.kappa.is_some() {
+            return Some(
+                "residual_noise: noise of a multiple of what it hides has no epsilon; what it stops is what attacks measured, \
+                 `cargo xtask run audit`. Labels are not safe in training. See docs/threat-model.md.",
+            );
+        }
         if by_name(&self.split.decomposition).is_some_and(|known| known.serves() > 1) {
             return Some(
                 "decomposition fixed: one basis of a layer serves for many batches. In asymml the worker can learn it from the \
@@ -194,6 +202,10 @@ impl ModeSpec for AsymMlSpec {
         Ok(Serving::Served { losses, guard: self.guard(facts)?, can_stream: false })
     }
 
+    fn shares_basis(&self, registry: &Registry) -> bool {
+        registry.decomposer(&self.split.decomposition).is_ok_and(|decomposer| decomposer.shares_basis())
+    }
+
     fn plan(&self, network: &Network, batch: usize) -> Result<Option<Plan>, ModeError> {
         self.planned(network, batch).map(Some)
     }
@@ -213,6 +225,7 @@ impl ModeSpec for AsymMlSpec {
             plan: self.planned(&parts.network, parts.sampling.batch)?,
             decomposer: parts.registry.decomposer(&self.split.decomposition)?,
             gate: self.gate(&parts.facts())?,
+            sized: self.guard.sized(parts.registry, parts.terms.relation)?,
             precision: self.precision,
             verify: self.verify,
             backend: parts.worker(self.name())?,
@@ -238,6 +251,8 @@ pub struct AsymMlParts {
     pub decomposer: Box<dyn Decomposer>,
     /// What guards the releases.
     pub gate: Gate<Vec<f32>>,
+    /// Noise that is a multiple of what it hides, in place of that gate.
+    pub sized: Option<SizedNoise>,
     /// Precision on the wire.
     pub precision: Precision,
     /// Whether every answer is verified.
@@ -261,7 +276,8 @@ impl AsymMl {
         let pool = engine.pool().clone();
         let convolver = SplitConv::new(placements, parts.decomposer, door, parts.precision, link, pool, par);
         let convolver = if parts.verify { convolver.verified()? } else { convolver };
-        let mut mode = Self { engine, convolver };
+        let mut mode = Self { engine, convolver: convolver.sized(parts.sized) };
+        mode.convolver.measure_sizes(&mode.engine)?;
         mode.send_weights()?;
         Ok(mode)
     }
@@ -307,6 +323,10 @@ impl Mode for AsymMl {
         }
     }
 
+    fn begin_epoch(&mut self, _epoch: usize) -> Result<(), ExecError> {
+        self.convolver.measure_sizes(&self.engine)
+    }
+
     fn recover(&mut self, patience: Duration) -> Result<Recovered, ExecError> {
         self.convolver.forget();
         self.convolver.link.reopen(patience)?;
@@ -323,6 +343,7 @@ impl Mode for AsymMl {
     fn restore(&mut self, state: &TrainState) -> Result<(), ExecError> {
         engine_restore(&mut self.engine, state)?;
         self.convolver.forget_bases();
+        self.convolver.measure_sizes(&self.engine)?;
         self.send_weights()
     }
 

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
 use asymflow_engine::{
-    Convolver, EngineError, Params,
+    Convolver, Engine, EngineError, Params,
     buffer::{Activation, Buffer, Pool, add_assign, combine},
     local::LocalConv,
     program::ConvNode,
@@ -30,6 +30,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 
+use super::sized::SizedNoise;
 use super::verify::{Sketch, Verifier, VerifyError};
 use crate::link::Link;
 use crate::modes::{ExecError, ModeError};
@@ -61,6 +62,8 @@ pub struct SplitConv {
     /// How everything leaves.
     pub door: Door,
     gate: Gate<Vec<f32>>,
+    /// In place of the gate, where noise is a multiple of what it hides.
+    sized: Option<SizedNoise>,
     precision: Precision,
     /// The worker.
     pub link: Link,
@@ -97,6 +100,7 @@ impl SplitConv {
             decomposer,
             door,
             gate,
+            sized: None,
             precision,
             link,
             records: Vec::new(),
@@ -118,6 +122,20 @@ impl SplitConv {
     pub fn verified(self) -> Result<Self, ModeError> {
         let verifier = Some(Verifier::new(self.precision, self.par)?);
         Ok(Self { verifier, ..self })
+    }
+
+    /// With noise that is a multiple of what it hides.
+    pub fn sized(self, sized: Option<SizedNoise>) -> Self {
+        Self { sized, ..self }
+    }
+
+    /// Measures what such noise is a multiple of.
+    ///
+    /// # Errors
+    /// A network that cannot be computed.
+    pub fn measure_sizes(&mut self, engine: &Engine) -> Result<(), ExecError> {
+        let on = (&self.placements[..], &*self.decomposer);
+        self.sized.as_mut().map_or(Ok(()), |sized| sized.measure(engine, on, self.par))
     }
 
     /// Seconds by convolution.
@@ -234,7 +252,13 @@ impl SplitConv {
         flow: Flow,
     ) -> Result<Released<Payload>, ExecError> {
         let layer = &node.conv.name;
-        let (door, gate, records) = (&mut self.door, &self.gate, &self.records);
+        let factor = match flow {
+            // Gradients are of a mean over samples, enlarged for binary16.
+            Flow::Gradient => f64::from(self.gain(samples)) / samples.max(1) as f64,
+            Flow::Residual | Flow::Label | Flow::Weights => 1.0,
+        };
+        let sized = self.sized.as_ref().map(|sized| sized.gate(node.index, flow, factor)).transpose()?;
+        let (door, gate, records) = (&mut self.door, sized.as_ref().unwrap_or(&self.gate), &self.records);
         if samples != records.len() {
             let error = ReleaseError::Batch { values: batch.len(), records: records.len() };
             return Err(ExecError::Release { layer: layer.clone(), error });
@@ -245,6 +269,14 @@ impl SplitConv {
             Ok(released.encode_with(self.precision, |spent| drop(self.pool.adopt(spent))))
         });
         released.map_err(ExecError::release(layer))
+    }
+
+    /// What gradients are multiplied by before they are encoded.
+    fn gain(&self, samples: usize) -> f32 {
+        match self.precision {
+            Precision::F32 => 1.0,
+            Precision::F16 => GRADIENT_GAIN_F16 * samples as f32,
+        }
     }
 
     /// Waits for a result, and books the worker's busy and transfer time of this round trip to the layer.
@@ -424,10 +456,7 @@ impl Convolver for SplitConv {
             .filter(|(_, kept)| *kept == samples)
             .ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
         debug_assert_eq!(kept, samples);
-        let gain = match self.precision {
-            Precision::F32 => 1.0,
-            Precision::F16 => GRADIENT_GAIN_F16 * samples as f32,
-        };
+        let gain = self.gain(samples);
         let mut scaled = self.pool.take(dy.len());
         combine(&mut scaled, &dy, |_, dy| dy * gain);
         let released = self.release(node, scaled.into_vec(), samples, Flow::Gradient)?;
