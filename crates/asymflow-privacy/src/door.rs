@@ -11,6 +11,7 @@ use crate::boundary::{Private, Released};
 use crate::budget::BudgetError;
 use crate::clip::{ClipError, clip_l2};
 use crate::exact::Words;
+use crate::grid::DiscreteGaussian;
 use crate::labels::RandomisedResponse;
 use crate::loss::{Loss, Relation, Sensitivity};
 use crate::mechanism::{Mechanism, MechanismError};
@@ -139,6 +140,51 @@ fn at_most(value: f64) -> f32 {
     if f64::from(nearest) > value { nearest.next_down() } else { nearest }
 }
 
+/// Noise on a sum over records of which each takes part with a probability of its own, in secret: a step of DP-SGD (Abadi et al.
+/// 2016).
+///
+/// # Guarantee
+/// That of the Poisson-sampled Gaussian, for a record removed: q and the noise multiplier σ/C, where every record that takes
+/// part adds at most l2 norm [`norm_limit`](SumGate::norm_limit), and nobody but the trusted part knows which do. The sum is computed
+/// in f32, whose rounding depends on all records that take part and is not covered; the noise is discrete and exact.
+#[derive(Clone, Copy, Debug)]
+pub struct SumGate {
+    noise: DiscreteGaussian,
+    noise_multiplier: f64,
+    clip: f64,
+    q: f64,
+}
+
+impl SumGate {
+    /// Noise of `noise_multiplier` times `clip` on a sum of records of l2 norm `clip` at most, each of which takes part with
+    /// probability `q`.
+    ///
+    /// # Errors
+    /// A clip or multiplier that is not positive and finite, or out of the range of the noise.
+    pub fn new(noise_multiplier: f64, clip: f64, q: f64) -> Result<Self, MechanismError> {
+        let noise = DiscreteGaussian::fine(noise_multiplier * clip)?;
+        Ok(Self { noise, noise_multiplier, clip, q })
+    }
+
+    /// Probability with which a record takes part.
+    pub const fn q(&self) -> f64 {
+        self.q
+    }
+
+    /// l2 norm that a record may add to a sum of so many values, such that it moves the sum, rounded to the grid of the noise, by
+    /// at most the clip: two sums of any difference differ by less than one step a value more once they are rounded.
+    pub fn norm_limit(&self, values: usize) -> f64 {
+        (self.clip - self.noise.step() * (values as f64).sqrt()).max(0.0)
+    }
+
+    /// Loss of one sum, for each record there is.
+    pub const fn loss(&self) -> Loss {
+        // The discrete noise is a rounding of continuous noise that is less by 5e-12 of itself.
+        let noise_multiplier = self.noise_multiplier * (1.0 - 1e-11);
+        Loss::Sampled { q: self.q, noise_multiplier, relation: Relation::Remove }.checked()
+    }
+}
+
 /// What is released, for the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source<'a> {
@@ -228,11 +274,38 @@ impl Door {
         if records.is_empty() || !values.len().is_multiple_of(records.len()) {
             return Err(ReleaseError::Batch { values: values.len(), records: records.len() });
         }
+        let each = values.len() / records.len();
+        if let Some(record) = gate.mechanism.record_values().filter(|&record| record != each) {
+            return Err(MechanismError::Record { values: each, record }.into());
+        }
         gate.clip(&mut values, records.len())?;
         let entry = source.entry(gate.name(), gate.loss()?, records, gate.sensitivity.relation());
         let permit = self.accountant.admit(records, entry)?;
         let value = gate.mechanism.apply(std::mem::take(&mut values), &mut self.rng)?;
         Ok(permit.release(value))
+    }
+
+    /// Releases a sum over some of `records`, with noise, and charges all of them: that any of them took part is what is hidden.
+    ///
+    /// # Guarantee
+    /// That of the [`SumGate`].
+    ///
+    /// # Errors
+    /// A sum that is not finite, unknown records, or a spent budget.
+    pub fn release_sum(
+        &mut self,
+        gate: &SumGate,
+        source: Source<'_>,
+        records: &[usize],
+        sum: Private<Vec<f32>>,
+    ) -> Result<Released<Vec<f32>>, ReleaseError> {
+        let mut sum = Zeroizing::new(sum.take());
+        if let Some(index) = Payload::first_non_finite_of(&sum) {
+            return Err(ReleaseError::NonFinite { index });
+        }
+        let permit = self.accountant.admit(records, source.entry("dp_sgd", gate.loss(), records, Relation::Remove))?;
+        let noised = gate.noise.apply(std::mem::take(&mut sum), &mut self.rng)?;
+        Ok(permit.release(noised))
     }
 
     /// Releases one label for each of `records` through k-ary randomised response.

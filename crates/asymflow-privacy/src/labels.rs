@@ -1,5 +1,6 @@
 //! Labels: randomised response over k classes.
 
+use crate::codewords::probability_of_others;
 use crate::exact::Words;
 use crate::mechanism::MechanismError;
 
@@ -29,13 +30,7 @@ impl RandomisedResponse {
         if !(epsilon.is_finite() && epsilon > 0.0) {
             return Err(MechanismError::Epsilon { epsilon });
         }
-        // P(change) = (k − 1)/(e^ε + k − 1). The margin covers four roundings and the exponential. More change than a
-        // uniform answer has, 1 − 1/k, would point away from the label.
-        let others = f64::from(classes - 1);
-        let change = others * (-epsilon).exp() / (1.0 + others * (-epsilon).exp());
-        let change = (change * (1.0 + 16.0 * f64::EPSILON) * 18_446_744_073_709_551_616.0).ceil() as u64;
-        let uniform = (u128::from(classes - 1) << 64) / u128::from(classes);
-        Ok(Self { classes, epsilon, change: u128::from(change.max(1)).min(uniform) as u64 })
+        Ok(Self { classes, epsilon, change: probability_of_others(classes, 1, epsilon) })
     }
 
     /// Number of classes.

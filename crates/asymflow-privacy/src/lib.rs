@@ -6,6 +6,7 @@ mod boundary;
 mod budget;
 pub mod calibration;
 mod clip;
+mod codewords;
 pub mod door;
 mod exact;
 mod fourier;
@@ -24,6 +25,7 @@ mod rdp;
 pub mod records;
 mod residual_noise;
 mod search;
+mod shuffle;
 mod zcdp;
 
 pub use boundary::{Private, Released};
@@ -36,11 +38,13 @@ pub mod accountants {
     pub use crate::loss::{Relation, Sensitivity};
     pub use crate::pld::PldAccountant;
     pub use crate::rdp::RdpAccountant;
+    pub use crate::shuffle::{ShuffleError, shuffled};
 }
 
 /// What makes a release of a private value: clips, noise, one bit a value, randomised response.
 pub mod mechanisms {
     pub use crate::clip::{ClipError, clip_coordinates, clip_l2};
+    pub use crate::codewords::Codewords;
     pub use crate::grid::{DiscreteGaussian, Laplace};
     pub use crate::labels::RandomisedResponse;
     pub use crate::mechanism::{InsecureFloatNoise, InsecureNone, Mechanism, MechanismError};

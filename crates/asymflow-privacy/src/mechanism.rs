@@ -59,6 +59,14 @@ pub enum MechanismError {
         /// The largest magnitude.
         limit: f64,
     },
+    /// A record of another length than the mechanism takes.
+    #[error("a record has {record} values for the mechanism, got {values}")]
+    Record {
+        /// How many values there are.
+        values: usize,
+        /// How many a record has.
+        record: usize,
+    },
     /// The sensitivity is not a positive number.
     #[error("l2 sensitivity must be positive, got {l2}")]
     Sensitivity {
@@ -87,6 +95,11 @@ pub trait Mechanism: Send + Sync + Debug {
     /// # Errors
     /// Parameters or a sensitivity for which the mechanism is not defined.
     fn loss(&self, sensitivity: Sensitivity) -> Result<Loss, MechanismError>;
+
+    /// How many values the loss is of, where it is of a record of so many and of no more.
+    fn record_values(&self) -> Option<usize> {
+        None
+    }
 
     /// Applies the mechanism. Randomness comes from the caller's CSPRNG.
     ///

@@ -90,6 +90,14 @@ impl RecordAccountant {
         self
     }
 
+    /// Sets the most that any record may lose, the losses so far included, to what a plan comes to whose ε was held to a budget
+    /// before: comparing counts of losses takes no time, composing them numerically does.
+    #[must_use]
+    pub fn with_plan(mut self, plan: RecordLedger) -> Self {
+        self.limit = Limit::Prepaid(plan);
+        self
+    }
+
     /// Losses so far, by record.
     pub fn spent(&self) -> &[RecordLedger] {
         &self.spent

@@ -8,8 +8,8 @@ use asymflow_privacy::{
     accountants::{Relation, Sensitivity},
     door::{Gate, ReleaseError, Source},
     mechanisms::{
-        DiscreteGaussian, InsecureFloatNoise, InsecureLaplaceSign, InsecureNone, InsecureSign, Laplace, Mechanism,
-        MechanismError, OneBit, RandomisedResponse,
+        Codewords, DiscreteGaussian, InsecureFloatNoise, InsecureLaplaceSign, InsecureNone, InsecureSign, Laplace,
+        Mechanism, MechanismError, OneBit, RandomisedResponse,
     },
     payload::PackedBits,
     records::{Budget, BudgetError, Flow, LedgerEntry, RecordAccountant, RecordLedger},
@@ -33,7 +33,8 @@ struct Way {
     release: Release,
 }
 
-fn through_gate<O: 'static, M: Mechanism<Output = O> + 'static>(mechanism: M, len: fn(&O) -> usize) -> Way {
+/// A mechanism that makes one of so many values.
+fn through_gate<O: 'static, M: Mechanism<Output = O> + 'static>(mechanism: M, len: fn(&O) -> usize, of: usize) -> Way {
     let sensitivity = Sensitivity::of_clipped(1.0, Relation::Replace).with_l1_clip(1.0);
     let gate = Gate::new(Box::new(mechanism), Some(1.0), Relation::Replace).unwrap().with_sensitivity(sensitivity);
     Way {
@@ -41,18 +42,18 @@ fn through_gate<O: 'static, M: Mechanism<Output = O> + 'static>(mechanism: M, le
         mechanism: gate.name(),
         loss: gate.loss().unwrap(),
         release: Box::new(move |door, records, values| {
-            let released = door.release(&gate, FEATURES, records, Private::new(vec![0.25; values]))?;
+            let released = door.release(&gate, FEATURES, records, Private::new(vec![0.25; of * values]))?;
             Ok(len(released.get()))
         }),
     }
 }
 
 fn numbers(mechanism: impl Mechanism<Output = Vec<f32>> + 'static) -> Way {
-    through_gate(mechanism, Vec::len)
+    through_gate(mechanism, Vec::len, 1)
 }
 
 fn bits(mechanism: impl Mechanism<Output = PackedBits> + 'static) -> Way {
-    through_gate(mechanism, PackedBits::len)
+    through_gate(mechanism, PackedBits::len, 1)
 }
 
 fn mechanisms() -> Vec<Way> {
@@ -61,9 +62,11 @@ fn mechanisms() -> Vec<Way> {
         numbers(Laplace::fine(4.0).unwrap()),
         numbers(InsecureFloatNoise::new(4.0).unwrap()),
         numbers(InsecureNone),
+        numbers(ResidualNoise::new(4.0).unwrap()),
         bits(OneBit::new(4.0).unwrap()),
         bits(InsecureSign),
         bits(InsecureLaplaceSign::new(4.0).unwrap()),
+        through_gate(Codewords::of_classes(8, Some(0.5)).unwrap(), |bits: &PackedBits| bits.len() / 8, 8),
     ]
 }
 
@@ -209,7 +212,11 @@ fn values_that_do_not_divide_among_the_records_are_refused() {
         for (records, values) in [(2, 3), (3, 2), (2, 1), (0, 1)] {
             let mut door = door(RecordAccountant::new(RECORDS));
             let refused = (way.release)(&mut door, &[0, 1, 2][..records], values);
-            assert_eq!(refused, Err(ReleaseError::Batch { values, records }), "{}", way.mechanism);
+            match refused {
+                // Values of a codeword that do divide make it a record of another length.
+                Err(ReleaseError::Mechanism(MechanismError::Record { .. })) => assert_eq!(way.kind, "Codewords"),
+                refused => assert!(matches!(refused, Err(ReleaseError::Batch { .. })), "{}", way.mechanism),
+            }
             assert_untouched(&mut door, way.mechanism);
         }
     }

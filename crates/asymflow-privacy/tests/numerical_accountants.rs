@@ -6,7 +6,7 @@ use asymflow_privacy::{
     accountants::{
         Accountant, AccountantError, Event, PldAccountant, RdpAccountant, Relation, Sensitivity, ZcdpAccountant,
     },
-    calibration::gaussian_epsilon,
+    calibration::{calibrate_sigma, gaussian_epsilon, gaussian_sigma},
     mechanisms::{DiscreteGaussian, InsecureNone, Laplace, Mechanism, OneBit},
     records::RecordLedger,
 };
@@ -384,4 +384,25 @@ fn a_ledger_composes_every_kind_of_loss() {
     ] {
         assert_eq!(none.checked(), Loss::Infinite);
     }
+}
+
+/// The table of docs/privacy.md: a backbone by DP-SGD (50,000 records, batches of 500, 30 epochs), bits of its residual and a label,
+/// for a record removed.
+#[test]
+fn what_an_unconditional_promise_costs_is_what_the_docs_say() {
+    let docs = include_str!("../../../docs/privacy.md");
+    let label = (Event::Pure { epsilon: 4.0 }, 1);
+    let row = |name: &str, backbone: Option<(Event, u64)>| {
+        let with = |residual: f64| {
+            let bits = Event::Gaussian { noise_multiplier: gaussian_sigma(residual, DELTA, 1.0).unwrap() };
+            let events: Vec<_> = backbone.into_iter().chain([(bits, 1), label]).collect();
+            format!("{:.2}", pld(&events, DELTA).unwrap())
+        };
+        format!("| {name} | {} |", [1.4, 4.0, 9.0, 17.0].map(with).join(" | "))
+    };
+    let steps = |noise_multiplier| (Event::PoissonSampled { q: 0.01, noise_multiplier }, 3000);
+    let trained = |epsilon| steps(calibrate_sigma(epsilon, |sigma| pld(&[steps(sigma)], DELTA)).unwrap());
+    let rows = [row("given", None)].into_iter().chain([1.0, 2.0, 8.0].map(|e| row(&e.to_string(), Some(trained(e)))));
+    let missing: Vec<String> = rows.filter(|row| !docs.contains(row)).collect();
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
