@@ -46,7 +46,7 @@ enum Codebook {
 ///
 /// let guess = Codewords::of_classes(10, Some(4.0))?;
 /// assert_eq!(guess.loss(Sensitivity::unbounded(Relation::Replace)), Ok(Loss::Pure { epsilon: 4.0 }));
-/// assert!(guess.removal_epsilon().is_some_and(|epsilon| epsilon < 2.0));
+/// assert!(guess.removal_epsilon().is_some_and(|epsilon| epsilon < 2.2));
 /// # Ok::<(), asymflow_privacy::mechanisms::MechanismError>(())
 /// ```
 #[derive(Clone, Debug)]

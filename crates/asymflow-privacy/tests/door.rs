@@ -9,7 +9,7 @@ use asymflow_privacy::{
     door::{Gate, ReleaseError, Source},
     mechanisms::{
         Codewords, DiscreteGaussian, InsecureFloatNoise, InsecureLaplaceSign, InsecureNone, InsecureSign, Laplace,
-        Mechanism, MechanismError, OneBit, RandomisedResponse,
+        Mechanism, MechanismError, OneBit, RandomisedResponse, ResidualNoise,
     },
     payload::PackedBits,
     records::{Budget, BudgetError, Flow, LedgerEntry, RecordAccountant, RecordLedger},
