@@ -39,7 +39,7 @@ pub enum CompileError {
         value: f64,
     },
     /// More squares than there is room for.
-    #[error("{squares} squares one after the other need depth {squares}, and {most} fit here: {hint}")]
+    #[error("{squares} squares one after the other need depth {squares}, and {most} fit: {hint}")]
     Depth {
         /// Of the network.
         squares: usize,
@@ -49,7 +49,7 @@ pub enum CompileError {
         hint: &'static str,
     },
     /// A layer that does not fit the slots.
-    #[error("map {map} has {got} outputs, and {most} fit the slots")]
+    #[error("map {map} has {got} outputs, and {most} fit the slots with one image a query: {hint}")]
     Size {
         /// Index of the affine map.
         map: usize,
@@ -57,7 +57,12 @@ pub enum CompileError {
         got: usize,
         /// That fit.
         most: usize,
+        /// What would do.
+        hint: &'static str,
     },
+    /// A program from outside that is none.
+    #[error("not a program: {0}")]
+    Program(&'static str),
     /// Numbers beyond exact integers, or no calibration image.
     #[error("{0}")]
     Range(String),
@@ -78,6 +83,8 @@ pub(crate) struct Affine {
     /// Row by row.
     pub(crate) matrix: Vec<Vec<f64>>,
     pub(crate) offset: Vec<f64>,
+    /// Of what it computes.
+    pub(crate) shape: Shape,
 }
 
 /// ±(αx + β)² + γ of each value: what goes before, and what goes after.
@@ -104,7 +111,7 @@ pub(crate) fn maps(network: &Network, weights: &Weights) -> Result<Vec<Affine>, 
                 *value *= sign;
             }
         }
-        shape = asymflow_zoo::graph::Graph::of(segment, shape).map(|graph| graph.shape(graph.output()))?;
+        shape = map.shape;
         let Some((Layer::Quadratic(quadratic), following)) = after.split_first() else {
             maps.push(map);
             return Ok(maps);
@@ -148,6 +155,9 @@ fn probed(layers: &[Layer], input: Shape, weights: &Weights) -> Result<Affine, C
     layers.push(Layer::Flatten);
     let graph = asymflow_zoo::graph::Graph::of(&layers, input)?;
     let outputs = graph.shape(graph.output()).len();
+    layers.pop();
+    let shape = asymflow_zoo::graph::Graph::of(&layers, input).map(|graph| graph.shape(graph.output()))?;
+    layers.push(Layer::Flatten);
     let network = Network { name: "segment".to_owned(), input, classes: outputs, layers };
     let tensors = network.parameters().into_iter();
     let tensors = tensors.filter_map(|spec| Some((spec.name.clone(), weights.tensors.get(&spec.name)?.clone())));
@@ -163,7 +173,7 @@ fn probed(layers: &[Layer], input: Shape, weights: &Weights) -> Result<Affine, C
             row[input] = value - offset;
         }
     }
-    Ok(Affine { matrix, offset })
+    Ok(Affine { matrix, offset, shape })
 }
 
 fn completed(quadratic: &Quadratic, shape: Shape, weights: &Weights) -> Result<Vec<Square>, CompileError> {

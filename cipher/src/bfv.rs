@@ -11,8 +11,11 @@ use fhe_traits::{DeserializeParametrized, FheDecoder, FheDecrypter, FheEncoder, 
 use crate::parameters::Parameters;
 use crate::scheme::{Scheme, SchemeError, Turn};
 
+/// Parameters of one plaintext modulus. The library tells them apart by where they lie.
+pub(crate) type Ring = Arc<BfvParameters>;
+
 /// Parameters of each plaintext modulus.
-pub(crate) fn rings(parameters: &Parameters) -> Result<Vec<Arc<BfvParameters>>, SchemeError> {
+pub(crate) fn rings(parameters: &Parameters) -> Result<Vec<Ring>, SchemeError> {
     parameters.check()?;
     let ring = |&plaintext: &u64| {
         let mut builder = BfvParametersBuilder::new();
@@ -25,35 +28,49 @@ pub(crate) fn rings(parameters: &Parameters) -> Result<Vec<Arc<BfvParameters>>, 
 /// The secret key, which stays where it was made. It serves all plaintext moduli.
 pub(crate) struct Secret {
     keys: Vec<SecretKey>,
-    rings: Vec<Arc<BfvParameters>>,
+    rings: Vec<Ring>,
 }
 
 impl Secret {
     pub(crate) fn random(parameters: &Parameters) -> Result<Self, SchemeError> {
         let rings = rings(parameters)?;
-        let mut keys: Vec<SecretKey> = Vec::new();
-        for ring in &rings {
-            let key = match keys.first() {
-                None => SecretKey::random(ring, &mut rand::rng()),
-                // Coefficients are small and of no modulus.
-                Some(first) => SecretKey::from_bytes(&first.to_bytes(), ring)?,
-            };
-            keys.push(key);
-        }
+        let first = SecretKey::random(&rings[0], &mut rand::rng());
+        Self::of(rings, &first.to_bytes())
+    }
+
+    /// A key of before.
+    pub(crate) fn read(parameters: &Parameters, bytes: &[u8]) -> Result<Self, SchemeError> {
+        Self::of(rings(parameters)?, bytes)
+    }
+
+    /// Coefficients are small and of no modulus.
+    fn of(rings: Vec<Ring>, bytes: &[u8]) -> Result<Self, SchemeError> {
+        let keys = rings.iter().map(|ring| SecretKey::from_bytes(bytes, ring)).collect::<Result<_, _>>()?;
         Ok(Self { keys, rings })
     }
 
-    /// Keys to relinearise and to turn with, as bytes.
-    pub(crate) fn evaluation_keys(&self, turns: &[Turn]) -> Result<[Vec<u8>; 2], SchemeError> {
-        let mut builder = EvaluationKeyBuilder::new(&self.keys[0])?;
-        for turn in turns {
-            match turn {
-                Turn::Columns(places) => builder.enable_column_rotation(*places)?,
-                Turn::Rows => builder.enable_row_rotation()?,
-            };
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.keys[0].to_bytes()
+    }
+
+    /// Keys to relinearise and to turn with, as bytes; none where none is needed.
+    pub(crate) fn evaluation_keys(&self, relinearises: bool, turns: &[Turn]) -> Result<[Vec<u8>; 2], SchemeError> {
+        let mut rng = rand::rng();
+        let mut keys = [Vec::new(), Vec::new()];
+        if relinearises {
+            keys[0] = RelinearizationKey::new(&self.keys[0], &mut rng)?.to_bytes();
         }
-        let turning = builder.build(&mut rand::rng())?;
-        Ok([RelinearizationKey::new(&self.keys[0], &mut rand::rng())?.to_bytes(), turning.to_bytes()])
+        if !turns.is_empty() {
+            let mut builder = EvaluationKeyBuilder::new(&self.keys[0])?;
+            for turn in turns {
+                match turn {
+                    Turn::Columns(places) => builder.enable_column_rotation(*places)?,
+                    Turn::Rows => builder.enable_row_rotation()?,
+                };
+            }
+            keys[1] = builder.build(&mut rng)?.to_bytes();
+        }
+        Ok(keys)
     }
 
     /// With the key itself: half the bytes of a public-key encryption, since one of two parts is a seed.
@@ -64,7 +81,7 @@ impl Secret {
     }
 
     /// An answer, at whatever level it is. The library tells parameters apart by where they lie, so that what is decrypted has to be read here.
-    pub(crate) fn read(&self, modulus: usize, bytes: &[u8]) -> Result<Ciphertext, SchemeError> {
+    pub(crate) fn ciphertext(&self, modulus: usize, bytes: &[u8]) -> Result<Ciphertext, SchemeError> {
         Ok(Ciphertext::from_bytes(bytes, &self.rings[modulus])?)
     }
 
@@ -86,33 +103,34 @@ impl Secret {
 
 /// A server's half for one plaintext modulus.
 pub(crate) struct Evaluator {
-    ring: Arc<BfvParameters>,
-    relinearisation: RelinearizationKey,
-    turning: EvaluationKey,
+    ring: Ring,
+    relinearisation: Option<RelinearizationKey>,
+    turning: Option<EvaluationKey>,
 }
 
 impl Evaluator {
-    /// One for each plaintext modulus, of the keys' bytes.
-    pub(crate) fn of(
-        parameters: &Parameters,
-        [relinearisation, turning]: [&[u8]; 2],
-    ) -> Result<Vec<Self>, SchemeError> {
-        let one = |ring: Arc<BfvParameters>| {
-            Ok(Self {
-                relinearisation: RelinearizationKey::from_bytes(relinearisation, &ring)?,
-                turning: EvaluationKey::from_bytes(turning, &ring)?,
-                ring,
-            })
-        };
-        rings(parameters)?.into_iter().map(one).collect()
+    /// One that prepares weights.
+    pub(crate) fn without_keys(ring: &Ring) -> Self {
+        Self { ring: ring.clone(), relinearisation: None, turning: None }
     }
 
-    /// Whether there is a key for each of `turns`.
-    pub(crate) fn can_turn(&self, turns: &[Turn]) -> bool {
-        turns.iter().all(|turn| match turn {
-            Turn::Columns(places) => self.turning.supports_column_rotation_by(*places),
-            Turn::Rows => self.turning.supports_row_rotation(),
-        })
+    /// One that computes, of the keys' bytes.
+    pub(crate) fn with_keys(ring: &Ring, [relinearisation, turning]: [&[u8]; 2]) -> Result<Self, SchemeError> {
+        let present = |bytes: &[u8]| !bytes.is_empty();
+        let relinearisation = present(relinearisation).then(|| RelinearizationKey::from_bytes(relinearisation, ring));
+        let turning = present(turning).then(|| EvaluationKey::from_bytes(turning, ring));
+        Ok(Self { ring: ring.clone(), relinearisation: relinearisation.transpose()?, turning: turning.transpose()? })
+    }
+
+    /// Whether there is a key for all that a program does.
+    pub(crate) fn has_keys(&self, relinearises: bool, turns: &[Turn]) -> bool {
+        let turns_by = |turn: &Turn| {
+            self.turning.as_ref().is_some_and(|key| match turn {
+                Turn::Columns(places) => key.supports_column_rotation_by(*places),
+                Turn::Rows => key.supports_row_rotation(),
+            })
+        };
+        (!relinearises || self.relinearisation.is_some()) && turns.iter().all(turns_by)
     }
 
     pub(crate) fn modulus(&self) -> u64 {
@@ -140,6 +158,11 @@ impl Scheme for Evaluator {
         Ok(Plaintext::try_encode(slots, Encoding::simd(), &self.ring)?)
     }
 
+    fn constant(&self, value: u64) -> Result<Plaintext, SchemeError> {
+        // The constant term of a polynomial is its value in every slot.
+        Ok(Plaintext::try_encode(&[value], Encoding::poly(), &self.ring)?)
+    }
+
     fn dot(&self, terms: &[(&Ciphertext, &Plaintext)]) -> Result<Ciphertext, SchemeError> {
         let (ciphertexts, plaintexts) = (terms.iter().map(|term| term.0), terms.iter().map(|term| term.1));
         Ok(dot_product_scalar(ciphertexts, plaintexts)?)
@@ -147,6 +170,10 @@ impl Scheme for Evaluator {
 
     fn add(&self, to: &mut Ciphertext, other: &Ciphertext) {
         *to += other;
+    }
+
+    fn subtract(&self, from: &mut Ciphertext, other: &Ciphertext) {
+        *from -= other;
     }
 
     fn add_plain(&self, to: &mut Ciphertext, other: &Plaintext) {
@@ -158,13 +185,14 @@ impl Scheme for Evaluator {
     }
 
     fn relinearise(&self, x: &mut Ciphertext) -> Result<(), SchemeError> {
-        Ok(self.relinearisation.relinearizes(x)?)
+        Ok(self.relinearisation.as_ref().ok_or(SchemeError::Key)?.relinearizes(x)?)
     }
 
     fn turn(&self, x: &Ciphertext, turn: Turn) -> Result<Ciphertext, SchemeError> {
+        let key = self.turning.as_ref().ok_or(SchemeError::Key)?;
         Ok(match turn {
-            Turn::Columns(places) => self.turning.rotates_columns_by(x, places)?,
-            Turn::Rows => self.turning.rotates_rows(x)?,
+            Turn::Columns(places) => key.rotates_columns_by(x, places)?,
+            Turn::Rows => key.rotates_rows(x)?,
         })
     }
 

@@ -1,19 +1,26 @@
 #![doc = include_str!("../README.md")]
 
 mod affine;
+mod batch;
 mod bfv;
-mod latency;
+mod blocks;
+mod client;
+mod expected;
+mod grid;
+mod grid_weights;
+mod layout;
+pub mod messages;
 mod model;
-mod parameters;
-mod party;
+pub mod parameters;
+mod program;
 mod scheme;
+mod server;
 
 pub use affine::CompileError;
-pub use model::{Model, Options, Program};
-pub use parameters::{Parameters, ParametersError, SECURITY_TABLE};
-pub use party::{Answer, CipherError, Client, EvaluationKeys, Query, Server};
-
-/// What one query costs, counted before anything is computed.
-pub mod cost {
-    pub use crate::latency::Cost;
-}
+pub use client::Client;
+pub use expected::Expected;
+pub use layout::{Cost, Packing};
+pub use messages::CipherError;
+pub use model::{Model, Options};
+pub use program::Program;
+pub use server::{Admitted, Server};

@@ -10,7 +10,7 @@ pub const SECURITY_TABLE: [(usize, u32); 3] = [(4096, 109), (8192, 218), (16384,
 /// Primes below 2²⁰ that have all roots for batching at degree 8192.
 const SHORT_PRIMES: [u64; 9] = [1_032_193, 786_433, 737_281, 638_977, 557_057, 163_841, 147_457, 114_689, 65_537];
 /// Degree of all parameters here: at 16384 everything takes five times as long.
-const DEGREE: usize = 8192;
+pub(crate) const DEGREE: usize = 8192;
 /// Most bits of one wide plaintext modulus.
 const WIDE_BITS: u32 = 40;
 
@@ -69,7 +69,7 @@ impl Parameters {
         let plaintext_bits: f64 = self.plaintext_moduli.iter().map(|t| (*t as f64).log2()).sum();
         let distinct = self.plaintext_moduli.iter().collect::<std::collections::BTreeSet<_>>();
         if !(1..=SHORT_PRIMES.len()).contains(&self.plaintext_moduli.len())
-            || plaintext_bits > 120.0
+            || plaintext_bits > 125.0
             || distinct.len() != self.plaintext_moduli.len()
             || !self.plaintext_moduli.iter().all(is_modulus)
         {
@@ -80,29 +80,35 @@ impl Parameters {
 
     /// Parameters that hold integers of `bound_bits` bits and a sign, the cheapest first.
     pub(crate) fn candidates(bound_bits: u32) -> Vec<Self> {
-        let moduli: [&[usize]; 5] =
-            [&[50, 50, 50], &[52, 50, 50, 50], &[55, 55, 54, 54], &[44, 44, 44, 43, 43], &[37, 37, 36, 36, 36, 36]];
-        let mut plaintexts = Vec::new();
-        let bits = bound_bits + 2;
-        if bits <= WIDE_BITS {
-            let wide = fhe_math::zq::primes::generate_prime(bits as usize, 2 * DEGREE as u64, 1 << bits);
-            plaintexts.extend(wide.map(|prime| vec![prime]));
-        }
-        // As few short ones as do, and of those the shortest: noise grows with the widest.
-        let bits_of = |primes: &[u64]| primes.iter().map(|prime| (*prime as f64).log2()).sum::<f64>();
-        let needed = f64::from(bound_bits) + 1.0;
-        let count = (1..=SHORT_PRIMES.len()).find(|&count| bits_of(&SHORT_PRIMES[..count]) > needed);
-        let windows = count.map(|count| SHORT_PRIMES.windows(count));
-        let shortest = windows.and_then(|mut windows| windows.rfind(|primes| bits_of(primes) > needed));
-        plaintexts.extend(shortest.map(<[u64]>::to_vec));
-        let with = |plaintext_moduli: Vec<u64>| {
-            moduli.map(|bits| Self {
+        let moduli: [&[usize]; 7] = [
+            &[59, 59],
+            &[50, 50, 50],
+            &[52, 50, 50, 50],
+            &[55, 55, 54, 54],
+            &[44, 44, 44, 43, 43],
+            &[37, 37, 36, 36, 36, 36],
+            &[32, 31, 31, 31, 31, 31, 31],
+        ];
+        let mut all = Vec::new();
+        for plaintext_moduli in (1..=SHORT_PRIMES.len()).filter_map(|count| primes(count, bound_bits)) {
+            all.extend(moduli.map(|bits| Self {
                 degree: DEGREE,
                 moduli_bits: bits.to_vec(),
                 plaintext_moduli: plaintext_moduli.clone(),
-            })
-        };
-        plaintexts.into_iter().flat_map(with).collect()
+            }));
+        }
+        all.retain(|parameters: &Self| parameters.check().is_ok());
+        all.sort_by_key(|parameters| parameters.plaintext_moduli.len() * parameters.moduli_bits.len());
+        all
+    }
+
+    /// Whether the noise budget may be enough, by the least that squares (log t + 13 bits) and products with slots (log t + 6) take: what
+    /// this refuses need not be tried.
+    pub(crate) fn may_hold(&self, depth: usize, multiplies_slots: bool, least_budget_bits: u32) -> bool {
+        let plaintext = self.plaintext_moduli.iter().map(|t| t.ilog2() as usize).max().unwrap_or(0);
+        let products = if multiplies_slots { (depth + 1) * (plaintext + 6) } else { 0 };
+        let taken = plaintext + depth * (plaintext + 13) + products + least_budget_bits as usize;
+        taken <= self.moduli_bits.iter().sum()
     }
 
     /// The integer in (−T/2, T/2) with these remainders, T the product of the plaintext moduli.
@@ -118,6 +124,24 @@ impl Parameters {
         }
         if value > product / 2 { value - product } else { value }
     }
+}
+
+/// As many primes whose product is more than twice 2^bound_bits, as short as they can be: noise grows with the widest.
+fn primes(count: usize, bound_bits: u32) -> Option<Vec<u64>> {
+    let needed = f64::from(bound_bits) + 1.0;
+    let is_enough = |primes: &[u64]| primes.iter().map(|prime| (*prime as f64).log2()).sum::<f64>() > needed;
+    let short = SHORT_PRIMES.windows(count).rfind(|primes| is_enough(primes)).map(<[u64]>::to_vec);
+    let wide = || {
+        let bits = (needed / count as f64).floor() as u32 + 1;
+        let mut below = 1 << bits;
+        let next = |_| {
+            below = fhe_math::zq::primes::generate_prime(bits as usize, 2 * DEGREE as u64, below)?;
+            Some(below)
+        };
+        let primes: Vec<u64> = (21..=WIDE_BITS).contains(&bits).then(|| (0..count).map_while(next).collect())?;
+        (primes.len() == count && is_enough(&primes)).then_some(primes)
+    };
+    short.or_else(wide)
 }
 
 /// x⁻¹ modulo a prime.
@@ -147,7 +171,7 @@ mod tests {
     fn candidates_are_secure_and_wide_enough() {
         for bound_bits in [10, 31, 33, 60, 68, 90] {
             let candidates = Parameters::candidates(bound_bits);
-            assert!(!candidates.is_empty());
+            assert!(candidates.len() > 6);
             for parameters in candidates {
                 parameters.check().unwrap();
                 let bits: f64 = parameters.plaintext_moduli.iter().map(|t| (*t as f64).log2()).sum();

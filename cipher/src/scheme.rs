@@ -8,6 +8,9 @@ pub enum SchemeError {
     /// The library below refuses.
     #[error("encryption: {0}")]
     Library(#[from] fhe::Error),
+    /// There is no key for what was asked.
+    #[error("no key to turn or to relinearise with")]
+    Key,
     /// Parameters that are none.
     #[error(transparent)]
     Parameters(#[from] crate::parameters::ParametersError),
@@ -23,17 +26,22 @@ pub enum Turn {
 }
 
 /// A server's operations on ciphertexts.
-pub trait Scheme {
+pub trait Scheme: Sync {
     /// Encrypted slots.
-    type Ciphertext: Clone;
+    type Ciphertext: Clone + Send + Sync;
     /// Slots in the clear, prepared.
-    type Plaintext;
+    type Plaintext: Send + Sync;
 
     /// Prepares slots; values are below the plaintext modulus.
     ///
     /// # Errors
     /// There are more than slots.
     fn plain(&self, slots: &[u64]) -> Result<Self::Plaintext, SchemeError>;
+    /// Prepares one number for all slots: as a factor it makes noise grow by itself alone, so that a negative one is better subtracted.
+    ///
+    /// # Errors
+    /// It is not below the plaintext modulus.
+    fn constant(&self, value: u64) -> Result<Self::Plaintext, SchemeError>;
     /// Σ ciphertext · plaintext, slot by slot.
     ///
     /// # Errors
@@ -41,6 +49,8 @@ pub trait Scheme {
     fn dot(&self, terms: &[(&Self::Ciphertext, &Self::Plaintext)]) -> Result<Self::Ciphertext, SchemeError>;
     /// Adds another ciphertext.
     fn add(&self, to: &mut Self::Ciphertext, other: &Self::Ciphertext);
+    /// Subtracts another ciphertext.
+    fn subtract(&self, from: &mut Self::Ciphertext, other: &Self::Ciphertext);
     /// Adds slots in the clear.
     fn add_plain(&self, to: &mut Self::Ciphertext, other: &Self::Plaintext);
     /// The square of each slot, in three parts.

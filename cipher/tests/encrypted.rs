@@ -1,7 +1,8 @@
 //! Encrypted answers against the exact integer reference, and what is refused.
 #![expect(clippy::unwrap_used, reason = "helpers of tests, outside test functions")]
 
-use asymflow_cipher::{Answer, CipherError, Client, CompileError, EvaluationKeys, Model, Options, Query, Server};
+use asymflow_cipher::messages::{Answer, EvaluationKeys, Query};
+use asymflow_cipher::{Admitted, CipherError, Client, CompileError, Model, Options, Packing, Program, Server};
 use asymflow_zoo::network::{Layer, Shape};
 use asymflow_zoo::ops::{Conv, Form, Linear, Quadratic};
 use asymflow_zoo::{Network, Weights};
@@ -9,8 +10,12 @@ use asymflow_zoo::{Network, Weights};
 const ROWS: usize = 28;
 
 fn conv() -> Layer {
-    let name = "conv1".to_owned();
-    Layer::Conv(Conv { name, in_channels: 1, out_channels: 4, kernel: 7, stride: 3, padding: 0, bias: false })
+    convolution("conv1", (1, 4), 7, 3, 0)
+}
+
+fn convolution(name: &str, io: (usize, usize), kernel: usize, stride: usize, padding: usize) -> Layer {
+    let name = name.to_owned();
+    Layer::Conv(Conv { name, in_channels: io.0, out_channels: io.1, kernel, stride, padding, bias: false })
 }
 
 fn quadratic(name: &str, channels: usize, form: Form) -> Layer {
@@ -37,6 +42,24 @@ fn cnn() -> Network {
     network("cnn", layers)
 }
 
+/// Two convolutions with pooling between them, channels for two ciphertexts, and padding that makes a window start before its output.
+fn grid() -> Network {
+    let first = quadratic("act1", 3, Form::Free { a: 0.1, b: 0.5, c: 0.2 });
+    let second = quadratic("act2", 10, Form::Kervolution { c: 1.0 });
+    let layers = vec![
+        convolution("conv1", (1, 3), 3, 1, 1),
+        first,
+        Layer::BatchNorm { name: "bn1".to_owned(), channels: 3 },
+        Layer::AdaptiveAvgPool { out: 14 },
+        convolution("conv2", (3, 10), 3, 1, 1),
+        second,
+        Layer::AdaptiveAvgPool { out: 2 },
+        Layer::Flatten,
+        linear("fc", 40, 5),
+    ];
+    Network { classes: 5, ..network("grid", layers) }
+}
+
 fn network(name: &str, layers: Vec<Layer>) -> Network {
     Network { name: name.to_owned(), input: Shape::new(1, ROWS, ROWS), classes: 10, layers }
 }
@@ -45,157 +68,220 @@ fn image(seed: usize) -> Vec<f32> {
     (0..ROWS * ROWS).map(|i| ((i * (seed + 3)) as f32 * 0.037).sin() * 1.5 + 0.5).collect()
 }
 
-fn compiled(network: &Network) -> Model {
-    Model::compile(network, &Weights::init(network, 1), &image(0), Options::default()).unwrap()
+fn compiled(network: &Network, packing: Packing) -> Model {
+    let options = Options { packing, ..Options::default() };
+    Model::compile(network, &Weights::init(network, 1), &image(0), options).unwrap()
 }
 
-fn pair(model: &Model) -> (Client, Server) {
+fn parties(model: &Model) -> (Client, Server, Admitted) {
     let client = Client::new(model.program().clone()).unwrap();
-    let server = Server::new(model, &client.evaluation_keys().unwrap()).unwrap();
-    (client, server)
+    let server = Server::new(model).unwrap();
+    let keys = server.admit(&client.evaluation_keys().unwrap()).unwrap();
+    (client, server, keys)
 }
 
-fn answers_are_the_reference(network: &Network, images: usize) {
-    let model = compiled(network);
+fn answers_are_the_reference(network: &Network, packing: Packing, queries: &[usize]) {
+    let model = compiled(network, packing);
     let program = model.program();
-    let (client, server) = pair(&model);
+    let (client, server, keys) = parties(&model);
     let weights = Weights::init(network, 1).flatten(network).unwrap();
     let float = asymflow_zoo::graph::reference::Reference::new(network, &weights).unwrap();
-    for seed in 0..images {
-        let answer = server.answer(&client.encrypt(&image(seed)).unwrap()).unwrap();
-        let integers = client.decrypt(&answer).unwrap();
-        assert_eq!(integers, model.reference(&program.integers(&image(seed)).unwrap()), "image {seed}");
-        // The integers are near to the network: rounding to four and six bits, and no more.
-        let values: Vec<f64> = image(seed).iter().map(|&v| f64::from(v)).collect();
-        let expected = float.logits(&values).unwrap();
-        let size = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
-        for (got, expected) in program.logits(&integers).iter().zip(&expected) {
-            assert!((got - expected).abs() < 0.25 * size + 0.05, "image {seed}: {got} {expected}");
+    let mut seeds = 0..;
+    for &count in queries {
+        let seeds: Vec<usize> = seeds.by_ref().take(count).collect();
+        let images: Vec<f32> = seeds.iter().flat_map(|&seed| image(seed)).collect();
+        let query = client.encrypt(&images).unwrap();
+        let answer = server.answer(&keys, &query).unwrap();
+        assert!(query.bytes() <= program.query_bytes() && answer.bytes() <= program.answer_bytes());
+        let answers = client.decrypt(&answer, count).unwrap();
+        assert_eq!(answers.len(), count);
+        for (seed, integers) in seeds.into_iter().zip(&answers) {
+            assert_eq!(*integers, model.reference(&program.integers(&image(seed)).unwrap()), "image {seed}");
+            // The integers are near to the network: rounding to four and six bits, and no more.
+            let values: Vec<f64> = image(seed).iter().map(|&v| f64::from(v)).collect();
+            let expected = float.logits(&values).unwrap();
+            let size = expected.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+            for (got, expected) in program.logits(integers).iter().zip(&expected) {
+                assert!((got - expected).abs() < 0.25 * size + 0.05, "image {seed}: {got} {expected}");
+            }
         }
     }
+    assert!(client.encrypt(&image(0).repeat(program.images() + 1)).is_err());
 }
 
 #[test]
 fn one_square() {
-    answers_are_the_reference(&pkn(), 4);
+    answers_are_the_reference(&pkn(), Packing::Latency, &[1, 1, 1, 1]);
 }
 
 #[test]
 fn two_squares() {
-    answers_are_the_reference(&cnn(), 2);
+    answers_are_the_reference(&cnn(), Packing::Latency, &[1, 1]);
+}
+
+#[test]
+fn a_convolution_between_two_squares() {
+    answers_are_the_reference(&grid(), Packing::Latency, &[1, 1]);
+}
+
+#[test]
+fn thousands_of_images_a_query() {
+    answers_are_the_reference(&small(2), Packing::Throughput, &[8192, 1]);
+}
+
+#[test]
+fn three_squares_fit_with_few_bits() {
+    let network = small(3);
+    let options = Options { input_bits: 2, weight_bits: 3, packing: Packing::Throughput, ..Options::default() };
+    let model = Model::compile(&network, &Weights::init(&network, 1), &image(0), options).unwrap();
+    let (client, server, keys) = parties(&model);
+    let answer = server.answer(&keys, &client.encrypt(&[image(1), image(2)].concat()).unwrap()).unwrap();
+    let expected = [1, 2].map(|seed| model.reference(&model.program().integers(&image(seed)).unwrap()));
+    assert_eq!(client.decrypt(&answer, 2).unwrap(), expected);
+    // With more, the refusal says what is too much.
+    let options = Options { packing: Packing::Throughput, ..Options::default() };
+    let error = Model::compile(&network, &Weights::init(&network, 1), &image(0), options).unwrap_err();
+    assert!(error.to_string().contains("more than 120 bits"), "{error}");
+}
+
+/// Small maps, and so many squares between them.
+fn small(squares: usize) -> Network {
+    let mut layers = vec![convolution("conv1", (1, 2), 7, 7, 0), Layer::Flatten];
+    let mut features = 32;
+    for index in 0..squares {
+        layers.push(quadratic(&format!("act{index}"), features, Form::Free { a: 0.2, b: -0.3, c: 0.1 }));
+        let outputs = if index + 1 < squares { 8 } else { 10 };
+        layers.push(linear(&format!("fc{index}"), features, outputs));
+        features = outputs;
+    }
+    network("small", layers)
 }
 
 #[test]
 fn what_is_sent_says_nothing_of_the_image() {
-    let model = compiled(&pkn());
-    let (client, server) = pair(&model);
-    let [once, again, other] =
-        [0, 0, 1].map(|seed| postcard::to_stdvec(&client.encrypt(&image(seed)).unwrap()).unwrap());
-    for second in [&again, &other] {
-        assert_eq!(once.len(), second.len());
-        let equal = once.iter().zip(second).filter(|(a, b)| a == b).count();
-        // Random bytes agree once in 256 places; headers and the hash of the program are the same.
-        assert!(equal < once.len() / 128, "{equal} of {}", once.len());
+    for packing in [Packing::Latency, Packing::Throughput] {
+        let model = compiled(&small(1), packing);
+        let (client, server, keys) = parties(&model);
+        let [once, again, other] = [0, 0, 1].map(|seed| client.encrypt(&image(seed)).unwrap().to_bytes());
+        for second in [&again, &other] {
+            assert_eq!(once.len(), second.len());
+            let equal = once.iter().zip(second).filter(|(a, b)| a == b).count();
+            // Random bytes agree once in 256 places; headers and the hash of the program are the same.
+            assert!(equal < once.len() / 128, "{equal} of {}", once.len());
+        }
+        let answered = |seed| server.answer(&keys, &client.encrypt(&image(seed)).unwrap()).unwrap();
+        let [mine, theirs] = [0, 1].map(|seed| answered(seed).bytes());
+        assert_eq!(mine, theirs);
     }
-    let [mine, theirs] = [0, 1].map(|seed| server.answer(&client.encrypt(&image(seed)).unwrap()).unwrap().bytes());
-    assert_eq!(mine, theirs);
-    // Slots are masked: two answers about one image share no ciphertext, and the same logits.
-    let query = client.encrypt(&image(0)).unwrap();
-    let [first, second] = [(); 2].map(|()| server.answer(&query).unwrap());
-    assert_ne!(first, second);
-    assert_eq!(client.decrypt(&first).unwrap(), client.decrypt(&second).unwrap());
 }
 
 #[test]
-fn another_key_decrypts_to_something_else() {
-    let model = compiled(&pkn());
-    let ((client, server), (other, _)) = (pair(&model), pair(&model));
-    let answer = server.answer(&client.encrypt(&image(0)).unwrap()).unwrap();
-    assert_ne!(other.decrypt(&answer).unwrap(), client.decrypt(&answer).unwrap());
+fn slots_of_one_image_are_masked() {
+    let (client, server, keys) = parties(&compiled(&pkn(), Packing::Latency));
+    let query = client.encrypt(&image(0)).unwrap();
+    let [first, second] = [(); 2].map(|()| server.answer(&keys, &query).unwrap());
+    assert_ne!(first, second);
+    assert_eq!(client.decrypt(&first, 1).unwrap(), client.decrypt(&second, 1).unwrap());
 }
 
-/// Bytes with one changed at `at`.
-fn damaged<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T, at: usize) -> Option<T> {
-    let mut bytes = postcard::to_stdvec(value).unwrap();
-    let len = bytes.len();
-    bytes[at % len] ^= 0x55;
-    postcard::from_bytes(&bytes).ok()
+#[test]
+fn another_key_is_an_error_and_the_own_one_is_taken_up_again() {
+    let model = compiled(&pkn(), Packing::Latency);
+    let (client, server, keys) = parties(&model);
+    let query = client.encrypt(&image(0)).unwrap();
+    let answer = server.answer(&keys, &query).unwrap();
+    let (other, _, others_keys) = parties(&model);
+    assert!(matches!(other.decrypt(&answer, 1), Err(CipherError::Noise { .. })));
+    // A server that computes with another client's evaluation keys gives no answer either.
+    let wrong = server.answer(&others_keys, &query).unwrap();
+    assert!(matches!(client.decrypt(&wrong, 1), Err(CipherError::Noise { .. })));
+    let secret = client.secret_bytes();
+    let again = Client::with_secret(model.program().clone(), &secret).unwrap();
+    assert_eq!(again.decrypt(&answer, 1).unwrap(), client.decrypt(&answer, 1).unwrap());
+    let others = compiled(&small(1), Packing::Latency).program().clone();
+    assert!(matches!(Client::with_secret(others, &secret), Err(CipherError::Other { what: "secret key" })));
+    assert!(Client::with_secret(model.program().clone(), &secret[..40]).is_err());
 }
 
 #[test]
 fn what_is_hostile_is_an_error_or_another_answer() {
-    let model = compiled(&pkn());
-    let (client, server) = pair(&model);
-    let (keys, query) = (client.evaluation_keys().unwrap(), client.encrypt(&image(0)).unwrap());
-    let answer = server.answer(&query).unwrap();
-    let good = client.decrypt(&answer).unwrap();
+    let model = compiled(&pkn(), Packing::Latency);
+    let (client, server, keys) = parties(&model);
+    let (sent, query) = (client.evaluation_keys().unwrap(), client.encrypt(&image(0)).unwrap());
+    let answer = server.answer(&keys, &query).unwrap();
+    let good = client.decrypt(&answer, 1).unwrap();
+    let damaged = |bytes: &[u8], at: usize| {
+        let mut bytes = bytes.to_vec();
+        let at = at % bytes.len();
+        bytes[at] ^= 0x55;
+        bytes
+    };
     let (mut refused, mut wrong) = (0, 0);
     for at in (0..60).chain((0..40).map(|step| 60 + step * 9973)) {
-        if let Some(query) = damaged(&query, at) {
-            match server.answer(&query) {
+        if let Ok(query) = Query::from_bytes(&damaged(&query.to_bytes(), at)) {
+            match server.answer(&keys, &query) {
                 Err(_) => refused += 1,
-                Ok(answer) => wrong += usize::from(client.decrypt(&answer).unwrap() != good),
+                Ok(answer) => wrong += usize::from(client.decrypt(&answer, 1).map_or(true, |got| got != good)),
             }
         }
-        let _ = damaged::<EvaluationKeys>(&keys, at).map(|keys| Server::new(&model, &keys).is_ok());
-        let _ = damaged::<Answer>(&answer, at).map(|answer| client.decrypt(&answer).is_ok());
+        let _ = EvaluationKeys::from_bytes(&damaged(&sent.to_bytes(), at)).map(|keys| server.admit(&keys).is_ok());
+        let _ = Answer::from_bytes(&damaged(&answer.to_bytes(), at)).map(|answer| client.decrypt(&answer, 1).is_ok());
+        let _ = Program::from_bytes(&damaged(&model.program().to_bytes(), at)).map(|program| program.cost());
     }
     assert!(refused > 30 && wrong > 20, "{refused} {wrong}");
-    // What belongs to another program.
-    let other = compiled(&cnn());
-    assert!(matches!(Server::new(&other, &keys), Err(CipherError::Program { what: "evaluation keys" })));
-    let (stranger, _) = pair(&other);
-    assert!(matches!(
-        server.answer(&stranger.encrypt(&image(0)).unwrap()),
-        Err(CipherError::Program { what: "query" })
-    ));
-    assert!(matches!(stranger.decrypt(&answer), Err(CipherError::Program { what: "answer" })));
+    // What belongs to another program, and no program at all.
+    let (stranger, other, _) = parties(&compiled(&small(1), Packing::Latency));
+    assert!(matches!(other.admit(&sent), Err(CipherError::Other { what: "evaluation keys" })));
+    let strange = stranger.encrypt(&image(0)).unwrap();
+    assert!(matches!(server.answer(&keys, &strange), Err(CipherError::Other { what: "query" })));
+    assert!(matches!(stranger.decrypt(&answer, 1), Err(CipherError::Other { what: "answer" })));
+    assert!(Program::from_bytes(&vec![0; 5 << 20]).is_err());
+    let mut insecure = model.program().clone();
+    insecure.parameters.moduli_bits = vec![60; 4];
+    assert!(Client::new(insecure).unwrap_err().to_string().contains("not 128 bits of security"));
     // An answer is no query: it is not fresh.
-    let bytes = postcard::to_stdvec(&answer).unwrap();
-    assert!(postcard::from_bytes::<Query>(&bytes).map_or(true, |query| server.answer(&query).is_err()));
+    let misused = Query::from_bytes(&answer.to_bytes());
+    assert!(misused.map_or(true, |query| server.answer(&keys, &query).is_err()));
 }
 
 #[test]
 fn what_cannot_be_computed_is_refused_by_layer_and_depth() {
-    let refused = |layers| {
+    let refused = |layers, packing| {
         let network = network("refused", layers);
-        let model = Model::compile(&network, &Weights::init(&network, 1), &image(0), Options::default());
-        model.map(drop).unwrap_err()
+        let options = Options { packing, ..Options::default() };
+        Model::compile(&network, &Weights::init(&network, 1), &image(0), options).map(drop).unwrap_err()
     };
-    let error = refused(vec![conv(), Layer::Relu, Layer::Flatten, linear("fc", 256, 10)]);
+    let error = refused(vec![conv(), Layer::Relu, Layer::Flatten, linear("fc", 256, 10)], Packing::Latency);
     assert!(
         matches!(&error, CompileError::Unsupported { after: 0, .. }) && error.to_string().contains("quadratic"),
         "{error}"
     );
-    let react = |name, channels| quadratic(name, channels, Form::REACT);
-    let deep = vec![
-        conv(),
-        react("a", 4),
-        Layer::Flatten,
-        linear("fc1", 256, 16),
-        react("b", 16),
-        linear("fc2", 16, 16),
-        react("c", 16),
-        linear("fc3", 16, 10),
-    ];
-    assert!(matches!(refused(deep), CompileError::Depth { squares: 3, most: 2, .. }));
-    assert!(matches!(refused(vec![Layer::Flatten, linear("fc", 784, 10)]), CompileError::Depth { squares: 0, .. }));
-    let wide = vec![Layer::Flatten, linear("fc1", 784, 5000), react("a", 5000), linear("fc2", 5000, 10)];
-    assert!(matches!(refused(wide), CompileError::Size { map: 0, got: 5000, most: 4096 }));
+    let error = refused(small(3).layers, Packing::Latency);
+    assert!(matches!(error, CompileError::Depth { squares: 3, most: 2, .. }), "{error}");
+    assert!(error.to_string().contains("throughput packing takes three"), "{error}");
+    let error = refused(small(4).layers, Packing::Throughput);
+    assert!(matches!(error, CompileError::Depth { squares: 4, most: 3, .. }), "{error}");
+    let flat = vec![Layer::Flatten, linear("fc", 784, 10)];
+    assert!(matches!(refused(flat, Packing::Latency), CompileError::Depth { squares: 0, .. }));
+    let wide =
+        vec![Layer::Flatten, linear("fc1", 784, 5000), quadratic("a", 5000, Form::REACT), linear("fc2", 5000, 10)];
+    let error = refused(wide, Packing::Latency);
+    assert!(matches!(error, CompileError::Size { map: 0, got: 5000, most: 4096, .. }), "{error}");
     let flat =
         vec![conv(), quadratic("a", 4, Form::Free { a: 0.0, b: 1.0, c: 0.0 }), Layer::Flatten, linear("fc", 256, 10)];
-    assert!(matches!(refused(flat), CompileError::Coefficient { channel: 0, .. }));
+    assert!(matches!(refused(flat, Packing::Latency), CompileError::Coefficient { channel: 0, .. }));
 }
 
 #[test]
 fn costs_are_told_before_anything_is_computed() {
-    let model = compiled(&pkn());
-    let cost = model.program().cost();
+    let model = compiled(&pkn(), Packing::Latency);
+    let (program, cost) = (model.program(), model.program().cost());
     assert_eq!((cost.turns, cost.plain_products, cost.squares, cost.relinearisations, cost.depth), (5, 3, 1, 0, 1));
-    let (client, server) = pair(&model);
-    let keys = client.evaluation_keys().unwrap();
-    assert!(keys.bytes() < model.program().evaluation_key_bytes());
+    let (client, server, keys) = parties(&model);
+    let sent = client.evaluation_keys().unwrap();
+    assert!(sent.bytes() < program.evaluation_key_bytes());
     let query = client.encrypt(&image(0)).unwrap();
-    assert!(query.bytes() > server.answer(&query).unwrap().bytes());
-    println!("{:?}: {cost:?}, {keys:?}, {query:?}", model.program().parameters);
+    let answer = server.answer(&keys, &query).unwrap();
+    assert!(query.bytes() > answer.bytes());
+    println!("{:?}: {cost:?}, {sent:?}, {query:?}, {answer:?}", program.parameters);
 }
