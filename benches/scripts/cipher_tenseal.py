@@ -1,4 +1,4 @@
-"""MNIST on CKKS ciphertexts by TenSEAL: the shapes of asymflow-cipher's example `mnist`, to stand beside it in one hour on one machine.
+"""MNIST on CKKS ciphertexts by TenSEAL: the shapes of `cipher/networks`, to stand beside asymflow-cipher in one hour on one machine.
 
     pip install tenseal numpy
     python cipher_tenseal.py pkn|cnn [repeats]

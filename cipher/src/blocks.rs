@@ -6,8 +6,9 @@
 //! the last map takes one product, one block an output, and no turn: the server adds to each slot a random number, all of which add up
 //! to the offset, and the client adds up the slots. So it learns the logits alone.
 //!
-//! With a second square the map in between has a row for every two blocks, so that log₂(slots of a block) turns within them give both the
-//! row's sum in every slot of the first.
+//! With a second square, each row of the map in between takes two periods of slots. Since blocks repeat the values, a turn by a period brings
+//! those of the next one to the same slots: a slot adds up the products with all values that are a multiple of the period apart, and log₂(period)
+//! turns give every slot of a row's first period its sum.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,16 @@ const HINT: &str = "take a smaller map, or a packing with thousands of images a 
 pub(crate) struct Blocks {
     reads: Vec<Vec<u32>>,
     rows: Vec<usize>,
+}
+
+/// Where the map between two squares is.
+#[derive(Clone, Copy, Debug)]
+struct Middle {
+    /// Ciphertexts of its rows.
+    groups: usize,
+    group_rows: usize,
+    row_slots: usize,
+    period: usize,
 }
 
 impl Blocks {
@@ -55,9 +66,16 @@ impl Blocks {
         (self.positions() + 1).div_ceil(self.blocks())
     }
 
-    /// Outputs of the map between two squares, and ciphertexts that they take.
-    fn middle(&self) -> Option<(usize, usize)> {
-        (self.rows.len() > 2).then(|| (self.rows[1], self.rows[1].div_ceil(self.blocks() / 2)))
+    /// How the map between two squares lies: as takes the fewest turns, where a square counts as five.
+    fn middle(&self) -> Option<Middle> {
+        let [_, rows, outputs] = self.rows.as_slice() else { return None };
+        let with = |groups: usize| {
+            let group_rows = rows.div_ceil(groups).next_power_of_two().max(DEGREE / ROW * 2);
+            let row_slots = DEGREE / group_rows;
+            Middle { groups, group_rows, row_slots, period: self.block().min(row_slots / 2) }
+        };
+        let fitting = (0..=6).map(|power| with(1 << power)).filter(|middle| middle.period >= *outputs);
+        fitting.min_by_key(|middle| self.block() / middle.period + middle.groups * (middle.period.ilog2() as usize + 5))
     }
 
     /// Turns after the first map.
@@ -66,12 +84,10 @@ impl Blocks {
         columns.map(Turn::Columns).chain([Turn::Rows]).collect()
     }
 
-    /// Turns within two blocks.
+    /// Turns that add up a row of the map between two squares.
     fn within(&self) -> Vec<Turn> {
-        if self.middle().is_none() {
-            return Vec::new();
-        }
-        (0..).map(|power| 1 << power).take_while(|places| *places < self.block()).map(Turn::Columns).collect()
+        let powers = self.middle().map_or(0, |middle| middle.period.ilog2());
+        (0..powers).map(|power| Turn::Columns(1 << power)).collect()
     }
 
     /// Slots of ciphertext `index` of what the first map multiplies, or multiplies with, by position and output.
@@ -91,7 +107,7 @@ impl Blocks {
     fn sums(&self) -> Vec<Vec<usize>> {
         let of = |output: usize| match self.middle() {
             None => (0..self.block()).map(|slot| output * self.block() + slot).collect(),
-            Some(_) => (0..self.blocks()).map(|block| block * self.block() + output).collect(),
+            Some(middle) => (0..middle.group_rows).map(|row| row * middle.row_slots + output).collect(),
         };
         (0..self.rows[self.rows.len() - 1]).map(of).collect()
     }
@@ -107,10 +123,11 @@ impl Arrange for Blocks {
         match self.rows.as_slice() {
             [_, last] => size(1, *last, DEGREE / block)?,
             [_, middle, last] => {
-                // Two blocks a row of the map, within a row of slots.
                 size(0, block, ROW / 2)?;
-                size(1, *middle, 64 * ROW / block)?;
+                size(1, *middle, ROW)?;
                 size(2, *last, block)?;
+                // More outputs leave less room for rows.
+                size(2, *last, self.middle().map_or(0, |middle| middle.period))?;
             }
             _ => return Err(CompileError::Program("maps of blocks")),
         }
@@ -120,27 +137,30 @@ impl Arrange for Blocks {
     }
 
     fn cost(&self) -> Cost {
-        let groups = self.middle().map_or(0, |(_, groups)| groups);
-        let products = self.inputs() + 1.max(2 * groups);
+        let groups = self.middle().map_or(0, |middle| middle.groups);
+        let periods = self.middle().map_or(0, |middle| self.block() / middle.period);
+        let products = self.inputs() + groups * periods;
         Cost {
             images: 1,
-            turns: self.across().len() + groups * self.within().len(),
-            plain_products: products,
-            // What follows the last square.
-            polynomial_products: 2 * products + 1.max(groups),
+            turns: self.across().len() + periods.saturating_sub(1) + groups * self.within().len(),
+            plain_products: products + 1.max(groups),
+            // Three polynomials after the last square.
+            polynomial_products: 2 * products + 3 * 1.max(groups),
             squares: 1 + groups,
             relinearisations: usize::from(groups > 0),
             depth: 1 + usize::from(groups > 0),
             ciphertexts: self.inputs(),
             answers: 1,
             turning_keys: self.turns().len(),
-            plaintexts: self.inputs() + 1.max(3 * groups),
-            polynomials: 2 * self.inputs() + 3 * (1 + groups),
+            plaintexts: products + 1.max(2 * groups),
+            polynomials: 2 * (self.inputs() + periods) + 3 * (1 + groups),
         }
     }
 
     fn turns(&self) -> Vec<Turn> {
-        self.across().into_iter().chain(self.within()).collect()
+        let next = self.middle().filter(|middle| middle.period < self.block());
+        let next = next.map(|middle| Turn::Columns(middle.period));
+        self.across().into_iter().chain(self.within()).chain(next).collect()
     }
 
     fn slots(&self, images: &[Vec<i64>], index: usize, modulus: u64) -> Vec<u64> {
@@ -163,8 +183,8 @@ impl Arrange for Blocks {
 pub(crate) struct Weights<S: Scheme> {
     layout: Blocks,
     first: Vec<S::Plaintext>,
-    /// Weights and offsets of the map between two squares.
-    middle: Vec<(S::Plaintext, S::Plaintext)>,
+    /// Of each group of rows between two squares, weights by period, and offsets.
+    middle: Vec<(Vec<S::Plaintext>, S::Plaintext)>,
     last: Vec<S::Plaintext>,
     /// Of the last map, below the modulus.
     offsets: Vec<u64>,
@@ -207,24 +227,30 @@ impl<S: Scheme> Weights<S> {
             values
         };
         let last_map = &model.maps[model.maps.len() - 1];
-        let Some((rows, groups)) = self.layout.middle() else {
+        let Some(Middle { groups, group_rows, row_slots, period }) = self.layout.middle() else {
             let rows = 0..last_map.rows.len();
             self.last.push(spread(&mut rows.map(|row| (row * block, dense(last_map, row))))?);
             return Ok(self);
         };
-        let (map, pairs, outputs) = (&model.maps[1], self.layout.blocks() / 2, last_map.rows.len());
-        let mut columns = vec![vec![0; outputs]; rows];
+        let (map, outputs) = (&model.maps[1], last_map.rows.len());
+        let mut columns = vec![vec![0; outputs]; map.rows.len()];
         for (output, row) in last_map.rows.iter().enumerate() {
             row.iter()
                 .for_each(|(input, weight)| columns[*input as usize][output] = residue((*weight).into(), modulus));
         }
         for group in 0..groups {
-            let mine = || (group * pairs..rows.min((group + 1) * pairs)).map(|row| (row, 2 * (row - group * pairs)));
-            let both = mine().flat_map(|(row, at)| [at, at + 1].map(|at| (at * block, dense(map, row))));
-            let weights = spread(&mut { both })?;
-            let offset = mine().map(|(row, at)| (at * block, vec![residue(map.offsets[row], modulus); outputs]));
+            let rows = (group * group_rows).min(map.rows.len())..((group + 1) * group_rows).min(map.rows.len());
+            let mine = || rows.clone().enumerate().map(|(at, row)| (row, at * row_slots));
+            let of_period = |index: usize| {
+                spread(&mut mine().map(|(row, at)| {
+                    let weights = dense(map, row);
+                    (at, (0..2 * period).map(|slot| weights[(at + slot + index * period) % block]).collect())
+                }))
+            };
+            let weights = (0..block / period).map(of_period).collect::<Result<_, _>>()?;
+            let offset = mine().map(|(row, at)| (at, vec![residue(map.offsets[row], modulus); outputs]));
             self.middle.push((weights, spread(&mut { offset })?));
-            self.last.push(spread(&mut mine().map(|(row, at)| (at * block, columns[row].clone())))?);
+            self.last.push(spread(&mut mine().map(|(row, at)| (at, columns[row].clone())))?);
         }
         Ok(self)
     }
@@ -249,9 +275,14 @@ impl<S: Scheme> Prepared<S> for Weights<S> {
             scheme.dot(&[(&squares, &self.last[0])])?
         } else {
             scheme.relinearise(&mut squares)?;
-            let within = self.layout.within();
+            let (within, periods) = (self.layout.within(), self.middle[0].0.len());
+            let mut values = vec![squares];
+            while values.len() < periods {
+                let next = Turn::Columns(self.layout.block() / periods);
+                values.push(scheme.turn(&values[values.len() - 1], next)?);
+            }
             let deep = self.middle.par_iter().map(|(weights, offsets)| {
-                let mut sums = scheme.dot(&[(&squares, weights)])?;
+                let mut sums = scheme.dot(&values.iter().zip(weights).collect::<Vec<_>>())?;
                 self.sum(scheme, &mut sums, &within)?;
                 scheme.add_plain(&mut sums, offsets);
                 Ok(scheme.square(&sums))

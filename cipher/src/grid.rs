@@ -171,7 +171,7 @@ impl Grid {
 
 /// Whether the values of each window of `side` places have the same weights.
 fn is_pooled(map: &Map, input: Shape, side: usize) -> bool {
-    let divides = |length: usize| length % side == 0;
+    let divides = |length: usize| length.is_multiple_of(side);
     divides(input.height) && divides(input.width) && {
         map.rows.par_iter().all(|row| {
             let mut dense = vec![0; input.len()];
@@ -192,7 +192,7 @@ fn steps(map: &Map, input: Shape, output: Shape, pool: usize) -> [Steps; 3] {
             let (_, y, x) = place(output, row);
             for (index, _) in weights {
                 let (_, from_y, from_x) = place(input, *index as usize);
-                if from_y % pool == 0 && from_x % pool == 0 {
+                if from_y.is_multiple_of(pool) && from_x.is_multiple_of(pool) {
                     for (ends, (from, at)) in ends.iter_mut().zip([(from_y, y), (from_x, x)]) {
                         let step = from as i32 - (stride * at) as i32;
                         *ends = (ends.0.min(step), ends.1.max(step));
@@ -228,7 +228,7 @@ impl Arrange for Grid {
         // The last output's place, and beside it one for each part.
         size(1, self.second.height, 1 + (rows - 1) / self.stride)?;
         size(1, self.second.width, 1 + (self.pitch - self.parts()) / self.stride)?;
-        let positions = self.rows.count.checked_mul(self.columns.count).unwrap_or(usize::MAX);
+        let positions = self.rows.count.saturating_mul(self.columns.count);
         size(1, positions, MOST)?;
         size(2, self.outputs, MOST)?;
         let near = |steps: Steps| steps.from.unsigned_abs() as usize <= self.pitch;

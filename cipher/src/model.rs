@@ -154,10 +154,10 @@ impl Model {
             Layout::Blocks(_) | Layout::Grid(_) => self.clone(),
             Layout::Batch(_) => self.worst_path(),
         };
-        let multiplies_slots = !matches!(self.program.layout, Layout::Batch(_));
+        let turns_slots = !matches!(self.program.layout, Layout::Batch(_));
         let mut best: Option<i64> = None;
         for parameters in Parameters::candidates(self.program.bound_bits) {
-            if !parameters.may_hold(self.program.depth(), multiplies_slots, least_budget_bits) {
+            if !parameters.may_hold(self.program.depth(), turns_slots, least_budget_bits) {
                 continue;
             }
             let mut probe = probe.clone();

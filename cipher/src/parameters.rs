@@ -102,12 +102,12 @@ impl Parameters {
         all
     }
 
-    /// Whether the noise budget may be enough, by the least that squares (log t + 13 bits) and products with slots (log t + 6) take: what
-    /// this refuses need not be tried.
-    pub(crate) fn may_hold(&self, depth: usize, multiplies_slots: bool, least_budget_bits: u32) -> bool {
+    /// Whether the noise budget may be enough, by the least that squares (log t + 13 bits), turns (the widest modulus and 11) and products with
+    /// slots (log t + 6) take: what this refuses need not be tried.
+    pub(crate) fn may_hold(&self, depth: usize, turns_slots: bool, least_budget_bits: u32) -> bool {
         let plaintext = self.plaintext_moduli.iter().map(|t| t.ilog2() as usize).max().unwrap_or(0);
-        let products = if multiplies_slots { (depth + 1) * (plaintext + 6) } else { 0 };
-        let taken = plaintext + depth * (plaintext + 13) + products + least_budget_bits as usize;
+        let turned = if turns_slots { self.moduli_bits[0] + 11 + depth * (plaintext + 6) } else { 0 };
+        let taken = plaintext + depth * (plaintext + 13) + turned + least_budget_bits as usize;
         taken <= self.moduli_bits.iter().sum()
     }
 

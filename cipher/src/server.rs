@@ -98,10 +98,9 @@ impl Server {
         for ciphertexts in &query.ciphertexts {
             check("ciphertexts of an image", ciphertexts.len(), inputs..=inputs)?;
         }
-        let one = |((evaluator, (_, prepared)), ciphertexts): (
-            (&Evaluator, &(Ring, Box<dyn Prepared<Evaluator>>)),
-            &Vec<Vec<u8>>,
-        )| {
+        let work: Vec<_> = keys.0.iter().zip(&self.moduli).zip(&query.ciphertexts).collect();
+        let one = |index: usize| {
+            let ((evaluator, (_, prepared)), ciphertexts) = work[index];
             let read = |bytes: &Vec<u8>| {
                 check("bytes of a ciphertext", bytes.len(), 1..=most)?;
                 evaluator.read(bytes)?.ok_or(CipherError::Form { what: "fresh ciphertexts", got: 0, expected: 1 })
@@ -111,13 +110,9 @@ impl Server {
             answers.par_iter_mut().try_for_each(|answer| evaluator.shorten(answer, dropped_levels))?;
             Ok(answers)
         };
-        let work = keys.0.iter().zip(&self.moduli).zip(&query.ciphertexts);
         // One modulus after the other where each takes much memory, and is enough for all threads.
-        if self.program.images() > 1 {
-            work.map(one).collect()
-        } else {
-            work.collect::<Vec<_>>().into_par_iter().map(one).collect()
-        }
+        let is_large = self.program.images() > 1;
+        if is_large { (0..moduli).map(one).collect() } else { (0..moduli).into_par_iter().map(one).collect() }
     }
 }
 

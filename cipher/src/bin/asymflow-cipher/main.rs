@@ -1,10 +1,14 @@
 //! Networks of squares on ciphertexts: what one costs, what it answers, and a server and a client of it.
 
+mod classify;
 mod evaluate;
 mod explain;
+mod keys;
+mod protocol;
+mod serve;
 mod source;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Error, Result};
@@ -28,6 +32,10 @@ enum Command {
     Explain(explain::Args),
     /// Answer test images encrypted, and compare every answer with the exact integers
     Evaluate(evaluate::Args),
+    /// Compute on what clients encrypted; prints one line of JSON when it is ready
+    Serve(serve::Args),
+    /// Ask a server about images, without its seeing them
+    Classify(classify::Args),
 }
 
 /// What to do about an error.
@@ -57,6 +65,8 @@ fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Explain(args) => explain::run(args),
         Command::Evaluate(args) => evaluate::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Classify(args) => classify::run(args),
     }
 }
 
@@ -101,6 +111,12 @@ fn help(error: &Error) -> &'static str {
 fn print(line: &serde_json::Value) -> Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("cannot write to stdout")
+}
+
+/// Reads stdin to its end, which comes when every holder of the other end is gone.
+fn exit_with_stdin() {
+    let _ = std::io::copy(&mut std::io::stdin().by_ref(), &mut std::io::sink());
+    std::process::exit(0);
 }
 
 /// Diagnostics go to stderr; a closed stderr is no reason to stop.

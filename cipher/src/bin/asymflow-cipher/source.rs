@@ -82,7 +82,7 @@ impl Source {
 }
 
 fn network(name: &str, classes: usize) -> Result<Network> {
-    if !Path::new(name).extension().is_some_and(|extension| extension == "json") {
+    if Path::new(name).extension().is_none_or(|extension| extension != "json") {
         return models::by_name(name, classes, None).map_err(|error| {
             anyhow!(error)
                 .context(Help("a network of your own is a file that ends in .json; `asymflow models` lists the others"))
