@@ -142,6 +142,7 @@ fn is_affine(layer: &Layer, after: usize) -> Result<(), CompileError> {
         Layer::Residual { main, shortcut } => main.iter().chain(shortcut).try_for_each(|layer| is_affine(layer, after)),
         Layer::Quadratic(_) => refuse("a quadratic within a residual block is not followed", "blocks without shortcut"),
         Layer::MaxPool { .. } => refuse("a maximum compares", "average pooling"),
+        Layer::GroupNorm(_) => refuse("it divides by what is encrypted", "batch normalisation"),
         Layer::Relu | Layer::PRelu { .. } | Layer::SharedRelu(_) | Layer::Pointwise(_) => refuse(
             "sums and products are all that a ciphertext computes",
             "a quadratic (`react`, `hermite`, a kervolution)",

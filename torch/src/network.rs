@@ -64,7 +64,8 @@ impl TorchNetwork {
             let normalises = match &node.op {
                 Op::Norm(_) => true,
                 Op::Quadratic(quadratic) => quadratic.form.bases().is_some(),
-                Op::Conv(_) | Op::Relu | Op::PRelu(_) | Op::Pointwise(_) | Op::SharedRelu(_) | Op::MaxPool(_) => false,
+                Op::Conv(_) | Op::GroupNorm(_) | Op::Relu | Op::PRelu(_) | Op::Pointwise(_) => false,
+                Op::SharedRelu(_) | Op::MaxPool(_) => false,
                 Op::AvgPool(_) | Op::Linear(_) | Op::Dropout(_) | Op::Flatten | Op::Add => false,
             };
             normalises && samples * node.input.pixels() < 2

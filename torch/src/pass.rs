@@ -64,6 +64,10 @@ impl<'a> Nodes<'a> {
                 let affine = Some((self.param(first), self.param(first + 1)));
                 self.normalise(&x, affine, first + 2)
             }
+            Op::GroupNorm(norm) => {
+                let (scale, shift) = (Some(self.param(first)), Some(self.param(first + 1)));
+                x.group_norm(norm.groups as i64, scale, shift, f64::from(NORM_EPSILON), true)
+            }
             Op::Relu if is_free => x.relu_(),
             Op::Relu => x.relu(),
             Op::Pointwise(Pointwise::Silu) => x.silu(),
@@ -130,7 +134,7 @@ impl<'a> Nodes<'a> {
 /// Whether the gradient of an operation can do without its output.
 const fn is_forgotten(op: &Op) -> bool {
     match op {
-        Op::Conv(_) | Op::Norm(_) | Op::Linear(_) | Op::Add => true,
+        Op::Conv(_) | Op::Norm(_) | Op::GroupNorm(_) | Op::Linear(_) | Op::Add => true,
         Op::Relu | Op::PRelu(_) | Op::Pointwise(_) | Op::Quadratic(_) | Op::SharedRelu(_) => false,
         Op::MaxPool(_) | Op::AvgPool(_) | Op::Dropout(_) | Op::Flatten => false,
     }

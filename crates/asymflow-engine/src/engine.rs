@@ -93,6 +93,8 @@ struct Work {
     easing: Easing,
     /// Whether every node's output is looked at.
     checks: bool,
+    /// Squared norms of the samples' gradients, convolutions' weights left out, while they are asked for.
+    squares: Option<Vec<f64>>,
 }
 
 impl Engine {
@@ -154,6 +156,7 @@ impl Engine {
             dropout_seed: 0,
             easing: Easing::default(),
             checks: false,
+            squares: None,
         };
         Self { network, program, work }
     }
@@ -274,6 +277,19 @@ impl Engine {
         }
         let dy = self.work.pool.adopt(d_logits);
         self.work.unwind(&self.program, dy, samples, convolver)
+    }
+
+    /// As [`Engine::backward`], for the squared norm of each sample's gradient of all parameters but weights of convolutions.
+    pub(crate) fn unwind_per_sample<C: Convolver<Error = EngineError>>(
+        &mut self,
+        d_logits: Vec<f32>,
+        samples: usize,
+        convolver: &mut C,
+    ) -> Result<Vec<f64>, EngineError> {
+        self.work.squares = Some(vec![0.0; samples]);
+        let done = self.backward(d_logits, samples, convolver);
+        let squares = self.work.squares.take().unwrap_or_default();
+        done.map(|_| squares)
     }
 
     /// What a pass takes, and in training the backward pass after it: every buffer is taken and dropped as the pass does it, and

@@ -45,6 +45,16 @@ pub enum EngineError {
         /// Index of the first such value.
         index: usize,
     },
+    /// A layer without a norm of each sample's gradient.
+    #[error("layer {layer}: {why}; use {replacement} instead")]
+    PerSample {
+        /// The layer.
+        layer: String,
+        /// Why.
+        why: &'static str,
+        /// What has one.
+        replacement: &'static str,
+    },
     /// The network cannot be executed.
     #[error(transparent)]
     Network(#[from] NetworkError),

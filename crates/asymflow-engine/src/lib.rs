@@ -3,6 +3,8 @@
 pub mod buffer;
 mod engine;
 mod error;
+mod ghost;
+mod group_norm;
 pub mod local;
 pub mod loss;
 mod ops;

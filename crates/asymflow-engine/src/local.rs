@@ -103,6 +103,31 @@ impl LocalConv {
         self.scratch.bytes()
     }
 
+    /// The input of a training pass, which is kept no longer.
+    pub(crate) fn kept(&mut self, node: &ConvNode, samples: usize) -> Result<Activation, EngineError> {
+        let kept = self.kept.remove(&node.index).filter(|x| x.samples == samples);
+        kept.ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })
+    }
+
+    /// ∂x, where somebody needs it.
+    pub(crate) fn input_gradient(
+        &mut self,
+        node: &ConvNode,
+        dy: &[f32],
+        samples: usize,
+        weight: &[f32],
+    ) -> Result<Option<Buffer>, EngineError> {
+        if !node.input_gradient {
+            return Ok(None);
+        }
+        let shape = conv_shape(node, samples);
+        let mut dx = self.pool.take(shape.input_len());
+        self.kernel(node, conv::input_gradient_scratch(shape, self.par), |par, stack| {
+            conv::input_gradient(shape, dy, weight, &mut dx, par, stack)
+        })?;
+        Ok(Some(dx))
+    }
+
     /// Runs a kernel, unless only its scratch is to be counted.
     fn kernel(
         &mut self,
@@ -144,20 +169,12 @@ impl Convolver for LocalConv {
         weight: &[f32],
         d_weight: &mut [f32],
     ) -> Result<Option<Buffer>, EngineError> {
-        let kept = self.kept.remove(&node.index).filter(|x| x.samples == samples);
-        let x = kept.ok_or_else(|| EngineError::NoForward { layer: node.conv.name.clone() })?;
+        let x = self.kept(node, samples)?;
         let shape = conv_shape(node, samples);
         self.kernel(node, conv::weight_gradient_scratch(shape, self.par), |par, stack| {
             conv::weight_gradient(shape, &x.data, &dy, d_weight, par, stack)
         })?;
-        if !node.input_gradient {
-            return Ok(None);
-        }
-        let mut dx = self.pool.take(shape.input_len());
-        self.kernel(node, conv::input_gradient_scratch(shape, self.par), |par, stack| {
-            conv::input_gradient(shape, &dy, weight, &mut dx, par, stack)
-        })?;
-        Ok(Some(dx))
+        self.input_gradient(node, &dy, samples, weight)
     }
 
     fn is_repeatable(&self) -> bool {

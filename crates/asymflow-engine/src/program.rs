@@ -42,6 +42,10 @@ pub(crate) enum Kind {
         first: usize,
         relu: bool,
     },
+    GroupNorm {
+        first: usize,
+        groups: usize,
+    },
     Relu,
     PRelu {
         slopes: usize,
@@ -129,6 +133,7 @@ impl Program {
                     }))
                 }
                 Op::Norm(_) => Kind::Norm { first, relu: false },
+                Op::GroupNorm(norm) => Kind::GroupNorm { first, groups: norm.groups },
                 Op::Relu if uses[node.inputs[0]] == 1 && program.fuse_relu(node.inputs[0], index + 1) => continue,
                 Op::Relu => Kind::Relu,
                 Op::PRelu(_) => Kind::PRelu { slopes: first },

@@ -6,7 +6,10 @@ use asymflow_zoo::{
     Network, Weights, by_name,
     graph::reference::Reference,
     network::{Layer, Shape},
-    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, Pointwise, Quadratic, RangePenalty, SharedRelu},
+    ops::{
+        Choice, Conv, Decision, Easing, Form, GroupNorm, Grouping, Linear, Pointwise, Quadratic, RangePenalty,
+        SharedRelu,
+    },
     weights::Pass,
 };
 use faer::Par;
@@ -89,6 +92,10 @@ fn norm(name: &str, channels: usize) -> Layer {
     Layer::BatchNorm { name: name.to_owned(), channels }
 }
 
+fn groups(name: &str, channels: usize, groups: usize) -> Layer {
+    Layer::GroupNorm(GroupNorm { name: name.to_owned(), channels, groups })
+}
+
 #[test]
 fn layers_equal_the_reference() {
     let input = Shape::new(2, 9, 7);
@@ -106,7 +113,9 @@ fn layers_equal_the_reference() {
     for layers in [
         vec![conv("a", 2, 4, 3, 1, true), Layer::Relu],
         vec![conv("a", 2, 3, 3, 2, false), norm("n", 3), Layer::Relu, conv("b", 3, 2, 5, 1, true)],
+        vec![groups("each", 2, 2), Layer::Relu],
         vec![Layer::Relu, norm("n", 2), prelu],
+        vec![conv("a", 2, 6, 3, 1, true), groups("g", 6, 3), Layer::Relu, groups("one", 6, 1)],
         vec![Layer::MaxPool { kernel: 3, stride: 2, padding: 1 }, Layer::MaxPool { kernel: 2, stride: 2, padding: 0 }],
         vec![norm("n", 2), Layer::AdaptiveAvgPool { out: 3 }, Layer::Dropout { p: 0.0 }, Layer::Flatten, linear],
         Pointwise::ALL.map(Layer::Pointwise).to_vec(),

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::graph::Graph;
 use crate::network::Network;
-use crate::ops::{Conv, Easing, Linear, Op};
+use crate::ops::{Conv, Easing, GroupNorm, Linear, Op};
 use crate::param::{ParamSpec, rate_factors};
 use crate::shape::NetworkError;
 use crate::training::SgdStep;
@@ -372,6 +372,7 @@ impl<'a> Pass<'a> {
                 let (scale, shift) = (self.param::<1>(first)?, self.param::<1>(first + 1)?);
                 self.normalise(&norm.name, x, scale, shift, first + 2)?
             }
+            Op::GroupNorm(norm) => self.group_norm(norm, first, x)?,
             Op::Relu => relu(x),
             Op::PRelu(prelu) => {
                 let slopes = self.param::<1>(first)?.reshape([1, prelu.channels, 1, 1]);
@@ -405,6 +406,17 @@ impl<'a> Pass<'a> {
         let bias = if conv.bias { Some(self.param::<1>(first + 1)?) } else { None };
         let options = ConvOptions::new([conv.stride; 2], [conv.padding; 2], [1; 2], 1);
         Ok(conv2d(x, weight, bias, options))
+    }
+
+    fn group_norm(&self, norm: &GroupNorm, first: usize, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {
+        let affine = |at| self.param::<1>(at).map(|values| values.reshape([1, norm.channels, 1, 1]));
+        let [samples, channels, height, width] = x.dims();
+        let together = channels / norm.groups.max(1) * height * width;
+        let x: Tensor<3> = x.reshape([samples, norm.groups, together]);
+        let centred = x.clone() - x.mean_dim(2);
+        let variance = (centred.clone() * centred.clone()).mean_dim(2);
+        let normal = centred / (variance + EPSILON).sqrt();
+        Ok(normal.reshape([samples, channels, height, width]) * affine(first)? + affine(first + 1)?)
     }
 
     fn linear(&self, linear: &Linear, first: usize, x: Tensor<4>) -> Result<Tensor<4>, BurnNetError> {

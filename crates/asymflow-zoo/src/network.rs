@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::{AvgPool, Conv, Dropout, Linear, MaxPool, Norm, Op, PRelu, Pointwise, Quadratic, SharedRelu};
+use crate::ops::{
+    AvgPool, Conv, Dropout, GroupNorm, Linear, MaxPool, Norm, Op, PRelu, Pointwise, Quadratic, SharedRelu,
+};
 use crate::param::ParamSpec;
 pub use crate::shape::{NetworkError, Shape};
 
@@ -72,6 +74,8 @@ pub enum Layer {
     },
     /// A fixed function of each value.
     Pointwise(Pointwise),
+    /// Normalisation of groups of channels of each sample.
+    GroupNorm(GroupNorm),
 }
 
 /// A feed-forward network with residual blocks.
@@ -93,6 +97,7 @@ impl Layer {
         Some(match self {
             Self::Conv(conv) => Op::Conv(conv.clone()),
             Self::BatchNorm { name, channels } => Op::Norm(Norm { name: name.clone(), channels: *channels }),
+            Self::GroupNorm(norm) => Op::GroupNorm(norm.clone()),
             Self::Relu => Op::Relu,
             Self::PRelu { name, channels } => Op::PRelu(PRelu { name: name.clone(), channels: *channels }),
             &Self::Pointwise(function) => Op::Pointwise(function),

@@ -9,7 +9,8 @@ use asymflow_zoo::{
     graph::{Graph, reference::Reference},
     network::{Layer, Shape},
     ops::{
-        Choice, Conv, Decision, Easing, Form, Gate, Grouping, Linear, Pointwise, Quadratic, RangePenalty, SharedRelu,
+        Choice, Conv, Decision, Easing, Form, Gate, GroupNorm, Grouping, Linear, Pointwise, Quadratic, RangePenalty,
+        SharedRelu,
     },
 };
 use rand::{RngExt, SeedableRng};
@@ -50,6 +51,10 @@ fn choices() -> Grouping {
     Grouping::Choices(vec![Choice::Copy { of: 2 }, Choice::Quadratic, Choice::Block { rows: 2, columns: 3 }])
 }
 
+fn groups(groups: usize) -> Layer {
+    Layer::GroupNorm(GroupNorm { name: format!("groups{groups}"), channels: 3, groups })
+}
+
 /// Every operation, in one of the networks at least.
 fn networks() -> Vec<Network> {
     let input = Shape::new(3, 5, 4);
@@ -58,6 +63,7 @@ fn networks() -> Vec<Network> {
     let prelu = Layer::PRelu { name: "prelu".to_owned(), channels: 3 };
     let mut networks = vec![
         network(input, vec![conv("a", 2, true), norm("n"), Layer::Relu, Layer::Dropout { p: 0.0 }]),
+        network(input, vec![groups(1), conv("a", 2, true), Layer::Relu, groups(3)]),
         network(input, vec![prelu, Layer::MaxPool { kernel: 3, stride: 2, padding: 1 }, norm("n")]),
         network(input, vec![Layer::AdaptiveAvgPool { out: 2 }, Layer::Flatten, linear, Layer::Relu]),
         network(
@@ -153,7 +159,7 @@ fn every_gradient_is_the_derivative_of_what_is_computed() {
             }
         }
     }
-    assert_eq!(seen.len(), 13, "an operation without a test: {seen:?}");
+    assert_eq!(seen.len(), 14, "an operation without a test: {seen:?}");
 }
 
 /// A name for every operation, so that a new one has to be among the networks here.
@@ -161,6 +167,7 @@ fn kind(op: &Op) -> &'static str {
     match op {
         Op::Conv(_) => "conv",
         Op::Norm(_) => "norm",
+        Op::GroupNorm(_) => "group-norm",
         Op::Relu => "relu",
         Op::PRelu(_) => "prelu",
         Op::Pointwise(_) => "pointwise",

@@ -3,6 +3,7 @@
 use super::{Convolver, Saved, Work};
 use crate::buffer::{self, Buffer};
 use crate::error::EngineError;
+use crate::group_norm;
 use crate::ops::{self, LinearShape};
 use crate::program::{ConvNode, Kind, Node, Program};
 use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
@@ -55,6 +56,7 @@ impl Work {
                     gradients.add(node.inputs[0].0, dy);
                 }
                 Kind::Norm { .. }
+                | Kind::GroupNorm { .. }
                 | Kind::Relu
                 | Kind::PRelu { .. }
                 | Kind::Pointwise(_)
@@ -84,6 +86,11 @@ impl Work {
         if let Some(bias) = node.bias {
             let y = if let Some(Saved::Relu { y }) = saved { Some(y) } else { None };
             let gradient = ops::bias_backward(y.as_ref().map(|y| &y[..]), &mut dy, node.output);
+            self.add_squares(|sample| {
+                let (len, pixels) = (node.output.len(), node.output.pixels());
+                let planes = dy[sample * len..][..len].chunks_exact(pixels);
+                planes.map(|plane| ops::sum_lanes(pixels, |i| plane[i]).powi(2)).sum()
+            });
             self.params.set_gradients(bias, [gradient]);
         }
         let (weight, d_weight) = self.params.pair(node.weight);
@@ -110,8 +117,23 @@ impl Work {
                 let (d_scale, d_shift) = ops::norm_backward(&x.data, y, &mut dy, x.shape, scale, &moments);
                 self.params.set_gradients(*first, [d_scale, d_shift]);
             }
+            (Kind::GroupNorm { first, groups }, Some(Saved::Input { x })) => {
+                let scale = self.params.values(*first);
+                let sums = group_norm::backward(&x.data, &mut dy, x.shape, *groups, scale);
+                self.add_squares(|sample| {
+                    sums[sample * x.shape.channels..][..x.shape.channels].iter().map(|[a, b]| a * a + b * b).sum()
+                });
+                self.params.set_gradients(*first, group_norm::totals(&sums, x.shape.channels));
+            }
             (Kind::Relu, Some(Saved::Relu { y })) => ops::relu_backward(&y, &mut dy),
             (Kind::PRelu { slopes }, Some(Saved::Input { x })) => {
+                self.add_squares(|sample| {
+                    let (len, pixels) = (x.shape.len(), x.shape.pixels());
+                    let maps = |values: &[f32]| values[sample * len..][..len].to_vec();
+                    let (x, dy) = (maps(&x.data), maps(&dy));
+                    let planes = x.chunks_exact(pixels).zip(dy.chunks_exact(pixels));
+                    planes.map(|(x, dy)| ops::sum_lanes(pixels, |i| x[i].min(0.0) * dy[i]).powi(2)).sum()
+                });
                 let d_slopes = ops::prelu_backward(&x.data, &mut dy, x.shape, self.params.values(*slopes));
                 self.params.set_gradients(*slopes, [d_slopes]);
             }
@@ -132,6 +154,13 @@ impl Work {
             }
             (Kind::Linear { weight }, Some(Saved::Input { x })) => {
                 let s = LinearShape { samples, inputs: x.shape.len(), outputs: node.output.channels };
+                self.add_squares(|sample| {
+                    let square = |values: &[f32], len: usize| {
+                        let values = &values[sample * len..][..len];
+                        values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
+                    };
+                    (square(&x.data, s.inputs) + 1.0) * square(&dy, s.outputs)
+                });
                 let mut dx = self.pool.take(x.data.len());
                 if !self.pool.is_measuring() {
                     let (values, [d_weight, d_bias]) = self.params.layer(*weight);
@@ -144,6 +173,7 @@ impl Work {
             (
                 Kind::Conv(_)
                 | Kind::Norm { .. }
+                | Kind::GroupNorm { .. }
                 | Kind::Relu
                 | Kind::PRelu { .. }
                 | Kind::Pointwise(_)
@@ -158,6 +188,13 @@ impl Work {
             ) => return Err(EngineError::NoForward { layer: node.name.clone() }),
         }
         Ok(dy)
+    }
+
+    /// Adds to the squared norm of each sample's gradient, where these are asked for.
+    fn add_squares(&mut self, square: impl Fn(usize) -> f64) {
+        if let Some(squares) = &mut self.squares {
+            squares.iter_mut().enumerate().for_each(|(sample, sum)| *sum += square(sample));
+        }
     }
 
     fn unwind_quadratic(&mut self, node: &QuadraticNode, saved: &QuadraticSaved, dy: &mut [f32]) {

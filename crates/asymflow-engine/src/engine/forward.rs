@@ -14,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Convolver, Moments, Saved, Work, check_finite};
 use crate::buffer::{self, Activation, Buffer};
 use crate::error::EngineError;
+use crate::group_norm;
 use crate::ops::{self, LinearShape, NormSaved};
 use crate::program::{ConvNode, Kind, Node, Program};
 use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
@@ -86,6 +87,7 @@ impl Work {
             Kind::Conv(conv) => conv.weight,
             Kind::Linear { weight } => *weight,
             Kind::Norm { .. }
+            | Kind::GroupNorm { .. }
             | Kind::Relu
             | Kind::PRelu { .. }
             | Kind::Pointwise(_)
@@ -155,6 +157,12 @@ impl Work {
         Ok(match &node.kind {
             Kind::Conv(conv) => return Err(EngineError::NoForward { layer: conv.conv.name.clone() }),
             Kind::Norm { first, relu } => self.run_norm(*first, *relu, x, pass),
+            Kind::GroupNorm { first, groups } => {
+                let mut y = self.pool.take(x.data.len());
+                let (scale, shift) = (self.params.values(*first), self.params.values(first + 1));
+                group_norm::forward(&x.data, &mut y, shape, *groups, (scale, shift));
+                (of(y), Some(Saved::Input { x }))
+            }
             Kind::Relu => {
                 let mut y = x.into_buffer(&self.pool);
                 ops::relu(&mut y);

@@ -5,7 +5,9 @@ use asymflow_zoo::{
     Network, Weights,
     graph::reference::Reference,
     network::{Layer, Shape},
-    ops::{Choice, Conv, Decision, Easing, Form, Grouping, Linear, ParamSpec, Pointwise, Quadratic, SharedRelu},
+    ops::{
+        Choice, Conv, Decision, Easing, Form, GroupNorm, Grouping, Linear, ParamSpec, Pointwise, Quadratic, SharedRelu,
+    },
 };
 
 use super::tools::{Nonconformance, Subject, gradients, numbers, ok, open, outputs, refused, released, wide, wrong};
@@ -46,6 +48,7 @@ fn network() -> Network {
         conv("conv", 2, 4, 3, 1, true),
         norm("norm", 4),
         Layer::Relu,
+        Layer::GroupNorm(GroupNorm { name: "groups".to_owned(), channels: 4, groups: 2 }),
         quadratic("react", 4, Form::REACT),
         shared("blocks", 4, blocks, Decision::Mean),
         Layer::MaxPool { kernel: 3, stride: 2, padding: 1 },
@@ -60,7 +63,7 @@ fn network() -> Network {
         Layer::Flatten,
         Layer::Linear(linear),
     ];
-    layers.splice(3..3, Pointwise::ALL.map(Layer::Pointwise));
+    layers.splice(4..4, Pointwise::ALL.map(Layer::Pointwise));
     Network { name: "conformance".to_owned(), input: Shape::new(2, 10, 9), classes: 3, layers }
 }
 

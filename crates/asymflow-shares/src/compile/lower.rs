@@ -110,9 +110,11 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 Layer::Flatten => self.reshape(at),
                 Layer::Dropout { .. } => at,
                 Layer::Residual { main, shortcut } => self.residual(main, shortcut, after, at)?,
-                Layer::BatchNorm { .. } | Layer::PRelu { .. } | Layer::Pointwise(_) | Layer::MaxPool { .. } => {
-                    return Err(self.refuse(layer));
-                }
+                Layer::BatchNorm { .. }
+                | Layer::GroupNorm(_)
+                | Layer::PRelu { .. }
+                | Layer::Pointwise(_)
+                | Layer::MaxPool { .. } => return Err(self.refuse(layer)),
             };
         }
         Ok(at)
@@ -130,6 +132,9 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 "there is no protocol for that function",
                 "a quadratic",
             ),
+            Layer::GroupNorm(norm) => {
+                (norm.name.clone(), "its statistics are those of the image, which nobody sees", "batch normalisation")
+            }
             Layer::PRelu { name, .. } => (name.clone(), "there is no protocol for trained slopes", "a ReLU"),
             other => (
                 other.label().to_owned(),
@@ -202,6 +207,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
             [
                 Layer::Conv(_)
                 | Layer::BatchNorm { .. }
+                | Layer::GroupNorm(_)
                 | Layer::PRelu { .. }
                 | Layer::Pointwise(_)
                 | Layer::Quadratic(_)

@@ -16,7 +16,7 @@ use asymflow_zoo::{
     Network, Weights, by_name,
     models::replace::{Replacement, replace_activations},
     network::{Layer, Shape},
-    ops::{Conv, Linear},
+    ops::{Conv, GroupNorm, Linear},
 };
 
 /// Largest distance of logits on shares from those in fixed point and in floating point.
@@ -233,6 +233,8 @@ fn what_has_no_protocol_is_named() {
     assert!(slopes.starts_with("layer slopes cannot be computed on shares") && slopes.ends_with("use a ReLU instead"));
     let norm = refused(Layer::BatchNorm { name: "norm".to_owned(), channels: 2 });
     assert!(norm.starts_with("layer norm cannot be computed on shares"), "{norm}");
+    let groups = refused(Layer::GroupNorm(GroupNorm { name: "groups".to_owned(), channels: 2, groups: 1 }));
+    assert!(groups.ends_with("use batch normalisation instead"), "{groups}");
 }
 
 #[test]

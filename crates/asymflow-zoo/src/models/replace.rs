@@ -1,4 +1,4 @@
-//! Networks with other activations in place of ReLU, and with average in place of maximum pooling.
+//! Networks with other activations in place of ReLU, average in place of maximum pooling, and group in place of batch normalisation.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,17 +6,22 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use crate::network::{Layer, Network};
-use crate::ops::{Decision, Form, Grouping, Pointwise, Quadratic, SharedRelu};
+use crate::ops::{Decision, Form, GroupNorm, Grouping, Pointwise, Quadratic, SharedRelu};
 use crate::shape::{NetworkError, Shape};
 
-/// What stands in place of every ReLU.
+/// What stands in place of every ReLU, or of another layer.
 ///
-/// Written as `average-pool`, the name of a [`Pointwise`] function, `react`, `hermite[:S]`, `scaled:A:C`, `kervolution:C`, `free:A:B:C`
+/// Written as `average-pool`, `group-norm:GROUPS`, the name of a [`Pointwise`] function, `react`, `hermite[:S]`, `scaled:A:C`, `kervolution:C`, `free:A:B:C`
 /// or `shared-relu:CxHxW[:DECISION]`, blocks of C channels, H rows and W columns deciding by `mean` (the default), `corner`, `centre`, `largest` or `learned`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Replacement {
     /// Average in place of maximum pooling; activations stay.
     AveragePooling,
+    /// Group in place of batch normalisation; activations stay. Layers of fewer channels get a group for each.
+    GroupNorm {
+        /// Groups of channels.
+        groups: usize,
+    },
     /// A fixed function of each value.
     Pointwise(Pointwise),
     /// A trained quadratic.
@@ -59,13 +64,13 @@ pub enum ReplacementError {
 /// Longest side of a block that decides together.
 const MAX_SIDE: usize = 1 << 16;
 
-const KNOWN: &str =
-    "average-pool, react, hermite[:S], scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
+const KNOWN: &str = "average-pool, group-norm:GROUPS, react, hermite[:S], scaled:A:C, kervolution:C, free:A:B:C, shared-relu:CxHxW[:DECISION]";
 
 impl fmt::Display for Replacement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::AveragePooling => f.write_str("average-pool"),
+            Self::GroupNorm { groups } => write!(f, "group-norm:{groups}"),
             Self::Pointwise(function) => f.write_str(function.name()),
             Self::Quadratic(Form::REACT) => f.write_str("react"),
             Self::Quadratic(Form::HERMITE) => f.write_str("hermite"),
@@ -103,6 +108,10 @@ impl FromStr for Replacement {
         }
         Ok(match (kind, parts.as_slice()) {
             ("average-pool", []) => Self::AveragePooling,
+            ("group-norm", [groups]) => match groups.parse() {
+                Ok(groups) if groups > 0 => Self::GroupNorm { groups },
+                _ => return Err(wrong(groups, "positive number of groups")),
+            },
             ("react", []) => Self::Quadratic(Form::REACT),
             ("hermite", []) => Self::Quadratic(Form::HERMITE),
             ("hermite", [second]) => Self::Quadratic(Form::Hermite { second: number(second)? }),
@@ -141,7 +150,7 @@ impl FromStr for Replacement {
 /// The first layer that does not fit.
 pub fn replace_activations(network: &Network, replacement: &Replacement) -> Result<Network, NetworkError> {
     let make = |name: String, shape: Shape| match *replacement {
-        Replacement::AveragePooling => Layer::Relu,
+        Replacement::AveragePooling | Replacement::GroupNorm { .. } => Layer::Relu,
         Replacement::Pointwise(function) => Layer::Pointwise(function),
         Replacement::Quadratic(form) => Layer::Quadratic(Quadratic { name, channels: shape.channels, form }),
         Replacement::SharedRelu { block: [channels, rows, columns], decision } => {
@@ -152,12 +161,13 @@ pub fn replace_activations(network: &Network, replacement: &Replacement) -> Resu
         }
     };
     let mut network = network.clone();
-    let (form, averages) = match *replacement {
-        Replacement::Quadratic(form) => (Some(form), true),
-        Replacement::AveragePooling => (None, true),
-        Replacement::Pointwise(_) | Replacement::SharedRelu { .. } => (None, false),
+    let (form, averages, groups) = match *replacement {
+        Replacement::Quadratic(form) => (Some(form), true, None),
+        Replacement::AveragePooling => (None, true, None),
+        Replacement::GroupNorm { groups } => (None, false, Some(groups)),
+        Replacement::Pointwise(_) | Replacement::SharedRelu { .. } => (None, false, None),
     };
-    let walk = Walk { form, averages, make: &make };
+    let walk = Walk { form, averages, groups, make: &make };
     walk.layers(&mut network.layers, network.input, &mut "input".to_owned())?;
     network.validate()?;
     Ok(network)
@@ -169,7 +179,7 @@ pub fn replace_activations(network: &Network, replacement: &Replacement) -> Resu
 /// The first layer that does not fit.
 pub fn map_activations(network: &Network, make: &dyn Fn(String, Shape) -> Layer) -> Result<Network, NetworkError> {
     let mut network = network.clone();
-    let walk = Walk { form: None, averages: false, make };
+    let walk = Walk { form: None, averages: false, groups: None, make };
     walk.layers(&mut network.layers, network.input, &mut "input".to_owned())?;
     network.validate()?;
     Ok(network)
@@ -181,6 +191,8 @@ struct Walk<'a> {
     form: Option<Form>,
     /// Whether maximum pooling becomes average pooling.
     averages: bool,
+    /// Groups of what batch normalisation becomes; it stays without any.
+    groups: Option<usize>,
     /// What a ReLU becomes.
     make: &'a dyn Fn(String, Shape) -> Layer,
 }
@@ -205,8 +217,15 @@ impl Walk<'_> {
                     self.layers(shortcut, shape, &mut last.clone())?;
                     self.layers(main, shape, last)?;
                 }
-                Layer::BatchNorm { .. }
-                | Layer::PRelu { .. }
+                Layer::BatchNorm { name, channels } => {
+                    if let Some(groups) = self.groups {
+                        let groups = groups.min(*channels);
+                        *layer = Layer::GroupNorm(GroupNorm { name: name.clone(), channels: *channels, groups });
+                        layer.output(shape)?;
+                    }
+                }
+                Layer::PRelu { .. }
+                | Layer::GroupNorm(_)
                 | Layer::Pointwise(_)
                 | Layer::SharedRelu(_)
                 | Layer::MaxPool { .. }
@@ -225,6 +244,19 @@ mod tests {
     use super::*;
     use crate::graph::cost::total_cost;
     use crate::models::by_name;
+
+    #[test]
+    fn every_batch_normalisation_becomes_groups_and_nothing_else_does() {
+        let network = by_name("resnet18-cifar", 10, None).unwrap();
+        let grouped = replace_activations(&network, &"group-norm:16".parse().unwrap()).unwrap();
+        let names = |network: &Network| network.parameters().into_iter().map(|p| p.name).collect::<Vec<_>>();
+        let kept: Vec<String> = names(&network).into_iter().filter(|name| !name.contains("running")).collect();
+        assert_eq!(names(&grouped), kept);
+        assert_eq!(total_cost(&grouped).unwrap(), total_cost(&network).unwrap());
+        let odd = replace_activations(&network, &"group-norm:7".parse().unwrap()).unwrap_err();
+        assert_eq!(odd.to_string(), "layer bn1: number of groups is out of range");
+        assert!("group-norm:0".parse::<Replacement>().is_err() && "group-norm".parse::<Replacement>().is_err());
+    }
 
     #[test]
     fn every_relu_is_replaced_once() {

@@ -11,6 +11,7 @@ mod conv;
 mod dropout;
 mod easing;
 mod flatten;
+mod group_norm;
 mod linear;
 mod max_pool;
 mod norm;
@@ -24,6 +25,7 @@ pub use avg_pool::AvgPool;
 pub use conv::Conv;
 pub use dropout::Dropout;
 pub use easing::{Easing, RangePenalty};
+pub use group_norm::GroupNorm;
 pub use linear::Linear;
 pub use max_pool::MaxPool;
 pub use norm::{NORM_EPSILON, NORM_MOMENTUM, Norm};
@@ -42,6 +44,8 @@ pub enum Op {
     Conv(Conv),
     /// Batch normalisation.
     Norm(Norm),
+    /// Group normalisation.
+    GroupNorm(GroupNorm),
     /// max(x, 0).
     Relu,
     /// Rectification with trained slopes below zero.
@@ -72,6 +76,7 @@ impl Op {
         match self {
             Self::Conv(op) => op,
             Self::Norm(op) => op,
+            Self::GroupNorm(op) => op,
             Self::Relu => &rectifier::Relu,
             Self::PRelu(op) => op,
             Self::Pointwise(op) => op,

@@ -101,6 +101,7 @@ fn of_node(graph: &graph::Graph, index: usize, node: &graph::Node) -> Result<Opt
         Op::Add => ("Add", Vec::new()),
         Op::Dropout(_) => return Ok(None),
         Op::Quadratic(_) | Op::SharedRelu(_) => return refused("ONNX has no such activation"),
+        Op::GroupNorm(_) => return refused("it is of a later version of ONNX than is written"),
         Op::Pointwise(_) => return refused("fixed functions are not exported yet"),
     };
     let computed = node.inputs.iter().map(|input| name_of(graph, *input));
