@@ -90,11 +90,18 @@ impl RecordAccountant {
         self
     }
 
-    /// Sets the most that any record may lose, the losses so far included, to what a plan comes to whose ε was held to a budget
-    /// before: comparing counts of losses takes no time, composing them numerically does.
+    /// Sets the most that any record may lose, the losses so far included, to what a plan comes to, where the plan is within the limit
+    /// so far, which else stays: comparing counts of losses takes no time, composing them numerically does.
     #[must_use]
     pub fn with_plan(mut self, plan: RecordLedger) -> Self {
-        self.limit = Limit::Prepaid(plan);
+        let is_within = match &self.limit {
+            Limit::None => true,
+            Limit::Budget(budget) => plan.epsilon(budget.delta).is_ok_and(|epsilon| epsilon <= budget.epsilon),
+            Limit::Prepaid(prepaid) => plan.is_within(prepaid),
+        };
+        if is_within {
+            self.limit = Limit::Prepaid(plan);
+        }
         self
     }
 

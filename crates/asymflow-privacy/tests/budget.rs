@@ -3,9 +3,10 @@
 #![expect(clippy::panic, reason = "a helper of tests fails the test by panicking")]
 
 use asymflow_privacy::{
-    Door, Loss,
+    Door, Loss, Private,
+    accountants::Relation,
     calibration::{gaussian_epsilon, gaussian_sigma},
-    door::{ReleaseError, Source},
+    door::{ReleaseError, Source, SumGate},
     records::{Budget, BudgetError, Flow, RecordAccountant, RecordLedger},
 };
 use proptest::prelude::*;
@@ -167,4 +168,48 @@ proptest! {
         let (forward, backward) = (total(&mut losses.iter()), total(&mut losses.iter().rev()));
         prop_assert!((forward - backward).abs() <= 1e-9 * forward);
     }
+}
+
+const WEIGHTS: Source<'static> = Source { layer: "weights", flow: Flow::Weights };
+
+/// A sum is charged to every record that might have taken part, and its noise has the stated deviation.
+#[test]
+fn a_sum_costs_all_records_and_has_the_noise_that_it_is_charged_for() {
+    let gate = SumGate::new(2.0, 0.5, 0.25).unwrap();
+    let mut door = Door::new(RecordAccountant::new(3), ChaCha20Rng::seed_from_u64(3));
+    let sum = door.release_sum(&gate, WEIGHTS, &[0, 1, 2], Private::new(vec![7.0; 20_000])).unwrap().into_inner();
+    let noise: Vec<f64> = sum.into_iter().map(|value| f64::from(value) - 7.0).collect();
+    let variance = noise.iter().map(|v| v * v).sum::<f64>() / noise.len() as f64;
+    // The estimate of a variance of 1 is off by √(2/n).
+    assert!((variance - 1.0).abs() < 5.0 * 1e-2, "{variance}");
+    let Loss::Sampled { q, noise_multiplier, relation } = gate.loss() else { panic!("{:?}", gate.loss()) };
+    assert_eq!((q, relation), (gate.q(), Relation::Remove));
+    assert!(noise_multiplier < 2.0 && noise_multiplier > 2.0 * (1.0 - 1e-10));
+    let mut once = RecordLedger::default();
+    once.add(gate.loss());
+    assert_eq!(door.accountant().spent(), [once; 3]);
+    // A record may add as much as is left of the clip after rounding to the grid, at most nothing.
+    let limit = gate.norm_limit(1_000_000);
+    assert!(limit < 0.5 && limit > 0.499, "{limit}");
+    assert_eq!(gate.norm_limit(usize::MAX), 0.0);
+    let refused = door.release_sum(&gate, WEIGHTS, &[0, 1, 2], Private::new(vec![1.0, f32::NAN]));
+    assert_eq!(refused.unwrap_err(), ReleaseError::NonFinite { index: 1 });
+    assert_eq!(door.accountant().spent(), [once; 3]);
+}
+
+#[test]
+fn a_plan_is_kept_to_and_takes_no_budget_away() {
+    let loss = SumGate::new(4.0, 1.0, 0.1).unwrap().loss();
+    let mut plan = RecordLedger::default();
+    plan.add_times(loss, 3);
+    let door = |accountant: RecordAccountant| Door::new(accountant.with_plan(plan), ChaCha20Rng::seed_from_u64(1));
+    for budget in [None, Some(BUDGET)] {
+        let mut door = door(RecordAccountant::new(1).with_budget(budget));
+        assert!((0..3).all(|_| charge(&mut door, loss).is_ok()));
+        assert!(charge(&mut door, loss).is_err() && charge(&mut door, Loss::Pure { epsilon: 0.1 }).is_err());
+    }
+    // A plan beyond the budget leaves the budget in force.
+    let small = Budget { epsilon: 1e-3, ..BUDGET };
+    let mut door = door(RecordAccountant::new(1).with_budget(Some(small)));
+    assert!(matches!(charge(&mut door, loss), Err(BudgetError::Exhausted { .. })));
 }
