@@ -1,4 +1,4 @@
-//! Local operations on whole channels.
+//! Local operations that move values about, or scale whole channels.
 
 use asymflow_zoo::network::Shape;
 
@@ -25,6 +25,18 @@ pub(crate) fn select<R: Ring>(shape: Shape, channels: &[u32], x: &[R]) -> Vec<R>
         channels.iter().flat_map(|&c| sample[c as usize * shape.pixels()..][..shape.pixels()].iter().copied()).collect()
     };
     x.chunks_exact(shape.len()).flat_map(sample).collect()
+}
+
+/// The rows and columns named, in their order, of every channel.
+pub(crate) fn take<R: Ring>(shape: Shape, rows: &[u32], columns: &[u32], x: &[R]) -> Vec<R> {
+    let mut output = Vec::with_capacity(x.len() / shape.pixels().max(1) * rows.len() * columns.len());
+    for plane in x.chunks_exact(shape.pixels()) {
+        for &row in rows {
+            let row = &plane[row as usize * shape.width..][..shape.width];
+            output.extend(columns.iter().map(|&column| row[column as usize]));
+        }
+    }
+    output
 }
 
 /// `samples` of `shape` with the channels of each part at their places.

@@ -11,6 +11,7 @@ mod activate;
 mod curve;
 mod decisions;
 mod lower;
+mod maximum;
 mod names;
 mod options;
 

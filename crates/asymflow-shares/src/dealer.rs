@@ -155,7 +155,12 @@ impl<R: Ring> Dealer<R> {
             }
             Op::Square { input, shift, .. } => deal_square(sources, &mask(*input, registers), *shift),
             Op::Rescale { input, shift, .. } => deal_rescale(sources, &mask(*input, registers), *shift),
-            op @ (Op::Affine { .. } | Op::Select { .. } | Op::Join { .. } | Op::Add { .. } | Op::Pool { .. }) => {
+            op @ (Op::Affine { .. }
+            | Op::Select { .. }
+            | Op::Take { .. }
+            | Op::Join { .. }
+            | Op::Add { .. }
+            | Op::Pool { .. }) => {
                 let inputs = op.inputs();
                 if inputs.iter().any(|input| !registers[*input].is_empty()) {
                     inputs.iter().for_each(|input| registers[*input].resize(program.len(*input), R::ZERO));

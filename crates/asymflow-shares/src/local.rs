@@ -1,6 +1,6 @@
 //! Operations that a server does on its shares alone.
 
-use crate::channels::{affine, join, select};
+use crate::channels::{affine, join, select, take};
 use crate::pool::pool;
 use crate::program::{Op, Program};
 use crate::ring::Ring;
@@ -15,6 +15,7 @@ pub(crate) fn local<R: Ring>(program: &Program, op: &Op, registers: &[Vec<R>], h
             affine(shape(*output), factor, offset, &registers[*input])
         }
         Op::Select { input, channels, .. } => select(shape(*input), channels, &registers[*input]),
+        Op::Take { input, rows, columns, .. } => take(shape(*input), rows, columns, &registers[*input]),
         Op::Join { parts, output } => join(shape(*output), program.samples, parts, registers),
         Op::Add { inputs: [left, right], shifts: [a, b], .. } => {
             let terms = registers[*left].iter().zip(&registers[*right]);

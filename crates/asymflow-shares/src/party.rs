@@ -232,6 +232,7 @@ impl<R: Ring> Party<R> {
                 Op::Linear { .. }
                 | Op::Affine { .. }
                 | Op::Select { .. }
+                | Op::Take { .. }
                 | Op::Join { .. }
                 | Op::Add { .. }
                 | Op::Pool { .. }
@@ -301,6 +302,7 @@ impl<R: Ring> Party<R> {
             Op::Linear { .. }
             | Op::Affine { .. }
             | Op::Select { .. }
+            | Op::Take { .. }
             | Op::Join { .. }
             | Op::Add { .. }
             | Op::Pool { .. }
@@ -338,6 +340,7 @@ impl<R: Ring> Party<R> {
             // Others wait for messages and do not come here.
             Op::Affine { output, .. }
             | Op::Select { output, .. }
+            | Op::Take { output, .. }
             | Op::Join { output, .. }
             | Op::Add { output, .. }
             | Op::Pool { output, .. }

@@ -72,6 +72,7 @@ impl<R: Ring> FixedModel<R> {
                 | Op::Square { .. }
                 | Op::Affine { .. }
                 | Op::Select { .. }
+                | Op::Take { .. }
                 | Op::Join { .. }
                 | Op::Add { .. }
                 | Op::Pool { .. }
@@ -100,6 +101,7 @@ impl<R: Ring> FixedModel<R> {
                     | Op::Square { .. }
                     | Op::Affine { .. }
                     | Op::Select { .. }
+                    | Op::Take { .. }
                     | Op::Join { .. }
                     | Op::Add { .. }
                     | Op::Pool { .. } => output,
@@ -141,7 +143,7 @@ impl<R: Ring> FixedModel<R> {
                 };
                 planes.enumerate().map(most).fold(0.0, f64::max)
             }
-            Op::Select { input, .. } => most(input),
+            Op::Select { input, .. } | Op::Take { input, .. } => most(input),
             Op::Join { parts, .. } => {
                 parts.iter().map(|part| most(&part.input) * power(part.shift)).fold(0.0, f64::max)
             }
@@ -192,9 +194,12 @@ impl<R: Ring> FixedModel<R> {
                 let square = |x: &R| rounded(*x, *shift).times(rounded(*x, *shift));
                 registers[*input].iter().map(square).collect()
             }
-            Op::Affine { .. } | Op::Select { .. } | Op::Join { .. } | Op::Add { .. } | Op::Pool { .. } => {
-                local(program, op, registers, true).unwrap_or_default()
-            }
+            Op::Affine { .. }
+            | Op::Select { .. }
+            | Op::Take { .. }
+            | Op::Join { .. }
+            | Op::Add { .. }
+            | Op::Pool { .. } => local(program, op, registers, true).unwrap_or_default(),
             Op::Rescale { input, shift, .. } | Op::Truncate { input, shift, .. } => {
                 registers[*input].iter().map(|x| rounded(*x, *shift)).collect()
             }

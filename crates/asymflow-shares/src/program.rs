@@ -91,6 +91,8 @@ pub(crate) enum Op {
     Affine { input: Register, output: Register, factor: Vec<i64>, offset: Vec<i64> },
     /// The channels that are named, and no others.
     Select { input: Register, output: Register, channels: Vec<u32> },
+    /// The rows and columns that are named, of every channel.
+    Take { input: Register, output: Register, rows: Vec<u32>, columns: Vec<u32> },
     /// The channels of each part at the places named, shifted left so that the scales agree; zero elsewhere.
     Join { parts: Vec<Part>, output: Register },
     /// The sum of two tensors, each shifted left so that the scales agree.
@@ -306,6 +308,7 @@ impl Program {
                 }
                 Op::Affine { .. }
                 | Op::Select { .. }
+                | Op::Take { .. }
                 | Op::Join { .. }
                 | Op::Add { .. }
                 | Op::Pool { .. }
@@ -342,6 +345,7 @@ impl Program {
                 Op::Relu { .. } | Op::Square { .. } | Op::Rescale { .. } => false,
                 Op::Affine { output, .. }
                 | Op::Select { output, .. }
+                | Op::Take { output, .. }
                 | Op::Join { output, .. }
                 | Op::Add { output, .. }
                 | Op::Pool { output, .. } => exact[*output],
@@ -375,6 +379,7 @@ impl Program {
             | Op::Open { .. }
             | Op::Affine { .. }
             | Op::Select { .. }
+            | Op::Take { .. }
             | Op::Join { .. }
             | Op::Add { .. }
             | Op::Pool { .. }
@@ -393,6 +398,7 @@ impl Op {
             | Self::Square { input, .. }
             | Self::Affine { input, .. }
             | Self::Select { input, .. }
+            | Self::Take { input, .. }
             | Self::Pool { input, .. }
             | Self::Rescale { input, .. }
             | Self::Truncate { input, .. } => vec![*input],
@@ -410,6 +416,7 @@ impl Op {
             | Self::Square { output, .. }
             | Self::Affine { output, .. }
             | Self::Select { output, .. }
+            | Self::Take { output, .. }
             | Self::Join { output, .. }
             | Self::Add { output, .. }
             | Self::Pool { output, .. }
@@ -426,6 +433,7 @@ impl Op {
             Self::Linear { .. }
             | Self::Affine { .. }
             | Self::Select { .. }
+            | Self::Take { .. }
             | Self::Join { .. }
             | Self::Add { .. }
             | Self::Pool { .. }

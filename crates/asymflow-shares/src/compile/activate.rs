@@ -162,7 +162,7 @@ impl<R: Ring> Compiler<'_, R> {
     }
 
     /// Truncates to the bits of activations on the way.
-    fn relu(&mut self, name: &str, grouping: Grouping, sums: Votes, input: Register) -> Register {
+    pub(super) fn relu(&mut self, name: &str, grouping: Grouping, sums: Votes, input: Register) -> Register {
         let Value { shape, scale } = self.value(input);
         let bits = self.options.fixed.activation_bits;
         let shift = scale - bits;

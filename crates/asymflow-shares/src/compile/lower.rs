@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use asymflow_zoo::{
     Network, Weights,
     network::{Layer, Shape},
-    ops::Conv,
+    ops::{Conv, MaxPool},
 };
 use sha2::{Digest, Sha256};
 
 use super::activate::{GROUP_LIMIT, Votes, decides_all};
 use super::curve::Curve;
+use super::maximum::DIFFERENCE_BITS;
 use super::names::name_after;
 use super::options::{Activation, CompileError, Options, Truncation};
 use crate::conv::ConvShape;
@@ -97,7 +98,15 @@ impl<'a, R: Ring> Compiler<'a, R> {
                     let follows = self.follows(&mut rest, linear.out_features)?;
                     self.weighted(&linear.name, shape, &[], true, follows, at)?
                 }
-                Layer::Relu => self.activation(at)?,
+                Layer::Relu => {
+                    // ReLU(max) is max(ReLU), with fewer values to decide about.
+                    if let (Some(pool), Some((_, after))) = (self.pooled_first(after), after.split_first()) {
+                        rest = after;
+                        at = self.max_pool(pool, at);
+                    }
+                    self.activation(at)?
+                }
+                &Layer::MaxPool { kernel, stride, padding } => self.max_pool(MaxPool { kernel, stride, padding }, at),
                 Layer::Quadratic(quadratic) => match self.curve(at_layer, quadratic.channels)? {
                     Some((curve, after)) => {
                         rest = after;
@@ -110,11 +119,9 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 Layer::Flatten => self.reshape(at),
                 Layer::Dropout { .. } => at,
                 Layer::Residual { main, shortcut } => self.residual(main, shortcut, after, at)?,
-                Layer::BatchNorm { .. }
-                | Layer::GroupNorm(_)
-                | Layer::PRelu { .. }
-                | Layer::Pointwise(_)
-                | Layer::MaxPool { .. } => return Err(self.refuse(layer)),
+                Layer::BatchNorm { .. } | Layer::GroupNorm(_) | Layer::PRelu { .. } | Layer::Pointwise(_) => {
+                    return Err(self.refuse(layer));
+                }
             };
         }
         Ok(at)
@@ -122,11 +129,6 @@ impl<'a, R: Ring> Compiler<'a, R> {
 
     fn refuse(&self, layer: &Layer) -> CompileError {
         let (layer, reason, replacement) = match layer {
-            Layer::MaxPool { .. } => (
-                format!("max-pool after {}", self.last),
-                "a maximum takes one comparison for each pair of values",
-                "average pooling (activation `average-pool`)",
-            ),
             Layer::Pointwise(function) => (
                 format!("{} after {}", function.name(), self.last),
                 "there is no protocol for that function",
@@ -192,8 +194,14 @@ impl<'a, R: Ring> Compiler<'a, R> {
         let weights = self.options.fixed.weight_bits;
         match next {
             [] => self.end,
-            [Layer::Relu, ..] => match self.options.activations.get(&format!("{name}.relu")) {
-                None | Some(Activation::Relu) => 0,
+            [Layer::Relu, after @ ..] => match self.options.activations.get(&format!("{name}.relu")) {
+                None | Some(Activation::Relu) => {
+                    if matches!(after, [Layer::MaxPool { .. }, ..]) {
+                        DIFFERENCE_BITS
+                    } else {
+                        0
+                    }
+                }
                 Some(Activation::SharedRelu { block: (rows, columns), channels, decision }) => {
                     let size = rows.saturating_mul(*columns).saturating_mul(*channels);
                     // Larger ones are refused when they are met.
@@ -204,6 +212,7 @@ impl<'a, R: Ring> Compiler<'a, R> {
             [Layer::SharedRelu(shared), ..] => {
                 Votes::of(shared).taken().max(if decides_all(shared) { 0 } else { weights })
             }
+            [Layer::MaxPool { .. }, ..] => DIFFERENCE_BITS,
             [
                 Layer::Conv(_)
                 | Layer::BatchNorm { .. }
@@ -211,7 +220,6 @@ impl<'a, R: Ring> Compiler<'a, R> {
                 | Layer::PRelu { .. }
                 | Layer::Pointwise(_)
                 | Layer::Quadratic(_)
-                | Layer::MaxPool { .. }
                 | Layer::AdaptiveAvgPool { .. }
                 | Layer::Flatten
                 | Layer::Linear(_)

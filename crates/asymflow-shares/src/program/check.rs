@@ -155,6 +155,12 @@ impl Program {
                 require(channels.iter().all(|&channel| (channel as usize) < shape.channels), "channel")?;
                 require(out == Shape { channels: channels.len(), ..shape }, "shape")
             }
+            Op::Take { input, rows, columns, .. } => {
+                let Shape { channels, height, width } = self.shared(index, *input)?;
+                let within = |places: &[u32], side| places.iter().all(|&place| (place as usize) < side);
+                require(within(rows, height) && within(columns, width), "row or column")?;
+                require(out == Shape { channels, height: rows.len(), width: columns.len() }, "shape")
+            }
             Op::Join { parts, .. } => {
                 let mut free = vec![true; out.channels];
                 for Part { input, shift, channels } in parts {

@@ -15,7 +15,7 @@ use asymflow_shares::randomness::Seed;
 use asymflow_zoo::{
     Network, Weights, by_name,
     models::replace::{Replacement, replace_activations},
-    network::{Layer, Shape},
+    network::{Layer, Shape, output_of},
     ops::{Conv, GroupNorm, Linear},
 };
 
@@ -204,20 +204,47 @@ fn a_mixture_of_activations() {
     }
 }
 
+/// A convolution, perhaps a ReLU, maximum pooling and a classifier, on maps that are not square.
+fn pooled((kernel, stride, padding): (usize, usize, usize), relu: bool) -> Network {
+    let conv = |name: &str, in_channels, out_channels| {
+        let name = name.to_owned();
+        Layer::Conv(Conv { name, in_channels, out_channels, kernel: 3, stride: 1, padding: 1, bias: true })
+    };
+    let mut layers = vec![conv("conv1", 2, 4)];
+    layers.extend(relu.then_some(Layer::Relu));
+    layers.extend([Layer::MaxPool { kernel, stride, padding }, conv("conv2", 4, 3), Layer::Flatten]);
+    let network = Network { name: "pooled".to_owned(), input: Shape::new(2, 9, 7), classes: 1, layers };
+    let in_features = output_of(&network.layers, network.input).unwrap().len();
+    let mut layers = network.layers;
+    layers.push(Layer::Linear(Linear { name: "fc".to_owned(), in_features, out_features: 5 }));
+    Network { classes: 5, layers, ..network }
+}
+
 #[test]
-fn maximum_pooling_is_refused_and_can_be_averaged() {
-    let network = by_name("vgg11-cifar", 10, None).unwrap();
-    let weights = Weights::init(&network, 1);
-    let error = compile::<u64>(&network, &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "layer max-pool after features.0 cannot be computed on shares: a maximum takes one comparison for each pair of \
-         values; use average pooling (activation `average-pool`) instead"
-    );
-    let averaged = |network: &Network| replace_activations(network, &Replacement::AveragePooling).unwrap();
-    let demo = averaged(&by_name("demo-cnn", 10, Some(Shape::new(3, 16, 16))).unwrap());
-    close::<u64>(&demo, &Options::new::<u64>(WeightPolicy::Shared), 5, 0.01);
-    compile::<u64>(&averaged(&network), &weights, &Options::new::<u64>(WeightPolicy::Public)).unwrap();
+fn maximum_pooling_of_every_window_is_that_of_the_definition() {
+    for window in [(1, 1, 0), (2, 2, 0), (2, 1, 1), (3, 2, 1), (3, 1, 1), (3, 3, 0), (5, 2, 2), (1, 2, 0)] {
+        for (relu, policy) in [(true, BOTH[0]), (true, BOTH[1]), (false, BOTH[0]), (false, BOTH[1])] {
+            let network = pooled(window, relu);
+            close::<u64>(&network, &Options::new::<u64>(policy), 2, 0.01);
+            close::<Z48>(&network, &Options::new::<Z48>(policy), 2, 0.01);
+        }
+    }
+}
+
+#[test]
+fn networks_that_pool_by_maximum_pay_no_more_decisions_than_their_relus() {
+    let demo = by_name("demo-cnn", 10, Some(Shape::new(3, 16, 16))).unwrap();
+    let vgg = by_name("vgg11-cifar", 10, None).unwrap();
+    for network in [demo, vgg] {
+        let averaged = replace_activations(&network, &Replacement::AveragePooling).unwrap();
+        let options = Options::new::<u64>(WeightPolicy::Shared);
+        let [most, average] = [&network, &averaged].map(|network| {
+            let model = compile::<u64>(network, &Weights::init(network, 1), &options).unwrap();
+            model.program().cost().decisions
+        });
+        assert_eq!(most, average, "{}: two by two pixels and then ReLU, or ReLU alone", network.name);
+        close::<u64>(&network, &options, 2, 0.01);
+    }
 }
 
 #[test]

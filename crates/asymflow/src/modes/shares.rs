@@ -270,11 +270,12 @@ mod tests {
 
     #[test]
     fn a_network_without_a_protocol_is_refused_before_it_is_trained() {
-        let error = on_shares("demo-cnn", SharesSpec::default()).unwrap_err().to_string();
-        assert!(error.contains("max-pool") && error.contains("average pooling"), "{error}");
         let network = by_name("demo-cnn", 10, None).unwrap();
-        let network = replace_activations(&network, &"average-pool".parse().unwrap()).unwrap();
+        let smooth = replace_activations(&network, &"silu".parse().unwrap()).unwrap();
         let weights = Weights::init(&network, 3);
-        assert!(OnShares::new(network, &weights, SharesSpec::default(), Par::Seq).is_ok());
+        let on_shares = |network| OnShares::new(network, &weights, SharesSpec::default(), Par::Seq);
+        let error = on_shares(smooth).unwrap_err().to_string();
+        assert!(error.contains("silu") && error.contains("a quadratic"), "{error}");
+        assert!(on_shares(network).is_ok());
     }
 }

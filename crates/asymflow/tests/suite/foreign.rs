@@ -54,21 +54,17 @@ fn without_slopes(layers: &[Layer]) -> Vec<Layer> {
     layers.iter().map(layer).collect()
 }
 
-/// Each has a window that takes the largest, and trained slopes, for which there are no protocols: refused with what to take in their place, and with that the
-/// answers are those in double precision.
+/// Each has trained slopes, for which there is no protocol: refused with what to take in their place, and with that the answers are those in
+/// double precision, maximum pooling included.
 #[cfg(feature = "shares")]
 #[test]
 fn onnx_networks_on_shares_answer_as_in_double_precision() {
     use asymflow_shares::compile::{Options, compile, float_logits};
     use asymflow_shares::in_process::InProcess;
     use asymflow_shares::program::WeightPolicy;
-    use asymflow_zoo::models::replace::replace_activations;
 
     for (network, weights, image, _) in networks() {
         let options = Options::new::<u64>(WeightPolicy::Shared);
-        let error = compile::<u64>(&network, &weights, &options).map(drop).unwrap_err().to_string();
-        assert!(error.contains("average-pool"), "{}: {error}", network.name);
-        let network = replace_activations(&network, &"average-pool".parse().unwrap()).unwrap();
         let error = compile::<u64>(&network, &weights, &options).map(drop).unwrap_err().to_string();
         assert!(error.contains("prelu1 ") && error.contains("a ReLU"), "{}: {error}", network.name);
         let network = Network { layers: without_slopes(&network.layers), ..network };
