@@ -31,7 +31,7 @@ const NAME: i32 = 16;
 const SIZE: i32 = 16;
 /// Panels side by side.
 const COLUMNS: usize = 3;
-const PANEL_HEIGHT: u32 = 170;
+const PANEL_HEIGHT: u32 = 190;
 
 /// Points joined by a line.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,18 +148,23 @@ impl Plot {
             let at = down - offset;
             area.draw(&PathElement::new([(right + 6, at), (right + 18, at)], colour.stroke_width(3)))?;
             let style = ("sans-serif", SIZE).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
-            area.draw(&Text::new(shortened(&line.name, 24), (right + 22, at), style))?;
+            area.draw(&Text::new(shortened(&line.name, 22), (right + 22, at), style))?;
         }
         Ok(())
     }
 
     /// One line under its name, before the others.
     fn small_panel(&self, area: &Area<'_>, number: usize, (low, high, top): Bounds) -> Result<(), Failure> {
-        let mut chart = ChartBuilder::on(area)
-            .caption(shortened(&self.lines[number].name, 30), ("sans-serif", SIZE).into_font().color(&INK))
+        let (head, body) = area.split_vertically(20);
+        let style = ("sans-serif", SIZE).into_font().color(&INK).pos(Pos::new(HPos::Center, VPos::Top));
+        let middle = (area.dim_in_pixel().0 / 2) as i32;
+        head.draw(&Text::new(shortened(&self.lines[number].name, 28), (middle, 2), style))?;
+        let mut chart = ChartBuilder::on(&body)
             .margin(6)
-            .x_label_area_size(32)
-            .y_label_area_size(42)
+            .margin_top(10)
+            .margin_right(16)
+            .x_label_area_size(38)
+            .y_label_area_size(56)
             .build_cartesian_2d(low..high, 0.0..top)?;
         axes(&mut chart, &self.x, &self.y)?;
         for line in &self.lines {
