@@ -162,3 +162,29 @@ fn exit_with_stdin() {
 fn report(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::Args;
+
+    #[test]
+    fn every_number_of_a_flag_has_limits() {
+        let command = Args::command();
+        let is_number =
+            |arg: &&clap::Arg| arg.get_default_values().iter().any(|v| v.to_string_lossy().parse::<u64>().is_ok());
+        let flags: Vec<_> = command.get_arguments().filter(is_number).filter_map(clap::Arg::get_long).collect();
+        assert!(flags.len() >= 2, "{flags:?}");
+        for flag in flags {
+            for value in ["-1", "nan", "inf", "0.5", "1e300", "18446744073709551615", "18446744073709551616", ""] {
+                let error = Args::try_parse_from(["program", &format!("--{flag}={value}")]).unwrap_err();
+                let kind = error.kind();
+                assert!(
+                    matches!(kind, clap::error::ErrorKind::ValueValidation | clap::error::ErrorKind::InvalidValue),
+                    "--{flag}={value}: {kind}"
+                );
+            }
+        }
+    }
+}
