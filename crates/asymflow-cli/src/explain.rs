@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use asymflow::modes::{Charge, Losses, ModeError, composed};
 use asymflow_privacy::accountants::{Accountant, Event, PldAccountant, RdpAccountant, Relation, ZcdpAccountant};
 
+use asymflow_zoo::weights::Pass;
+
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::memory;
@@ -127,7 +129,7 @@ fn model(experiment: &Experiment) -> Result<String, CliError> {
     for name in &experiment.model.names {
         for &entry in &experiment.entries {
             let (mode, network) = (experiment.mode_spec(entry, name)?, experiment.network(&entry.model(name))?);
-            let plan = mode.plan(&network, experiment.train.batch).map_err(usage)?;
+            let plan = mode.plan(&network, experiment.train.batch, Pass::Training).map_err(usage)?;
             if let Some(plan) = plan.filter(|_| mode.needs_worker()) {
                 text += &format!("## {name} as {entry}\n\n{}\n", tables::layers(&plan));
             }

@@ -3,6 +3,7 @@
 use asymflow::plan::{Placement, Plan};
 use asymflow_engine::timing::Seconds;
 use asymflow_zoo::graph::cost;
+use asymflow_zoo::weights::Pass;
 
 use crate::error::CliError;
 use crate::experiment::Experiment;
@@ -14,7 +15,7 @@ pub fn split(experiment: &Experiment, name: &str, batch: usize) -> Result<String
     let mut text = String::new();
     for &entry in &experiment.entries {
         let (network, mode) = (experiment.network(&entry.model(name))?, experiment.mode_spec(entry, name)?);
-        let plan = mode.plan(&network, batch).map_err(|e| invalid(e.to_string()))?;
+        let plan = mode.plan(&network, batch, Pass::Training).map_err(|e| invalid(e.to_string()))?;
         let Some(plan) = plan.filter(|_| mode.needs_worker()) else { continue };
         let total = cost::total_cost(&network).map_err(|e| invalid(e.to_string()))?;
         let sent: u64 = plan.convs.iter().map(|c| c.released_values).sum();

@@ -21,7 +21,7 @@ use crate::protocol::{
 pub use crate::protocol::{PROTOCOL_VERSION, Token};
 use crate::ring::Ring;
 pub use crate::ring::{RingLayout, RingLayoutError};
-use crate::session::{Answer, Executor, Expected, QueuedSession, Request};
+use crate::session::{Answer, Executor, Expected, Halves, QueuedSession, Request};
 use crate::unit::{self, UnitSizes};
 
 type Watch = dyn Fn(&[u8]) + Send + Sync;
@@ -31,7 +31,7 @@ type Watch = dyn Fn(&[u8]) + Send + Sync;
 pub struct Tap(Arc<Watch>);
 
 impl Tap {
-    /// Calls `f` with each run of bytes, in order, from the session's thread.
+    /// Calls `f` with each run of bytes, in order, from the thread that sends.
     pub fn new(f: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
         Self(Arc::new(f))
     }
@@ -261,7 +261,12 @@ impl ResidualBackend for WorkerClient {
         let (mut connection, handle, _) = self.connect()?;
         connection.set_timeout(self.config.answer_timeout);
         self.open_session(&mut connection, &body, &sizes)?;
-        let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None };
+        let has_ring = connection.has_ring();
+        let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None, under_way: None };
+        // A body that lies in memory is sent by saying so: no thread has to wait for the wire.
+        if has_ring {
+            return Ok(Box::new(QueuedSession::in_halves(sizes, remote)));
+        }
         let hang_up = Box::new(move || {
             let _ = handle.shutdown(Shutdown::Both);
         });
@@ -276,32 +281,60 @@ struct Remote {
     answer_timeout: Duration,
     /// Set once the two ends may disagree about where a frame begins.
     broken: Option<String>,
+    /// What is known of the request whose answer is to come.
+    under_way: Option<Sent>,
 }
 
-impl Executor for Remote {
-    fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError> {
+/// A request on its way.
+struct Sent {
+    expected: Expected,
+    /// Bytes that had been sent before it.
+    sent_before: u64,
+    /// What sending it took.
+    seconds: f64,
+}
+
+impl Halves for Remote {
+    fn begin(&mut self, request: Request, expected: Expected) -> Result<(), CollectError> {
         if let Some(reason) = &self.broken {
             return Err(CollectError::Lost { reason: reason.clone() });
         }
         let (header, body) = encode(request)?;
-        let start = Instant::now();
-        let (sent, received) = (self.connection.sent_bytes, self.connection.received_bytes);
+        let (start, sent_before) = (Instant::now(), self.connection.sent_bytes);
         self.connection.set_timeout(self.answer_timeout);
         body.send(&mut self.connection, &header).map_err(|e| self.lost(&e))?;
-        drop(body);
+        self.under_way = Some(Sent { expected, sent_before, seconds: start.elapsed().as_secs_f64() });
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Answer, CollectError> {
+        let Some(Sent { expected, sent_before, seconds }) = self.under_way.take() else {
+            return Err(CollectError::Malformed { reason: "an answer to nothing".to_owned() });
+        };
+        let (start, received) = (Instant::now(), self.connection.received_bytes);
+        self.connection.set_timeout(self.answer_timeout);
         let limit = (expected.values as u64 + expected.weight_values as u64).saturating_mul(4);
         let (header, body) = self.connection.receive(with_body(limit)).map_err(|e| self.lost(&e))?;
         let (busy_seconds, precision) = accepted(header, &body, expected)?;
+        let waited = start.elapsed().as_secs_f64();
         let split = expected.values * precision.bytes();
         let values = self.connection.numbers(&body, 0..split, precision);
         let weights = self.connection.numbers(&body, split..usize::MAX, Precision::F32);
         let (values, weight_values) = (values.map_err(|e| self.lost(&e))?, weights.map_err(|e| self.lost(&e))?);
-        let cost = WorkerStats { busy_seconds, ..WorkerStats::default() };
-        let mut answer = Answer { values, weight_values, cost };
-        answer.cost.bytes_to_worker = self.connection.sent_bytes - sent;
-        answer.cost.bytes_from_worker = self.connection.received_bytes - received;
-        answer.cost.transfer_seconds = (start.elapsed().as_secs_f64() - answer.cost.busy_seconds).max(0.0);
-        Ok(answer)
+        let cost = WorkerStats {
+            busy_seconds,
+            transfer_seconds: seconds + start.elapsed().as_secs_f64() - busy_seconds.min(waited),
+            bytes_to_worker: self.connection.sent_bytes - sent_before,
+            bytes_from_worker: self.connection.received_bytes - received,
+        };
+        Ok(Answer { values, weight_values, cost })
+    }
+}
+
+impl Executor for Remote {
+    fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError> {
+        self.begin(request, expected)?;
+        self.finish()
     }
 }
 

@@ -50,6 +50,11 @@ impl Connection {
         self.ring = Some(ring);
     }
 
+    /// Whether long bodies travel through a ring.
+    pub const fn has_ring(&self) -> bool {
+        self.ring.is_some()
+    }
+
     /// Writes one frame.
     pub fn send<H: Serialize>(&mut self, header: &H, body: &[u8]) -> Result<(), ExchangeError> {
         self.send_numbers(header, &[Numbers::Bytes(body)])

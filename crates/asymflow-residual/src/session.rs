@@ -1,8 +1,8 @@
 //! The session behind every backend of ours, and of others that want it: it checks, numbers and queues what it is told, and
-//! one thread executes it in order.
+//! one thread executes it in order, or the caller's own where that needs no waiting.
 //!
-//! The caller never waits for the [`Executor`] except in `collect`, and the executor never waits for the caller, so neither can
-//! block the other. What an executor is asked has passed every check that the traits of [`backend`](crate::backend) promise: units
+//! With a thread, the caller waits for the [`Executor`] in `collect` alone, and the executor never waits for the caller. Without one
+//! ([`Halves`]), the caller waits in `collect`, and when it submits, for the answer to the request before. What an executor is asked has passed every check that the traits of [`backend`](crate::backend) promise: units
 //! exist, lengths fit, values are finite, a gradient follows a forward pass that was kept, only networks are stepped and store
 //! records. What it answers is checked in turn: lengths and finite values.
 
@@ -155,6 +155,21 @@ pub trait Executor: Send {
     fn execute(&mut self, request: Request, expected: Expected) -> Result<Answer, CollectError>;
 }
 
+/// Executes requests one after the other in two halves, between which the caller does something else.
+pub trait Halves: Send {
+    /// Sends a request off.
+    ///
+    /// # Errors
+    /// As [`Executor::execute`]; then there is no answer to come.
+    fn begin(&mut self, request: Request, expected: Expected) -> Result<(), CollectError>;
+
+    /// Waits for the answer to what was begun.
+    ///
+    /// # Errors
+    /// As [`Executor::execute`].
+    fn finish(&mut self) -> Result<Answer, CollectError>;
+}
+
 struct Job {
     number: u64,
     request: Request,
@@ -168,6 +183,8 @@ enum Jobs {
     Thread(Sender<Job>),
     /// The caller executes as it submits.
     Here { executor: Box<dyn Executor>, outgoing: Sender<(u64, Result_)> },
+    /// The caller begins as it submits, and finishes as it collects or submits the next.
+    Halves { halves: Box<dyn Halves>, under_way: Option<(u64, Expected)>, outgoing: Sender<(u64, Result_)> },
 }
 
 /// What a pending ticket will become.
@@ -227,6 +244,13 @@ impl QueuedSession {
         Self::new(sizes, Jobs::Here { executor: Box::new(executor), outgoing }, answers)
     }
 
+    /// A session without a thread: what is submitted is sent off once the one before it is answered, and waited for when it is
+    /// collected. For a connection on which sending takes no longer than copying.
+    pub fn in_halves(sizes: Vec<UnitSizes>, halves: impl Halves + 'static) -> Self {
+        let (outgoing, answers) = mpsc::channel();
+        Self::new(sizes, Jobs::Halves { halves: Box::new(halves), under_way: None, outgoing }, answers)
+    }
+
     fn new(sizes: Vec<UnitSizes>, jobs: Jobs, answers: Receiver<(u64, Result_)>) -> Self {
         Self {
             kept: vec![None; sizes.len()],
@@ -251,7 +275,18 @@ impl QueuedSession {
         Ok((index, *sizes))
     }
 
+    /// Where the caller does both halves: waits for what is under way, so that its answer is among the others.
+    fn finish(&mut self) {
+        if let Some(Jobs::Halves { halves, under_way, outgoing }) = &mut self.jobs
+            && let Some((number, expected)) = under_way.take()
+        {
+            let goes_on = answered(halves.finish(), (number, expected), outgoing, &self.stats);
+            self.jobs = self.jobs.take().filter(|_| goes_on);
+        }
+    }
+
     fn send(&mut self, request: Request, expected: Expected) -> Result<u64, SubmitError> {
+        self.finish();
         loop {
             match self.answers.try_recv() {
                 Ok((number, answer)) => self.absorb(number, answer),
@@ -272,6 +307,13 @@ impl QueuedSession {
             Some(Jobs::Thread(jobs)) => jobs.send(job).is_ok(),
             Some(Jobs::Here { executor, outgoing }) => {
                 do_job(executor.as_mut(), job, outgoing, &self.stats);
+                true
+            }
+            Some(Jobs::Halves { halves, under_way, outgoing }) => {
+                match halves.begin(job.request, expected) {
+                    Ok(()) => *under_way = Some((number, expected)),
+                    Err(error) => drop(outgoing.send((number, Err(error)))),
+                }
                 true
             }
             None => false,
@@ -297,6 +339,7 @@ impl QueuedSession {
             if let Some(answer) = self.ready.remove(&number) {
                 return answer;
             }
+            self.finish();
             match self.answers.recv() {
                 Ok((number, answer)) => self.absorb(number, answer),
                 Err(_) => {
@@ -370,7 +413,17 @@ fn do_job(
     outgoing: &Sender<(u64, Result_)>,
     stats: &Mutex<WorkerStats>,
 ) -> bool {
-    let answer = executor.execute(request, expected).and_then(|answer| {
+    answered(executor.execute(request, expected), (number, expected), outgoing, stats)
+}
+
+/// Counts and checks an answer, and hands it over; whether there is anything to do after it.
+fn answered(
+    answer: Result_,
+    (number, expected): (u64, Expected),
+    outgoing: &Sender<(u64, Result_)>,
+    stats: &Mutex<WorkerStats>,
+) -> bool {
+    let answer = answer.and_then(|answer| {
         let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.busy_seconds += answer.cost.busy_seconds;
         stats.transfer_seconds += answer.cost.transfer_seconds;
@@ -504,6 +557,7 @@ impl ResidualTraining for QueuedSession {
 
     fn settle(&mut self) -> Result<(), SubmitError> {
         while self.lost.is_none() && !self.watched.is_empty() {
+            self.finish();
             match self.answers.recv() {
                 Ok((number, answer)) => self.absorb(number, answer),
                 Err(_) => drop(self.lost.get_or_insert_with(ended)),

@@ -13,6 +13,7 @@ use asymflow::modes::{Clear, Mode, TrustedOnly};
 use asymflow::plan::{Plan, SplitSpec};
 use asymflow_engine::program::Program;
 use asymflow_privacy::{payload::Precision, records::RecordAccountant};
+use asymflow_residual::backend::Pass;
 use asymflow_residual::{
     ResidualBackend,
     client::RingLayout,
@@ -154,7 +155,7 @@ fn everything_sent_is_released(worker: &Worker) -> usize {
     let records: Vec<usize> = (0..8).collect();
     let program = Program::new(&network).unwrap();
     let split = SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false };
-    let plan = Plan::asymml(&program, &split, 8).unwrap();
+    let plan = Plan::asymml(&program, &split, 8, Pass::Training).unwrap();
 
     let sent = Arc::new(Mutex::new(Vec::new()));
     let taken = Arc::clone(&sent);

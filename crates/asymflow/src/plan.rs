@@ -6,6 +6,7 @@ use asymflow_engine::local::conv_shape;
 use asymflow_linalg::decompose::NAMES;
 use asymflow_linalg::decompose::by_name;
 use asymflow_linalg::rank::{LayerCost, RankError, RankPolicy};
+use asymflow_residual::backend::Pass;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -64,7 +65,7 @@ pub struct Plan {
 }
 
 /// The rank policy by which every convolution is measured, whole and split at small ranks, and placed where it takes less
-/// time in inference and in training.
+/// time: in inference and in a training step, or in inference alone where nothing is trained.
 pub const AUTO: &str = "auto";
 
 /// How a network is to be split.
@@ -124,13 +125,14 @@ fn max_rank(node: &ConvNode) -> usize {
 }
 
 impl Plan {
-    /// Plans AsymML: a convolution is split unless computing it whole is cheaper than splitting it.
+    /// Plans AsymML: a convolution is split unless computing it whole is cheaper than splitting it, in operations, or by [`AUTO`] in
+    /// what was measured of `pass`.
     ///
     /// # Errors
     /// The rank policy does not parse or does not fit.
-    pub fn asymml(program: &Program, spec: &SplitSpec, batch: usize) -> Result<Self, PlanError> {
+    pub fn asymml(program: &Program, spec: &SplitSpec, batch: usize, pass: Pass) -> Result<Self, PlanError> {
         if spec.rank == AUTO {
-            return Self::measured(program, spec, batch);
+            return Self::measured(program, spec, batch, pass);
         }
         let policy: RankPolicy = spec.rank.parse()?;
         let shared = by_name(&spec.decomposition).is_some_and(|known| known.shares_basis());
@@ -152,7 +154,7 @@ impl Plan {
         Ok(Self { convs })
     }
 
-    fn measured(program: &Program, spec: &SplitSpec, batch: usize) -> Result<Self, PlanError> {
+    fn measured(program: &Program, spec: &SplitSpec, batch: usize, pass: Pass) -> Result<Self, PlanError> {
         let decomposer = by_name(&spec.decomposition)
             .ok_or_else(|| PlanError::Auto { name: spec.decomposition.clone(), known: &NAMES })?;
         let samples_a_fold = if decomposer.shares_basis() { batch.max(1) } else { 1 };
@@ -160,7 +162,7 @@ impl Plan {
             if node.index == 0 && !spec.split_first {
                 return Ok(ConvPlan::trusted(node));
             }
-            let measured = measure(conv_shape(node, batch.max(1)), &*decomposer)?;
+            let measured = measure(conv_shape(node, batch.max(1)), &*decomposer)?.placed(pass);
             let plan = match measured.placement {
                 Placement::Trusted => ConvPlan::trusted(node),
                 Placement::Split { rank } => ConvPlan::split(node, rank, samples_a_fold),

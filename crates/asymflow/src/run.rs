@@ -145,7 +145,7 @@ impl Runner<'_> {
             par: self.par,
         };
         let mut built = mode.build(parts)?;
-        let plan = mode.plan(network, spec.batch)?;
+        let plan = mode.plan(network, spec.batch, facts.pass())?;
         let (train_images, test_images) = (data.train.len(), data.test.len());
         let (about, told) = (about.clone(), plan.clone());
         observer.tell(FromTrusted::Planned { train_images, test_images, data: about, plan: told }, &[])?;

@@ -4,6 +4,7 @@ use asymflow::modes::ModeRef;
 use asymflow::studies::{self, AuditReport, EpsilonRow, NamedMode, Study, epsilon_rows};
 use asymflow_audit::figures::{AttackRow, Control};
 use asymflow_engine::timing::Seconds;
+use asymflow_zoo::weights::Pass;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Entry;
@@ -230,7 +231,7 @@ fn with_noise(
 
 /// Whether a mode splits convolutions.
 fn splits(e: &Experiment, (entry, model): (Entry, &str)) -> Result<bool, CliError> {
-    let plan = e.mode_spec(entry, model)?.plan(&e.network(&entry.model(model))?, e.train.batch);
+    let plan = e.mode_spec(entry, model)?.plan(&e.network(&entry.model(model))?, e.train.batch, Pass::Training);
     let plan = plan.map_err(|e| CliError::failed(e.to_string(), ""))?;
     Ok(plan.is_some_and(|plan| plan.placements().iter().any(|placement| placement.is_split())))
 }

@@ -148,7 +148,8 @@ impl Work<'_> {
     ) -> Result<MemoryPlan, MemoryError> {
         let network = self.network;
         let mut engine = Engine::measuring(network.clone(), false, self.par())?;
-        let placements = Plan::asymml(engine.program(), split, self.batch)?.placements();
+        let pass = if self.is_training() { Pass::Training } else { Pass::Inference };
+        let placements = Plan::asymml(engine.program(), split, self.batch, pass)?.placements();
         let decomposer = self.decomposer(&split.decomposition)?;
         let wire = (precision, verify);
         let mut sizes = SplitSizes::new(&placements, &*decomposer, wire, engine.pool().clone(), self.par());

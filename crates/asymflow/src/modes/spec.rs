@@ -13,6 +13,7 @@ use asymflow_privacy::{
     records::{Budget, Flow, RecordAccountant, RecordLedger},
 };
 use asymflow_residual::ResidualBackend;
+use asymflow_residual::backend::Pass;
 use asymflow_zoo::{Network, graph::cost};
 use faer::Par;
 use serde::de::DeserializeOwned;
@@ -57,6 +58,13 @@ pub struct Facts<'a> {
     pub evaluations: usize,
     /// Mechanisms and decompositions by name.
     pub registry: &'a Registry,
+}
+
+impl Facts<'_> {
+    /// What the network is for: training, or inference alone.
+    pub const fn pass(&self) -> Pass {
+        if self.epochs == 0 { Pass::Inference } else { Pass::Training }
+    }
 }
 
 /// What is released of one record, and how often.
@@ -353,11 +361,11 @@ pub trait ModeSpec: Debug + Send + Sync {
         false
     }
 
-    /// Where each convolution is computed, for modes that decide that one by one.
+    /// Where each convolution is computed, for modes that decide that one by one: in training, or by a mode that only infers.
     ///
     /// # Errors
     /// A network or settings that cannot be planned.
-    fn plan(&self, _network: &Network, _batch: usize) -> Result<Option<Plan>, ModeError> {
+    fn plan(&self, _network: &Network, _batch: usize, _pass: Pass) -> Result<Option<Plan>, ModeError> {
         Ok(None)
     }
 

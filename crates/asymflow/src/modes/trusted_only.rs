@@ -73,7 +73,7 @@ impl ModeSpec for TrustedOnlySpec {
         Ok(Serving::Served { losses: Vec::new(), guard: None, can_stream: true })
     }
 
-    fn plan(&self, network: &Network, _batch: usize) -> Result<Option<Plan>, ModeError> {
+    fn plan(&self, network: &Network, _batch: usize, _pass: Pass) -> Result<Option<Plan>, ModeError> {
         Ok(Some(Plan::trusted_only(&Program::new(network)?)))
     }
 

@@ -249,7 +249,7 @@ impl Service {
             weights,
             terms: model.terms,
             sampling: model.sampling,
-            epochs: 1,
+            epochs: 0,
             accountant: RecordAccountant::prepaid(0, &losses),
             backend: worker.map(Arc::clone),
             registry,

@@ -108,7 +108,7 @@ impl ServedModel {
     /// What a mode is told of its service.
     pub const fn facts<'a>(&'a self, registry: &'a Registry) -> Facts<'a> {
         let Self { network, terms, sampling, .. } = self;
-        Facts { network, terms, sampling: *sampling, epochs: 1, evaluations: 1, registry }
+        Facts { network, terms, sampling: *sampling, epochs: 0, evaluations: 1, registry }
     }
 
     /// Changes to another mode that can go on with the same weights.

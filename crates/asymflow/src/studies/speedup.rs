@@ -27,7 +27,7 @@ pub use limit::{Limit, MachineRates};
 pub struct Speedup {
     /// Samples in a batch.
     pub batch: usize,
-    /// Timed repetitions after one that is not counted.
+    /// Timed repetitions after two that are not counted.
     pub repeats: usize,
     /// What is timed, in this order.
     pub variants: Vec<NamedMode>,
@@ -49,7 +49,7 @@ pub struct NamedMode {
 }
 
 /// Times of one variant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
     /// The mode, and the decomposition where there is one.
     pub name: String,
@@ -69,9 +69,12 @@ pub struct Variant {
     pub inference_layers: Vec<Seconds>,
     /// Seconds by convolution, summed over the counted training steps.
     pub training_layers: Vec<Seconds>,
-    /// Where each convolution was computed; absent in `clear`.
+    /// Where each convolution was computed in inference; absent in `clear`.
     pub plan: Option<Plan>,
-    /// What this machine could do at most with that plan; of modes that split.
+    /// And in training steps, which a mode of its own takes.
+    #[serde(default)]
+    pub training_plan: Option<Plan>,
+    /// What this machine could do at most with those plans; of modes that split.
     pub limit: Option<Limit>,
 }
 
@@ -123,28 +126,36 @@ impl Study for Speedup {
                 job.worker = Some(worker.clone());
             }
             let mode = registry.decode(mode)?;
-            let plan = mode.plan(&job.network, self.batch)?;
-            let parts = Parts {
-                network: job.network.clone(),
-                weights: weights.clone().into(),
-                terms: job.terms,
-                sampling: Sampling { batch: self.batch, records: self.batch },
-                epochs: 1,
-                accountant: RecordAccountant::new(self.batch),
-                backend: opened(&*mode, &job, open)?,
-                registry,
-                par,
+            let built = |epochs| -> Result<Box<dyn Mode>, RunError> {
+                Ok(mode.build(Parts {
+                    network: job.network.clone(),
+                    weights: weights.clone().into(),
+                    terms: job.terms,
+                    sampling: Sampling { batch: self.batch, records: self.batch },
+                    epochs,
+                    accountant: RecordAccountant::new(self.batch),
+                    backend: opened(&*mode, &job, open)?,
+                    registry,
+                    par,
+                })?)
             };
-            let mut built = mode.build(parts)?;
-            let mut variant = time_variant(name.clone(), &mut *built, plan, &batch, self).map_err(ModeError::from)?;
+            let mut variant = Variant {
+                name: name.clone(),
+                plan: mode.plan(&job.network, self.batch, Pass::Inference)?,
+                training_plan: mode.plan(&job.network, self.batch, Pass::Training)?,
+                ..Variant::default()
+            };
+            variant.time_inference(&mut *built(0)?, &batch, self).map_err(ModeError::from)?;
+            if self.train {
+                variant.time_training(&mut *built(1)?, &batch, self).map_err(ModeError::from)?;
+            }
             // The first is what the others are held to.
-            let splits = variants.first().zip(variant.plan.as_ref()).filter(|_| mode.needs_worker());
-            variant.limit = splits.map(|(baseline, plan)| {
-                let outside = [
-                    outside(plan, &baseline.inference, &baseline.inference_layers),
-                    outside(plan, &baseline.training, &baseline.training_layers),
-                ];
-                Limit::new(&program.conv_nodes(), plan, (self.batch, mode.precision()), outside, &rates)
+            let plans = variant.plan.as_ref().zip(variant.training_plan.as_ref());
+            let splits = variants.first().zip(plans).filter(|_| mode.needs_worker());
+            variant.limit = splits.map(|(baseline, (plan, training_plan))| {
+                let inference = (plan, outside(plan, &baseline.inference, &baseline.inference_layers));
+                let training = (training_plan, outside(training_plan, &baseline.training, &baseline.training_layers));
+                Limit::new(&program.conv_nodes(), [inference, training], (self.batch, mode.precision()), &rates)
             });
             variants.push(variant);
         }
@@ -169,38 +180,23 @@ impl RandomBatch {
 
 type Timed = (Vec<f64>, Vec<Seconds>, Traffic, u64);
 
-fn time_variant(
-    name: String,
-    mode: &mut dyn Mode,
-    plan: Option<Plan>,
-    batch: &RandomBatch,
-    spec: &Speedup,
-) -> Result<Variant, ExecError> {
-    let (inference, inference_layers, inference_traffic, inference_faults) =
-        repeat(mode, spec.repeats, |mode| mode.infer(&batch.images, &batch.records).map(drop))?;
-    let sgd = SgdStep::plain(1e-4, 0.9, 5e-4);
-    let (training, training_layers, training_traffic, training_faults) = if spec.train {
-        repeat(mode, spec.repeats, |mode| {
-            let mut step = TrainBatch::new(&batch.images, &batch.labels, &batch.records)?;
-            step.dropout_seed = spec.seed;
-            mode.step(step, sgd).map(drop)
-        })?
-    } else {
-        Timed::default()
-    };
-    Ok(Variant {
-        name,
-        inference,
-        training,
-        inference_faults,
-        training_faults,
-        inference_traffic,
-        training_traffic,
-        inference_layers,
-        training_layers,
-        plan,
-        limit: None,
-    })
+impl Variant {
+    fn time_inference(&mut self, mode: &mut dyn Mode, batch: &RandomBatch, spec: &Speedup) -> Result<(), ExecError> {
+        (self.inference, self.inference_layers, self.inference_traffic, self.inference_faults) =
+            repeat(mode, spec.repeats, |mode| mode.infer(&batch.images, &batch.records).map(drop))?;
+        Ok(())
+    }
+
+    fn time_training(&mut self, mode: &mut dyn Mode, batch: &RandomBatch, spec: &Speedup) -> Result<(), ExecError> {
+        let sgd = SgdStep::plain(1e-4, 0.9, 5e-4);
+        (self.training, self.training_layers, self.training_traffic, self.training_faults) =
+            repeat(mode, spec.repeats, |mode| {
+                let mut step = TrainBatch::new(&batch.images, &batch.labels, &batch.records)?;
+                step.dropout_seed = spec.seed;
+                mode.step(step, sgd).map(drop)
+            })?;
+        Ok(())
+    }
 }
 
 fn repeat(
@@ -208,6 +204,8 @@ fn repeat(
     repeats: usize,
     mut work: impl FnMut(&mut dyn Mode) -> Result<(), ExecError>,
 ) -> Result<Timed, ExecError> {
+    // The first lays out memory, the second is the first that finds it.
+    work(mode)?;
     work(mode)?;
     let before = mode.seconds().to_vec();
     let traffic = mode.worker().unwrap_or_default();

@@ -112,7 +112,7 @@ fn no_raw_input_label_or_final_feature_reaches_the_worker() {
     let program = Program::new(&network).unwrap();
     let split =
         asymflow::plan::SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:2".to_owned(), split_first: false };
-    let plan = Plan::asymml(&program, &split, 4).unwrap();
+    let plan = Plan::asymml(&program, &split, 4, Pass::Training).unwrap();
     assert!(!plan.convs[0].placement.is_split(), "the first convolution is trusted");
     let nodes = program.conv_nodes();
     let expected: Vec<(usize, usize)> = nodes

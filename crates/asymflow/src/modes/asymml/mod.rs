@@ -93,14 +93,14 @@ impl AsymMlSpec {
         self.guard.gate(facts.registry, facts.terms.relation)
     }
 
-    fn planned(&self, network: &Network, batch: usize) -> Result<Plan, ModeError> {
-        Ok(Plan::asymml(&Program::new(network)?, &self.split, batch)?)
+    fn planned(&self, network: &Network, batch: usize, pass: Pass) -> Result<Plan, ModeError> {
+        Ok(Plan::asymml(&Program::new(network)?, &self.split, batch, pass)?)
     }
 
     /// Charges of the split convolutions, each as often as said, and of the weights.
     fn charges(&self, facts: &Facts<'_>, flows: &[(&str, Flow)], times: usize) -> Result<Vec<Charge>, ModeError> {
         let loss = self.gate(facts)?.loss()?;
-        let plan = self.planned(facts.network, facts.sampling.batch)?;
+        let plan = self.planned(facts.network, facts.sampling.batch, facts.pass())?;
         let split = plan.convs.iter().filter(|conv| conv.placement.is_split()).count();
         let charge = |&(what, flow): &(&str, Flow)| Charge {
             what: format!("{what} of {split} layers"),
@@ -142,7 +142,7 @@ impl ModeSpec for AsymMlSpec {
                 what: "a decomposition of each record by itself under noise",
             });
         }
-        self.planned(facts.network, facts.sampling.batch).map(drop)
+        self.planned(facts.network, facts.sampling.batch, facts.pass()).map(drop)
     }
 
     fn losses(&self, facts: &Facts<'_>) -> Result<Losses, ModeError> {
@@ -206,12 +206,12 @@ impl ModeSpec for AsymMlSpec {
         registry.decomposer(&self.split.decomposition).is_ok_and(|decomposer| decomposer.shares_basis())
     }
 
-    fn plan(&self, network: &Network, batch: usize) -> Result<Option<Plan>, ModeError> {
-        self.planned(network, batch).map(Some)
+    fn plan(&self, network: &Network, batch: usize, pass: Pass) -> Result<Option<Plan>, ModeError> {
+        self.planned(network, batch, pass).map(Some)
     }
 
     fn macs(&self, network: &Network, batch: usize) -> Result<Macs, ModeError> {
-        let plan = self.planned(network, batch)?;
+        let plan = self.planned(network, batch, Pass::Inference)?;
         let beside_convs = Macs::of(network).saturating_sub(plan.full_macs());
         Ok(Macs { trusted: plan.trusted_macs() + beside_convs, worker: plan.worker_macs() })
     }
@@ -222,7 +222,7 @@ impl ModeSpec for AsymMlSpec {
 
     fn build(&self, parts: Parts<'_>) -> Result<Box<dyn Mode>, ModeError> {
         let own = AsymMlParts {
-            plan: self.planned(&parts.network, parts.sampling.batch)?,
+            plan: self.planned(&parts.network, parts.sampling.batch, parts.facts().pass())?,
             decomposer: parts.registry.decomposer(&self.split.decomposition)?,
             gate: self.gate(&parts.facts())?,
             sized: self.guard.sized(parts.registry, parts.terms.relation)?,

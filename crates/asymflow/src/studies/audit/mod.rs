@@ -93,7 +93,7 @@ impl Study for Audit {
     fn memory(&self, job: &JobSpec, registry: &Registry) -> Result<MemoryPlan, MemoryError> {
         let mut plan = MemoryPlan::of_training(job, &self.train, registry)?;
         let mode = registry.decode(&job.mode).map_err(MemoryError::job)?;
-        let split = mode.plan(&job.network, self.train.batch).map_err(MemoryError::job)?;
+        let split = mode.plan(&job.network, self.train.batch, Pass::Training).map_err(MemoryError::job)?;
         let released: u64 = split.iter().flat_map(|plan| &plan.convs).map(|conv| conv.released_values).sum();
         let sample = released.max(job.network.input.len() as u64);
         // Tapes of public images and targets, the decoder's input, and images as numbers.

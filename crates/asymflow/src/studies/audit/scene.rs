@@ -176,7 +176,7 @@ impl Scene {
         let public = watched.tape();
         watched.infer(&targets.images, targets.labels.len())?;
         let recorded = watched.tape();
-        let plan = spec.plan(&bench.job.network, targets.labels.len())?;
+        let plan = spec.plan(&bench.job.network, targets.labels.len(), Pass::Training)?;
         let convs: Vec<(String, usize)> = plan.iter().flat_map(|plan| &plan.convs).filter_map(split_rank).collect();
         let mut truth = Truth {
             images: targets.images.clone(),

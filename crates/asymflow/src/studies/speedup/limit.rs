@@ -9,7 +9,7 @@ use faer::{Accum, Mat, Par};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Placement, Plan};
+use crate::plan::{ConvPlan, Placement, Plan};
 
 /// Rates of this machine on the threads of the trusted part.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,22 +61,26 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Of a network split by `plan`, for batches of `batch`; `outside` is what an inference and a step take outside of split convolutions.
+    /// Of a network split by a plan for inference and one for training, for batches of `batch`; beside each stands what a pass takes
+    /// outside of split convolutions.
     pub(super) fn new(
         nodes: &[&ConvNode],
-        plan: &Plan,
+        [(plan, outside), (training_plan, outside_training)]: [(&Plan, f64); 2],
         (batch, precision): (usize, Precision),
-        outside: [f64; 2],
         rates: &MachineRates,
     ) -> Self {
-        let mut limit = Self { inference: outside[0], training: outside[1] };
-        for (node, conv) in nodes.iter().zip(&plan.convs) {
-            let Placement::Split { rank } = conv.placement else { continue };
-            let (forward, backward) = Cost::of(node, rank, batch, precision);
-            limit.inference += forward.seconds(rates);
-            limit.training += forward.seconds(rates) + backward.seconds(rates);
+        let split = |plan: &Plan, seconds: fn(&MachineRates, [Cost; 2]) -> f64| -> f64 {
+            let of = |(node, conv): (&&ConvNode, &ConvPlan)| match conv.placement {
+                Placement::Split { rank } => seconds(rates, Cost::of(node, rank, batch, precision)),
+                Placement::Trusted => 0.0,
+            };
+            nodes.iter().zip(&plan.convs).map(of).sum()
+        };
+        Self {
+            inference: outside + split(plan, |rates, [forward, _]| forward.seconds(rates)),
+            training: outside_training
+                + split(training_plan, |rates, passes| passes.iter().map(|pass| pass.seconds(rates)).sum()),
         }
-        limit
     }
 }
 
@@ -88,7 +92,7 @@ struct Cost {
 
 impl Cost {
     /// Of a forward and a backward pass over a batch.
-    fn of(node: &ConvNode, rank: usize, batch: usize, precision: Precision) -> (Self, Self) {
+    fn of(node: &ConvNode, rank: usize, batch: usize, precision: Precision) -> [Self; 2] {
         let (batch, wire) = (batch as f64, precision.bytes() as f64);
         let (input, output) = (batch * node.input.len() as f64, batch * node.output.len() as f64);
         let taps = (node.conv.kernel * node.conv.kernel) as f64;
@@ -99,7 +103,7 @@ impl Cost {
         let low_rank = 2.0 * rank * (taps * output + weights);
         let forward = Self { bytes: moved, operations: low_rank + 4.0 * rank * input };
         // The gradient of the weights is read and added to; the new weights are read and written once more, for the worker.
-        (forward, Self { bytes: moved + 5.0 * 4.0 * weights, operations: low_rank })
+        [forward, Self { bytes: moved + 5.0 * 4.0 * weights, operations: low_rank }]
     }
 
     fn seconds(&self, rates: &MachineRates) -> f64 {
