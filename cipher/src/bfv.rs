@@ -155,7 +155,11 @@ impl Scheme for Evaluator {
     type Plaintext = Plaintext;
 
     fn plain(&self, slots: &[u64]) -> Result<Plaintext, SchemeError> {
-        Ok(Plaintext::try_encode(slots, Encoding::simd(), &self.ring)?)
+        self.plain_at(slots, 0)
+    }
+
+    fn plain_at(&self, slots: &[u64], levels: usize) -> Result<Plaintext, SchemeError> {
+        Ok(Plaintext::try_encode(slots, Encoding::simd_at_level(levels), &self.ring)?)
     }
 
     fn constant(&self, value: u64) -> Result<Plaintext, SchemeError> {
@@ -197,6 +201,7 @@ impl Scheme for Evaluator {
     }
 
     fn shorten(&self, x: &mut Ciphertext, levels: usize) -> Result<(), SchemeError> {
-        Ok(x.switch_to_level(levels)?)
+        let dropped = self.ring.level_of_context(x[0].ctx())?;
+        Ok(x.switch_to_level(levels.max(dropped))?)
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Weights<S: Scheme> {
     offsets: S::Plaintext,
     last: Vec<S::Plaintext>,
     last_offsets: Vec<u64>,
+    /// Levels that are dropped before the last map.
+    levels: usize,
     modulus: u64,
 }
 
@@ -42,24 +44,26 @@ impl<S: Scheme> Weights<S> {
             let of = |turn| terms(scheme, second_slots(grid, second, (part, turn), modulus).into_iter());
             turns().map(of).collect::<Result<_, _>>()
         });
-        let spread = |row: &mut dyn Iterator<Item = (usize, i128)>| {
+        let levels = model.program.parameters.levels_before_last();
+        let spread = |row: &mut dyn Iterator<Item = (usize, i128)>, levels| {
             let mut slots = vec![0; DEGREE];
             for (index, value) in row {
                 let (channel, y, x) = place(grid.second, index);
                 slots[grid.second_slot(channel, y, x)] = residue(value, modulus);
             }
-            scheme.plain(&slots)
+            scheme.plain_at(&slots, levels)
         };
         let row = |row: &Vec<(u32, i64)>| {
-            spread(&mut row.iter().map(|(input, weight)| (*input as usize, i128::from(*weight))))
+            spread(&mut row.iter().map(|(input, weight)| (*input as usize, i128::from(*weight))), levels)
         };
         Ok(Self {
             grid: grid.clone(),
             first: first.collect::<Result<_, _>>()?,
             second: parts.collect::<Result<_, SchemeError>>()?,
-            offsets: spread(&mut second.offsets.iter().copied().enumerate())?,
+            offsets: spread(&mut second.offsets.iter().copied().enumerate(), 0)?,
             last: last.rows.iter().map(row).collect::<Result<_, _>>()?,
             last_offsets: last.offsets.iter().map(|&offset| residue(offset, modulus)).collect(),
+            levels,
             modulus,
         })
     }
@@ -172,11 +176,12 @@ impl<S: Scheme> Prepared<S> for Weights<S> {
             scheme.add(&mut values, &part);
         }
         scheme.add_plain(&mut values, &self.offsets);
-        let values = squared(&values)?;
+        let mut values = squared(&values)?;
+        scheme.shorten(&mut values, self.levels)?;
         let all = [(0..DEGREE).collect::<Vec<_>>()];
         let output = |(weights, offset): (&S::Plaintext, &u64)| {
             let mut output = scheme.dot(&[(&values, weights)])?;
-            scheme.add_plain(&mut output, &scheme.plain(&mask(&all, &[*offset], self.modulus))?);
+            scheme.add_plain(&mut output, &scheme.plain_at(&mask(&all, &[*offset], self.modulus), self.levels)?);
             Ok(output)
         };
         self.last.par_iter().zip(&self.last_offsets).map(output).collect()

@@ -111,6 +111,19 @@ impl Parameters {
         taken <= self.moduli_bits.iter().sum()
     }
 
+    /// Levels that can be dropped before a product with slots that is the last operation: twice the plaintext modulus and 45 bits hold what
+    /// switching and that product add to the noise.
+    pub(crate) fn levels_before_last(&self) -> usize {
+        let plaintext = self.plaintext_moduli.iter().map(|t| t.ilog2() as usize + 1).max().unwrap_or(0);
+        let mut bits = 0;
+        let kept = self.moduli_bits.iter().take_while(|modulus| {
+            let is_short = bits < 2 * plaintext + 45;
+            bits += **modulus;
+            is_short
+        });
+        self.moduli_bits.len() - kept.count()
+    }
+
     /// The integer in (−T/2, T/2) with these remainders, T the product of the plaintext moduli.
     pub(crate) fn combined(&self, remainders: &[u64]) -> i128 {
         let (mut value, mut product) = (0_i128, 1_i128);

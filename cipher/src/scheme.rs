@@ -37,6 +37,11 @@ pub trait Scheme: Sync {
     /// # Errors
     /// There are more than slots.
     fn plain(&self, slots: &[u64]) -> Result<Self::Plaintext, SchemeError>;
+    /// The same, for ciphertexts that dropped so many levels.
+    ///
+    /// # Errors
+    /// There are more than slots, or fewer levels.
+    fn plain_at(&self, slots: &[u64], levels: usize) -> Result<Self::Plaintext, SchemeError>;
     /// Prepares one number for all slots: as a factor it makes noise grow by itself alone, so that a negative one is better subtracted.
     ///
     /// # Errors
@@ -65,7 +70,7 @@ pub trait Scheme: Sync {
     /// # Errors
     /// There is no key for that.
     fn turn(&self, x: &Self::Ciphertext, turn: Turn) -> Result<Self::Ciphertext, SchemeError>;
-    /// Drops levels: nothing can be computed any more but decryption, and it is shorter.
+    /// Drops levels, so many in all: what is left is shorter and quicker to compute with, and cannot be turned or relinearised any more.
     ///
     /// # Errors
     /// There are not as many.
