@@ -11,7 +11,6 @@ use sha2::{Digest, Sha256};
 
 use super::activate::{GROUP_LIMIT, Votes, decides_all};
 use super::curve::Curve;
-use super::maximum::DIFFERENCE_BITS;
 use super::names::name_after;
 use super::options::{Activation, CompileError, Options, Truncation};
 use crate::conv::ConvShape;
@@ -26,6 +25,9 @@ const POOL_BITS: u32 = 10;
 /// Most fraction bits that weights get on top, where there is room for them. They round to nothing beside activations then,
 /// and decisions drop as many bits more.
 const FINE_BITS: u32 = 8;
+
+/// Bits of the ring that a difference of values takes beyond those of a value.
+pub(super) const DIFFERENCE_BITS: u32 = 1;
 
 /// What has been compiled so far.
 pub(super) struct Compiler<'a, R> {

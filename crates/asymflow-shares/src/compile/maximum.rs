@@ -4,14 +4,11 @@ use asymflow_zoo::network::{Layer, Shape};
 use asymflow_zoo::ops::MaxPool;
 
 use super::activate::Votes;
-use super::lower::Compiler;
+use super::lower::{Compiler, DIFFERENCE_BITS};
 use super::options::Activation;
 use crate::groups::Grouping;
 use crate::program::{Op, Register, Value};
 use crate::ring::Ring;
-
-/// Bits of the ring that a difference takes beyond those of a value.
-pub(super) const DIFFERENCE_BITS: u32 = 1;
 
 impl<R: Ring> Compiler<'_, R> {
     /// The maximum pooling at the beginning of `layers`, where the ReLU before it may as well stand behind.

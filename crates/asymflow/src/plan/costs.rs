@@ -47,7 +47,7 @@ pub struct PassSeconds {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Times {
     whole: PassSeconds,
-    /// By rank.
+    /// Of a split at each of the ranks that were tried.
     split: Vec<(usize, PassSeconds)>,
 }
 
