@@ -1,6 +1,6 @@
 //! What is published, in a browser: the trade-off page (click, filter, tooltip, labels at two widths, nothing on the console), and the plots.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail by panicking, in its helpers as well")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
