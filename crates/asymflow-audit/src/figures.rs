@@ -89,6 +89,27 @@ pub struct AttackRow {
     pub control: Control,
 }
 
+impl AttackRow {
+    /// What is had of the same figure without an attack: the best baseline of the mode; of an area under a curve, one half.
+    pub fn without(&self, all: &[Self]) -> f64 {
+        let is_baseline =
+            |row: &&Self| row.control == Control::Baseline && (&row.mode, &row.figure) == (&self.mode, &self.figure);
+        let least = if self.figure == "AUC" { 0.5 } else { f64::NEG_INFINITY };
+        all.iter().filter(is_baseline).map(|row| row.value).fold(least, f64::max)
+    }
+
+    /// Whether a control came out as it must: one that must win does so with its whole interval, and one that must not does not
+    /// with its whole interval. `None` for what is no control.
+    pub fn holds(&self, all: &[Self]) -> Option<bool> {
+        match self.control {
+            Control::Attack | Control::Baseline => None,
+            Control::MustWin => Some(self.low > self.without(all)),
+            Control::MustNot => Some(self.low <= self.without(all)),
+            Control::Planted => Some(self.value > 0.0),
+        }
+    }
+}
+
 /// How well scores tell members from others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Roc {
@@ -151,6 +172,26 @@ mod tests {
     fn means_have_the_interval_of_student() {
         let found = Interval::mean(&[1.0, 2.0, 3.0, 4.0]);
         assert!((found.low - 0.445739743).abs() < 1e-6 && (found.high - 4.554260257).abs() < 1e-6, "{found:?}");
+    }
+
+    #[test]
+    fn a_control_is_held_to_the_best_baseline_of_its_mode() {
+        let row = |mode: &str, figure: &str, value: f64, control| {
+            let (attack, mode, figure) = ("a".to_owned(), mode.to_owned(), figure.to_owned());
+            AttackRow { attack, mode, figure, value, low: value - 0.1, high: value + 0.1, control }
+        };
+        let all = [
+            row("m", "SSIM", 0.3, Control::Baseline),
+            row("m", "SSIM", 0.2, Control::Baseline),
+            row("n", "SSIM", 0.9, Control::Baseline),
+            row("m", "PSNR", 9.0, Control::Baseline),
+        ];
+        let holds = |figure, value, control| row("m", figure, value, control).holds(&all);
+        assert_eq!([0.35, 0.45].map(|v| holds("SSIM", v, Control::MustWin)), [Some(false), Some(true)]);
+        assert_eq!([0.35, 0.45].map(|v| holds("SSIM", v, Control::MustNot)), [Some(true), Some(false)]);
+        assert_eq!([0.55, 0.65].map(|v| holds("AUC", v, Control::MustNot)), [Some(true), Some(false)]);
+        assert_eq!([0.0, 0.1].map(|v| holds("lies found out", v, Control::Planted)), [Some(false), Some(true)]);
+        assert_eq!(holds("SSIM", 0.9, Control::Attack), None);
     }
 
     #[test]

@@ -156,7 +156,8 @@ function grid(into, title, head, rows) {
   }
 }
 
-function picture(into, size, bytes, caption) {
+function picture(into, size, digits, caption) {
+  const bytes = digits.match(/../g).map((pair) => parseInt(pair, 16));
   const box = element("figure", undefined, into), canvas = element("canvas", undefined, box), [height, width] = size, pixels = height * width;
   Object.assign(canvas, { width, height, className: "picture" });
   canvas.setAttribute("role", "img");

@@ -73,14 +73,9 @@ impl Point {
 
 /// How much of what it is after an attack gets beyond what is had without it, from 0 to 1; `None` for a figure that cannot be compared.
 fn gain(row: &AttackRow, all: &[AttackRow]) -> Option<f64> {
-    let without = all.iter().filter(|other| other.control == Control::Baseline && other.figure == row.figure);
-    let least = without.map(|row| row.value).fold(0.0, f64::max);
-    match row.figure.as_str() {
-        "labels right" | "SSIM" => Some((row.value - least) / (1.0 - least).max(1e-9)),
-        "pixels recovered" => Some(row.value),
-        "AUC" => Some(2.0 * (row.value - 0.5)),
-        _ => None,
-    }
+    let without = row.without(all).max(0.0);
+    let has_a_most = matches!(row.figure.as_str(), "labels right" | "SSIM" | "pixels recovered" | "AUC");
+    has_a_most.then(|| (row.value - without) / (1.0 - without).max(1e-9))
 }
 
 fn strongest(attacks: &[AttackRow]) -> Option<&AttackRow> {

@@ -82,10 +82,10 @@ pub fn median(values: &[f64]) -> f64 {
 /// let rows = [["mode", "accuracy %"], ["clear", "92.8"]].map(|row| row.map(str::to_owned));
 /// assert_eq!(asymflow_cli::markdown(&rows).lines().next(), Some("| mode  | accuracy % |"));
 /// ```
-pub fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
-    let rows: Vec<[String; N]> =
-        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell).replace('|', "\\|"))).collect();
-    let mut widths = [3; N];
+pub fn markdown(rows: &[impl AsRef<[String]>]) -> String {
+    let cell = |cell: &String| escaped(cell).replace('|', "\\|");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.as_ref().iter().map(cell).collect()).collect();
+    let mut widths = vec![3; rows.first().map_or(0, Vec::len)];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -93,13 +93,13 @@ pub fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     }
     let mut text = String::new();
     for (i, row) in rows.iter().enumerate() {
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             let pad = " ".repeat(width - cell.chars().count());
             text += &if column == 0 { format!("| {cell}{pad} ") } else { format!("| {pad}{cell} ") };
         }
         text += "|\n";
         if i == 0 {
-            for (column, width) in widths.into_iter().enumerate() {
+            for (column, width) in widths.iter().enumerate() {
                 text += &if column == 0 {
                     format!("|{}", "-".repeat(width + 2))
                 } else {

@@ -13,7 +13,8 @@ use crate::experiment::{Experiment, Limit};
 use crate::kind::{Ended, ExperimentKind, Verdict};
 use crate::plot::{LayerTime, Point};
 use crate::run::{Run, job_spec};
-use crate::text::markdown;
+
+mod table;
 
 /// `[audit]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,10 +142,10 @@ impl ExperimentKind for Audit {
         for model in &e.model.names {
             for &entry in &e.entries {
                 for &seed in &e.train.seeds {
-                    if run.is_interrupted() {
-                        return Ok((Ended::Interrupted, Some(found)));
-                    }
                     for (suffix, experiment) in with_noise(e, settings, (entry, model))? {
+                        if run.is_interrupted() {
+                            return Ok((Ended::Interrupted, Some(found)));
+                        }
                         let label = format!("{entry}{suffix}");
                         let mut audited = audit(run, &experiment, settings, (entry, model, seed), label)?;
                         found.attacks.append(&mut audited.report.attacks);
@@ -157,7 +158,7 @@ impl ExperimentKind for Audit {
     }
 
     fn table(&self, _: &Experiment, _: &AuditSection, found: &Found) -> String {
-        table(found)
+        table::of(found)
     }
 
     fn points(&self, experiment: &Experiment, found: &Found) -> Vec<Point> {
@@ -178,7 +179,8 @@ impl ExperimentKind for Audit {
                 seed: audited.seed,
                 accuracy: training.test_accuracy,
                 trusted_seconds: trusted(&training.parts),
-                epsilon: training.epsilon.map_or(Some(0.0), |epsilon| Some(epsilon).filter(|e| e.is_finite())),
+                // No ε in JSON is none or infinity; it is infinite where a setting is insecure, and else nothing was released.
+                epsilon: training.epsilon.filter(|e| e.is_finite()).or(audited.insecure.is_empty().then_some(0.0)),
                 insecure: audited.insecure.clone(),
                 layers: training.layers.iter().map(time).collect(),
                 pictures: pictures.clone(),
@@ -190,20 +192,49 @@ impl ExperimentKind for Audit {
     }
 
     fn verdict(&self, _: &Experiment, _: &AuditSection, found: &Found) -> Option<Verdict> {
-        // What claims nothing cannot claim too little.
-        let claims = found.epsilon.iter().filter(|row| row.claimed.is_some());
-        let missed = claims.filter(|row| row.is_refuted() != row.fault.is_some());
-        let mut wrong: Vec<String> = missed.map(|row| format!("{} ({:?})", row.mechanism, row.fault)).collect();
-        let unnoticed = found.attacks.iter().filter(|row| row.control == Control::Planted && row.value == 0.0);
-        wrong.extend(unnoticed.map(|row| format!("{} in {}", row.attack, row.mode)));
-        let holds = wrong.is_empty();
+        let (mut parts, mut wrong) = (Vec::new(), Vec::new());
+        for (what, controls) in controls(found) {
+            let held = controls.iter().filter(|(_, holds)| *holds).count();
+            parts.push(format!("{what} {held} of {}", controls.len()));
+            wrong.extend(controls.into_iter().filter(|(_, holds)| !holds).map(|(name, _)| format!("{what}: {name}")));
+        }
+        let (holds, parts) = (wrong.is_empty(), parts.join(", "));
         let text = if holds {
-            "claim: holds: no bound from below is above what is claimed, and every planted fault was noticed".to_owned()
+            format!("claim: holds: {parts}")
         } else {
-            format!("claim: does not hold: {}", wrong.join(", "))
+            format!("claim: does not hold: {parts}; not so: {}", wrong.join("; "))
         };
         Some(Verdict { holds, text })
     }
+}
+
+/// Everything that must come out in a certain way, by what that is, and whether it did.
+fn controls(found: &Found) -> Vec<(&'static str, Vec<(String, bool)>)> {
+    let of_attacks = |control: Control| -> Vec<(String, bool)> {
+        let rows = found.attacks.iter().filter(|row| row.control == control);
+        let held = |row: &AttackRow| {
+            let AttackRow { attack, mode, figure, value, low, high, .. } = row;
+            let name = format!("{attack} in {mode}, {figure} {value:.3} ({low:.3} to {high:.3})");
+            Some((
+                format!("{name} where {:.3} is had without", row.without(&found.attacks)),
+                row.holds(&found.attacks)?,
+            ))
+        };
+        rows.filter_map(held).collect()
+    };
+    // What claims nothing cannot claim too little.
+    let of_epsilon = |is_planted: bool| -> Vec<(String, bool)> {
+        let rows = found.epsilon.iter().filter(|row| row.claimed.is_some() && row.fault.is_some() == is_planted);
+        rows.map(|row| (format!("{} ({:?})", row.mechanism, row.fault), row.is_refuted() == is_planted)).collect()
+    };
+    let planted = [of_attacks(Control::Planted), of_epsilon(true)].concat();
+    let all = [
+        ("attacks that must win won", of_attacks(Control::MustWin)),
+        ("attacks that must not win did not", of_attacks(Control::MustNot)),
+        ("planted faults were noticed", planted),
+        ("bounds from below are within what is claimed", of_epsilon(false)),
+    ];
+    all.into_iter().filter(|(_, controls)| !controls.is_empty()).collect()
 }
 
 /// The experiment with each κ, for a mode that splits, and how that is called.
@@ -293,51 +324,4 @@ fn variants(
         }
     }
     Ok(variants)
-}
-
-fn table(found: &Found) -> String {
-    let mut text = String::from("## Modes\n\n");
-    let mut rows = vec![["mode", "network", "accuracy %", "training s", "insecure settings"].map(str::to_owned)];
-    rows.extend(found.modes.iter().map(|audited| {
-        let training = &audited.report.training;
-        [
-            audited.mode.clone(),
-            audited.network.clone(),
-            training.test_accuracy.map_or_else(|| "-".to_owned(), |accuracy| format!("{:.1}", 100.0 * accuracy)),
-            format!("{:.1}", training.train_seconds),
-            if audited.insecure.is_empty() { "none".to_owned() } else { audited.insecure.join(", ") },
-        ]
-    }));
-    text += &markdown(&rows);
-    text += "\n## Attacks\n\nIntervals are of 95 %.\n\n";
-    let mut rows = vec![["mode", "attack", "figure", "value", "interval", "control"].map(str::to_owned)];
-    rows.extend(found.attacks.iter().map(|row| {
-        let AttackRow { attack, mode, figure, value, low, high, control } = row;
-        let control = match control {
-            Control::Attack => "",
-            Control::Baseline => "baseline",
-            Control::MustWin => "must win",
-            Control::MustNot => "must not",
-            Control::Planted => "planted",
-        };
-        let between = format!("{low:.3} to {high:.3}");
-        [mode.clone(), attack.clone(), figure.clone(), format!("{value:.3}"), between, control.to_owned()]
-    }));
-    text += &markdown(&rows);
-    let skipped: Vec<&String> = found.modes.iter().flat_map(|audited| &audited.report.skipped).collect();
-    if !skipped.is_empty() {
-        text += "\nLeft out, because they do not apply:\n\n";
-        skipped.iter().for_each(|line| text += &format!("* {line}\n"));
-    }
-    if !found.epsilon.is_empty() {
-        text += "\n## ε from below\n\n";
-        let mut rows = vec![["mechanism", "planted fault", "claimed", "at least", "releases"].map(str::to_owned)];
-        rows.extend(found.epsilon.iter().map(|row| {
-            let fault = row.fault.map_or_else(|| "none".to_owned(), |fault| format!("{fault:?}"));
-            let claimed = row.claimed.map_or_else(|| "∞".to_owned(), |claimed| format!("{claimed:.3}"));
-            [row.mechanism.clone(), fault, claimed, format!("{:.3}", row.measured_low), row.trials.to_string()]
-        }));
-        text += &markdown(&rows);
-    }
-    text + "\n"
 }

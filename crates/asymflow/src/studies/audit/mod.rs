@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::speedup::NamedMode;
 use super::study::{Bench, Study};
+use crate::hex::hex;
 use crate::job::{JobSpec, TrainReport, TrainSpec};
 use crate::memory::{MemoryError, MemoryPlan};
 use crate::modes::{ModeError, ModeRef, ModeSpec, Registry};
@@ -58,15 +59,15 @@ pub struct Audit {
     pub seed: u64,
 }
 
-/// An image that was attacked and what was made of it, as bytes.
+/// An image that was attacked and what was made of it, C×H×W, a byte in two hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Picture {
     /// Rows and columns.
     pub size: (usize, usize),
-    /// The original, C×H×W.
-    pub original: Vec<u8>,
+    /// The original.
+    pub original: String,
     /// What an inversion made of it.
-    pub rebuilt: Vec<u8>,
+    pub rebuilt: String,
 }
 
 /// What an audit of one mode found.
@@ -334,8 +335,8 @@ impl Attacker<'_, '_> {
         let pairs = scene.truth.images.chunks_exact(shape.len()).zip(rebuilt.chunks_exact(shape.len()));
         for (original, rebuilt) in pairs.take(self.audit.pictures) {
             let (low, high) = original.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)));
-            let bytes =
-                |image: &[f32]| image.iter().map(|v| (255.0 * (v - low) / (high - low).max(1e-6)) as u8).collect();
+            let byte = |v: &f32| (255.0 * (v - low) / (high - low).max(1e-6)) as u8;
+            let bytes = |image: &[f32]| hex(&image.iter().map(byte).collect::<Vec<u8>>());
             let size = (shape.height, shape.width);
             self.pictures.push(Picture { size, original: bytes(original), rebuilt: bytes(rebuilt) });
         }
