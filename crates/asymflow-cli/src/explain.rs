@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use asymflow::modes::{Charge, Losses, ModeError, composed};
+use asymflow::modes::{Charge, Losses, ModeError, ModeSpec, PrivacyTerms, composed};
 use asymflow_privacy::accountants::{Accountant, Event, PldAccountant, RdpAccountant, Relation, ZcdpAccountant};
 
 use asymflow_zoo::weights::Pass;
@@ -10,6 +10,7 @@ use asymflow_zoo::weights::Pass;
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::memory;
+use crate::promise;
 use crate::tables;
 use crate::text::{self, markdown};
 
@@ -61,7 +62,8 @@ fn epsilon(experiment: &Experiment) -> Result<String, CliError> {
         text += &format!("## {entry}\n\n");
         text += &mode.caveat().map_or_else(String::new, |caveat| format!("{caveat}\n\n"));
         if losses.train.is_empty() && losses.test.is_empty() {
-            text += "Nothing is released: ε is 0.\n\n";
+            text += "Nothing is released to a worker: ε of it is 0.\n\n";
+            text += &promise(&*mode, &losses, &terms)?;
             continue;
         }
         if let Some(guard) = mode.guard(&facts).map_err(usage)? {
@@ -71,15 +73,21 @@ fn epsilon(experiment: &Experiment) -> Result<String, CliError> {
             text += &format!("{}{sigma}{clip}; labels: {}.\n\n", guard.mechanism, guard.labels);
         }
         text += &table(&losses, experiment, records)?;
+        text += &promise(&*mode, &losses, &terms)?;
     }
     Ok(text)
+}
+
+fn promise(mode: &dyn ModeSpec, losses: &Losses, terms: &PrivacyTerms) -> Result<String, CliError> {
+    let rows = promise::table(mode, losses, terms).map_err(|e| usage(e.into()))?;
+    Ok(format!("The whole promise, at δ = {:e}:\n\n{}\n", terms.delta, markdown(&rows)))
 }
 
 fn table(losses: &Losses, experiment: &Experiment, (train, test): (usize, usize)) -> Result<String, CliError> {
     let terms = experiment.terms();
     let mut rows =
         vec![["record", "what is released", "ε", "PLD", "RDP", "zCDP", "ε by replacement"].map(str::to_owned)];
-    let replaced = losses.by_replacement(terms.relation);
+    let replaced = losses.by_replacement();
     for (record, charges, replaced) in
         [("training", &losses.train, &replaced.train), ("test", &losses.test, &replaced.test)]
     {

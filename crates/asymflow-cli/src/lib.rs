@@ -18,6 +18,7 @@ mod output;
 mod page;
 pub mod plot;
 mod progress;
+mod promise;
 mod report;
 mod run;
 mod shares_section;

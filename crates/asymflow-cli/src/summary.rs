@@ -9,6 +9,7 @@ use crate::entry::Entry;
 use crate::error::CliError;
 use crate::experiment::Experiment;
 use crate::machine::Machine;
+use crate::promise;
 use crate::run::wrong_answer;
 
 mod render;
@@ -112,6 +113,12 @@ pub struct Privacy {
     pub delta: Option<f64>,
     /// What it protects.
     pub per: String,
+    /// What it takes as given, though it was made of the same records; `none` where that is nothing.
+    #[serde(default)]
+    pub condition: String,
+    /// Most that one record tells the worker, in nats; null without a guarantee.
+    #[serde(default)]
+    pub nats: Option<f64>,
 }
 
 /// Part of [`Summary`].
@@ -197,11 +204,14 @@ impl Summary {
         let unusable = |e: asymflow::modes::ModeError| CliError::failed(e.to_string(), "");
         let per = |total: u64, samples: u64| total / samples.max(1);
         let Task::Train(train) = &job.task else { return Err(wrong_answer()) };
-        let released = mode.needs_worker();
         let in_trusted = mode.computes_here();
         let facts = experiment.facts(&job.network, &job.terms, report.train_images);
         let guard = mode.guard(&facts).map_err(unusable)?;
-        let replaced = mode.losses(&facts).map_err(unusable)?.by_replacement(job.terms.relation);
+        let losses = mode.losses(&facts).map_err(unusable)?;
+        // To a worker, or as weights.
+        let released = mode.needs_worker() || !losses.train.is_empty();
+        let nats = promise::nats(&losses.train).max(promise::nats(&losses.test));
+        let replaced = losses.by_replacement();
         // Steps that were done again after a lost worker are not in what was planned.
         let replaced =
             replaced.epsilon(job.terms.delta).map_err(|e| unusable(e.into()))?.filter(|_| report.reopened == 0);
@@ -224,7 +234,7 @@ impl Summary {
             data: DataSummary { name: data, train: report.train_images, test: report.test_images },
             assurance: in_trusted.then(|| s.assurance.clone()),
             trusted_device: in_trusted.then(|| format!("cpu, {} threads", job.threads)),
-            worker_device: s.worker_device.clone().filter(|_| released),
+            worker_device: s.worker_device.clone().filter(|_| mode.needs_worker()),
             insecure: experiment.insecure(*mode),
             accuracy: Accuracy { test: report.test_accuracy, trusted_only: None, clear: None },
             privacy: Privacy {
@@ -235,6 +245,8 @@ impl Summary {
                 epsilon_replaced: if released { replaced.filter(|e| e.is_finite()) } else { Some(0.0) },
                 delta: released.then_some(job.terms.delta),
                 per: "record".to_owned(),
+                condition: mode.condition().to_owned(),
+                nats: Some(nats).filter(|nats| nats.is_finite()),
             },
             bytes_per_sample: Bytes {
                 to_worker: per(report.train_traffic.to_worker, report.trained_samples),

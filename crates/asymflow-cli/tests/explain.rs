@@ -27,9 +27,10 @@ batch = 16
 learning_rate = 0.01
 "#;
 
-const ENTRIES: [&str; 9] = [
+const ENTRIES: [&str; 10] = [
     "clear",
     "trusted-only",
+    "dp-sgd+group-norm:4",
     "asymml",
     "delta@9",
     "delta@inf",
@@ -76,7 +77,8 @@ fn what_is_explained_is_what_the_run_says() {
         &[][..],
         &["--set", "delta.labels=public", "--set", "delta.views=2"],
         &["--set", "delta.labels=noisy-gradient"],
-        &["--set", "privacy.relation=replace"],
+        // DP-SGD is said of a record removed, and refuses to be said of another.
+        &["--set", "privacy.relation=replace", "--set", "mode.run=[\"asymml\", \"delta@9\", \"naive-dp@9\"]"],
     ] {
         let output = asymflow(at, &[&["explain", "epsilon", "e.toml"], set].concat());
         assert!(output.status.success(), "{}", text(&output.stderr));
@@ -87,6 +89,16 @@ fn what_is_explained_is_what_the_run_says() {
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         for run in report["results"]["train"]["runs"].as_array().unwrap() {
             let entry = run["mode"].as_str().unwrap();
+            // One promise in every place: the same condition, and the same ε in the table of all that is told.
+            let section = table.split("## ").find(|section| section.starts_with(&format!("{entry}\n"))).unwrap();
+            let condition = run["privacy"]["condition"].as_str().unwrap();
+            let promised = section.lines().filter(|line| line.contains("record | worker"));
+            for line in promised.filter(|line| !line.starts_with("| label")) {
+                assert!(line.contains(condition), "{entry} {set:?}: {line}, the run says {condition}");
+            }
+            let membership =
+                section.lines().find(|line| line.starts_with("| membership of a training record")).unwrap();
+            assert_eq!(membership.contains('∞'), !entry.starts_with("dp-sgd"), "{membership}");
             let said = ["epsilon", "epsilon_replaced"].map(|key| run["privacy"][key].as_f64().unwrap_or(f64::INFINITY));
             for (explained, said) in explained(&table, entry).into_iter().zip(said) {
                 // Four decimals, rounded up.

@@ -71,6 +71,7 @@ fn delta() -> DeltaSpec {
         shape: DeltaShape::published(&network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
+        codebook: Default::default(),
         epsilon: Some(9.0),
         own_epsilon: false,
         clip: 1.0,

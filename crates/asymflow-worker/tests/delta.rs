@@ -12,7 +12,7 @@ use asymflow::job::{
     Body, DataSpec, Failure, FailureCode, FromTrusted, JobReport, JobSpec, Schedule, Task, TrainReport, TrainSpec,
     WorkerSpec, WorkerTransport,
 };
-use asymflow::modes::delta::{DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCache, Variant};
+use asymflow::modes::delta::{Codebook, DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCache, Variant};
 use asymflow::modes::{ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
@@ -32,7 +32,7 @@ use asymflow_residual::{
     serve::{ServeConfig, ServeLimits, Worker},
 };
 use asymflow_wire::tls::Identity;
-use asymflow_zoo::models::delta::{DeltaShape, delta};
+use asymflow_zoo::models::delta::{CompactShape, DeltaShape, delta};
 use asymflow_zoo::{Network, Weights, burn_net::BurnNet, by_name};
 use faer::Par;
 
@@ -102,6 +102,7 @@ fn spec(epsilon: Option<f64>, labels: Labels) -> DeltaSpec {
         shape: DeltaShape::published(&network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
+        codebook: Codebook::Classes,
         epsilon,
         own_epsilon: false,
         clip: 1.0,
@@ -185,17 +186,35 @@ fn repeatable() -> DeltaSpec {
     spec(None, Labels::Public)
 }
 
+/// The same settings with codewords in place of bits of the residual.
+fn compact(of: DeltaSpec, codebook: Codebook) -> DeltaSpec {
+    let (values, bits) = match codebook {
+        Codebook::Classes => (10, 16),
+        Codebook::Sphere => (9, 72),
+    };
+    let shape = DeltaShape { compact: Some(CompactShape { values, bits }), ..of.shape.clone() };
+    DeltaSpec { variant: Variant::Compact, codebook, shape, ..of }
+}
+
+/// Every release that keeps its promise, of these settings.
+fn releases(of: &DeltaSpec) -> [DeltaSpec; 3] {
+    [of.clone(), compact(of.clone(), Codebook::Classes), compact(of.clone(), Codebook::Sphere)]
+}
+
 #[test]
 fn a_stopped_run_resumes_to_the_same_losses_and_releases_nothing_twice() {
-    let job = job(&repeatable());
-    let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &flex(), None);
+    releases(&repeatable()).iter().for_each(|spec| stops_and_resumes(&job(spec)));
+}
+
+fn stops_and_resumes(job: &JobSpec) {
+    let (whole, undisturbed) = go(job, (Body::Empty, &[]), &flex(), None);
     whole.unwrap();
     assert_eq!(undisturbed.losses.len(), 15);
     // In stage 1, in the middle of stage 2 while the worker is a step ahead, and at the end of an epoch.
     for stop_after in [4, 8, 9, 12] {
-        let (first, before) = go(&job, (Body::Empty, &[]), &flex(), Some(stop_after));
+        let (first, before) = go(job, (Body::Empty, &[]), &flex(), Some(stop_after));
         assert!(first.unwrap().interrupted);
-        let (second, after) = go(&job, (Body::Checkpoint, before.checkpoints.last().unwrap()), &flex(), None);
+        let (second, after) = go(job, (Body::Checkpoint, before.checkpoints.last().unwrap()), &flex(), None);
         assert!(!second.unwrap().interrupted);
         let resumed: Vec<_> = before.losses.iter().chain(&after.losses).copied().collect();
         assert_eq!(resumed, undisturbed.losses, "stopped after {stop_after}");
@@ -206,16 +225,22 @@ fn a_stopped_run_resumes_to_the_same_losses_and_releases_nothing_twice() {
 
 #[test]
 fn a_lost_worker_costs_time_and_no_privacy() {
-    let job = job(&repeatable());
-    let (whole, undisturbed) = go(&job, (Body::Empty, &[]), &flex(), None);
+    // A compact release crosses in the same way; losing its worker at a few calls is enough.
+    for (spec, every) in releases(&repeatable()).iter().zip([3, 11, 13]) {
+        loses_its_worker(&job(spec), every);
+    }
+}
+
+fn loses_its_worker(job: &JobSpec, every: usize) {
+    let (whole, undisturbed) = go(job, (Body::Empty, &[]), &flex(), None);
     whole.unwrap();
     let flaky = Flaky::new(flex(), usize::MAX);
-    go(&job, (Body::Empty, &[]), &(Arc::clone(&flaky) as Arc<dyn ResidualBackend>), None).0.unwrap();
+    go(job, (Body::Empty, &[]), &(Arc::clone(&flaky) as Arc<dyn ResidualBackend>), None).0.unwrap();
     let calls = flaky.calls();
     assert!(calls > 30, "{calls} calls");
-    for dies_after in (2..calls).step_by(3) {
+    for dies_after in (2..calls).step_by(every) {
         let flaky: Arc<dyn ResidualBackend> = Flaky::new(flex(), dies_after);
-        let (report, heard) = go(&job, (Body::Empty, &[]), &flaky, None);
+        let (report, heard) = go(job, (Body::Empty, &[]), &flaky, None);
         assert_eq!((report.unwrap().reopened, heard.reopened), (1, 1), "dies after {dies_after}");
         let mut losses = heard.losses.clone();
         losses.sort_by_key(|&(epoch, step, _)| (epoch, step));
@@ -230,16 +255,20 @@ fn a_lost_worker_costs_time_and_no_privacy() {
 #[test]
 fn a_restart_keeps_what_was_spent_and_cannot_spend_it_again() {
     // No budget is set: what the settings promise is one.
-    let job = job(&spec(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 }));
-    let (whole, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
+    let promised = spec(Some(3.0), Labels::RandomisedResponse { epsilon: 2.0 });
+    releases(&promised).iter().for_each(|spec| restarts(&job(spec)));
+}
+
+fn restarts(job: &JobSpec) {
+    let (whole, heard) = go(job, (Body::Empty, &[]), &flex(), None);
     let epsilon = whole.unwrap().epsilon.unwrap();
     assert!((epsilon - 5.0).abs() < 1e-6, "{epsilon}");
 
     // A restart goes on with the same ε and draws no new noise.
-    let (first, before) = go(&job, (Body::Empty, &[]), &flex(), Some(8));
+    let (first, before) = go(job, (Body::Empty, &[]), &flex(), Some(8));
     assert!(first.unwrap().interrupted);
     let checkpoint = before.checkpoints.last().unwrap();
-    let (second, after) = go(&job, (Body::Checkpoint, checkpoint), &flex(), None);
+    let (second, after) = go(job, (Body::Checkpoint, checkpoint), &flex(), None);
     assert_eq!(second.unwrap().epsilon.unwrap(), epsilon);
     assert_eq!(after.cache().views, before.cache().views);
     assert_eq!(after.cache().labels, before.cache().labels);
@@ -247,7 +276,7 @@ fn a_restart_keeps_what_was_spent_and_cannot_spend_it_again() {
     // A checkpoint that forgot what was released does not forget what it cost.
     let mut forgetful = Checkpoint::decode(checkpoint).unwrap();
     forgetful.state.released = Vec::new();
-    let (third, after) = go(&job, (Body::Checkpoint, &forgetful.encode().unwrap()), &flex(), None);
+    let (third, after) = go(job, (Body::Checkpoint, &forgetful.encode().unwrap()), &flex(), None);
     let Failure { code, detail } = third.unwrap_err().failure();
     assert_eq!(code, FailureCode::Release);
     assert!(detail.contains("layer features") && detail.contains("above the limit 5"), "{detail}");
@@ -398,7 +427,7 @@ fn logits_are_the_sum_of_two_networks() {
 fn noisy_gradients_release_every_step_and_reach_their_epsilon() {
     let job = job(&spec(Some(4.0), Labels::NoisyGradient { epsilon: 6.0 }));
     let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
-    // A zCDP loss and a Gaussian one compose to less than the sum of their ε.
+    // Two Gaussian losses compose to less than the sum of their ε.
     let epsilon = report.unwrap().epsilon.unwrap();
     assert!(epsilon > 6.0 && epsilon <= 10.0, "{epsilon}");
     let gradients = heard.ledger.iter().filter(|e| e.mechanism == "discrete_gaussian").count();
@@ -458,6 +487,10 @@ fn the_released_codes_variant_says_that_it_guarantees_nothing() {
 #[test]
 fn every_byte_sent_is_a_released_bit_or_public() {
     let spec = spec(Some(9.0), Labels::RandomisedResponse { epsilon: 4.0 });
+    releases(&spec).iter().for_each(sends_what_was_released);
+}
+
+fn sends_what_was_released(spec: &DeltaSpec) {
     let token = || Token::new("a secret of the test");
     let identity = Identity::generate().unwrap();
     let protection = Protection::Pinned(identity.fingerprint());
@@ -472,11 +505,11 @@ fn every_byte_sent_is_a_released_bit_or_public() {
     let tap = Tap::new(move |bytes| taken.lock().unwrap().extend_from_slice(bytes));
     let client = WorkerConfig { tap: Some(tap), ..WorkerConfig::new(address, token(), protection) };
     let backend: Arc<dyn ResidualBackend> = Arc::new(WorkerClient::new(client));
-    let (report, heard) = go(&job(&spec), (Body::Empty, &[]), &backend, None);
+    let (report, heard) = go(&job(spec), (Body::Empty, &[]), &backend, None);
     report.unwrap();
 
     let networks = delta(&network(), &spec.shape).unwrap();
-    let record_bytes = networks.features.len() / 8;
+    let record_bytes = networks.residual.input.len() / 8;
     let cache = heard.cache();
     let mut allowed: HashSet<Vec<u8>> = HashSet::new();
     allowed.insert(Vec::new());

@@ -48,6 +48,7 @@ fn delta(epsilon: Option<f64>, feed: Feed) -> DeltaSpec {
         shape: DeltaShape::published(&network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
+        codebook: Default::default(),
         epsilon,
         own_epsilon: false,
         clip: 1.0,

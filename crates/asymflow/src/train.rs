@@ -8,12 +8,13 @@ use asymflow_engine::timing::Seconds;
 use asymflow_privacy::{Door, Loss, accountants::AccountantError, records::RecordLedger};
 use asymflow_residual::backend::{SgdStep, WorkerStats};
 use asymflow_zoo::data::{Augment, Batch, Loader, Normalization, Split, epoch_order};
+use rand::Rng;
 use thiserror::Error;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Identity, Position};
 use crate::job::{EpochReport, FromTrusted, Notice, Schedule, Traffic, TrainReport, TrainSpec};
 use crate::memory::MemoryUse;
-use crate::modes::{ExecError, Mode, Records, Recovered, TrainBatch, TrainState, Unkept};
+use crate::modes::{ExecError, Mode, Records, Recovered, TrainBatch, TrainState, Unkept, secret_rng};
 use crate::teaching::Teacher;
 
 /// Hears what a job has to say. An error ends the job: the host is gone.
@@ -239,6 +240,20 @@ impl Training<'_> {
         Ok(observer.tell(FromTrusted::Checkpoint { epoch, step }, &bytes)?)
     }
 
+    /// The batches of an epoch.
+    fn order(&self, mode: &dyn Mode, epoch: usize) -> Result<Vec<Vec<u32>>, TrainError> {
+        let (records, batch) = (self.data.train.len(), self.spec.batch);
+        let Some(rate) = mode.sampling_rate() else {
+            let order = epoch_order(self.spec.seed, epoch as u64, records);
+            return Ok(order.chunks(batch).map(<[u32]>::to_vec).collect());
+        };
+        let mut rng = secret_rng().map_err(|e| ExecError::Kept(e.to_string()))?;
+        // Of 2^32 outcomes, as many as make the rate, rounded down: to take part less often costs less.
+        let below = (rate * 4_294_967_296.0) as u64;
+        let mut sample = || (0..records as u32).filter(|_| u64::from(rng.next_u32()) < below).collect();
+        Ok((0..records.div_ceil(batch)).map(|_| sample()).collect())
+    }
+
     /// Runs the rest of the current epoch.
     fn epoch(
         &self,
@@ -248,8 +263,8 @@ impl Training<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Ended, TrainError> {
         let epoch = progress.position.epoch;
-        let order = epoch_order(self.spec.seed, epoch as u64, self.data.train.len());
-        let steps = order.len().div_ceil(self.spec.batch);
+        let order = self.order(mode, epoch)?;
+        let steps = order.len();
         let phase = mode.phase(epoch, self.spec.epochs);
         let mut batch = Batch::default();
         let start = Instant::now();
@@ -282,7 +297,7 @@ impl Training<'_> {
             first_layer_rate: self.spec.first_layer_rate,
         };
         let mut ended = Ended::Whole;
-        let mut batches = order.chunks(self.spec.batch).enumerate().skip(progress.position.step).peekable();
+        let mut batches = order.iter().map(Vec::as_slice).enumerate().skip(progress.position.step).peekable();
         while let Some((step, indices)) = batches.next() {
             if self.stop.load(Ordering::Relaxed) {
                 ended = Ended::Stopped;
@@ -296,7 +311,7 @@ impl Training<'_> {
                 None => None,
             };
             let lesson = progress.teacher.as_ref().zip(taught.as_deref());
-            let mut train = TrainBatch::new(&batch.images, &batch.labels, &records)?;
+            let mut train = TrainBatch::sampled(&batch.images, &batch.labels, &records)?;
             train.dropout_seed = self.spec.seed ^ ((epoch as u64) << 40) ^ ((step as u64) << 16) ^ 0xd209;
             train.view = phase.view;
             train.next = next.as_ref().map(|(records, sgd)| (records.as_slice(), *sgd));

@@ -38,6 +38,50 @@ const MAX_BLOCKS: usize = 64;
 /// Output channels of the stages, in multiples of the features' channels.
 const EXPANSION: [usize; STAGES] = [1, 4, 8];
 
+/// What leaves of a residual in place of all of it: a few values of it, learned in the trusted part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactShape {
+    /// Values that the residual's pooled channels are projected to.
+    pub values: usize,
+    /// Bits that come out of the mechanism for them: M_res' input.
+    pub bits: usize,
+}
+
+/// Hidden units of M_res on a few bits.
+const COMPACT_HIDDEN: usize = 64;
+/// Most pooled values that are projected: of so many, a few thousand records can tell which matter.
+const MAX_POOLED: usize = 512;
+
+impl CompactShape {
+    /// What is pooled of every channel in every cell: means of x, |x| and x², of x times its neighbour to the right and below, and
+    /// of the magnitude of its difference to the neighbour down to the left.
+    pub const STATISTICS: usize = 6;
+
+    /// Side of the grid on which residuals of `features` are pooled.
+    pub fn grid(features: Shape) -> usize {
+        let fits =
+            |side: &usize| divides(*side, features) && Self::STATISTICS * features.channels * side * side <= MAX_POOLED;
+        [4, 2].into_iter().find(fits).unwrap_or(1)
+    }
+
+    /// Values of a pooled residual.
+    pub fn pooled(features: Shape) -> usize {
+        Self::STATISTICS * features.channels * Self::grid(features).pow(2)
+    }
+
+    /// The projection of pooled residuals, and the gate on M_res' logits.
+    fn layers(self, features: Shape) -> Vec<Layer> {
+        let projection = linear("compact.projection", Self::pooled(features), self.values);
+        vec![projection, Layer::PRelu { name: "compact.gate".to_owned(), channels: 1 }]
+    }
+
+    fn residual(self, classes: usize) -> Vec<Layer> {
+        let (hidden, last) = ("compact.hidden", "compact.fc");
+        let hidden = linear(hidden, self.bits, COMPACT_HIDDEN);
+        vec![Layer::Flatten, hidden, Layer::Relu, linear(last, COMPACT_HIDDEN, classes)]
+    }
+}
+
 /// How features are split and how large M_main is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaShape {
@@ -53,6 +97,9 @@ pub struct DeltaShape {
     pub blocks: [usize; STAGES],
     /// Whether the residual is averaged over its channels into one and M_res begins with a stem, as in the authors' code.
     pub mean_residual: bool,
+    /// What leaves in place of the whole residual; all of it where absent.
+    #[serde(default)]
+    pub compact: Option<CompactShape>,
 }
 
 /// Why a network cannot be made into Delta's three.
@@ -108,6 +155,8 @@ pub struct DeltaNetworks {
     pub features: Shape,
     /// M_main's input, c × (h·t'/t) × (w·t'/t).
     pub low: Shape,
+    /// The projection and gate of a compact release, trusted; empty where the whole residual leaves.
+    pub compact: Vec<Layer>,
 }
 
 /// Multiply-accumulates of splitting one sample's features.
@@ -122,13 +171,13 @@ pub struct SplitCost {
 impl DeltaNetworks {
     /// The layers of M_bb, M_main and, where it takes part, M_res, as one list of parameters that no input runs through.
     pub fn all_layers(&self, with_residual: bool) -> Network {
-        let parts = [&self.backbone, &self.main, &self.residual];
-        let parts = &parts[..if with_residual { 3 } else { 2 }];
+        let parts = [&self.backbone.layers, &self.main.layers, &self.compact, &self.residual.layers];
+        let parts = &parts[..if with_residual { 4 } else { 2 }];
         Network {
             name: self.residual.name.replace("/residual", "/delta"),
             input: self.backbone.input,
             classes: self.residual.classes,
-            layers: parts.iter().flat_map(|network| network.layers.clone()).collect(),
+            layers: parts.iter().flat_map(|layers| layers.iter().cloned()).collect(),
         }
     }
 }
@@ -148,7 +197,15 @@ impl DeltaShape {
             _ if features.channels >= 64 => [2, 2, 2],
             _ => [1, 1, 1],
         };
-        Ok(Self { rank, block, kept: block.div_ceil(2), width: MainWidth::Thesis, blocks, mean_residual: false })
+        Ok(Self {
+            rank,
+            block,
+            kept: block.div_ceil(2),
+            width: MainWidth::Thesis,
+            blocks,
+            mean_residual: false,
+            compact: None,
+        })
     }
 
     /// Cost of the split as the thesis counts it.
@@ -232,6 +289,9 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
         ];
         rest.splice(0..0, stem);
     }
+    if let Some(compact) = shape.compact {
+        (crossing, rest) = (Shape::new(compact.bits, 1, 1), compact.residual(network.classes));
+    }
     let networks = DeltaNetworks {
         backbone: part("backbone", network.input, features.len(), layers),
         main: part(
@@ -243,6 +303,7 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
         residual: part("residual", crossing, network.classes, rest),
         features,
         low,
+        compact: shape.compact.map(|compact| compact.layers(features)).unwrap_or_default(),
     };
     for network in [&networks.backbone, &networks.main, &networks.residual] {
         network.validate()?;

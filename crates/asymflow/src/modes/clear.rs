@@ -75,6 +75,7 @@ impl ModeSpec for ClearSpec {
             flow,
             loss: Loss::Infinite,
             times: times as u64,
+            relation: facts.terms.relation,
         };
         let train = [("images", Flow::Residual), ("gradients of logits", Flow::Gradient)];
         Ok(Losses {

@@ -81,6 +81,12 @@ pub enum ExecError {
     /// What was released before cannot be had or kept, and is not drawn anew.
     #[error("what was released before: {0}")]
     Kept(String),
+    /// A projection of residuals could not be fitted to the training records.
+    #[error("no projection can be fitted to {what}")]
+    Unfit {
+        /// What they are.
+        what: &'static str,
+    },
     /// A loss is not defined for the mechanism's settings.
     #[error(transparent)]
     Mechanism(#[from] MechanismError),
@@ -149,6 +155,7 @@ impl ExecError {
             | Self::Verify { .. }
             | Self::Split(_)
             | Self::Kept(_)
+            | Self::Unfit { .. }
             | Self::Mechanism(_) => None,
             #[cfg(feature = "shares")]
             Self::Shares(_) => None,

@@ -5,6 +5,7 @@
 mod asymml;
 mod clear;
 pub mod delta;
+mod dp_sgd;
 mod error;
 mod guard;
 mod lesson;
@@ -21,11 +22,13 @@ use asymflow_privacy::mechanisms::{DiscreteGaussian, InsecureFloatNoise, Insecur
 
 pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SizedNoise, SplitConv, VerifyError, open_link};
 pub use clear::{Clear, ClearSpec};
+pub use dp_sgd::{DpSgd, DpSgdSpec};
 #[cfg(feature = "shares")]
 pub use error::SharesError;
 pub use error::{ExecError, ModeError};
 pub use guard::GuardSpec;
 pub use lesson::Lesson;
+pub(crate) use mode::secret_rng;
 pub use mode::{Answering, Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, Unkept};
 pub use naive_dp::{NaiveDp, NaiveDpSpec};
 pub use registry::{MakeDecomposer, MakeMechanism, NumberMechanism, Registry};
@@ -43,6 +46,7 @@ impl Default for Registry {
         let registry = Self::empty()
             .with_mode(Box::new(clear::Family))
             .with_mode(Box::new(trusted_only::Family))
+            .with_mode(Box::new(dp_sgd::Family))
             .with_mode(Box::new(asymml::Family))
             .with_mode(Box::new(delta::Family));
         #[cfg(feature = "shares")]

@@ -42,7 +42,18 @@ impl<'a> TrainBatch<'a> {
     /// # Errors
     /// Not as many labels as records, or images that do not divide among them.
     pub fn new(images: &'a [f32], labels: &'a [u32], records: &'a [usize]) -> Result<Self, ExecError> {
-        if records.is_empty() || labels.len() != records.len() || !images.len().is_multiple_of(records.len()) {
+        if records.is_empty() {
+            return Err(ExecError::Records { images: images.len(), labels: labels.len(), records: 0 });
+        }
+        Self::sampled(images, labels, records)
+    }
+
+    /// As [`TrainBatch::new`], of records that were drawn one by one: there may be none.
+    ///
+    /// # Errors
+    /// As [`TrainBatch::new`].
+    pub fn sampled(images: &'a [f32], labels: &'a [u32], records: &'a [usize]) -> Result<Self, ExecError> {
+        if labels.len() != records.len() || !images.len().is_multiple_of(records.len().max(1)) {
             let (images, labels, records) = (images.len(), labels.len(), records.len());
             return Err(ExecError::Records { images, labels, records });
         }
@@ -112,6 +123,12 @@ pub trait Mode: Send {
     /// What `epoch` of `epochs` belongs to.
     fn phase(&self, epoch: usize, epochs: usize) -> Phase {
         Phase { epochs: 0..epochs, view: epoch as u64 }
+    }
+
+    /// Probability with which every record takes part in a step by itself, which only the trusted part sees: batches are then of any
+    /// size, none included. Absent where an epoch takes each record once.
+    fn sampling_rate(&self) -> Option<f64> {
+        None
     }
 
     /// Draws what an epoch will release, without sending it; true where something was drawn.
@@ -247,9 +264,17 @@ pub(super) fn answer_padded(
 /// # Errors
 /// There is none to be had.
 pub(super) fn open_door(accountant: RecordAccountant) -> Result<Door, ModeError> {
+    Ok(Door::new(accountant, secret_rng()?))
+}
+
+/// A generator seeded by the operating system.
+///
+/// # Errors
+/// There is no randomness to be had.
+pub(crate) fn secret_rng() -> Result<ChaCha20Rng, ModeError> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|e| ModeError::Randomness(e.to_string()))?;
-    Ok(Door::new(accountant, ChaCha20Rng::from_seed(seed)))
+    Ok(ChaCha20Rng::from_seed(seed))
 }
 
 /// Losses between two checkpoints, which no released bits in a checkpoint witness.

@@ -113,7 +113,8 @@ impl ModeSpec for NaiveDpSpec {
 
     fn losses(&self, facts: &Facts<'_>) -> Result<Losses, ModeError> {
         let loss = self.gate(facts.terms.relation, facts.terms.delta)?.loss()?;
-        let image = |times| vec![Charge { what: "image".to_owned(), flow: Flow::Residual, loss, times }];
+        let relation = facts.terms.relation;
+        let image = |times| vec![Charge { what: "image".to_owned(), flow: Flow::Residual, loss, times, relation }];
         Ok(Losses { train: image(u64::from(facts.epochs > 0)), test: image(u64::from(facts.evaluations > 0)) })
     }
 
@@ -130,6 +131,10 @@ impl ModeSpec for NaiveDpSpec {
     fn promised_epsilon(&self) -> Option<f64> {
         // Room for the rounding of sums.
         Some(self.epsilon * (1.0 + 1e-9))
+    }
+
+    fn condition(&self) -> &'static str {
+        "given normalisation, made of the same records without noise"
     }
 
     fn insecure(&self, _purpose: Purpose) -> Vec<String> {

@@ -78,6 +78,8 @@ pub struct Charge {
     pub loss: Loss,
     /// How often.
     pub times: u64,
+    /// Which neighbours the loss is said of.
+    pub relation: Relation,
 }
 
 /// What a training record and a test record lose in a whole run.
@@ -115,13 +117,15 @@ impl Losses {
         Ok(())
     }
 
-    /// The same losses where neighbours differ by a record *replaced*: what is clipped moves twice as far as for one removed, and
-    /// labels are said of replacement anyway.
+    /// The same losses where neighbours differ by a record *replaced*: what is clipped moves twice as far as for one removed.
     #[must_use]
-    pub fn by_replacement(&self, relation: Relation) -> Self {
+    pub fn by_replacement(&self) -> Self {
         let replaced = |charge: &Charge| {
-            let is_doubled = relation == Relation::Remove && charge.flow != Flow::Label;
-            Charge { loss: if is_doubled { charge.loss.doubled() } else { charge.loss }, ..charge.clone() }
+            let loss = match charge.relation {
+                Relation::Remove => charge.loss.doubled(),
+                Relation::Replace => charge.loss,
+            };
+            Charge { loss, relation: Relation::Replace, ..charge.clone() }
         };
         Self { train: self.train.iter().map(replaced).collect(), test: self.test.iter().map(replaced).collect() }
     }
@@ -332,6 +336,11 @@ pub trait ModeSpec: Debug + Send + Sync {
     /// ε that the settings promise by themselves, where they promise any.
     fn promised_epsilon(&self) -> Option<f64> {
         None
+    }
+
+    /// What every ε of it takes as given, though it was made of the same records; `none` where it is nothing.
+    fn condition(&self) -> &'static str {
+        "none"
     }
 
     /// Names of the settings in force that are no guarantee.

@@ -116,6 +116,11 @@ impl TrustedOnly {
         Ok(Self { engine, convolver })
     }
 
+    /// The trusted engine and what computes its convolutions.
+    pub(super) const fn parts_mut(&mut self) -> (&mut Engine, &mut LocalConv) {
+        (&mut self.engine, &mut self.convolver)
+    }
+
     /// The trusted engine, for inspection.
     pub const fn engine(&self) -> &Engine {
         &self.engine

@@ -178,9 +178,11 @@ fn of_pass(error: &ExecError) -> Failure {
         ExecError::Open(_) | ExecError::Submit { .. } | ExecError::Collect { .. } | ExecError::Verify { .. } => {
             failure(FailureCode::Worker, error.to_string())
         }
-        ExecError::Engine(_) | ExecError::Records { .. } | ExecError::Kept(_) | ExecError::Mechanism(_) => {
-            failure(FailureCode::Job, error.to_string())
-        }
+        ExecError::Engine(_)
+        | ExecError::Records { .. }
+        | ExecError::Kept(_)
+        | ExecError::Unfit { .. }
+        | ExecError::Mechanism(_) => failure(FailureCode::Job, error.to_string()),
         #[cfg(feature = "shares")]
         ExecError::Shares(_) => failure(FailureCode::Job, error.to_string()),
     }

@@ -9,6 +9,7 @@
 
 mod audit;
 mod both;
+mod dp_sgd;
 mod foreign;
 mod lies;
 mod parity;

@@ -20,13 +20,16 @@ use crate::training::{go, job_of};
 /// A job in every mode of the registry, on a network that each can compute, with noise where a mode draws any.
 pub fn jobs() -> Vec<(&'static str, JobSpec)> {
     let noise = json!({ "mechanism": "discrete_gaussian", "sigma": 2.0, "clip": 1.0 });
-    let job = |name| {
-        let mut job = job_of(name, &[("privacy", noise.clone())]);
+    let job = |(name, delta)| {
+        let mut job = job_of(name, &[("privacy", noise.clone()), ("delta", delta)]);
         let network = by_name("demo-cnn", 10, None).unwrap();
-        job.network = replace_activations(&network, &"average-pool".parse().unwrap()).unwrap();
+        let replacement = if name == "dp-sgd" { "group-norm:4" } else { "average-pool" };
+        job.network = replace_activations(&network, &replacement.parse().unwrap()).unwrap();
         (name, job)
     };
-    let jobs: Vec<_> = Registry::default().names().map(job).collect();
+    let compact = |codebook| ("delta", json!({ "variant": "compact", "codebook": codebook, "epsilon": 4.0 }));
+    let names = Registry::default().names().map(|name| (name, json!({}))).collect::<Vec<_>>();
+    let jobs: Vec<_> = names.into_iter().chain(["classes", "sphere"].map(compact)).map(job).collect();
     assert!(jobs.len() >= 7, "the list of modes has shrunk to {}", jobs.len());
     jobs
 }

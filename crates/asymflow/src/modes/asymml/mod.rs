@@ -107,6 +107,7 @@ impl AsymMlSpec {
             flow,
             loss,
             times: split as u64 * times as u64,
+            relation: facts.terms.relation,
         };
         Ok(if split * times == 0 { Vec::new() } else { flows.iter().map(charge).collect() })
     }
@@ -150,7 +151,8 @@ impl ModeSpec for AsymMlSpec {
         let mut train = self.charges(facts, &flows, facts.epochs)?;
         if !train.is_empty() {
             let (what, loss) = ("exact weights".to_owned(), Loss::Infinite);
-            train.push(Charge { what, flow: Flow::Weights, loss, times: facts.epochs as u64 });
+            let relation = facts.terms.relation;
+            train.push(Charge { what, flow: Flow::Weights, loss, times: facts.epochs as u64, relation });
         }
         Ok(Losses { train, test: self.charges(facts, &flows[..1], facts.evaluations)? })
     }
@@ -158,6 +160,10 @@ impl ModeSpec for AsymMlSpec {
     fn guard(&self, _facts: &Facts<'_>) -> Result<Option<Guard>, ModeError> {
         let GuardSpec { mechanism, sigma, clip, .. } = self.guard.clone();
         Ok(Some(Guard { mechanism, sigma, clip, labels: "in the gradients".to_owned(), split: None }))
+    }
+
+    fn condition(&self) -> &'static str {
+        "given weights, bases and normalisation, made of the same records without noise"
     }
 
     fn insecure(&self, purpose: Purpose) -> Vec<String> {

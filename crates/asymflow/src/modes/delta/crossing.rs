@@ -56,6 +56,8 @@ pub struct Crossing {
     cache: ReleasedCache,
     spec: DeltaSpec,
     classes: usize,
+    /// Values of a record that the mechanism is given.
+    record_values: usize,
     /// Bytes of one record's bits.
     record_bytes: usize,
     /// Channels of a residual.
@@ -98,6 +100,7 @@ impl Crossing {
             cache: ReleasedCache::default(),
             spec: spec.clone(),
             classes: networks.residual.classes,
+            record_values: spec.shape.compact.map_or(values, |compact| compact.values),
             record_bytes: values / 8,
             channels: networks.features.channels,
             sampling,

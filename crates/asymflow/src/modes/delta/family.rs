@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use asymflow_privacy::{Loss, mechanisms::RandomisedResponse, records::Flow};
+use asymflow_privacy::{Loss, accountants::Relation, mechanisms::RandomisedResponse, records::Flow};
 use asymflow_zoo::Network;
 use asymflow_zoo::graph::cost;
 use asymflow_zoo::models::delta::{DeltaNetworks, delta};
@@ -10,7 +10,7 @@ use asymflow_zoo::models::delta::{DeltaNetworks, delta};
 use super::gates::Noise;
 use super::mode::{Delta, DeltaParts};
 use super::section::DeltaSection;
-use super::spec::{DeltaSpec, Feed, Labels, Variant};
+use super::spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
 use crate::memory::{MemoryError, MemoryPlan, Work};
 use crate::modes::mode::held;
 use crate::modes::{
@@ -55,7 +55,9 @@ impl DeltaSpec {
     /// What a label, or the gradients that tell it, cost its record.
     fn label_charges(&self, facts: &Facts<'_>, stage2: usize) -> Result<Vec<Charge>, ModeError> {
         let charge = |what: &str, flow, loss, times: usize| {
-            vec![Charge { what: what.to_owned(), flow, loss, times: times as u64 }]
+            // A gradient is said of the label alone, too, but its sensitivity is that of the run's relation.
+            let relation = if flow == Flow::Label { Relation::Replace } else { facts.terms.relation };
+            vec![Charge { what: what.to_owned(), flow, loss, times: times as u64, relation }]
         };
         Ok(match self.labels {
             Labels::Public => charge("label, public", Flow::Label, Loss::Pure { epsilon: 0.0 }, 1),
@@ -69,9 +71,22 @@ impl DeltaSpec {
         })
     }
 
+    /// Which neighbours the loss of a residual is said of.
+    const fn residual_relation(&self, facts: &Facts<'_>) -> Relation {
+        match self.variant {
+            Variant::Compact => Relation::Replace,
+            Variant::Strict | Variant::Paper | Variant::ReleasedCode => facts.terms.relation,
+        }
+    }
+
     /// Name of what guards residuals.
     const fn mechanism(&self) -> &'static str {
         match (self.epsilon, self.variant) {
+            (None, Variant::Compact) => "insecure_codewords",
+            (Some(_), Variant::Compact) => match self.codebook {
+                Codebook::Classes => "randomised_response",
+                Codebook::Sphere => "priv_unit",
+            },
             (None, Variant::Strict | Variant::Paper | Variant::ReleasedCode) => "insecure_sign",
             (Some(_), Variant::ReleasedCode) => "insecure_laplace_sign",
             (Some(_), Variant::Strict | Variant::Paper) => "one_bit",
@@ -115,6 +130,10 @@ impl ModeSpec for DeltaSpec {
         if (self.variant == Variant::ReleasedCode) != self.shape.mean_residual {
             return needs("the channel mean of residuals for variant released-code, and for no other");
         }
+        let expected = (self.variant == Variant::Compact).then(|| self.codebook.shape(facts.network.classes));
+        if self.shape.compact != expected {
+            return needs("a codeword's shape for variant compact, and for no other");
+        }
         if self.variant == Variant::ReleasedCode && self.labels != Labels::Public {
             return needs("public labels for variant released-code, whose gradients tell them");
         }
@@ -141,6 +160,7 @@ impl ModeSpec for DeltaSpec {
             flow: Flow::Residual,
             loss,
             times: times as u64,
+            relation: self.residual_relation(facts),
         };
         if self.variant == Variant::ReleasedCode {
             let gradient = Charge {
@@ -148,6 +168,7 @@ impl ModeSpec for DeltaSpec {
                 flow: Flow::Gradient,
                 loss: Loss::Infinite,
                 times: stage2 as u64,
+                relation: facts.terms.relation,
             };
             let train = vec![residual(Loss::Infinite, stage2), gradient];
             return Ok(Losses { train, test: vec![residual(Loss::Infinite, facts.evaluations)] });
@@ -184,14 +205,26 @@ impl ModeSpec for DeltaSpec {
         };
         // Room for the rounding of sums.
         let promised = |epsilon: f64| (epsilon + labels) * (1.0 + 1e-9);
-        self.epsilon.filter(|_| self.variant == Variant::Strict).map(promised)
+        self.epsilon.filter(|_| matches!(self.variant, Variant::Strict | Variant::Compact)).map(promised)
+    }
+
+    fn condition(&self) -> &'static str {
+        match (self.needs_worker(), self.variant) {
+            (false, _) => "none",
+            (true, Variant::Compact) => {
+                "given M_bb, projection and normalisation, made of the same records without noise"
+            }
+            (true, Variant::Strict | Variant::Paper | Variant::ReleasedCode) => {
+                "given M_bb and normalisation, made of the same records without noise"
+            }
+        }
     }
 
     fn insecure(&self, purpose: Purpose) -> Vec<String> {
         let mut names = Vec::new();
         let (releases, is_training) = (self.needs_worker(), purpose == Purpose::Training);
         if releases && (is_training || self.feed == Feed::Residual) {
-            names.extend(self.epsilon.is_none().then_some("insecure_sign"));
+            names.extend(self.epsilon.is_none().then_some(self.mechanism()));
             names.extend(self.variant.insecure_name());
         }
         names.extend((releases && is_training && self.labels == Labels::Public).then_some("public_labels"));
@@ -211,9 +244,11 @@ impl ModeSpec for DeltaSpec {
             return Ok(Serving::Served { losses: Vec::new(), guard: None, can_stream: false });
         }
         let mechanism = match (self.feed, self.variant) {
-            (Feed::Null, Variant::Strict | Variant::Paper | Variant::ReleasedCode) => "fair coins",
+            (Feed::Null, Variant::Strict | Variant::Compact | Variant::Paper | Variant::ReleasedCode) => "fair coins",
             (Feed::Residual | Feed::Nothing, Variant::Paper) => "one_bit, sigma as printed in the thesis",
-            (Feed::Residual | Feed::Nothing, Variant::Strict | Variant::ReleasedCode) => self.mechanism(),
+            (Feed::Residual | Feed::Nothing, Variant::Strict | Variant::Compact | Variant::ReleasedCode) => {
+                self.mechanism()
+            }
         };
         let guard = self.guard(facts)?.map(|guard| Guard { mechanism: mechanism.to_owned(), ..guard });
         let losses = vec![self.noise(facts)?.bit_gate()?.loss()?];
@@ -263,7 +298,7 @@ impl ModeSpec for DeltaSpec {
             millions(totals[1]),
             millions(trusted),
             millions(totals[2]),
-            features.len().div_ceil(8),
+            networks.residual.input.len().div_ceil(8),
         );
         Ok(Some(Explained { text, table }))
     }

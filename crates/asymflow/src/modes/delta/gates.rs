@@ -8,7 +8,7 @@ use asymflow_privacy::{
     payload::PackedBits,
 };
 
-use super::spec::{DeltaSpec, Labels, Variant};
+use super::spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
 use crate::modes::{ModeError, PrivacyTerms, Sampling};
 
 impl DeltaSpec {
@@ -26,7 +26,7 @@ impl DeltaSpec {
                 let p = (sampling.batch as f64 / sampling.records.max(1) as f64).min(1.0);
                 Some(thesis_sigma(thesis_local_epsilon(epsilon, p)?, terms.delta / p, self.clip)?)
             }
-            Variant::ReleasedCode => None,
+            Variant::Compact | Variant::ReleasedCode => None,
         })
     }
 }
@@ -56,6 +56,26 @@ pub struct Noise {
     pub gradient: Option<f64>,
     clip: f64,
     relation: Relation,
+    codewords: Option<CodewordNoise>,
+}
+
+/// The mechanism of a compact release.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct CodewordNoise {
+    codebook: Codebook,
+    values: usize,
+    /// ε of one view of a record; none without noise.
+    epsilon: Option<f64>,
+}
+
+impl CodewordNoise {
+    fn of(spec: &DeltaSpec) -> Option<Self> {
+        let shape = spec.shape.compact.filter(|_| spec.variant == Variant::Compact)?;
+        // A uniform word in place of the record's is what no ε at all gives.
+        let epsilon = if spec.feed == Feed::Null { Some(f64::MIN_POSITIVE) } else { spec.epsilon };
+        let epsilon = epsilon.map(|epsilon| (epsilon / spec.views as f64).max(f64::MIN_POSITIVE));
+        Some(Self { codebook: spec.codebook, values: shape.values, epsilon })
+    }
 }
 
 impl Noise {
@@ -71,7 +91,8 @@ impl Noise {
         stage2_epochs: usize,
     ) -> Result<Self, ModeError> {
         let (clip, relation) = (spec.clip, terms.relation);
-        let mut noise = Self { bits: spec.sigma(terms, sampling)?, gradient: None, clip, relation };
+        let codewords = CodewordNoise::of(spec);
+        let mut noise = Self { bits: spec.sigma(terms, sampling)?, gradient: None, clip, relation, codewords };
         let (Labels::NoisyGradient { epsilon }, true) = (spec.labels, stage2_epochs > 0) else { return Ok(noise) };
         let gradient = calibrate_losses(epsilon, terms.delta, |sigma| {
             let loss = Self { gradient: Some(sigma), ..noise }.gradient_gate(1)?.loss()?;
@@ -80,7 +101,7 @@ impl Noise {
         noise.gradient = Some(gradient);
         if let (Variant::Strict, Some(residuals), Some(bits)) = (spec.variant, spec.epsilon, noise.bits) {
             let factor = calibrate_losses(residuals + epsilon, terms.delta, |factor| {
-                let scaled = Self { bits: Some(factor * bits), gradient: Some(factor * gradient), clip, relation };
+                let scaled = Self { bits: Some(factor * bits), gradient: Some(factor * gradient), ..noise };
                 let bits = vec![scaled.bit_gate()?.loss()?; spec.views];
                 let gradients = vec![scaled.gradient_gate(1)?.loss()?; stage2_epochs];
                 Ok([bits, gradients].concat())
@@ -91,11 +112,14 @@ impl Noise {
         Ok(noise)
     }
 
-    /// The gate of residuals: clip, noise, one bit a value (thesis eq 3.6).
+    /// The gate of residuals: clip, noise, one bit a value (thesis eq 3.6); or the bits of a codeword.
     ///
     /// # Errors
     /// A σ or clip out of range.
     pub fn bit_gate(&self) -> Result<Gate<PackedBits>, MechanismError> {
+        if let Some(CodewordNoise { codebook, values, epsilon }) = self.codewords {
+            return Gate::new(Box::new(codebook.mechanism(values, epsilon)?), Some(self.clip), Relation::Replace);
+        }
         let mechanism: Box<dyn Mechanism<Output = PackedBits>> = match self.bits {
             Some(sigma) => Box::new(OneBit::new(sigma)?),
             None => Box::new(InsecureSign),

@@ -4,6 +4,7 @@
 //! network, the residual leaves clipped, noised and cut to one bit a value, and the logits of both are added inside.
 
 mod cache;
+mod compact;
 mod crossing;
 mod family;
 mod gates;
@@ -18,5 +19,5 @@ pub(super) use family::Family;
 pub use gates::Noise;
 pub use mode::{Delta, DeltaParts};
 pub use section::{DeltaSection, LabelPolicy};
-pub use spec::{DeltaSpec, Feed, Labels, Variant};
+pub use spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
 pub use split::{FeatureSplit, SplitError};

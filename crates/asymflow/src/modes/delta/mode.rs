@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use asymflow_engine::timing::{Seconds, timed};
-use asymflow_engine::{Engine, EngineError, buffer::add_assign, local::LocalConv};
+use asymflow_engine::{Engine, EngineError, local::LocalConv};
 use asymflow_linalg::Decomposer;
 use asymflow_privacy::{Door, records::RecordAccountant};
 use asymflow_residual::{
@@ -16,6 +16,7 @@ use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
 use super::cache::ReleasedCache;
+use super::compact::{Compact, add_gated};
 use super::crossing::Crossing;
 use super::orthogonality;
 use super::spec::{DeltaSpec, Variant};
@@ -57,6 +58,8 @@ pub struct Delta {
     crossing: Option<Crossing>,
     door: Door,
     spec: DeltaSpec,
+    /// Of a compact release.
+    compact: Option<Compact>,
     low_len: usize,
     /// Whether M_bb is frozen, running statistics included: stage 2.
     frozen: bool,
@@ -98,6 +101,8 @@ impl Delta {
         let DeltaParts { spec, decomposer, terms, sampling, epochs, backend, accountant } = parts;
         let split = FeatureSplit::new(&networks, &spec.shape, decomposer, par).map_err(ExecError::from)?;
         let low_len = networks.low.len();
+        let compact = Compact::new(&spec.shape, networks.features, spec.codebook, &weights);
+        let compact = compact.filter(|_| backend.is_some());
         let crossing = backend
             .map(|backend| {
                 let stage2_epochs = epochs.saturating_sub(spec.stage1_epochs);
@@ -110,7 +115,7 @@ impl Delta {
         let door = open_door(accountant)?;
         let (latest, seconds) = (TrainState::default(), Seconds::default());
         let mut delta =
-            Self { backbone, main, split, crossing, door, spec, low_len, frozen: false, latest, par, seconds };
+            Self { backbone, main, split, crossing, door, spec, compact, low_len, frozen: false, latest, par, seconds };
         delta.latest = delta.trusted_state();
         Ok(delta)
     }
@@ -126,7 +131,46 @@ impl Delta {
         let main = engine_state(&self.main.engine);
         state.weights.extend(main.weights);
         state.momentum.extend(main.momentum);
+        if let Some(compact) = &self.compact {
+            state.weights.extend(compact.flat());
+            // It has none; but a state has as much momentum as weights, or none at all.
+            let has_momentum = !state.momentum.is_empty();
+            state.momentum.extend(compact.flat().iter().filter(|_| has_momentum).map(|_| 0.0));
+        }
         state
+    }
+
+    /// What crosses of a batch's residuals.
+    fn crossing_values(&self, residual: Vec<f32>) -> Vec<f32> {
+        match &self.compact {
+            Some(compact) => compact.project(&residual),
+            None => residual,
+        }
+    }
+
+    /// What M_res' logits count for in the sum.
+    fn gate(&self) -> f32 {
+        self.compact.as_ref().map_or(1.0, Compact::gate)
+    }
+
+    /// Fits the projection of a compact release to the frozen backbone's residuals, before the first of them is released.
+    fn fit_compact(&mut self, records: &Records<'_>) -> Result<(), ExecError> {
+        let is_fitted = self.crossing.as_ref().is_none_or(|crossing| crossing.released(0) > 0);
+        let classes = self.main.engine.network().classes;
+        let Some(mut scatter) = self.compact.as_ref().filter(|_| !is_fitted).map(|compact| compact.scatter(classes))
+        else {
+            return Ok(());
+        };
+        let mut batch = asymflow_zoo::data::Batch::default();
+        let all: Vec<u32> = (0..records.count).map(|record| record as u32).collect();
+        for indices in all.chunks(records.batch.max(1)) {
+            records.loader.gather(Some(FIRST_VIEW), indices, &mut batch);
+            let (_, residual) = self.split(&batch.images, indices.len(), Pass::Inference)?;
+            if let Some(compact) = &self.compact {
+                scatter.add(&compact.pool(&residual), &batch.labels);
+            }
+        }
+        self.compact.as_mut().map_or(Ok(()), |compact| compact.fit(&scatter))
     }
 
     /// Features of a batch in their two parts.
@@ -169,18 +213,23 @@ impl Delta {
         let Self { main, seconds, .. } = self;
         let mut logits =
             timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Training, batch.dropout_seed))?;
+        let mut from_worker = Vec::new();
+        let gate = self.gate();
         if let Some(crossing) = &mut self.crossing {
             let (door, seconds) = (&mut self.door, &mut self.seconds);
-            let from_worker = if is_cached {
+            from_worker = if is_cached {
                 crossing.answer(&batch, sgd, door, seconds)?
             } else {
                 crossing.exchange_as_in_code(&residual, &batch, sgd, door, seconds)?
             };
-            add_assign(&mut logits, &from_worker);
+            add_gated(&mut logits, &from_worker, gate);
         }
-        let Self { main, seconds, .. } = self;
+        let Self { main, compact, seconds, .. } = self;
         let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
             let (report, d_logits) = loss(main.engine.network(), &logits, &batch)?;
+            if let Some(compact) = compact {
+                compact.step_gate(&d_logits, &from_worker, sgd.learning_rate);
+            }
             main.engine.backward(d_logits, samples, &mut main.convolver)?;
             Ok(report)
         })?;
@@ -197,6 +246,7 @@ impl Delta {
 
     /// Draws what has not been drawn of every view of every record: each once in the life of a run. True where anything was.
     fn draw_views(&mut self, records: &Records<'_>) -> Result<bool, ExecError> {
+        self.fit_compact(records)?;
         let mut batch = asymflow_zoo::data::Batch::default();
         let mut has_drawn = false;
         for view in 0..self.spec.views {
@@ -205,6 +255,7 @@ impl Delta {
             for indices in rest.chunks(records.batch.max(1)) {
                 records.loader.gather(Some(FIRST_VIEW + view as u64), indices, &mut batch);
                 let (_, residual) = self.split(&batch.images, indices.len(), Pass::Inference)?;
+                let residual = self.crossing_values(residual);
                 let Self { crossing: Some(crossing), door, seconds, .. } = self else { return Ok(has_drawn) };
                 let numbers: Vec<usize> = indices.iter().map(|&i| i as usize).collect();
                 timed(&mut seconds.release, || crossing.draw_view(view, &numbers, residual, &batch.labels, door))?;
@@ -221,7 +272,11 @@ impl Delta {
         let (first, second) = (count(self.backbone.engine.network()), count(self.main.engine.network()));
         engine_restore(&mut self.backbone.engine, &slice(state, 0, first))?;
         engine_restore(&mut self.main.engine, &slice(state, first, second))?;
-        Ok(first + second)
+        let third = self.compact.as_ref().map_or(0, |compact| compact.flat().len());
+        if let Some(compact) = &mut self.compact {
+            compact.set_flat(&slice(state, first + second, third).weights);
+        }
+        Ok(first + second + third)
     }
 }
 
@@ -255,6 +310,7 @@ impl Mode for Delta {
             return Ok(false);
         }
         let (_, residual) = self.split(images, records.len(), Pass::Inference)?;
+        let residual = self.crossing_values(residual);
         let Self { crossing: Some(crossing), door, seconds, .. } = self else { return Ok(false) };
         timed(&mut seconds.release, || crossing.draw_query(&residual, records, door))?;
         Ok(true)
@@ -277,6 +333,7 @@ impl Mode for Delta {
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
         let samples = records.len();
         let (low, residual) = self.split(images, samples, Pass::Inference)?;
+        let (residual, gate) = (self.crossing_values(residual), self.gate());
         let asked = match &mut self.crossing {
             Some(crossing) if self.frozen => {
                 let Self { door, seconds, .. } = self;
@@ -288,7 +345,7 @@ impl Mode for Delta {
         let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?;
         if let (Some(ticket), Some(crossing)) = (asked, &mut self.crossing) {
             let from_worker = crossing.collect(ticket, samples, &mut self.seconds)?;
-            add_assign(&mut logits, &from_worker);
+            add_gated(&mut logits, &from_worker, gate);
         }
         Ok(logits)
     }
@@ -367,6 +424,7 @@ impl Answering for Delta {
         patience: Duration,
     ) -> Result<Vec<f32>, ExecError> {
         let (low, residual) = self.split(images, samples, Pass::Inference)?;
+        let (residual, gate) = (self.crossing_values(residual), self.gate());
         let Self { main, crossing, door, seconds, .. } = self;
         let Some(crossing) = crossing else {
             return Ok(timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?);
@@ -375,8 +433,7 @@ impl Answering for Delta {
         let asked = crossing.submit_released(&bits, door);
         let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Inference, 0))?;
         let from_worker = crossing.collect_released(asked, &bits, patience, (door, seconds))?;
-        let length = logits.len();
-        add_assign(&mut logits, from_worker.get(..length).unwrap_or_default());
+        add_gated(&mut logits, &from_worker, gate);
         Ok(logits)
     }
 }

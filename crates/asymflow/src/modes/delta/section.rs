@@ -4,7 +4,7 @@ use asymflow_zoo::Network;
 use asymflow_zoo::models::delta::{DeltaError, DeltaShape, MainWidth};
 use serde::{Deserialize, Serialize};
 
-use super::spec::{DeltaSpec, Feed, Labels, Variant};
+use super::spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
 use crate::modes::Asked;
 
 /// What is done about labels.
@@ -24,8 +24,10 @@ pub enum LabelPolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DeltaSection {
-    /// `strict`, `paper` or `released-code`.
+    /// `strict`, `compact`, `paper` or `released-code`.
     pub variant: Variant,
+    /// Codewords of `compact`: `classes` or `sphere`.
+    pub codebook: Codebook,
     /// ε of the residuals of one record; none means no noise.
     pub epsilon: Option<f64>,
     /// l2 norm to which every record's residual is clipped.
@@ -56,6 +58,7 @@ impl Default for DeltaSection {
     fn default() -> Self {
         Self {
             variant: Variant::Strict,
+            codebook: Codebook::default(),
             epsilon: Some(9.0),
             clip: 1.0,
             labels: LabelPolicy::default(),
@@ -87,6 +90,7 @@ impl DeltaSection {
             width: self.width,
             blocks: self.blocks.unwrap_or(published.blocks),
             mean_residual: self.variant == Variant::ReleasedCode,
+            compact: (self.variant == Variant::Compact).then(|| self.codebook.shape(network.classes)),
         })
     }
 
@@ -102,6 +106,7 @@ impl DeltaSection {
             shape: self.shape(asked.network)?,
             decomposition,
             variant: self.variant,
+            codebook: self.codebook,
             epsilon: asked.epsilon.or(self.epsilon).filter(|e| e.is_finite() && feed != Feed::Nothing),
             own_epsilon: asked.epsilon.is_some(),
             clip: self.clip,

@@ -1,6 +1,7 @@
 //! How a network is run as Delta.
 
-use asymflow_zoo::models::delta::DeltaShape;
+use asymflow_privacy::mechanisms::{Codewords, MechanismError};
+use asymflow_zoo::models::delta::{CompactShape, DeltaShape};
 use serde::{Deserialize, Serialize};
 
 /// Which of the published mechanisms guards the residuals.
@@ -12,6 +13,9 @@ pub enum Variant {
     Strict,
     /// σ by the thesis' printed formula and its amplification by subsampling, neither of which gives the ε it names.
     Paper,
+    /// One of a few codewords in place of the residual: its pooled channels are projected to a few values, and these released by
+    /// randomised response or PrivUnit, pure ε by replacement. The guarantee holds.
+    Compact,
     /// What the authors' code does: the channel mean, Laplace noise scaled by the batch, drawn anew every step, gradients as
     /// they are.
     ReleasedCode,
@@ -21,7 +25,7 @@ impl Variant {
     /// Name in lists of insecure settings; `None` where it is none.
     pub const fn insecure_name(self) -> Option<&'static str> {
         match self {
-            Self::Strict => None,
+            Self::Strict | Self::Compact => None,
             Self::Paper => Some("delta_variant_paper"),
             Self::ReleasedCode => Some("delta_variant_released_code"),
         }
@@ -30,7 +34,7 @@ impl Variant {
     /// Why it is no guarantee; `None` where it is one.
     pub const fn caveat(self) -> Option<&'static str> {
         match self {
-            Self::Strict => None,
+            Self::Strict | Self::Compact => None,
             Self::Paper => Some(
                 "delta variant paper: the thesis claims its epsilon by subsampling, but every record's residual is \
                  released, so no amplification applies, and its sigma is too small for a local epsilon below 0.5. The \
@@ -41,6 +45,44 @@ impl Variant {
                  so no epsilon holds; noise is drawn anew every step and averages out, and gradients are sent as they \
                  are, which tells labels. Its epsilon only sets the scale; the one in the results is infinite.",
             ),
+        }
+    }
+}
+
+/// Which codewords a compact release is one of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Codebook {
+    /// The class that the residual looks most like, by randomised response.
+    #[default]
+    Classes,
+    /// A point of the sphere near the residual's class-relevant directions, by PrivUnit.
+    Sphere,
+}
+
+impl Codebook {
+    /// The mechanism over `values` values; without noise where there is no ε.
+    ///
+    /// # Errors
+    /// Too few values, or an ε out of range.
+    pub fn mechanism(self, values: usize, epsilon: Option<f64>) -> Result<Codewords, MechanismError> {
+        let values = u32::try_from(values).unwrap_or(u32::MAX);
+        match self {
+            Self::Classes => Codewords::of_classes(values, epsilon),
+            Self::Sphere => Codewords::on_sphere(values, epsilon),
+        }
+    }
+
+    /// What leaves of a residual of a network of `classes` classes.
+    pub(super) fn shape(self, classes: usize) -> CompactShape {
+        /// Directions on the sphere, where there are as many classes.
+        const MOST: usize = 16;
+        match self {
+            Self::Classes => CompactShape { values: classes, bits: classes.next_multiple_of(8) },
+            Self::Sphere => {
+                let values = classes.saturating_sub(1).clamp(2, MOST);
+                CompactShape { values, bits: 8 * values }
+            }
         }
     }
 }
@@ -101,6 +143,9 @@ pub struct DeltaSpec {
     pub decomposition: String,
     /// Which mechanism.
     pub variant: Variant,
+    /// The codewords of variant `compact`.
+    #[serde(default)]
+    pub codebook: Codebook,
     /// ε of the residuals of one record, as the variant defines it; infinite where absent (signs without noise).
     pub epsilon: Option<f64>,
     /// Whether that ε stands in the entry's name.

@@ -21,7 +21,7 @@ impl Crossing {
     /// # Errors
     /// A refused release or a spent budget.
     pub fn draw_query(&mut self, residual: &[f32], records: &[usize], door: &mut Door) -> Result<(), ExecError> {
-        let values = 8 * self.record_bytes;
+        let values = self.record_values;
         let fresh: Vec<usize> = (0..records.len()).filter(|&i| !self.cache.queries.contains_key(&records[i])).collect();
         if fresh.is_empty() {
             return Ok(());
@@ -55,8 +55,8 @@ impl Crossing {
         self.link.session().submit(M_RES, bits.into_payload(), Pass::Inference).map_err(ExecError::submit(RESIDUAL))
     }
 
-    /// Bits of a batch that clients ask about: residuals of some records, and fair coins in place of residuals up to
-    /// `padded` records. They may be sent again without a cost.
+    /// Bits of a batch that clients ask about: residuals of some records, and records of zeros in place of residuals up to
+    /// `padded` records: their bits are fair coins, or any codeword's. They may be sent again without a cost.
     ///
     /// Under an ε for a record that is *removed*, the same ε covers whether a row is a record or coins.
     ///
@@ -68,7 +68,7 @@ impl Crossing {
         padded: usize,
         door: &mut Door,
     ) -> Result<Vec<u8>, ExecError> {
-        residual.resize(padded * 8 * self.record_bytes, 0.0);
+        residual.resize(padded * self.record_values, 0.0);
         let records: Vec<usize> = (0..padded).collect();
         let bits = self.release_bits(residual, &records, door)?;
         Ok(bits.get().as_bytes().to_vec())
