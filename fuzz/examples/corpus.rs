@@ -12,7 +12,7 @@ use asymflow::checkpoint::{Checkpoint, Identity, Position};
 use asymflow::job::{
     Body, DataSpec, EasingSpec, FromTrusted, JobSpec, Schedule, Task, ToTrusted, TrainSpec, WorkerSpec, WorkerTransport,
 };
-use asymflow::modes::delta::{DeltaSpec, Feed, Labels, ReleasedCache, Variant};
+use asymflow::modes::delta::{Codebook, DeltaSpec, Feed, Labels, ReleasedCache, Variant};
 use asymflow::modes::{
     AsymMlSpec, GuardSpec, ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling, TrainState, TrustedOnlySpec,
 };
@@ -196,6 +196,7 @@ fn delta() -> DeltaSpec {
         shape: DeltaShape::published(small_network()).unwrap(),
         decomposition: "gram".to_owned(),
         variant: Variant::Strict,
+        codebook: Codebook::default(),
         epsilon: Some(2.0),
         own_epsilon: false,
         clip: 1.0,

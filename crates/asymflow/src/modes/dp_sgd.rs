@@ -187,13 +187,7 @@ impl ModeSpec for DpSgdSpec {
         let is_trained_here = facts.pass() == Pass::Training;
         let sigma = if is_trained_here { Some(self.noise_multiplier(facts)? * self.clip) } else { None };
         let labels = "in the gradients".to_owned();
-        Ok(Some(Guard {
-            mechanism: "dp_sgd".to_owned(),
-            sigma,
-            clip: Some(self.clip),
-            labels,
-            split: None,
-        }))
+        Ok(Some(Guard { mechanism: "dp_sgd".to_owned(), sigma, clip: Some(self.clip), labels, split: None }))
     }
 
     fn promised_epsilon(&self) -> Option<f64> {
