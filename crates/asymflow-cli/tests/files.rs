@@ -91,6 +91,7 @@ fn photographs_and_a_network_of_ones_own_go_through_every_mode_that_can_run_it()
     for mode in modes.lines() {
         match run("own.toml", mode) {
             Ok(()) => with_weights += 1,
+            Err(stderr) if mode == "dp-sgd" => assert!(stderr.contains("use +group-norm:"), "{mode}: {stderr}"),
             // Delta's three networks have weights of their own.
             Err(stderr) if mode != "shares" => {
                 assert!(stderr.contains("weights.safetensors: missing: prelu1_.weight, main."), "{mode}: {stderr}");
@@ -99,6 +100,7 @@ fn photographs_and_a_network_of_ones_own_go_through_every_mode_that_can_run_it()
         }
         match run("fresh.toml", mode) {
             Ok(()) => {}
+            Err(stderr) if mode == "dp-sgd" => assert!(stderr.contains("use +group-norm:"), "{mode}: {stderr}"),
             // There is no protocol for trained slopes, and what is refused is named with what to take.
             Err(stderr) => {
                 let refusal = "error: layer prelu1 cannot be computed on shares";
