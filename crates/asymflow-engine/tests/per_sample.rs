@@ -1,5 +1,4 @@
 //! Norms of single samples' gradients against the loop over samples.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use asymflow_engine::{Engine, EngineError, local::LocalConv};
 use asymflow_zoo::models::replace::replace_activations;
