@@ -342,7 +342,12 @@ fn a_hostile_client_is_told_and_the_worker_lives() {
     let seen = Seen::default();
     works(opened(seen.on(config(&worker))).as_mut());
     assert!(seen.notices().is_empty());
-    assert!(!path(&name).exists());
+    // The ring of the one who left may be made last; it goes when his end is seen.
+    let is_gone = |_| {
+        std::thread::sleep(Duration::from_millis(10));
+        !path(&name).exists()
+    };
+    assert!((0..500).any(is_gone));
 }
 
 #[test]
