@@ -153,7 +153,7 @@ impl Delta {
         self.compact.as_ref().map_or(1.0, Compact::gate)
     }
 
-    /// Fits the projection of a compact release to the frozen backbone's residuals, before the first of them is released.
+    /// Fits the projection of a compact release to the frozen backbone's residuals, unless any of them was released before.
     fn fit_compact(&mut self, records: &Records<'_>) -> Result<(), ExecError> {
         let is_fitted = self.crossing.as_ref().is_none_or(|crossing| crossing.released(0) > 0);
         let classes = self.main.engine.network().classes;
@@ -246,7 +246,6 @@ impl Delta {
 
     /// Draws what has not been drawn of every view of every record: each once in the life of a run. True where anything was.
     fn draw_views(&mut self, records: &Records<'_>) -> Result<bool, ExecError> {
-        self.fit_compact(records)?;
         let mut batch = asymflow_zoo::data::Batch::default();
         let mut has_drawn = false;
         for view in 0..self.spec.views {
@@ -302,7 +301,14 @@ impl Mode for Delta {
     fn draw(&mut self, epoch: usize, records: &Records<'_>) -> Result<bool, ExecError> {
         self.frozen = epoch >= self.spec.stage1_epochs;
         let is_cached = self.spec.variant != Variant::ReleasedCode;
-        if self.frozen && is_cached { self.draw_views(records) } else { Ok(false) }
+        if !self.frozen || !is_cached {
+            return Ok(false);
+        }
+        // Once, to the records that M_res will be trained on: whoever goes on with trained weights keeps what they were trained with.
+        if epoch == self.spec.stage1_epochs {
+            self.fit_compact(records)?;
+        }
+        self.draw_views(records)
     }
 
     fn draw_queries(&mut self, images: &[f32], records: &[usize]) -> Result<bool, ExecError> {

@@ -104,7 +104,8 @@ impl Watched {
         let image = bench.job.network.input.len();
         let mut watched = Self { mode, recorder, next: targets, targets, image };
         let loader = Loader::new(&images.dataset, &images.normalization, Augment::NONE, audit.train.seed);
-        let epoch = audit.train.epochs.saturating_sub(1);
+        // Training is over: what it fitted to its records stays.
+        let epoch = audit.train.epochs;
         watched.mode.draw(epoch, &Records { loader: &loader, count: targets, batch: targets })?;
         watched.mode.begin_epoch(epoch)?;
         Ok(watched)
