@@ -38,26 +38,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let server = Server::new(&model)?;
     let sent = client.evaluation_keys()?;
     let keys = server.admit(&sent)?;
-    let (mut answers, mut seconds, mut bytes) = (Vec::new(), Vec::new(), (0, 0));
+    let (mut answers, mut expected, mut seconds, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), (0, 0));
+    let exact = |image: &[f32]| Ok(model.reference(&program.integers(image)?));
     for images in batch.images.chunks(program.images() * program.inputs) {
         let images_here = images.len() / program.inputs;
         let mut took = Seconds::default();
         let query = timed(&mut took.encrypt, || client.encrypt(images))?;
         let answer = timed(&mut took.evaluate, || server.answer(&keys, &query))?;
         answers.extend(timed(&mut took.decrypt, || client.decrypt(&answer, images_here))?);
+        // At once, so that a query that fails later takes no comparison with it.
+        expected.extend(images.par_chunks_exact(program.inputs).map(exact).collect::<Result<Vec<_>>>()?);
         bytes = (query.bytes(), answer.bytes());
         seconds.push(took);
-        let of = answers.len();
-        crate::print(
-            &json!({ "answered": of, "images": images_here, "seconds": [took.encrypt, took.evaluate, took.decrypt] }),
-        )?;
+        crate::print(&json!({
+            "answered": answers.len(),
+            "images": images_here,
+            "equal": equal(&answers, &expected),
+            "seconds": [took.encrypt, took.evaluate, took.decrypt],
+        }))?;
     }
     let inputs: Vec<&[f32]> = batch.images.chunks_exact(program.inputs).collect();
-    let expected = |image: &&[f32]| Ok(model.reference(&program.integers(image)?));
-    let expected: Vec<Vec<i128>> = inputs.par_iter().map(expected).collect::<Result<_>>()?;
     let real = |image: &&[f32]| Ok(float.logits(&image.iter().map(|&value| value.into()).collect::<Vec<_>>())?);
     let real: Vec<Vec<f64>> = inputs.par_iter().map(real).collect::<Result<_>>()?;
-    let equal = answers.iter().zip(&expected).filter(|(got, expected)| got == expected).count();
+    let equal = equal(&answers, &expected);
     let mut summary = crate::explain::said(program)?;
     let more = json!({
         "images": count,
@@ -89,6 +92,11 @@ fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     let result = work();
     *seconds = started.elapsed().as_secs_f64();
     result
+}
+
+/// How many answers are the exact integers.
+fn equal(answers: &[Vec<i128>], expected: &[Vec<i128>]) -> usize {
+    answers.iter().zip(expected).filter(|(got, expected)| got == expected).count()
 }
 
 /// Median, least and most.
