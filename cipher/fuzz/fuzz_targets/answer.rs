@@ -1,7 +1,7 @@
 #![no_main]
 
 #[path = "../../tests/hostile/targets.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the other targets'")]
 mod targets;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::answer(bytes));
