@@ -2,8 +2,10 @@
 
     python crates/asymflow-zoo/scripts/check_onnx.py small
         writes the golden files of asymflow-engine's tests/onnx.rs
-    python crates/asymflow-zoo/scripts/check_onnx.py large target/release/examples/logits
-        exports seven classifiers of torchvision and timm with random weights, and compares the trusted engine's logits
+    python crates/asymflow-zoo/scripts/check_onnx.py narrow
+        writes classifiers of torchvision and timm with few channels beside them
+    python crates/asymflow-zoo/scripts/check_onnx.py large target/release/examples/logits MODE…
+        exports the classifiers whole with random weights, and compares the logits of each mode
 
 Needs torch, torchvision, timm, onnx, onnxscript, onnxruntime.
 """
@@ -17,7 +19,9 @@ import tempfile
 import numpy
 import onnx
 import onnxruntime
+import timm
 import torch
+import torchvision
 from torch import nn
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "asymflow-engine" / "tests" / "golden"
@@ -73,7 +77,7 @@ class Small(nn.Module):
 
 def export(model, shape, path, opset, **options):
     x = torch.from_numpy(image(*shape))
-    torch.onnx.export(model, (x,), str(path), opset_version=opset, **options)
+    torch.onnx.export(model, (x,), str(path), opset_version=opset, verbose=False, **options)
     # The exporter writes down where on this machine each node was traced.
     model = onnx.load(path, load_external_data=False)
     for noted in [model, model.graph, *model.graph.node, *model.graph.value_info]:
@@ -113,37 +117,83 @@ def small():
         export(model.eval(), (1, 4, 16, 16), GOLDEN / f"{name}.onnx", opset, dynamo=False)
 
 
-def large(program):
-    import timm
-    import torchvision.models as tv
-
-    build = {
-        "torchvision resnet18": lambda: tv.resnet18(weights=None),
-        "torchvision vgg16": lambda: tv.vgg16(weights=None),
-        "torchvision vgg11_bn": lambda: tv.vgg11_bn(weights=None),
-        "torchvision resnet50": lambda: tv.resnet50(weights=None),
-        "torchvision alexnet": lambda: tv.alexnet(weights=None),
-        "timm resnet26d": lambda: timm.create_model("resnet26d"),
-        "timm dla34": lambda: timm.create_model("dla34"),
-        "timm resnet34": lambda: timm.create_model("resnet34", num_classes=100),
-        "timm vgg13_bn": lambda: timm.create_model("vgg13_bn", num_classes=10),
-    }
-    shape = (1, 3, 224, 224)
-    for name, make in build.items():
-        for dynamo in [False, True]:
-            with tempfile.TemporaryDirectory() as folder:
-                path = pathlib.Path(folder) / "model.onnx"
-                export(spread(make()), shape, path, 18 if dynamo else 17, dynamo=dynamo)
-                expected = logits(path, image(*shape))
-                (path.parent / "image.f32").write_bytes(image(*shape).tobytes())
-                run = subprocess.run([program, path, path.parent / "image.f32"], capture_output=True, text=True)
-                exporter = "dynamo, opset 18" if dynamo else "tracing, opset 17"
-                if run.returncode:
-                    print(f"{name} ({exporter}): {run.stderr.strip()}", flush=True)
-                    continue
-                got = numpy.array(run.stdout.split(), dtype=numpy.float64)
-                off, largest = abs(got - expected).max(), abs(expected).max()
-                print(f"{name} ({exporter}): off by {off:.1e} of {largest:.2f}, {len(got)} logits", flush=True)
+CLASSIFIERS = {
+    "torchvision resnet18": lambda **more: torchvision.models.resnet18(**more),
+    "torchvision vgg16": lambda **more: torchvision.models.vgg16(**more),
+    "torchvision vgg11_bn": lambda **more: torchvision.models.vgg11_bn(**more),
+    "torchvision resnet50": lambda **more: torchvision.models.resnet50(**more),
+    "torchvision alexnet": lambda **more: torchvision.models.alexnet(**more),
+    "timm resnet26d": lambda **more: timm.create_model("resnet26d", **more),
+    "timm resnet34": lambda **more: timm.create_model("resnet34", **more),
+    "timm vgg13_bn": lambda **more: timm.create_model("vgg13_bn", **more),
+    "timm dla34": lambda **more: timm.create_model("dla34", **more),
+}
+PHOTOGRAPH = (1, 3, 224, 224)
 
 
-small() if sys.argv[1] == "small" else large(sys.argv[2])
+def alive(model):
+    """Weights and statistics with which every layer's output is of size one, as after training."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.rand(8, *PHOTOGRAPH[1:]) * 2 - 1)
+    return model.eval()
+
+
+def few(channels):
+    return {3: 3, 10: 10, 4096: 32}.get(channels, max(4, channels // 32))
+
+
+def thin(model):
+    """The same layers with a thirty-second of the channels, at least four."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                options = dict(bias=child.bias is not None, dilation=child.dilation, groups=child.groups)
+                sides = child.kernel_size, child.stride, child.padding
+                setattr(module, name, nn.Conv2d(few(child.in_channels), few(child.out_channels), *sides, **options))
+            elif isinstance(child, nn.Linear):
+                setattr(module, name, nn.Linear(few(child.in_features), few(child.out_features)))
+            elif isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.BatchNorm2d(few(child.num_features)))
+    return model
+
+
+def narrow():
+    """Committed, so those that are imported."""
+    expected = json.loads((GOLDEN / "onnx.json").read_text())
+    for name, make in CLASSIFIERS.items():
+        if name == "timm dla34":
+            continue
+        torch.manual_seed(7)
+        path = GOLDEN / f"{name.split()[1]}.onnx"
+        export(alive(thin(make(num_classes=10))), PHOTOGRAPH, path, 17, dynamo=False)
+        expected[path.name] = [float(v) for v in logits(path, image(*PHOTOGRAPH))]
+    (GOLDEN / "onnx.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+def large(program, *modes):
+    for name, make in CLASSIFIERS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.onnx"
+            torch.manual_seed(7)
+            model = alive(make())
+            for dynamo in [False, True]:
+                export(model, PHOTOGRAPH, path, 18 if dynamo else 17, dynamo=dynamo)
+                expected = logits(path, image(*PHOTOGRAPH))
+                (path.parent / "image.f32").write_bytes(image(*PHOTOGRAPH).tobytes())
+                for mode in modes if dynamo else modes[:1]:
+                    run = subprocess.run([program, path, path.parent / "image.f32", mode], capture_output=True, text=True)
+                    which = f"{name} ({'dynamo, opset 18' if dynamo else 'tracing, opset 17'}), {mode}"
+                    if run.returncode:
+                        print(f"{which}: {run.stderr.strip()}", flush=True)
+                        continue
+                    got = numpy.array(run.stdout.split(), dtype=numpy.float64)
+                    off, largest = abs(got - expected).max(), abs(expected).max()
+                    print(f"{which}: off by {off:.1e} of {largest:.2f}, {len(got)} logits", flush=True)
+
+
+{"small": small, "narrow": narrow, "large": large}[sys.argv[1]](*sys.argv[2:])

@@ -19,8 +19,12 @@ use crate::model::FixedModel;
 use crate::program::{Op, Program, Register, Step, Value, WeightPolicy};
 use crate::ring::{Ring, fixed_point};
 
-/// Fraction bits of 1/size where the size of a pooling window is no power of two.
-const POOL_BITS: u32 = 10;
+/// Least and most fraction bits of 1/size where the size of a pooling window is no power of two. With the most 1/49 is off by 2e-5 of
+/// itself, with the least by 5e-3.
+const POOL_BITS: [u32; 2] = [10, 18];
+
+/// Bits that more fraction bits of 1/size leave free, as squares may exceed the integer bits that are asked for.
+const SPARE_BITS: u32 = 4;
 
 /// Most fraction bits that weights get on top, where there is room for them. They round to nothing beside activations then,
 /// and decisions drop as many bits more.
@@ -345,7 +349,9 @@ impl<'a, R: Ring> Compiler<'a, R> {
         let Value { shape, scale } = self.value(input);
         let even = shape.height.is_multiple_of(out) && shape.width.is_multiple_of(out);
         let size = shape.height / out * (shape.width / out);
-        let bits = if even && size.is_power_of_two() { size.ilog2() } else { POOL_BITS };
+        let room = (R::BITS - 2 - SPARE_BITS).saturating_sub(self.options.integer_bits + scale);
+        let [least, most] = POOL_BITS;
+        let bits = if even && size.is_power_of_two() { size.ilog2() } else { room.clamp(least, most) };
         self.push("avg-pool", Shape::new(shape.channels, out, out), scale + bits, |output| Op::Pool {
             input,
             output,
