@@ -48,6 +48,30 @@ pub trait Convolver: Send {
     }
 }
 
+/// A convolver that waits for answers, so that in inference each convolution is begun and finished apart.
+pub trait Turns: Convolver {
+    /// A convolution that was begun.
+    type Begun;
+
+    /// Does what needs no answer, for samples of which the first is number `first` of the batch.
+    ///
+    /// # Errors
+    /// As [`Convolver::forward`].
+    fn begin(
+        &mut self,
+        node: &ConvNode,
+        x: &Activation,
+        weight: &[f32],
+        first: usize,
+    ) -> Result<Self::Begun, Self::Error>;
+
+    /// Waits for the answer to what was begun, and returns what [`Convolver::forward`] would have.
+    ///
+    /// # Errors
+    /// As [`Convolver::forward`].
+    fn finish(&mut self, node: &ConvNode, begun: Self::Begun) -> Result<Buffer, Self::Error>;
+}
+
 /// What the backward pass of a node needs.
 #[derive(Debug)]
 enum Saved {
@@ -220,11 +244,7 @@ impl Engine {
         dropout_seed: u64,
         convolver: &mut C,
     ) -> Result<Vec<f32>, C::Error> {
-        let expected = self.program.input.len();
-        if samples == 0 || samples.checked_mul(expected) != Some(images.len()) || self.work.pool.is_measuring() {
-            return Err(EngineError::Batch { got: images.len(), samples, expected }.into());
-        }
-        check_finite("input", images)?;
+        self.check_batch(images, samples)?;
         if pass == Pass::Training {
             self.needs_all_weights()?;
         }
@@ -240,6 +260,42 @@ impl Engine {
             return Err(again.err().unwrap_or_else(|| error.into()));
         }
         Ok(logits)
+    }
+
+    /// Logits of a batch in inference, as [`Engine::forward`] returns them, computed in two halves that leapfrog through the layers: an
+    /// answer to one is under way while the other is computed on. What depends on the other samples of a batch sees half of them.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`], and weights that are streamed.
+    pub fn infer_in_halves<C: Turns>(
+        &mut self,
+        images: &[f32],
+        samples: usize,
+        convolver: &mut C,
+    ) -> Result<Vec<f32>, C::Error> {
+        self.check_batch(images, samples)?;
+        self.needs_all_weights()?;
+        let (first, input) = (samples.div_ceil(2), self.program.input);
+        let (before, after) = images.split_at(first * input.len());
+        let half = |(at, images): (usize, &[f32])| {
+            let mut buffer = self.work.pool.take(images.len());
+            buffer.copy_from_slice(images);
+            (at, Activation::new(images.len() / input.len(), input, buffer))
+        };
+        let halves = [(0, before), (first, after)].into_iter().filter(|(_, images)| !images.is_empty());
+        let halves = halves.map(half).collect();
+        let logits = self.work.run_in_turns(&self.program, halves, convolver)?;
+        let logits: Vec<f32> = logits.iter().flat_map(|half| half.data.iter().copied()).collect();
+        check_finite("logits", &logits)?;
+        Ok(logits)
+    }
+
+    fn check_batch(&self, images: &[f32], samples: usize) -> Result<(), EngineError> {
+        let expected = self.program.input.len();
+        if samples == 0 || samples.checked_mul(expected) != Some(images.len()) || self.work.pool.is_measuring() {
+            return Err(EngineError::Batch { got: images.len(), samples, expected });
+        }
+        check_finite("input", images)
     }
 
     fn pass<C: Convolver>(

@@ -15,6 +15,6 @@ mod shared_relu;
 pub mod streamed;
 pub mod timing;
 
-pub use engine::{Convolver, Engine};
+pub use engine::{Convolver, Engine, Turns};
 pub use error::EngineError;
 pub use params::Params;

@@ -1,5 +1,6 @@
 //! The trusted side's view of a worker process.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -261,8 +262,9 @@ impl ResidualBackend for WorkerClient {
         let (mut connection, handle, _) = self.connect()?;
         connection.set_timeout(self.config.answer_timeout);
         self.open_session(&mut connection, &body, &sizes)?;
-        let has_ring = connection.has_ring();
-        let remote = Remote { connection, answer_timeout: self.config.answer_timeout, broken: None, under_way: None };
+        let has_ring = connection.ring_layout().is_some();
+        let remote =
+            Remote { connection, answer_timeout: self.config.answer_timeout, broken: None, under_way: VecDeque::new() };
         // A body that lies in memory is sent by saying so: no thread has to wait for the wire.
         if has_ring {
             return Ok(Box::new(QueuedSession::in_halves(sizes, remote)));
@@ -281,20 +283,34 @@ struct Remote {
     answer_timeout: Duration,
     /// Set once the two ends may disagree about where a frame begins.
     broken: Option<String>,
-    /// What is known of the request whose answer is to come.
-    under_way: Option<Sent>,
+    /// What is known of the requests whose answers are to come, in their order.
+    under_way: VecDeque<Sent>,
 }
 
 /// A request on its way.
+#[derive(Clone, Copy)]
 struct Sent {
     expected: Expected,
-    /// Bytes that had been sent before it.
-    sent_before: u64,
-    /// What sending it took.
+    /// What it took to send.
+    bytes: u64,
     seconds: f64,
 }
 
+impl Sent {
+    /// The most that a right answer has.
+    const fn answer_bytes(&self) -> u64 {
+        (self.expected.values as u64 + self.expected.weight_values as u64).saturating_mul(4)
+    }
+}
+
 impl Halves for Remote {
+    /// Each takes a slot of the ring in both directions. The worker must not wait for us while it answers, as it would with a body on
+    /// the connection: we may be waiting for it there.
+    fn has_room(&self) -> bool {
+        let Some(RingLayout { slots, slot_bytes, .. }) = self.connection.ring_layout() else { return false };
+        self.under_way.len() < slots as usize && self.under_way.iter().all(|sent| sent.answer_bytes() <= slot_bytes)
+    }
+
     fn begin(&mut self, request: Request, expected: Expected) -> Result<(), CollectError> {
         if let Some(reason) = &self.broken {
             return Err(CollectError::Lost { reason: reason.clone() });
@@ -303,18 +319,21 @@ impl Halves for Remote {
         let (start, sent_before) = (Instant::now(), self.connection.sent_bytes);
         self.connection.set_timeout(self.answer_timeout);
         body.send(&mut self.connection, &header).map_err(|e| self.lost(&e))?;
-        self.under_way = Some(Sent { expected, sent_before, seconds: start.elapsed().as_secs_f64() });
+        let bytes = self.connection.sent_bytes - sent_before;
+        self.under_way.push_back(Sent { expected, bytes, seconds: start.elapsed().as_secs_f64() });
         Ok(())
     }
 
     fn finish(&mut self) -> Result<Answer, CollectError> {
-        let Some(Sent { expected, sent_before, seconds }) = self.under_way.take() else {
+        if let Some(reason) = &self.broken {
+            return Err(CollectError::Lost { reason: reason.clone() });
+        }
+        let Some(sent @ Sent { expected, bytes, seconds }) = self.under_way.pop_front() else {
             return Err(CollectError::Malformed { reason: "an answer to nothing".to_owned() });
         };
         let (start, received) = (Instant::now(), self.connection.received_bytes);
         self.connection.set_timeout(self.answer_timeout);
-        let limit = (expected.values as u64 + expected.weight_values as u64).saturating_mul(4);
-        let (header, body) = self.connection.receive(with_body(limit)).map_err(|e| self.lost(&e))?;
+        let (header, body) = self.connection.receive(with_body(sent.answer_bytes())).map_err(|e| self.lost(&e))?;
         let (busy_seconds, precision) = accepted(header, &body, expected)?;
         let waited = start.elapsed().as_secs_f64();
         let split = expected.values * precision.bytes();
@@ -324,7 +343,7 @@ impl Halves for Remote {
         let cost = WorkerStats {
             busy_seconds,
             transfer_seconds: seconds + start.elapsed().as_secs_f64() - busy_seconds.min(waited),
-            bytes_to_worker: self.connection.sent_bytes - sent_before,
+            bytes_to_worker: bytes,
             bytes_from_worker: self.connection.received_bytes - received,
         };
         Ok(Answer { values, weight_values, cost })

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::client::Tap;
 use crate::protocol::{Numbers, widen};
-use crate::ring::{Located, Place, Ring, RingError};
+use crate::ring::{Located, Place, Ring, RingError, RingLayout};
 
 /// Why a frame could not be sent or received.
 #[derive(Debug, Error)]
@@ -50,9 +50,9 @@ impl Connection {
         self.ring = Some(ring);
     }
 
-    /// Whether long bodies travel through a ring.
-    pub const fn has_ring(&self) -> bool {
-        self.ring.is_some()
+    /// Of the ring that long bodies travel through.
+    pub fn ring_layout(&self) -> Option<RingLayout> {
+        self.ring.as_ref().map(Ring::layout)
     }
 
     /// Writes one frame.

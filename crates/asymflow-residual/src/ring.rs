@@ -28,7 +28,7 @@ const MAX_SLOT_BYTES: u64 = 1 << 30;
 /// travels on the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingLayout {
-    /// Slots of each direction. A session has one request under way, so one is enough.
+    /// Slots of each direction: as many requests of a session are under way at a time.
     pub slots: u32,
     /// Bytes of a slot: whole pages of 4096.
     pub slot_bytes: u64,
@@ -37,9 +37,9 @@ pub struct RingLayout {
 }
 
 impl Default for RingLayout {
-    /// One slot of 16 MiB each way, for bodies from 8 KiB on: below, the connection is as fast.
+    /// Two slots of 16 MiB each way, for bodies from 8 KiB on: below, the connection is as fast.
     fn default() -> Self {
-        Self { slots: 1, slot_bytes: 16 << 20, threshold_bytes: 8 << 10 }
+        Self { slots: 2, slot_bytes: 16 << 20, threshold_bytes: 8 << 10 }
     }
 }
 
@@ -167,8 +167,8 @@ pub(crate) struct Ring {
     incoming: Direction,
     sent: u64,
     received: u64,
-    /// Bytes of the slot that are zero since the last body; only where there is one slot.
-    zeros: u64,
+    /// Bytes of each outgoing slot that are zero since its last body.
+    zeros: Vec<u64>,
 }
 
 impl Ring {
@@ -187,7 +187,7 @@ impl Ring {
         memory.write(0, &nonce).ok_or(RingError::Nonce)?;
         let (outgoing, incoming) = (Direction::ToClient, Direction::ToWorker);
         let offer = Offer { name, slot_bytes: layout.slot_bytes, nonce };
-        Ok((Self { memory, layout, outgoing, incoming, sent: 0, received: 0, zeros: 0 }, named, offer))
+        Ok((Self::new(memory, layout, (outgoing, incoming)), named, offer))
     }
 
     /// Opens the ring that a worker offers for this layout, or for one of shorter slots.
@@ -200,13 +200,22 @@ impl Ring {
             return Err(RingError::Nonce);
         }
         let (outgoing, incoming) = (Direction::ToWorker, Direction::ToClient);
-        Ok(Self { memory, layout, outgoing, incoming, sent: 0, received: 0, zeros: 0 })
+        Ok(Self::new(memory, layout, (outgoing, incoming)))
+    }
+
+    fn new(memory: Memory, layout: RingLayout, (outgoing, incoming): (Direction, Direction)) -> Self {
+        Self { memory, layout, outgoing, incoming, sent: 0, received: 0, zeros: vec![0; layout.slots as usize] }
+    }
+
+    /// How many bodies of a direction, and of how many bytes, lie in it at a time.
+    pub const fn layout(&self) -> RingLayout {
+        self.layout
     }
 
     /// Puts a body of `bytes` bytes into the next slot; `None` for one that travels on the connection.
     pub fn put<B: AsRef<[u8]>>(&mut self, bytes: u64, body: impl Iterator<Item = B>) -> Option<Place> {
         let (place, mut to) = self.next(bytes)?;
-        self.zeros = 0;
+        *self.zeros.get_mut(place.slot as usize)? = 0;
         let end = to + size(bytes).ok()?;
         for piece in body {
             let piece = piece.as_ref();
@@ -220,13 +229,14 @@ impl Ring {
     /// As [`Ring::put`], of zeros: what is zero already is not written.
     pub fn put_zeros(&mut self, bytes: u64) -> Option<Place> {
         let (place, mut to) = self.next(bytes)?;
-        let known = if self.layout.slots == 1 { self.zeros.min(bytes) } else { 0 };
+        let zeros = self.zeros.get_mut(place.slot as usize)?;
+        let known = (*zeros).min(bytes);
+        *zeros = bytes.max(*zeros);
         to += size(known).ok()?;
         for piece in crate::protocol::Numbers::Zeros(bytes - known).pieces() {
             self.memory.write(to, &piece)?;
             to += piece.len();
         }
-        self.zeros = self.zeros.max(bytes);
         self.sent = place.sequence;
         Some(place)
     }

@@ -2,11 +2,11 @@
 //! one thread executes it in order, or the caller's own where that needs no waiting.
 //!
 //! With a thread, the caller waits for the [`Executor`] in `collect` alone, and the executor never waits for the caller. Without one
-//! ([`Halves`]), the caller waits in `collect`, and when it submits, for the answer to the request before. What an executor is asked has passed every check that the traits of [`backend`](crate::backend) promise: units
+//! ([`Halves`]), the caller waits in `collect`, and when it submits while as many requests are under way as there is room for. What an executor is asked has passed every check that the traits of [`backend`](crate::backend) promise: units
 //! exist, lengths fit, values are finite, a gradient follows a forward pass that was kept, only networks are stepped and store
 //! records. What it answers is checked in turn: lengths and finite values.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -157,13 +157,16 @@ pub trait Executor: Send {
 
 /// Executes requests one after the other in two halves, between which the caller does something else.
 pub trait Halves: Send {
+    /// Whether another request can be sent off before the first of those under way is answered. Where none is, it always can.
+    fn has_room(&self) -> bool;
+
     /// Sends a request off.
     ///
     /// # Errors
     /// As [`Executor::execute`]; then there is no answer to come.
     fn begin(&mut self, request: Request, expected: Expected) -> Result<(), CollectError>;
 
-    /// Waits for the answer to what was begun.
+    /// Waits for the answer to what was begun first.
     ///
     /// # Errors
     /// As [`Executor::execute`].
@@ -183,8 +186,8 @@ enum Jobs {
     Thread(Sender<Job>),
     /// The caller executes as it submits.
     Here { executor: Box<dyn Executor>, outgoing: Sender<(u64, Result_)> },
-    /// The caller begins as it submits, and finishes as it collects or submits the next.
-    Halves { halves: Box<dyn Halves>, under_way: Option<(u64, Expected)>, outgoing: Sender<(u64, Result_)> },
+    /// The caller begins as it submits, and finishes as it collects, or submits where there is no room.
+    Halves { halves: Box<dyn Halves>, under_way: VecDeque<(u64, Expected)>, outgoing: Sender<(u64, Result_)> },
 }
 
 /// What a pending ticket will become.
@@ -244,11 +247,11 @@ impl QueuedSession {
         Self::new(sizes, Jobs::Here { executor: Box::new(executor), outgoing }, answers)
     }
 
-    /// A session without a thread: what is submitted is sent off once the one before it is answered, and waited for when it is
-    /// collected. For a connection on which sending takes no longer than copying.
+    /// A session without a thread: what is submitted is sent off at once where there is room, and waited for when it is collected.
+    /// For a connection on which sending takes no longer than copying.
     pub fn in_halves(sizes: Vec<UnitSizes>, halves: impl Halves + 'static) -> Self {
         let (outgoing, answers) = mpsc::channel();
-        Self::new(sizes, Jobs::Halves { halves: Box::new(halves), under_way: None, outgoing }, answers)
+        Self::new(sizes, Jobs::Halves { halves: Box::new(halves), under_way: VecDeque::new(), outgoing }, answers)
     }
 
     fn new(sizes: Vec<UnitSizes>, jobs: Jobs, answers: Receiver<(u64, Result_)>) -> Self {
@@ -275,10 +278,10 @@ impl QueuedSession {
         Ok((index, *sizes))
     }
 
-    /// Where the caller does both halves: waits for what is under way, so that its answer is among the others.
+    /// Where the caller does both halves: waits for what was begun first, so that its answer is among the others.
     fn finish(&mut self) {
         if let Some(Jobs::Halves { halves, under_way, outgoing }) = &mut self.jobs
-            && let Some((number, expected)) = under_way.take()
+            && let Some((number, expected)) = under_way.pop_front()
         {
             let goes_on = answered(halves.finish(), (number, expected), outgoing, &self.stats);
             self.jobs = self.jobs.take().filter(|_| goes_on);
@@ -286,7 +289,12 @@ impl QueuedSession {
     }
 
     fn send(&mut self, request: Request, expected: Expected) -> Result<u64, SubmitError> {
-        self.finish();
+        while let Some(Jobs::Halves { halves, under_way, .. }) = &self.jobs
+            && !under_way.is_empty()
+            && !halves.has_room()
+        {
+            self.finish();
+        }
         loop {
             match self.answers.try_recv() {
                 Ok((number, answer)) => self.absorb(number, answer),
@@ -311,7 +319,7 @@ impl QueuedSession {
             }
             Some(Jobs::Halves { halves, under_way, outgoing }) => {
                 match halves.begin(job.request, expected) {
-                    Ok(()) => *under_way = Some((number, expected)),
+                    Ok(()) => under_way.push_back((number, expected)),
                     Err(error) => drop(outgoing.send((number, Err(error)))),
                 }
                 true

@@ -150,6 +150,49 @@ fn counters_mean_the_same_with_a_ring_and_without() {
     assert!(tcp_from < from && from < tcp_from + 6 * 8, "{tcp_from} {from}");
 }
 
+/// More requests than slots, and bodies that do and do not fit into one.
+#[test]
+fn requests_under_way_are_answered_each_with_its_own() {
+    let worker = start(true, None, ServeLimits::default());
+    let layout = RingLayout { slot_bytes: 4096, ..LAYOUT };
+    let transport = Transport::SharedMemory(layout);
+    let mut session = opened(WorkerConfig { transport, ..config(&worker) });
+    session.set_weights(ID, &[2.0]).unwrap();
+    let x = |i: usize| -> Vec<f32> { (0..16 * [1, 64, 65, 4096][i % 4]).map(|k| (i * 7 + k % 101) as f32).collect() };
+    let mut tickets: Vec<_> =
+        (0..12).map(|i| (i, session.submit(ID, released(x(i)), Pass::Inference).unwrap())).collect();
+    tickets.rotate_left(5);
+    for (i, ticket) in tickets {
+        let expected = x(i).into_iter().map(|v| 2.0 * v).collect();
+        assert_eq!(session.collect(ticket).unwrap(), Batch::Outputs(expected), "{i}");
+    }
+}
+
+#[test]
+fn as_many_requests_are_under_way_as_the_ring_has_slots() {
+    let (config, thread) = by_hand(fixed("under-way"), 0o600, |mut hand, mapped| {
+        assert!(mapped);
+        // The second comes before the first is answered, and the third does not.
+        assert!(hand.request().is_some() && hand.request().is_some());
+        hand.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(hand.stream.peek(&mut [0]).is_err());
+        hand.stream.set_read_timeout(None).unwrap();
+        hand.answer(Some((1, 1, 64)), (1, 64), &[]);
+        assert!(hand.request().is_some());
+        let values: Vec<u8> = (0..16).flat_map(|_| 2.0f32.to_le_bytes()).collect();
+        hand.answer(None, (0, 0), &values);
+        hand.answer(None, (0, 0), &values);
+    });
+    let mut session = opened(Seen::default().on(config));
+    let mut submit = || session.submit(ID, released(vec![1.0; 16]), Pass::Inference).unwrap();
+    let tickets = [submit(), submit(), submit()];
+    for ticket in tickets {
+        assert_eq!(session.collect(ticket).unwrap(), Batch::Outputs(vec![2.0; 16]));
+    }
+    drop(session);
+    thread.join().unwrap();
+}
+
 /// A worker written here, which reads the ring through its file: what it got is what the tap saw, to the byte.
 struct ByHand {
     stream: TcpStream,

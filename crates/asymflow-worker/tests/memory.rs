@@ -73,7 +73,7 @@ impl Drop for Worker {
 fn asymml(precision: Precision) -> AsymMlSpec {
     let split = SplitSpec { decomposition: "gram".to_owned(), rank: "fixed:8".to_owned(), split_first: false };
     let guard = GuardSpec { mechanism: "discrete_gaussian".to_owned(), sigma: Some(0.1), clip: Some(1.0), kappa: None };
-    AsymMlSpec { split, guard, precision, verify: true }
+    AsymMlSpec { split, guard, precision, verify: true, leapfrog: false }
 }
 
 fn delta(network: &Network) -> DeltaSpec {

@@ -62,7 +62,7 @@ fn delta(epsilon: Option<f64>, feed: Feed) -> DeltaSpec {
 
 fn asymml(decomposition: &str) -> AsymMlSpec {
     let split = SplitSpec { decomposition: decomposition.to_owned(), rank: "fixed:4".to_owned(), split_first: false };
-    AsymMlSpec { split, guard: GuardSpec::default(), precision: Precision::F32, verify: true }
+    AsymMlSpec { split, guard: GuardSpec::default(), precision: Precision::F32, verify: true, leapfrog: false }
 }
 
 fn model(mode: &dyn ModeSpec) -> ServedModel {

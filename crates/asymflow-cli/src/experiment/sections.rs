@@ -185,6 +185,9 @@ pub struct WorkerSection {
     pub precision: Precision,
     /// Whether `asymml` verifies every answer.
     pub verify: bool,
+    /// Whether two halves of a batch leapfrog through the layers of an inference by `asymml`: one is computed on while the worker has
+    /// the other.
+    pub leapfrog: bool,
     /// No TLS to the worker.
     pub insecure_plaintext: bool,
     /// What tensors travel through: `tcp`, or `shm` with a worker on the same host, which without this is taken for a worker
@@ -218,6 +221,7 @@ impl Default for WorkerSection {
             token_file: None,
             precision: Precision::F32,
             verify: true,
+            leapfrog: false,
             insecure_plaintext: false,
             transport: None,
             threads: 0,

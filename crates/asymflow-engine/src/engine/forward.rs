@@ -11,7 +11,7 @@ use asymflow_zoo::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Convolver, Moments, Saved, Work, check_finite};
+use super::{Convolver, Moments, Saved, Turns, Work, check_finite};
 use crate::buffer::{self, Activation, Buffer};
 use crate::error::EngineError;
 use crate::group_norm;
@@ -19,6 +19,42 @@ use crate::ops::{self, LinearShape, NormSaved};
 use crate::program::{ConvNode, Kind, Node, Program};
 use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
 use crate::shared_relu::{self, SharedNode, SharedSaved};
+
+/// How far a batch has come.
+struct Lane {
+    values: Vec<Option<Activation>>,
+    /// The node to be computed next.
+    next: usize,
+    /// Samples of the convolution that it stands before.
+    samples: usize,
+    pass: Pass,
+}
+
+impl Lane {
+    fn new(program: &Program, x: Activation, pass: Pass) -> Self {
+        let mut values: Vec<Option<Activation>> = Vec::new();
+        values.resize_with(program.output + 1, || None);
+        let samples = x.samples;
+        values[0] = Some(x);
+        Self { values, next: 0, samples, pass }
+    }
+
+    /// What a node reads, which it keeps no longer where that node is the last to read it.
+    fn inputs(&mut self, node: &Node) -> Result<(Activation, Option<Activation>), EngineError> {
+        let values = &mut self.values;
+        let mut inputs = node
+            .inputs
+            .iter()
+            .filter_map(|&(value, is_last)| if is_last { values[value].take() } else { values[value].clone() });
+        let x = inputs.next().ok_or_else(|| EngineError::NoForward { layer: node.name.clone() })?;
+        Ok((x, inputs.next()))
+    }
+
+    fn output(mut self, program: &Program) -> Result<Activation, EngineError> {
+        let output = self.values.swap_remove(program.output);
+        output.ok_or_else(|| EngineError::NoForward { layer: "logits".to_owned() })
+    }
+}
 
 impl Work {
     /// Takes a buffer for a batch. An inference between a training pass and its gradient leaves what was kept.
@@ -42,38 +78,108 @@ impl Work {
         convolver: &mut C,
     ) -> Result<Activation, C::Error> {
         let samples = x.samples;
-        let mut values: Vec<Option<Activation>> = Vec::new();
-        values.resize_with(program.output + 1, || None);
-        values[0] = Some(x);
-        for (index, node) in program.nodes.iter().enumerate() {
-            let mut inputs = node
-                .inputs
-                .iter()
-                .filter_map(|&(value, is_last)| if is_last { values[value].take() } else { values[value].clone() });
-            let (x, other) = (inputs.next(), inputs.next());
-            let x = x.ok_or_else(|| EngineError::NoForward { layer: node.name.clone() })?;
-            let fetched = self.fetch(node)?;
-            let (y, saved) = if let Kind::Conv(conv) = &node.kind {
-                self.run_conv(conv, &x, pass, convolver)?
-            } else {
-                self.run_node(node, x, other, program, pass)?
-            };
-            if let Some(index) = fetched {
-                self.params.let_go(index);
-            }
-            if self.checks {
-                check_finite(&node.name, &y.data)?;
-            }
-            if pass == Pass::Training {
-                self.saved[index] = saved;
-            }
-            values[node.value] = Some(y);
+        let mut lane = Lane::new(program, x, pass);
+        while let Some((node, x)) = self.advance(program, &mut lane)? {
+            let y = convolver.forward(node, &x, self.params.values(node.weight), pass)?;
+            self.supply(program, &mut lane, y)?;
         }
         if pass == Pass::Training {
             self.kept = Some(samples);
         }
-        let output = values.swap_remove(program.output);
-        Ok(output.ok_or_else(|| EngineError::NoForward { layer: "logits".to_owned() })?)
+        Ok(lane.output(program)?)
+    }
+
+    /// Inference of several parts of a batch, each of them a number of its first sample and its samples: while an answer to one is
+    /// under way, another goes on to its next convolution.
+    pub(super) fn run_in_turns<C: Turns>(
+        &mut self,
+        program: &Program,
+        parts: Vec<(usize, Activation)>,
+        convolver: &mut C,
+    ) -> Result<Vec<Activation>, C::Error> {
+        let mut lanes: Vec<_> = parts
+            .into_iter()
+            .map(|(first, x)| (first, Lane::new(program, x, Pass::Inference), None::<(&ConvNode, C::Begun)>))
+            .collect();
+        let mut go = || -> Result<(), C::Error> {
+            loop {
+                for (first, lane, begun) in &mut lanes {
+                    if let Some((node, begun)) = begun.take() {
+                        let y = convolver.finish(node, begun)?;
+                        self.supply(program, lane, y)?;
+                    }
+                    if let Some((node, x)) = self.advance(program, lane)? {
+                        let weight = self.params.values(node.weight);
+                        *begun = Some((node, convolver.begin(node, &x, weight, *first)?));
+                    }
+                }
+                if lanes.iter().all(|(_, _, begun)| begun.is_none()) {
+                    return Ok(());
+                }
+            }
+        };
+        let done = go();
+        // After an error, so that no answer is left to come.
+        let left = lanes.iter_mut().filter_map(|(_, _, begun)| begun.take());
+        left.for_each(|(node, begun)| drop(convolver.finish(node, begun)));
+        done?;
+        lanes.into_iter().map(|(_, lane, _)| Ok(lane.output(program)?)).collect()
+    }
+
+    /// Computes until the next convolution, and returns it with its input; none at the end.
+    fn advance<'a>(
+        &mut self,
+        program: &'a Program,
+        lane: &mut Lane,
+    ) -> Result<Option<(&'a ConvNode, Activation)>, EngineError> {
+        while let Some(node) = program.nodes.get(lane.next) {
+            let (x, other) = lane.inputs(node)?;
+            let fetched = self.fetch(node)?;
+            if let Kind::Conv(conv) = &node.kind {
+                lane.samples = x.samples;
+                return Ok(Some((conv, x)));
+            }
+            let made = self.run_node(node, x, other, program, lane.pass)?;
+            if let Some(index) = fetched {
+                self.params.let_go(index);
+            }
+            self.file(node, lane, made)?;
+        }
+        Ok(None)
+    }
+
+    /// Takes the output of the convolution that a lane stands before, without bias.
+    fn supply(&mut self, program: &Program, lane: &mut Lane, mut y: Buffer) -> Result<(), EngineError> {
+        let Some((node, Kind::Conv(conv))) = program.nodes.get(lane.next).map(|node| (node, &node.kind)) else {
+            return Err(EngineError::NoForward { layer: "a convolution".to_owned() });
+        };
+        let (got, expected) = (self.values_of(&y), lane.samples * conv.output.len());
+        if got != expected {
+            return Err(EngineError::Length { what: "output of a convolution", got, expected });
+        }
+        if let Some(bias) = conv.bias {
+            ops::add_bias(&mut y, conv.output, self.params.values(bias), conv.relu);
+        }
+        if self.stream.is_some() {
+            self.params.let_go(conv.weight);
+        }
+        let y = Activation::new(lane.samples, conv.output, y);
+        let saved = conv.relu.then(|| Saved::Relu { y: Arc::clone(&y.data) });
+        self.file(node, lane, (y, saved))
+    }
+
+    /// Keeps what a node made.
+    fn file(&mut self, node: &Node, lane: &mut Lane, made: (Activation, Option<Saved>)) -> Result<(), EngineError> {
+        let (y, saved) = made;
+        if self.checks {
+            check_finite(&node.name, &y.data)?;
+        }
+        if lane.pass == Pass::Training {
+            self.saved[lane.next] = saved;
+        }
+        lane.values[node.value] = Some(y);
+        lane.next += 1;
+        Ok(())
     }
 
     /// Values that a convolver's buffer has: one that was only measured has none to compute with.
@@ -102,26 +208,6 @@ impl Work {
         let Some(stream) = &mut self.stream else { return Ok(None) };
         self.params.bring_in(index, stream.take(index)?)?;
         Ok(Some(index))
-    }
-
-    fn run_conv<C: Convolver>(
-        &mut self,
-        node: &ConvNode,
-        x: &Activation,
-        pass: Pass,
-        convolver: &mut C,
-    ) -> Result<(Activation, Option<Saved>), C::Error> {
-        let mut y = convolver.forward(node, x, self.params.values(node.weight), pass)?;
-        let (got, expected) = (self.values_of(&y), x.samples * node.output.len());
-        if got != expected {
-            return Err(EngineError::Length { what: "output of a convolution", got, expected }.into());
-        }
-        if let Some(bias) = node.bias {
-            ops::add_bias(&mut y, node.output, self.params.values(bias), node.relu);
-        }
-        let y = Activation::new(x.samples, node.output, y);
-        let saved = node.relu.then(|| Saved::Relu { y: Arc::clone(&y.data) });
-        Ok((y, saved.filter(|_| pass == Pass::Training)))
     }
 
     fn run_norm(&mut self, first: usize, relu: bool, x: Activation, pass: Pass) -> (Activation, Option<Saved>) {

@@ -40,6 +40,18 @@ pub fn asymml(
     precision: Precision,
     backend: Arc<dyn ResidualBackend>,
 ) -> AsymMl {
+    in_turns(network, weights, (plan, decomposition), precision, backend, false)
+}
+
+/// The same, with halves of a batch that leapfrog where that is asked for.
+pub fn in_turns(
+    network: &Network,
+    weights: &Weights,
+    (plan, decomposition): (Plan, &str),
+    precision: Precision,
+    backend: Arc<dyn ResidualBackend>,
+    leapfrog: bool,
+) -> AsymMl {
     let parts = AsymMlParts {
         plan,
         decomposer: by_name(decomposition).unwrap(),
@@ -47,6 +59,7 @@ pub fn asymml(
         sized: None,
         precision,
         verify: true,
+        leapfrog,
         backend,
         accountant: RecordAccountant::new(64),
     };

@@ -10,7 +10,7 @@ use asymflow_residual::backend::Pass;
 use asymflow_zoo::{Network, Weights};
 use faer::Par;
 
-use crate::both::{SGD, asymml, images, parity, relative, step};
+use crate::both::{SGD, asymml, images, in_turns, parity, relative, step};
 use crate::toy_backend::{Seen, ToyBackend};
 
 #[test]
@@ -64,6 +64,38 @@ fn what_is_kept_between_batches_does_not_change_what_is_computed() {
         for (at, (split, unsplit)) in split.iter().zip(&unsplit).enumerate() {
             let off = relative(split, unsplit);
             assert!(off < 1e-3 && moved > 1e-1, "{decomposition}, {at}: off by {off:e}, a step moves {moved:e}");
+        }
+    }
+}
+
+/// With verification, bias and branches; batches of one and of odd length, and steps between.
+#[test]
+fn halves_that_leapfrog_answer_as_the_whole_does_and_are_charged_as_it_is() {
+    for (name, decomposition) in
+        ["resnet8-cifar", "demo-cnn"].into_iter().flat_map(|name| asymflow_linalg::decompose::NAMES.map(|d| (name, d)))
+    {
+        let network = asymflow_zoo::by_name(name, 10, None).unwrap();
+        let weights = Weights::init(&network, 5);
+        let split = |leapfrog| {
+            let plan = Plan::split_all(&Program::new(&network).unwrap(), 4);
+            let backend = Arc::new(ToyBackend::default());
+            let mut mode = in_turns(&network, &weights, (plan, decomposition), Precision::F32, backend, leapfrog);
+            let mut logits = Vec::new();
+            for samples in [8, 1, 5] {
+                let (images, records) = (images(&network, samples), (0..samples).collect::<Vec<_>>());
+                // The first batch of a basis that serves for others is never halved.
+                logits.push(mode.infer(&images, &records).unwrap());
+                logits.push(mode.infer(&images, &records).unwrap());
+                step(&mut mode, &images, samples);
+            }
+            let charged = mode.door().unwrap().accountant().spent().to_vec();
+            (logits, charged)
+        };
+        let ((halved, halves), (logits, whole)) = (split(true), split(false));
+        assert_eq!(halves, whole, "{name}, {decomposition}");
+        for (at, (halved, logits)) in halved.iter().zip(&logits).enumerate() {
+            let off = relative(halved, logits);
+            assert!(off < 1e-3, "{name}, {decomposition}, {at}: off by {off:e}");
         }
     }
 }

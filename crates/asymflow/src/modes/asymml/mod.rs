@@ -45,11 +45,12 @@ pub(super) struct Family;
 struct WorkerSection {
     precision: Precision,
     verify: bool,
+    leapfrog: bool,
 }
 
 impl Default for WorkerSection {
     fn default() -> Self {
-        Self { precision: Precision::default(), verify: true }
+        Self { precision: Precision::default(), verify: true, leapfrog: false }
     }
 }
 
@@ -59,9 +60,9 @@ impl ModeFamily for Family {
     }
 
     fn spec(&self, asked: &Asked<'_>) -> Result<Arc<dyn ModeSpec>, ModeError> {
-        let WorkerSection { precision, verify } = asked.sections.get("worker")?;
+        let WorkerSection { precision, verify, leapfrog } = asked.sections.get("worker")?;
         let (split, guard) = (asked.sections.get("mode")?, asked.sections.get("privacy")?);
-        Ok(Arc::new(AsymMlSpec { split, guard, precision, verify }))
+        Ok(Arc::new(AsymMlSpec { split, guard, precision, verify, leapfrog }))
     }
 
     fn decode(&self, settings: &str) -> Result<Arc<dyn ModeSpec>, serde_json::Error> {
@@ -80,11 +81,16 @@ pub struct AsymMlSpec {
     pub precision: Precision,
     /// Whether every answer of the worker is verified.
     pub verify: bool,
+    /// Whether two halves of a batch leapfrog through the layers of an inference, so that one is computed on while the worker has the
+    /// other.
+    #[serde(default)]
+    pub leapfrog: bool,
 }
 
 impl Default for AsymMlSpec {
     fn default() -> Self {
-        Self { split: SplitSpec::default(), guard: GuardSpec::default(), precision: Precision::default(), verify: true }
+        let (split, guard, precision) = (SplitSpec::default(), GuardSpec::default(), Precision::default());
+        Self { split, guard, precision, verify: true, leapfrog: false }
     }
 }
 
@@ -234,6 +240,7 @@ impl ModeSpec for AsymMlSpec {
             sized: self.guard.sized(parts.registry, parts.terms.relation)?,
             precision: self.precision,
             verify: self.verify,
+            leapfrog: self.leapfrog,
             backend: parts.worker(self.name())?,
             accountant: parts.accountant,
         };
@@ -246,6 +253,7 @@ impl ModeSpec for AsymMlSpec {
 pub struct AsymMl {
     engine: Engine,
     convolver: SplitConv,
+    leapfrog: bool,
 }
 
 /// What [`AsymMl`] needs beside the network.
@@ -263,6 +271,8 @@ pub struct AsymMlParts {
     pub precision: Precision,
     /// Whether every answer is verified.
     pub verify: bool,
+    /// Whether halves of a batch leapfrog.
+    pub leapfrog: bool,
     /// The worker.
     pub backend: Arc<dyn ResidualBackend>,
     /// Who has lost how much so far.
@@ -282,7 +292,7 @@ impl AsymMl {
         let pool = engine.pool().clone();
         let convolver = SplitConv::new(placements, parts.decomposer, door, parts.precision, link, pool, par);
         let convolver = if parts.verify { convolver.verified()? } else { convolver };
-        let mut mode = Self { engine, convolver: convolver.sized(parts.sized) };
+        let mut mode = Self { engine, convolver: convolver.sized(parts.sized), leapfrog: parts.leapfrog };
         mode.convolver.measure_sizes(&mode.engine)?;
         mode.send_weights()?;
         Ok(mode)
@@ -301,6 +311,9 @@ impl AsymMl {
 impl Mode for AsymMl {
     fn infer(&mut self, images: &[f32], records: &[usize]) -> Result<Vec<f32>, ExecError> {
         self.convolver.begin(records);
+        if self.leapfrog && self.convolver.can_halve() {
+            return self.engine.infer_in_halves(images, records.len(), &mut self.convolver);
+        }
         self.engine.forward(images, records.len(), Pass::Inference, 0, &mut self.convolver)
     }
 

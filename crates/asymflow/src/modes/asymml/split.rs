@@ -2,11 +2,12 @@
 //! here and the residual on the worker (thesis eq 2.6 and 2.7).
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
 use asymflow_engine::{
-    Convolver, Engine, EngineError, Params,
+    Convolver, Engine, EngineError, Params, Turns,
     buffer::{Activation, Buffer, Pool, add_assign, combine},
     local::LocalConv,
     program::ConvNode,
@@ -50,6 +51,22 @@ struct Basis {
     steps: usize,
     /// The kernels folded by it, for inference; none once the weights have changed.
     folded: Vec<f32>,
+}
+
+/// A convolution, computed here, or as far as it can be while an answer is under way.
+#[derive(Debug)]
+pub struct Begun {
+    y: Buffer,
+    waits: Option<Waits>,
+}
+
+/// What is known of an answer to come.
+#[derive(Debug)]
+struct Waits {
+    ticket: Ticket,
+    sketch: Option<Sketch>,
+    low_rank: LowRank,
+    samples: usize,
 }
 
 /// AsymML's convolver: splits each convolution as its placement says, and keeps only the low-rank factors
@@ -248,7 +265,7 @@ impl SplitConv {
         &mut self,
         node: &ConvNode,
         batch: Vec<f32>,
-        samples: usize,
+        (samples, of): (usize, Range<usize>),
         flow: Flow,
     ) -> Result<Released<Payload>, ExecError> {
         let layer = &node.conv.name;
@@ -258,11 +275,11 @@ impl SplitConv {
             Flow::Residual | Flow::Label | Flow::Weights => 1.0,
         };
         let sized = self.sized.as_ref().map(|sized| sized.gate(node.index, flow, factor)).transpose()?;
-        let (door, gate, records) = (&mut self.door, sized.as_ref().unwrap_or(&self.gate), &self.records);
-        if samples != records.len() {
-            let error = ReleaseError::Batch { values: batch.len(), records: records.len() };
+        let (door, gate, count) = (&mut self.door, sized.as_ref().unwrap_or(&self.gate), of.len());
+        let Some(records) = self.records.get(of).filter(|records| records.len() == samples) else {
+            let error = ReleaseError::Batch { values: batch.len(), records: count };
             return Err(ExecError::Release { layer: layer.clone(), error });
-        }
+        };
         let released = timed(&mut self.local.seconds_of(node).release, || {
             let source = Source { layer, flow };
             let released = door.release(gate, source, records, Private::new(batch))?;
@@ -368,6 +385,60 @@ impl SplitConv {
         Ok((low_rank, residual.into_vec()))
     }
 
+    /// Everything of a split convolution that needs no answer; all of one that is not split. `of` are the records of the samples.
+    fn begin_forward(
+        &mut self,
+        node: &ConvNode,
+        x: &Activation,
+        weight: &[f32],
+        (pass, of): (Pass, Range<usize>),
+    ) -> Result<Begun, ExecError> {
+        let Placement::Split { rank } = self.placement(node)? else {
+            return Ok(Begun { y: self.local.forward(node, x, weight, pass)?, waits: None });
+        };
+        let (low_rank, residual) = self.decompose(node, x, rank, pass)?;
+        let released = self.release(node, residual, (x.samples, of), Flow::Residual)?;
+        self.prove(node, weight, pass)?;
+        let unit = self.unit(node.index);
+        let sent = self.verifier.is_some().then(|| numbers(released.get()));
+        let ticket = self.link.session().submit(unit, released, pass).map_err(ExecError::submit(&node.conv.name))?;
+
+        let shape = conv_shape(node, x.samples);
+        let keep = (pass == Pass::Training).then_some(node.index);
+        let sketch =
+            self.sketch(node, |verifier| sent.map(|sent| verifier.outputs(shape, (&sent, weight), keep)).transpose())?;
+        let mut y = self.pool.take(shape.output_len());
+        self.forward_main((node, shape), &low_rank, weight, &mut y, pass)?;
+        Ok(Begun { y, waits: Some(Waits { ticket, sketch, low_rank, samples: x.samples }) })
+    }
+
+    fn finish_forward(&mut self, node: &ConvNode, begun: Begun, pass: Pass) -> Result<Buffer, ExecError> {
+        let Begun { mut y, waits } = begun;
+        let Some(Waits { ticket, sketch, low_rank, samples }) = waits else { return Ok(y) };
+        let Batch::Outputs(from_worker) = self.collect(node, ticket)? else {
+            return Err(unexpected(node, "outputs"));
+        };
+        if from_worker.len() != y.len() {
+            return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
+        }
+        self.check(node, sketch.as_ref(), &from_worker)?;
+        add_assign(&mut y, &from_worker);
+        match pass {
+            Pass::Training => drop(self.kept.insert(node.index, (low_rank, samples))),
+            Pass::Inference => self.spare.push(low_rank),
+        }
+        Ok(y)
+    }
+
+    /// Whether halves of a batch are computed on as the whole is: not where their decomposition depends on the other samples, or a
+    /// basis is still to be learned from them.
+    pub fn can_halve(&self) -> bool {
+        let is_learned =
+            |(index, placement): (usize, &Placement)| !placement.is_split() || self.bases.contains_key(&index);
+        let learns = self.decomposer.serves() > 1;
+        !self.decomposer.shares_basis() && (!learns || self.placements.iter().enumerate().all(is_learned))
+    }
+
     /// The convolution of the low-rank part: Y_main.
     fn forward_main(
         &mut self,
@@ -407,36 +478,8 @@ impl Convolver for SplitConv {
     type Error = ExecError;
 
     fn forward(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], pass: Pass) -> Result<Buffer, ExecError> {
-        let Placement::Split { rank } = self.placement(node)? else {
-            return Ok(self.local.forward(node, x, weight, pass)?);
-        };
-        let (low_rank, residual) = self.decompose(node, x, rank, pass)?;
-        let released = self.release(node, residual, x.samples, Flow::Residual)?;
-        self.prove(node, weight, pass)?;
-        let unit = self.unit(node.index);
-        let sent = self.verifier.is_some().then(|| numbers(released.get()));
-        let ticket = self.link.session().submit(unit, released, pass).map_err(ExecError::submit(&node.conv.name))?;
-
-        let shape = conv_shape(node, x.samples);
-        let keep = (pass == Pass::Training).then_some(node.index);
-        let sketch =
-            self.sketch(node, |verifier| sent.map(|sent| verifier.outputs(shape, (&sent, weight), keep)).transpose())?;
-        let mut y = self.pool.take(shape.output_len());
-        self.forward_main((node, shape), &low_rank, weight, &mut y, pass)?;
-
-        let Batch::Outputs(from_worker) = self.collect(node, ticket)? else {
-            return Err(unexpected(node, "outputs"));
-        };
-        if from_worker.len() != y.len() {
-            return Err(unexpected(node, &format!("{} outputs, got {}", y.len(), from_worker.len())));
-        }
-        self.check(node, sketch.as_ref(), &from_worker)?;
-        add_assign(&mut y, &from_worker);
-        match pass {
-            Pass::Training => drop(self.kept.insert(node.index, (low_rank, x.samples))),
-            Pass::Inference => self.spare.push(low_rank),
-        }
-        Ok(y)
+        let begun = self.begin_forward(node, x, weight, (pass, 0..self.records.len()))?;
+        self.finish_forward(node, begun, pass)
     }
 
     fn backward(
@@ -459,7 +502,8 @@ impl Convolver for SplitConv {
         let gain = self.gain(samples);
         let mut scaled = self.pool.take(dy.len());
         combine(&mut scaled, &dy, |_, dy| dy * gain);
-        let released = self.release(node, scaled.into_vec(), samples, Flow::Gradient)?;
+        let of = (samples, 0..self.records.len());
+        let released = self.release(node, scaled.into_vec(), of, Flow::Gradient)?;
         let unit = self.unit(node.index);
         let wanted = Wanted { input: node.input_gradient, weights: true };
         let sent = self.verifier.is_some().then(|| numbers(released.get()));
@@ -495,6 +539,18 @@ impl Convolver for SplitConv {
             input.par_chunks_mut(1 << 14).for_each(|some| some.iter_mut().for_each(|v| *v /= gain));
         }
         Ok(wanted.input.then(|| self.pool.adopt(input)))
+    }
+}
+
+impl Turns for SplitConv {
+    type Begun = Begun;
+
+    fn begin(&mut self, node: &ConvNode, x: &Activation, weight: &[f32], first: usize) -> Result<Begun, ExecError> {
+        self.begin_forward(node, x, weight, (Pass::Inference, first..first + x.samples))
+    }
+
+    fn finish(&mut self, node: &ConvNode, begun: Begun) -> Result<Buffer, ExecError> {
+        self.finish_forward(node, begun, Pass::Inference)
     }
 }
 

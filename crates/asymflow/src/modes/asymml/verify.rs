@@ -66,6 +66,7 @@ const fn floor(precision: Precision) -> f64 {
 }
 
 /// What an answer of items × channels × pixels is to be, seen through a secret.
+#[derive(Debug)]
 pub(super) struct Sketch {
     what: &'static str,
     secret: Vec<f32>,
