@@ -27,9 +27,13 @@ fn main() {
 }
 "#;
 
-/// Plans 5 MiB for three threads, whatever it is asked to serve.
+/// Plans 5 MiB for three threads, whatever it is asked to serve but a sealed model.
 const ENCLAVED: &str = r###"
 fn main() {
+    if std::env::args().any(|argument| argument == "model.sealed") {
+        eprintln!("error: this is no enclave");
+        std::process::exit(3);
+    }
     if std::env::args().nth(1).as_deref() == Some("plan") {
         println!(r##"{{"threads":3,"plan":{{"peak_bytes":5242880}}}}"##);
     }
@@ -344,6 +348,23 @@ fn folders_for_jobs_are_mounted_and_a_manifest_without_sgx_is_filled_in() {
         let folder = filled.split(&format!("\"{key}_folders\":[")).nth(1).unwrap().split(']').next().unwrap();
         assert!(folder.contains(&format!("\"path\":\"{path}\"")), "{key}: {filled}");
     }
+}
+
+/// A sealed model is read inside alone, so that nobody can plan for it outside.
+#[test]
+fn a_sealed_model_gets_a_manifest_and_the_flag_that_sizes_it_is_named() {
+    let dir = workspace_with_gramine();
+    write(dir.path(), "model.sealed", "sealed");
+    let manifest = ["enclave", "manifest", "--folder", "out", "--runtime", "gramine-direct"];
+    let serve = ["--", "serve", "--model", "model.sealed"];
+    let planned = with_gramine(dir.path(), &[&manifest[..], &serve].concat());
+    assert_ends(&planned, 0, "this is no enclave");
+    assert_ends(&planned, 0, "; --peak-mib says otherwise");
+    let filled = || std::fs::read_to_string(dir.path().join("out/asymflow-enclaved.manifest")).unwrap();
+    assert!(filled().contains(r#""/app/data/model.sealed""#), "{}", filled());
+    let sized = with_gramine(dir.path(), &[&manifest[..], &["--peak-mib", "7"], &serve].concat());
+    assert_ends(&sized, 0, "");
+    assert!(filled().contains(&format!(r#""peak_bytes":{}"#, 7 << 20)), "{}", filled());
 }
 
 #[test]

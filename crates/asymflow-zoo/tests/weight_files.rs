@@ -184,6 +184,29 @@ fn tensors_are_those_of_the_network_and_no_others() {
     assert!(text.ends_with(told), "{text}");
 }
 
+/// A square root of it would be none.
+#[test]
+fn a_negative_variance_is_refused_by_name_in_every_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut weights = Weights::init(&tiny(), 1);
+    weights.tensors.get_mut("bn1.running_var").unwrap().data[2] = -0.01;
+    let refused =
+        [weights.flatten(&tiny()).unwrap_err().to_string(), files::encode(&tiny(), &weights).unwrap_err().to_string()];
+    let path = folder.path().join("w.safetensors");
+    weights.tensors.get_mut("bn1.running_var").unwrap().data[2] = 0.01;
+    let mut bytes = files::encode(&tiny(), &weights).unwrap();
+    let at = bytes.windows(4).position(|window| window == 0.01_f32.to_le_bytes()).unwrap();
+    bytes[at + 3] |= 0x80;
+    std::fs::write(&path, bytes).unwrap();
+    let read = files::read(&path, &tiny()).unwrap_err().to_string();
+    for error in refused.iter().chain([&read]) {
+        assert!(
+            error.contains("tensor bn1.running_var: value") && error.contains("no variance is negative"),
+            "{error}"
+        );
+    }
+}
+
 /// Whatever stands before all names of a network; two networks in one file are refused.
 #[test]
 fn wrappers_are_taken_off() {

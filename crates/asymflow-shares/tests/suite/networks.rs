@@ -333,6 +333,36 @@ fn squares_that_grow_are_refused_or_right() {
     assert!(refused >= 4 && right >= 2, "{refused} refused, {right} right");
 }
 
+/// The same function with a layer's outputs times a factor and the next layer's weights divided by it: how many of nine factors are
+/// refused, where the others are right.
+fn refused_scales<R: Ring>(bound: f64) -> usize {
+    let network = resnet8();
+    let plain = lively(&network, 5);
+    let image = image(network.input.len(), 1);
+    let expected = float_logits(&network, &plain, &Default::default(), &image).unwrap();
+    let is_refused = |factor: f32| {
+        let mut weights = plain.clone();
+        for (name, factor) in [("bn1.weight", factor), ("bn1.bias", factor), ("conv2.weight", 1.0 / factor)] {
+            let tensor = weights.tensors.get_mut(&format!("layer1.0.{name}")).unwrap();
+            tensor.data.iter_mut().for_each(|value| *value *= factor);
+        }
+        let options = Options::new::<R>(WeightPolicy::Shared);
+        let Ok(model) = compile::<R>(&network, &weights, &options) else { return true };
+        let Ok(mut servers) = InProcess::start(model, &image) else { return true };
+        let worst = largest_difference(&servers.ask(&image).unwrap().logits, &expected);
+        println!("{factor:e} over {} bits: off by {worst:.1e}", R::BITS);
+        assert!(worst < bound, "{factor:e} over {} bits: off by {worst}", R::BITS);
+        false
+    };
+    [1e-9, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6, 1e9].into_iter().filter(|&factor| is_refused(factor)).count()
+}
+
+/// What would overflow, or round away.
+#[test]
+fn scales_that_do_not_fit_are_refused() {
+    assert_eq!([refused_scales::<u64>(0.02), refused_scales::<Z48>(0.02), refused_scales::<u32>(0.1)], [4, 6, 7]);
+}
+
 #[test]
 fn settings_out_of_range_are_named() {
     let network = resnet8();

@@ -30,11 +30,11 @@ impl fmt::Debug for Stream {
     }
 }
 
-/// Connects to `host:port`, trying every address of the host for at most `timeout` each.
+/// Connects to `host:port`, or to addresses in turn, trying every address of the host for at most `timeout` each.
 ///
 /// # Errors
 /// A name that is not known, or no address that answers: each with what it said, under the kind of the last one.
-pub fn dial(address: &str, timeout: Duration) -> io::Result<TcpStream> {
+pub fn dial(address: impl ToSocketAddrs, timeout: Duration) -> io::Result<TcpStream> {
     let unknown = |what: &dyn fmt::Display| {
         let message = format!("no address of this name is known here: {what}; give host:port, or an IP address");
         io::Error::new(ErrorKind::NotFound, message)
@@ -181,5 +181,26 @@ impl Write for Stream {
             Protection::Client(tls) => tls.flush(),
             Protection::Server(tls) => tls.flush(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// As a service on 127.0.0.1 is one of two addresses of `localhost`.
+    #[test]
+    fn every_address_of_a_host_is_tried_and_named() {
+        let [free, other] = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let second = listening.local_addr().unwrap();
+        assert_eq!(dial(&[free, second][..], Duration::from_secs(5)).unwrap().peer_addr().unwrap(), second);
+        let error = dial(&[free, other][..], Duration::from_secs(5)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        assert!([free, other].iter().all(|address| error.to_string().contains(&address.to_string())), "{error}");
+        let unknown = dial("host.invalid:80", Duration::from_secs(5)).unwrap_err().to_string();
+        assert!(unknown.contains("give host:port, or an IP address"), "{unknown}");
     }
 }
