@@ -25,6 +25,7 @@ fn asymml(network: Network, weights: Weights) -> Result<AsymMl, Failure> {
         sized: None,
         precision: Precision::F32,
         verify: true,
+        leapfrog: false,
         backend: Arc::new(NativeBackend::default()),
         accountant: RecordAccountant::new(1),
     };
