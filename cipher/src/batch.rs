@@ -37,14 +37,18 @@ impl Batch {
             inputs,
             rows: maps.iter().map(|map| map.offsets.len()).collect(),
             weights: maps.iter().map(weights).collect(),
-            constants: magnitudes(maps).count(),
+            constants: constants(maps).count(),
         }
     }
 }
 
-fn magnitudes(maps: &[Map]) -> impl Iterator<Item = u64> {
-    let all = maps.iter().flat_map(|map| map.rows.iter().flatten()).map(|(_, weight)| weight.unsigned_abs());
+fn constants(maps: &[Map]) -> impl Iterator<Item = i64> {
+    let all = maps.iter().flat_map(|map| map.rows.iter().flatten()).map(|(_, weight)| *weight);
     all.chain([0]).collect::<std::collections::BTreeSet<_>>().into_iter()
+}
+
+fn everywhere(value: i128, modulus: u64) -> Vec<u64> {
+    vec![residue(value, modulus); DEGREE]
 }
 
 impl Arrange for Batch {
@@ -92,19 +96,20 @@ impl Arrange for Batch {
     }
 }
 
-/// A constant for every magnitude of a weight.
+/// A constant for every number that is a weight.
 pub(crate) struct Weights<S: Scheme> {
     maps: Vec<Map>,
-    constants: BTreeMap<u64, S::Plaintext>,
-    zero: S::Plaintext,
+    constants: BTreeMap<i64, S::Factor>,
+    zero: S::Factor,
     modulus: u64,
 }
 
 impl<S: Scheme> Weights<S> {
     pub(crate) fn new(_: &Batch, model: &Model, scheme: &S, modulus: u64) -> Result<Self, SchemeError> {
-        let constants = magnitudes(&model.maps).map(|magnitude| Ok((magnitude, scheme.constant(magnitude % modulus)?)));
+        let factor = |value: i64| scheme.factor(&everywhere(value.into(), modulus), 0);
+        let constants = constants(&model.maps).map(|value| Ok((value, factor(value)?)));
         let constants = constants.collect::<Result<_, SchemeError>>()?;
-        Ok(Self { maps: model.maps.clone(), constants, zero: scheme.constant(0)?, modulus })
+        Ok(Self { maps: model.maps.clone(), constants, zero: factor(0)?, modulus })
     }
 
     /// Σ weight · value of the weights whose input is one of `values`, the first of which is input `first`.
@@ -117,23 +122,18 @@ impl<S: Scheme> Weights<S> {
     ) -> Result<S::Ciphertext, SchemeError> {
         let from = row.partition_point(|(input, _)| (*input as usize) < first);
         let until = row.partition_point(|(input, _)| (*input as usize) < first + values.len());
-        let side = |negative: bool| -> Vec<_> {
-            let mine = row[from..until].iter().filter(|(_, weight)| (*weight < 0) == negative);
-            let term = |(input, weight): &(u32, i64)| {
-                (&values[*input as usize - first], self.constants.get(&weight.unsigned_abs()).unwrap_or(&self.zero))
-            };
-            mine.map(term).collect()
+        let term = |(input, weight): &(u32, i64)| {
+            (&values[*input as usize - first], self.constants.get(weight).unwrap_or(&self.zero))
         };
-        let (plus, minus) = (side(false), side(true));
-        let mut sum = if plus.is_empty() { scheme.dot(&[(&values[0], &self.zero)])? } else { scheme.dot(&plus)? };
-        if !minus.is_empty() {
-            scheme.subtract(&mut sum, &scheme.dot(&minus)?);
+        let mut terms: Vec<_> = row[from..until].iter().map(term).collect();
+        if terms.is_empty() {
+            terms.push((&values[0], &self.zero));
         }
-        Ok(sum)
+        scheme.dot(&terms)
     }
 
     fn offset(&self, scheme: &S, sum: &mut S::Ciphertext, offset: i128) -> Result<(), SchemeError> {
-        scheme.add_plain(sum, &scheme.constant(residue(offset, self.modulus))?);
+        scheme.add_plain(sum, &scheme.summand(&everywhere(offset, self.modulus), 0)?);
         Ok(())
     }
 }

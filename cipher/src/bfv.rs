@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use fhe::bfv::{
     BfvParameters, BfvParametersBuilder, Ciphertext, Encoding, EvaluationKey, EvaluationKeyBuilder, Plaintext,
-    RelinearizationKey, SecretKey, dot_product_scalar,
+    RelinearizationKey, SecretKey,
 };
+use fhe_math::rq::{Poly, Representation, dot_product, traits::TryConvertFrom};
 use fhe_traits::{DeserializeParametrized, FheDecoder, FheDecrypter, FheEncoder, FheEncrypter, Serialize};
 
 use crate::parameters::Parameters;
@@ -152,32 +153,38 @@ pub(crate) fn write(ciphertext: &Ciphertext) -> Vec<u8> {
 
 impl Scheme for Evaluator {
     type Ciphertext = Ciphertext;
-    type Plaintext = Plaintext;
+    type Summand = Plaintext;
+    type Factor = Poly;
 
-    fn plain(&self, slots: &[u64]) -> Result<Plaintext, SchemeError> {
-        self.plain_at(slots, 0)
-    }
-
-    fn plain_at(&self, slots: &[u64], levels: usize) -> Result<Plaintext, SchemeError> {
+    fn summand(&self, slots: &[u64], levels: usize) -> Result<Plaintext, SchemeError> {
         Ok(Plaintext::try_encode(slots, Encoding::simd_at_level(levels), &self.ring)?)
     }
 
-    fn constant(&self, value: u64) -> Result<Plaintext, SchemeError> {
-        // The constant term of a polynomial is its value in every slot.
-        Ok(Plaintext::try_encode(&[value], Encoding::poly(), &self.ring)?)
+    /// With coefficients in (−t/2, t/2). The library's own are in [0, t), whose mean of t/2 makes a factor a hundred times larger in a few of the
+    /// ring's embeddings: noise gathers there from product to product, and varies by bits from one encryption to the next.
+    fn factor(&self, slots: &[u64], levels: usize) -> Result<Poly, SchemeError> {
+        let (plain, context) = (self.summand(slots, levels)?, self.ring.context_at_level(levels)?);
+        let power = Poly::try_convert_from(&plain, context, true, Representation::PowerBasis)?;
+        // `Parameters::check`: the plaintext modulus is below the ciphertext's first.
+        let (modulus, coefficients) = (self.modulus(), power.coefficients());
+        let centred = |value: u64| if 2 * value > modulus { value as i64 - modulus as i64 } else { value as i64 };
+        let centred: Vec<i64> = coefficients.row(0).iter().map(|&value| centred(value)).collect();
+        let mut factor = Poly::try_convert_from(&centred, context, true, Representation::PowerBasis)?;
+        factor.change_representation(Representation::Ntt);
+        Ok(factor)
     }
 
-    fn dot(&self, terms: &[(&Ciphertext, &Plaintext)]) -> Result<Ciphertext, SchemeError> {
-        let (ciphertexts, plaintexts) = (terms.iter().map(|term| term.0), terms.iter().map(|term| term.1));
-        Ok(dot_product_scalar(ciphertexts, plaintexts)?)
+    fn dot(&self, terms: &[(&Ciphertext, &Poly)]) -> Result<Ciphertext, SchemeError> {
+        let parts = terms.first().map_or(0, |(ciphertext, _)| ciphertext.len());
+        let part = |part: usize| {
+            let of = terms.iter().map(|(ciphertext, _)| &ciphertext[part]);
+            Ok::<_, SchemeError>(dot_product(of, terms.iter().map(|(_, factor)| *factor))?)
+        };
+        Ok(Ciphertext::new((0..parts).map(part).collect::<Result<_, _>>()?, &self.ring)?)
     }
 
     fn add(&self, to: &mut Ciphertext, other: &Ciphertext) {
         *to += other;
-    }
-
-    fn subtract(&self, from: &mut Ciphertext, other: &Ciphertext) {
-        *from -= other;
     }
 
     fn add_plain(&self, to: &mut Ciphertext, other: &Plaintext) {

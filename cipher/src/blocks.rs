@@ -182,10 +182,10 @@ impl Arrange for Blocks {
 /// A model's weights as slots of one plaintext modulus.
 pub(crate) struct Weights<S: Scheme> {
     layout: Blocks,
-    first: Vec<S::Plaintext>,
+    first: Vec<S::Factor>,
     /// Of each group of rows between two squares, weights by period, and offsets.
-    middle: Vec<(Vec<S::Plaintext>, S::Plaintext)>,
-    last: Vec<S::Plaintext>,
+    middle: Vec<(Vec<S::Factor>, S::Summand)>,
+    last: Vec<S::Factor>,
     /// Of the last map, below the modulus.
     offsets: Vec<u64>,
     modulus: u64,
@@ -195,12 +195,13 @@ impl<S: Scheme> Weights<S> {
     pub(crate) fn new(layout: &Blocks, model: &Model, scheme: &S, modulus: u64) -> Result<Self, SchemeError> {
         let map = &model.maps[0];
         let first = (0..layout.inputs()).map(|index| {
-            scheme.plain(&layout.by_position(index, |position, output| {
+            let slots = layout.by_position(index, |position, output| {
                 if position == layout.positions() {
                     return residue(map.offsets[output], modulus);
                 }
                 map.rows[output].get(position).map_or(0, |(_, weight)| residue((*weight).into(), modulus))
-            }))
+            });
+            scheme.factor(&slots, 0)
         });
         let first = first.collect::<Result<_, _>>()?;
         let last_map = &model.maps[model.maps.len() - 1];
@@ -217,7 +218,7 @@ impl<S: Scheme> Weights<S> {
             for (at, values) in rows {
                 slots[at..][..values.len()].copy_from_slice(&values);
             }
-            scheme.plain(&slots)
+            slots
         };
         let dense = |map: &Map, row: usize| {
             let mut values = vec![0; block];
@@ -229,7 +230,7 @@ impl<S: Scheme> Weights<S> {
         let last_map = &model.maps[model.maps.len() - 1];
         let Some(Middle { groups, group_rows, row_slots, period }) = self.layout.middle() else {
             let rows = 0..last_map.rows.len();
-            self.last.push(spread(&mut rows.map(|row| (row * block, dense(last_map, row))))?);
+            self.last.push(scheme.factor(&spread(&mut rows.map(|row| (row * block, dense(last_map, row)))), 0)?);
             return Ok(self);
         };
         let (map, outputs) = (&model.maps[1], last_map.rows.len());
@@ -242,15 +243,17 @@ impl<S: Scheme> Weights<S> {
             let rows = (group * group_rows).min(map.rows.len())..((group + 1) * group_rows).min(map.rows.len());
             let mine = || rows.clone().enumerate().map(|(at, row)| (row, at * row_slots));
             let of_period = |index: usize| {
-                spread(&mut mine().map(|(row, at)| {
+                let slots = spread(&mut mine().map(|(row, at)| {
                     let weights = dense(map, row);
                     (at, (0..2 * period).map(|slot| weights[(at + slot + index * period) % block]).collect())
-                }))
+                }));
+                scheme.factor(&slots, 0)
             };
             let weights = (0..block / period).map(of_period).collect::<Result<_, _>>()?;
             let offset = mine().map(|(row, at)| (at, vec![residue(map.offsets[row], modulus); outputs]));
-            self.middle.push((weights, spread(&mut { offset })?));
-            self.last.push(spread(&mut mine().map(|(row, at)| (at, columns[row].clone())))?);
+            self.middle.push((weights, scheme.summand(&spread(&mut { offset }), 0)?));
+            let last = spread(&mut mine().map(|(row, at)| (at, columns[row].clone())));
+            self.last.push(scheme.factor(&last, 0)?);
         }
         Ok(self)
     }
@@ -290,7 +293,7 @@ impl<S: Scheme> Prepared<S> for Weights<S> {
             let deep = deep.collect::<Result<Vec<_>, SchemeError>>()?;
             scheme.dot(&deep.iter().zip(&self.last).collect::<Vec<_>>())?
         };
-        scheme.add_plain(&mut answer, &scheme.plain(&mask(&self.layout.sums(), &self.offsets, self.modulus))?);
+        scheme.add_plain(&mut answer, &scheme.summand(&mask(&self.layout.sums(), &self.offsets, self.modulus), 0)?);
         Ok(vec![answer])
     }
 }

@@ -4,12 +4,14 @@ use std::fmt;
 
 use rayon::prelude::*;
 
+use fhe::bfv::Ciphertext;
+
 use crate::bfv::Secret;
 use crate::messages::{Answer, CipherError, EvaluationKeys, Query, check};
 use crate::program::Program;
 
 /// Bits of noise budget below which an answer is none: programs leave more, and what is random leaves none.
-const LEAST_BUDGET_BITS: i64 = 2;
+const LEAST_BUDGET_BITS: i64 = 1;
 
 /// Whoever asks: makes the key, and keeps it.
 pub struct Client {
@@ -117,14 +119,34 @@ impl Client {
     }
 
     fn slots(&self, modulus: usize, bytes: &[u8]) -> Result<Vec<u64>, CipherError> {
-        check("bytes of a ciphertext", bytes.len(), 1..=self.program.polynomial_bytes(3))?;
-        let ciphertext = self.secret.ciphertext(modulus, bytes)?;
-        check("polynomials of a ciphertext", ciphertext.len(), 2..=3)?;
-        let left = self.secret.budget(modulus, &ciphertext)?;
+        let (ciphertext, left) = self.read(modulus, bytes)?;
         if left < LEAST_BUDGET_BITS {
             return Err(CipherError::Noise { left, least: LEAST_BUDGET_BITS });
         }
         Ok(self.secret.decrypt(modulus, &ciphertext)?)
+    }
+
+    /// A ciphertext of an answer, and the bits of noise budget that are left in it.
+    fn read(&self, modulus: usize, bytes: &[u8]) -> Result<(Ciphertext, i64), CipherError> {
+        check("bytes of a ciphertext", bytes.len(), 1..=self.program.polynomial_bytes(3))?;
+        let ciphertext = self.secret.ciphertext(modulus, bytes)?;
+        check("polynomials of a ciphertext", ciphertext.len(), 2..=3)?;
+        let left = self.secret.budget(modulus, &ciphertext)?;
+        Ok((ciphertext, left))
+    }
+
+    /// Bits of noise budget that are left in an answer, the least of its ciphertexts. It is for whoever tries parameters: it takes time that
+    /// depends on the key, and neither that nor what it says may become known to a server.
+    ///
+    /// # Errors
+    /// As [`Client::decrypt`], but for noise.
+    pub fn noise_budget(&self, answer: &Answer) -> Result<i64, CipherError> {
+        let moduli = self.program.parameters.plaintext_moduli.len();
+        check("plaintext moduli of an answer", answer.ciphertexts.len(), 1..=moduli)?;
+        let all = answer.ciphertexts.iter().enumerate();
+        let all = all.flat_map(|(modulus, ciphertexts)| ciphertexts.iter().map(move |bytes| (modulus, bytes)));
+        let budget = |(modulus, bytes): (usize, &Vec<u8>)| Ok(self.read(modulus, bytes)?.1);
+        all.map(budget).try_fold(i64::MAX, |least, left: Result<i64, CipherError>| Ok(least.min(left?)))
     }
 
     pub(crate) const fn secret(&self) -> &Secret {

@@ -42,13 +42,13 @@ impl Program {
         let rings = bfv::rings(parameters)?;
         let evaluator = Evaluator::with_keys(&rings[0], [&relinearisation, &turning])?;
         let slots: Vec<u64> = (0..DEGREE as u64).collect();
-        let weights = evaluator.plain(&slots)?;
+        let weights = evaluator.summand(&slots, 0)?;
         let fresh = secret.encrypt(0, &slots)?;
         let encrypt = least(|| secret.encrypt(0, &slots).map(drop))?;
         let read = least(|| evaluator.read(&fresh).map(drop))?;
         let ciphertext = secret.ciphertext(0, &fresh)?;
         let ciphertext = evaluator.read(&bfv::write(&ciphertext))?.unwrap_or(ciphertext);
-        let (several, prepared) = (vec![ciphertext.clone(); TERMS], vec![evaluator.plain(&slots)?; TERMS]);
+        let (several, prepared) = (vec![ciphertext.clone(); TERMS], vec![evaluator.factor(&slots, 0)?; TERMS]);
         let terms: Vec<_> = several.iter().zip(&prepared).collect();
         let product = least(|| evaluator.dot(&terms).map(drop))? / (2 * TERMS) as f64;
         let turned = least(|| evaluator.turn(&ciphertext, turn).map(drop))?;

@@ -15,7 +15,7 @@ pub(crate) const fn place(shape: Shape, index: usize) -> (usize, usize, usize) {
 }
 
 /// Products of a turn by whole blocks: which ciphertext, with what.
-type Terms<S> = Vec<(usize, <S as Scheme>::Plaintext)>;
+type Terms<S> = Vec<(usize, <S as Scheme>::Factor)>;
 
 /// A model's weights as slots of one plaintext modulus.
 pub(crate) struct Weights<S: Scheme> {
@@ -24,8 +24,8 @@ pub(crate) struct Weights<S: Scheme> {
     first: Vec<Terms<S>>,
     /// For each part and turn.
     second: Vec<Vec<Terms<S>>>,
-    offsets: S::Plaintext,
-    last: Vec<S::Plaintext>,
+    offsets: S::Summand,
+    last: Vec<S::Factor>,
     last_offsets: Vec<u64>,
     /// Levels that are dropped before the last map.
     levels: usize,
@@ -45,22 +45,23 @@ impl<S: Scheme> Weights<S> {
             turns().map(of).collect::<Result<_, _>>()
         });
         let levels = model.program.parameters.levels_before_last();
-        let spread = |row: &mut dyn Iterator<Item = (usize, i128)>, levels| {
+        let spread = |row: &mut dyn Iterator<Item = (usize, i128)>| {
             let mut slots = vec![0; DEGREE];
             for (index, value) in row {
                 let (channel, y, x) = place(grid.second, index);
                 slots[grid.second_slot(channel, y, x)] = residue(value, modulus);
             }
-            scheme.plain_at(&slots, levels)
+            slots
         };
         let row = |row: &Vec<(u32, i64)>| {
-            spread(&mut row.iter().map(|(input, weight)| (*input as usize, i128::from(*weight))), levels)
+            let weights = row.iter().map(|(input, weight)| (*input as usize, i128::from(*weight)));
+            scheme.factor(&spread(&mut { weights }), levels)
         };
         Ok(Self {
             grid: grid.clone(),
             first: first.collect::<Result<_, _>>()?,
             second: parts.collect::<Result<_, SchemeError>>()?,
-            offsets: spread(&mut second.offsets.iter().copied().enumerate(), 0)?,
+            offsets: scheme.summand(&spread(&mut second.offsets.iter().copied().enumerate()), 0)?,
             last: last.rows.iter().map(row).collect::<Result<_, _>>()?,
             last_offsets: last.offsets.iter().map(|&offset| residue(offset, modulus)).collect(),
             levels,
@@ -92,10 +93,10 @@ fn chain<S: Scheme>(
     Ok(all)
 }
 
-/// Plaintexts of slots that are not all zero, and of at least one.
+/// Factors of slots that are not all zero, and of at least one.
 fn terms<S: Scheme>(scheme: &S, slots: impl Iterator<Item = Vec<u64>>) -> Result<Terms<S>, SchemeError> {
     let of = |(index, slots): (usize, Vec<u64>)| {
-        (index == 0 || slots.iter().any(|slot| *slot != 0)).then(|| Ok((index, scheme.plain(&slots)?)))
+        (index == 0 || slots.iter().any(|slot| *slot != 0)).then(|| Ok((index, scheme.factor(&slots, 0)?)))
     };
     slots.enumerate().filter_map(of).collect()
 }
@@ -179,9 +180,9 @@ impl<S: Scheme> Prepared<S> for Weights<S> {
         let mut values = squared(&values)?;
         scheme.shorten(&mut values, self.levels)?;
         let all = [(0..DEGREE).collect::<Vec<_>>()];
-        let output = |(weights, offset): (&S::Plaintext, &u64)| {
+        let output = |(weights, offset): (&S::Factor, &u64)| {
             let mut output = scheme.dot(&[(&values, weights)])?;
-            scheme.add_plain(&mut output, &scheme.plain_at(&mask(&all, &[*offset], self.modulus), self.levels)?);
+            scheme.add_plain(&mut output, &scheme.summand(&mask(&all, &[*offset], self.modulus), self.levels)?);
             Ok(output)
         };
         self.last.par_iter().zip(&self.last_offsets).map(output).collect()

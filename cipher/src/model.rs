@@ -17,7 +17,7 @@ pub struct Options {
     pub input_bits: u32,
     /// Bits of a weight, sign included.
     pub weight_bits: u32,
-    /// Bits of noise budget that must be left in an answer.
+    /// Bits of noise budget that must be left in answers when a model is compiled: others have up to three less, and a client asks for 1.
     pub least_budget_bits: u32,
     /// What a query is about.
     pub packing: Packing,
@@ -25,7 +25,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { input_bits: 4, weight_bits: 6, least_budget_bits: 8, packing: Packing::Latency }
+        Self { input_bits: 4, weight_bits: 6, least_budget_bits: 5, packing: Packing::Latency }
     }
 }
 
@@ -148,7 +148,7 @@ impl Model {
         values
     }
 
-    /// The cheapest parameters whose noise budget is enough, by trying each on extreme images under a key that is thrown away.
+    /// The cheapest parameters whose noise budget is enough, by trying each on extreme images under keys that are thrown away.
     fn fit(&mut self, least_budget_bits: u32) -> Result<(), CompileError> {
         let probe = match &self.program.layout {
             Layout::Blocks(_) | Layout::Grid(_) => self.clone(),

@@ -64,7 +64,9 @@ impl Parameters {
         if bits > most as usize {
             return Err(ParametersError::Insecure { degree, bits, most });
         }
-        let is_modulus = |t: &u64| t % (2 * degree as u64) == 1 && t.ilog2() < WIDE_BITS;
+        // A prime of so many bits is at least 2^(bits − 1).
+        let widest = WIDE_BITS.min(self.moduli_bits[0] as u32 - 1);
+        let is_modulus = |t: &u64| t % (2 * degree as u64) == 1 && t.ilog2() < widest;
         // Remainders are combined in 128 bits.
         let plaintext_bits: f64 = self.plaintext_moduli.iter().map(|t| (*t as f64).log2()).sum();
         let distinct = self.plaintext_moduli.iter().collect::<std::collections::BTreeSet<_>>();
@@ -209,6 +211,7 @@ mod tests {
         assert!(refused(|p| p.moduli_bits = vec![50, 52]).contains("order"));
         assert!(refused(|p| p.plaintext_moduli = vec![65_539]).contains("plaintext modulus"));
         assert!(refused(|p| p.plaintext_moduli = vec![65_537; 2]).contains("plaintext modulus"));
+        assert!(refused(|p| p.moduli_bits = vec![20; 6]).contains("plaintext modulus"));
     }
 
     proptest! {

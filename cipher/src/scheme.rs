@@ -8,6 +8,9 @@ pub enum SchemeError {
     /// The library below refuses.
     #[error("encryption: {0}")]
     Library(#[from] fhe::Error),
+    /// Its arithmetic refuses.
+    #[error("encryption: {0}")]
+    Arithmetic(#[from] fhe_math::Error),
     /// There is no key for what was asked.
     #[error("no key to turn or to relinearise with")]
     Key,
@@ -29,35 +32,30 @@ pub enum Turn {
 pub trait Scheme: Sync {
     /// Encrypted slots.
     type Ciphertext: Clone + Send + Sync;
-    /// Slots in the clear, prepared.
-    type Plaintext: Send + Sync;
+    /// Slots in the clear, to be added.
+    type Summand: Send + Sync;
+    /// Slots in the clear, to be multiplied with. Where all are the same number, noise grows by its magnitude alone.
+    type Factor: Clone + Send + Sync;
 
-    /// Prepares slots; values are below the plaintext modulus.
-    ///
-    /// # Errors
-    /// There are more than slots.
-    fn plain(&self, slots: &[u64]) -> Result<Self::Plaintext, SchemeError>;
-    /// The same, for ciphertexts that dropped so many levels.
+    /// Prepares slots to be added to ciphertexts that dropped so many levels; values are below the plaintext modulus.
     ///
     /// # Errors
     /// There are more than slots, or fewer levels.
-    fn plain_at(&self, slots: &[u64], levels: usize) -> Result<Self::Plaintext, SchemeError>;
-    /// Prepares one number for all slots: as a factor it makes noise grow by itself alone, so that a negative one is better subtracted.
+    fn summand(&self, slots: &[u64], levels: usize) -> Result<Self::Summand, SchemeError>;
+    /// The same, to be multiplied with.
     ///
     /// # Errors
-    /// It is not below the plaintext modulus.
-    fn constant(&self, value: u64) -> Result<Self::Plaintext, SchemeError>;
-    /// Σ ciphertext · plaintext, slot by slot.
+    /// As [`Scheme::summand`].
+    fn factor(&self, slots: &[u64], levels: usize) -> Result<Self::Factor, SchemeError>;
+    /// Σ ciphertext · factor, slot by slot, of ciphertexts with as many parts.
     ///
     /// # Errors
     /// There is no term.
-    fn dot(&self, terms: &[(&Self::Ciphertext, &Self::Plaintext)]) -> Result<Self::Ciphertext, SchemeError>;
+    fn dot(&self, terms: &[(&Self::Ciphertext, &Self::Factor)]) -> Result<Self::Ciphertext, SchemeError>;
     /// Adds another ciphertext.
     fn add(&self, to: &mut Self::Ciphertext, other: &Self::Ciphertext);
-    /// Subtracts another ciphertext.
-    fn subtract(&self, from: &mut Self::Ciphertext, other: &Self::Ciphertext);
     /// Adds slots in the clear.
-    fn add_plain(&self, to: &mut Self::Ciphertext, other: &Self::Plaintext);
+    fn add_plain(&self, to: &mut Self::Ciphertext, other: &Self::Summand);
     /// The square of each slot, in three parts.
     fn square(&self, x: &Self::Ciphertext) -> Self::Ciphertext;
     /// Three parts to two.

@@ -116,9 +116,25 @@ impl Server {
     }
 }
 
-/// Bits of noise budget that are left in an answer about an image whose values are all at either extreme, under a fresh key, modulo the
-/// widest plaintext modulus (the narrower ones leave more), with no level dropped, one, and so on.
+/// Keys that a budget is measured with.
+const KEYS: usize = 2;
+
+/// Bits of noise budget that are left in answers, with no level dropped, one, and so on: the least under several keys that are thrown away,
+/// about images whose values are all at either extreme.
 pub(crate) fn budgets(model: &Model) -> Result<Vec<i64>, CipherError> {
+    let (least, most) = model.program.input_range;
+    let mut rng = rand::rng();
+    let mut image = || (0..model.program.inputs).map(|_| if rng.random() { most } else { least }).collect();
+    let mut budgets = vec![i64::MAX; model.program.parameters.moduli_bits.len()];
+    for image in [(); KEYS].map(|()| -> Vec<i64> { image() }) {
+        let measured = budgets_of(model, &image)?;
+        budgets.iter_mut().zip(measured).for_each(|(least, measured)| *least = measured.min(*least));
+    }
+    Ok(budgets)
+}
+
+/// The same of one image's integers, under a fresh key, modulo the widest plaintext modulus: the narrower ones leave more.
+fn budgets_of(model: &Model, image: &[i64]) -> Result<Vec<i64>, CipherError> {
     let mut model = model.clone();
     let moduli = &mut model.program.parameters.plaintext_moduli;
     moduli.sort_unstable_by(|a, b| b.cmp(a));
@@ -126,13 +142,8 @@ pub(crate) fn budgets(model: &Model) -> Result<Vec<i64>, CipherError> {
     let client = Client::new(model.program.clone())?;
     let server = Server::new(&model)?;
     let keys = server.admit(&client.evaluation_keys()?)?;
-    let (least, most) = model.program.input_range;
-    let mut rng = rand::rng();
-    let scale = model.program.input_scale;
-    let mut value = |_| (if rng.random() { most } else { least } as f64 / scale) as f32;
-    let image: Vec<f32> = (0..model.program.inputs).map(&mut value).collect();
-    let query = client.encrypt(&image)?;
-    let mut answers = server.compute(&keys, &query, 0)?.concat();
+    let values: Vec<f32> = image.iter().map(|&value| (value as f64 / model.program.input_scale) as f32).collect();
+    let mut answers = server.compute(&keys, &client.encrypt(&values)?, 0)?.concat();
     let mut budgets = Vec::new();
     for level in 0..model.program.parameters.moduli_bits.len() {
         let mut least = i64::MAX;

@@ -124,6 +124,35 @@ fn a_convolution_between_two_squares() {
     answers_are_the_reference(&grid(), Packing::Latency, &[1, 1]);
 }
 
+/// What is measured when a model is compiled says what later answers have: noise does not depend on the image, and little on the key. Where the
+/// server's factors are not centred, budgets of `cnn` differ by six bits.
+#[test]
+fn noise_budgets_differ_little() {
+    for (network, packing) in [
+        (pkn(), Packing::Latency),
+        (cnn(), Packing::Latency),
+        (grid(), Packing::Latency),
+        (small(2), Packing::Throughput),
+    ] {
+        let model = compiled(&network, packing);
+        let (program, mut budgets) = (model.program(), Vec::new());
+        let (least, most) = program.input_range;
+        let [least, most] = [least, most].map(|end| (end as f64 / program.input_scale) as f32);
+        let alternating = (0..ROWS * ROWS).map(|i| if (i / 3) % 2 == 0 { least } else { most }).collect();
+        let images = [vec![0.0; ROWS * ROWS], alternating, image(1)];
+        for _ in 0..2 {
+            let (client, server, keys) = parties(&model);
+            for image in &images[usize::from(packing == Packing::Throughput) * 2..] {
+                let answer = server.answer(&keys, &client.encrypt(image).unwrap()).unwrap();
+                budgets.push(client.noise_budget(&answer).unwrap());
+            }
+        }
+        let [fewest, largest] = [budgets.iter().min(), budgets.iter().max()].map(Option::unwrap);
+        let asked = i64::from(Options::default().least_budget_bits);
+        assert!(*fewest >= asked - 3 && largest - fewest <= 3, "{}: {budgets:?}", network.name);
+    }
+}
+
 #[test]
 fn thousands_of_images_a_query() {
     answers_are_the_reference(&small(2), Packing::Throughput, &[8192, 1]);

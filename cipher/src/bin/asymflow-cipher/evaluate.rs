@@ -14,7 +14,7 @@ use crate::source::{Prepared, Source, images};
 pub(crate) struct Args {
     #[command(flatten)]
     source: Source,
-    /// Test images, from the first on; without it all
+    /// Test images, as far apart as they are many, since folders come class by class; without it all
     #[arg(long)]
     images: Option<usize>,
 }
@@ -32,13 +32,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let program = model.program();
     let count = args.images.unwrap_or(split.test.len()).min(split.test.len());
     ensure!(count > 0, "no test image");
-    let batch = images(&split.test, &normalization, 0..count as u32);
+    let spread_out = (0..count).map(|index| (index * split.test.len() / count) as u32);
+    let batch = images(&split.test, &normalization, spread_out);
     let float = Reference::new(&network, &weights.flatten(&network)?)?;
     let client = Client::new(program.clone())?;
     let server = Server::new(&model)?;
     let sent = client.evaluation_keys()?;
     let keys = server.admit(&sent)?;
     let (mut answers, mut expected, mut seconds, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), (0, 0));
+    let mut least_budget = i64::MAX;
     let exact = |image: &[f32]| Ok(model.reference(&program.integers(image)?));
     for images in batch.images.chunks(program.images() * program.inputs) {
         let images_here = images.len() / program.inputs;
@@ -49,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // At once, so that a query that fails later takes no comparison with it.
         expected.extend(images.par_chunks_exact(program.inputs).map(exact).collect::<Result<Vec<_>>>()?);
         bytes = (query.bytes(), answer.bytes());
+        least_budget = least_budget.min(client.noise_budget(&answer)?);
         seconds.push(took);
         crate::print(&json!({
             "answered": answers.len(),
@@ -76,6 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "evaluate": spread(seconds.iter().map(|took| took.evaluate)),
             "decrypt": spread(seconds.iter().map(|took| took.decrypt)),
         },
+        "least_noise_budget_bits": least_budget,
         "images_per_second": count as f64 / seconds.iter().map(|took| took.evaluate).sum::<f64>(),
         "bytes": { "keys": sent.bytes(), "query": bytes.0, "answer": bytes.1 },
     });

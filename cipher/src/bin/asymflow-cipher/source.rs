@@ -97,7 +97,7 @@ fn network(name: &str, classes: usize) -> Result<Network> {
 }
 
 /// Normalised images and labels.
-pub(crate) fn images(data: &Dataset, normalization: &Normalization, indices: std::ops::Range<u32>) -> Batch {
+pub(crate) fn images(data: &Dataset, normalization: &Normalization, indices: impl Iterator<Item = u32>) -> Batch {
     let mut batch = Batch::default();
     Loader::new(data, normalization, Augment::NONE, 1).gather(None, &indices.collect::<Vec<_>>(), &mut batch);
     batch
