@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers as well")]
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -154,6 +155,33 @@ fn the_same_number_of_threads_gives_the_same_weights_in_every_mode() {
     for (job, weights) in &first {
         assert!(second[job] == *weights, "{job}");
     }
+}
+
+/// Within an epoch: a bar on a terminal, and no control characters anywhere else.
+#[test]
+fn a_bar_moves_on_a_terminal_and_nowhere_else() {
+    let runs = Runs::of("\"trusted-only\"");
+    let long = ["run", "runs.toml", "--set", "data.train=2048", "--set", "train.epochs=1"];
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+    command.current_dir(runs.0.path()).args(long).stdin(Stdio::null()).stdout(Stdio::null()).stderr(terminal.slave);
+    let mut child = command.spawn().unwrap();
+    // Else this process holds the other end open.
+    drop(command);
+    let mut said = Vec::new();
+    // A terminal whose other end is closed is an error to read.
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut said);
+    assert!(child.wait().unwrap().success());
+    let said = text(&said);
+    let bars: Vec<_> = said.split('\r').filter(|bar| bar.contains("/128  loss ")).collect();
+    let is_whole =
+        |bar: &str| bar.chars().filter(|mark| "━╌".contains(*mark)).count() == 20 && bar.ends_with("\u{1b}[K");
+    assert!(bars.len() >= 2 && bars.iter().all(|bar| is_whole(bar)), "{said:?}");
+    assert!(bars.first() != bars.last() && said.contains("epoch 1/1  loss "), "{said:?}");
+
+    let output = runs.asymflow(&long);
+    assert!(output.status.success());
+    assert!(!text(&output.stderr).contains(['\r', '\u{1b}', '━']), "{:?}", text(&output.stderr));
 }
 
 #[test]

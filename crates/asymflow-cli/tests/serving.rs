@@ -228,6 +228,55 @@ fn a_client_is_answered_as_the_network_answers_in_process() {
     }
 }
 
+/// A pipe, a device, standard input; one that is none among others; and nowhere to write an answer to.
+#[test]
+fn images_come_by_every_road_and_answers_that_nobody_gets_are_a_failure() {
+    let deployment = Deployment::of(&TrustedOnlySpec, &[]);
+    let (address, images, expected) =
+        (deployment.service.says("listening"), deployment.images(), deployment.classify());
+    let image = images[0].to_str().unwrap();
+    let ask = |files: &str, input: Stdio, output: Stdio| {
+        let program = env!("CARGO_BIN_EXE_asymflow");
+        let flags = "--account account --insecure-accept-simulated --json";
+        let mut shell = Command::new("bash");
+        shell.current_dir(deployment.folder.path()).stdin(input).stdout(output).stderr(Stdio::piped());
+        shell.args(["-c", &format!("exec '{program}' client classify --enclave {address} {flags} {files}")]);
+        shell.spawn().unwrap().wait_with_output().unwrap()
+    };
+    let lines = |output: &Output| -> Vec<serde_json::Value> {
+        let text = String::from_utf8(output.stdout.clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let pipe = format!("<(cat '{image}')");
+    for (files, input) in [("-", true), ("/dev/stdin", true), (pipe.as_str(), false)] {
+        let input = if input { std::fs::File::open(&images[0]).unwrap().into() } else { Stdio::null() };
+        let output = ask(files, input, Stdio::piped());
+        assert!(output.status.success(), "{files}: {}", stderr(&output));
+        assert_eq!(lines(&output)[0]["logits"], serde_json::json!(expected[0]), "{files}");
+        // One line of assurance a session, and the line of JSON names its file.
+        assert_eq!(stderr(&output).lines().count(), 1, "{files}: {}", stderr(&output));
+        assert!(lines(&output)[0]["file"].as_str().is_some_and(|file| !file.is_empty()), "{files}");
+    }
+
+    deployment.write("broken.png", "none");
+    let output = ask(&format!("{image} broken.png {}", images[1].display()), Stdio::null(), Stdio::piped());
+    assert_eq!(output.status.code(), Some(2));
+    let told = lines(&output);
+    let of = |file: &str| told.iter().find(|line| line["file"] == file).unwrap();
+    assert_eq!(of(image)["logits"], serde_json::json!(expected[0]));
+    assert_eq!(of(images[1].to_str().unwrap())["logits"], serde_json::json!(expected[1]));
+    assert!(of("broken.png")["error"].as_str().is_some_and(|error| error.contains("broken.png")));
+
+    let (reader, broken) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for nowhere in [Stdio::from(broken), Stdio::from(full)] {
+        let output = ask(image, Stdio::null(), nowhere);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("error: cannot write the results"), "{}", stderr(&output));
+    }
+}
+
 #[test]
 fn a_budget_outlives_the_service_and_an_answer_is_given_again() {
     let flags = ["--budget-epsilon", "20", "--state", "state"];
