@@ -7,7 +7,7 @@ use faer::prelude::*;
 
 use super::batch::{self, Sample};
 use super::subspace::fill_uniform;
-use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError, Decomposer, LowRank};
 
 /// Where the right factor of each new component starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,23 +148,13 @@ impl Decomposer for Alternating {
         batch::shared_scratch(batch::zeros_scratch(shape.channels), batch::shares(shape.samples, par))
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
-        batch::prepare(low_rank, shape, rank, false);
-        let BatchShape { samples, channels, pixels } = shape;
+    fn fill(&self, mut batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        let BatchToSplit { shape, rank, par, .. } = batch;
+        let BatchShape { channels, pixels, .. } = shape;
         let inner = batch::inner(shape, par);
-        let work = (par, batch::zeros_scratch(channels));
+        let one = batch::zeros_scratch(channels);
         // One scale for the batch keeps squares in range and the samples' energies comparable.
-        let scale = batch::largest(x, shape, par).map_err(|index| DecomposeError::NonFinite { index })?;
+        let scale = batch::largest(batch.x, shape, par).map_err(|index| DecomposeError::NonFinite { index })?;
         let prepare = |sample: Sample<'_>| {
             sample.residual.iter_mut().zip(sample.x).for_each(|(left, value)| *left = value / scale);
         };
@@ -176,7 +166,7 @@ impl Decomposer for Alternating {
         };
         let Some(stop) = self.energy_stop else {
             // Without a common stop a sample stays with its thread, and in its cache, from start to end.
-            return batch::for_each_sample(x, samples, low_rank, residual, work, stack, |mut sample, stack| {
+            return batch::for_each_sample(&mut batch, one, stack, |mut sample, stack| {
                 prepare(sample.reborrow());
                 for p in 0..rank {
                     self.component(shape, rank, p, sample.reborrow(), inner, stack);
@@ -185,21 +175,21 @@ impl Decomposer for Alternating {
                 Ok(())
             });
         };
-        batch::for_each_sample(x, samples, low_rank, residual, work, stack, |sample, _| {
+        batch::for_each_sample(&mut batch, one, stack, |sample, _| {
             prepare(sample);
             Ok(())
         })?;
-        let total = batch::energy(residual, shape, par);
+        let total = batch::energy(batch.residual, shape, par);
         let mut used = 0;
-        while used < rank && (used == 0 || batch::energy(residual, shape, par) > f64::from(stop) * total) {
-            batch::for_each_sample(x, samples, low_rank, residual, work, stack, |sample, stack| {
+        while used < rank && (used == 0 || batch::energy(batch.residual, shape, par) > f64::from(stop) * total) {
+            batch::for_each_sample(&mut batch, one, stack, |sample, stack| {
                 self.component(shape, rank, used, sample, inner, stack);
                 Ok(())
             })?;
             used += 1;
         }
-        shrink(low_rank, pixels, used);
-        batch::for_each_sample(x, samples, low_rank, residual, work, stack, |sample, _| {
+        shrink(batch.low_rank, pixels, used);
+        batch::for_each_sample(&mut batch, one, stack, |sample, _| {
             finish(sample, used);
             Ok(())
         })

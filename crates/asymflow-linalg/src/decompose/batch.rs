@@ -1,10 +1,10 @@
-//! What every decomposer does alike: checks, memory, one thread to each share of the samples.
+//! What every decomposer does alike: memory, one thread to each share of the samples.
 
 use faer::dyn_stack::{MemStack, StackReq};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::{BatchShape, DecomposeError, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError};
 
 /// Alignment of scratch and of each thread's share of it.
 pub(super) const ALIGN_BYTES: usize = 64;
@@ -34,43 +34,6 @@ impl Sample<'_> {
             residual: self.residual,
         }
     }
-}
-
-/// Checks shape, lengths, rank and scratch before anything is written.
-pub(super) fn check(
-    x: &[f32],
-    shape: BatchShape,
-    rank: usize,
-    residual: &[f32],
-    needed: StackReq,
-    stack: &MemStack,
-) -> Result<(), DecomposeError> {
-    let BatchShape { samples, channels, pixels } = shape;
-    if shape.is_empty() {
-        return Err(DecomposeError::Empty { samples, channels, pixels });
-    }
-    for (what, got) in [("x", x.len()), ("residual", residual.len())] {
-        if got != shape.len() {
-            return Err(DecomposeError::Length { what, expected: shape.len(), got });
-        }
-    }
-    let max = channels.min(pixels);
-    if rank == 0 || rank > max {
-        return Err(DecomposeError::Rank { rank, max });
-    }
-    if !stack.can_hold(needed) {
-        return Err(DecomposeError::Scratch { needed_bytes: needed.size_bytes(), got_bytes: stack.len_bytes() });
-    }
-    Ok(())
-}
-
-/// Sets the sizes of `low_rank`, keeping its memory.
-pub(super) fn prepare(low_rank: &mut LowRank, shape: BatchShape, rank: usize, shared: bool) {
-    let factors = if shared { 1 } else { shape.samples };
-    low_rank.rank = rank;
-    low_rank.shared = shared;
-    low_rank.coefficients.resize(factors * shape.channels * rank, 0.0);
-    low_rank.principal.resize(shape.samples * rank * shape.pixels, 0.0);
 }
 
 /// Index of the first value of `x` that is not finite.
@@ -166,26 +129,25 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Runs `each` on every sample, the samples shared out over `par`, each thread with its own scratch of size `one`.
+/// Runs `each` on every sample, the samples shared out over its threads, each with its own scratch of size `one`.
 ///
 /// Returns the error of the first sample in the batch that failed.
 pub(super) fn for_each_sample<F>(
-    x: &[f32],
-    samples: usize,
-    low_rank: &mut LowRank,
-    residual: &mut [f32],
-    (par, one): (Par, StackReq),
+    batch: &mut BatchToSplit<'_>,
+    one: StackReq,
     stack: &mut MemStack,
     each: F,
 ) -> Result<(), DecomposeError>
 where
     F: Fn(Sample<'_>, &mut MemStack) -> Result<(), DecomposeError> + Sync,
 {
-    let shares = shares(samples, par);
+    let BatchToSplit { x, shape: BatchShape { samples, .. }, low_rank, residual, par, .. } = batch;
+    let shares = shares(*samples, *par);
     let share_bytes = share_bytes(one);
     let (scratch, _) = stack.make_aligned_uninit::<u8>(share_bytes * shares, ALIGN_BYTES);
     let coefficients = if low_rank.shared { &mut [][..] } else { &mut low_rank.coefficients[..] };
-    let run = Run { first: 0, samples, x, coefficients, principal: &mut low_rank.principal, residual, scratch };
+    let principal = &mut low_rank.principal;
+    let run = Run { first: 0, samples: *samples, x, coefficients, principal, residual, scratch };
     run.go(shares, share_bytes, &each)
 }
 

@@ -129,6 +129,57 @@ pub enum DecomposeError {
     NoConvergence,
 }
 
+/// A batch to split, whose lengths and rank have been checked, and where its parts go.
+#[derive(Debug)]
+pub struct BatchToSplit<'a> {
+    /// X, row-major.
+    pub x: &'a [f32],
+    /// Its shape.
+    pub shape: BatchShape,
+    /// Rank of the low-rank part.
+    pub rank: usize,
+    /// A and V, of their sizes.
+    pub low_rank: &'a mut LowRank,
+    /// X − A·V, as long as X.
+    pub residual: &'a mut [f32],
+    /// Threads of the current rayon pool that may be used.
+    pub par: Par,
+}
+
+impl BatchToSplit<'_> {
+    /// Checks shape, lengths, rank and scratch before anything is written.
+    pub(super) fn check(&self, needed: StackReq, stack: &MemStack) -> Result<(), DecomposeError> {
+        let Self { x, shape, rank, ref residual, .. } = *self;
+        let BatchShape { samples, channels, pixels } = shape;
+        if shape.is_empty() {
+            return Err(DecomposeError::Empty { samples, channels, pixels });
+        }
+        for (what, got) in [("x", x.len()), ("residual", residual.len())] {
+            if got != shape.len() {
+                return Err(DecomposeError::Length { what, expected: shape.len(), got });
+            }
+        }
+        let max = channels.min(pixels);
+        if rank == 0 || rank > max {
+            return Err(DecomposeError::Rank { rank, max });
+        }
+        if !stack.can_hold(needed) {
+            return Err(DecomposeError::Scratch { needed_bytes: needed.size_bytes(), got_bytes: stack.len_bytes() });
+        }
+        Ok(())
+    }
+
+    /// Sets the sizes of A and V, keeping their memory.
+    pub(super) fn prepare(&mut self, shared: bool) {
+        let Self { shape, rank, ref mut low_rank, .. } = *self;
+        let factors = if shared { 1 } else { shape.samples };
+        low_rank.rank = rank;
+        low_rank.shared = shared;
+        low_rank.coefficients.resize(factors * shape.channels * rank, 0.0);
+        low_rank.principal.resize(shape.samples * rank * shape.pixels, 0.0);
+    }
+}
+
 /// A way to split a batch into its low-rank part and the residual.
 ///
 /// The caller owns memory and threads: scratch is requested by [`Decomposer::scratch`] and passed in, and
@@ -151,6 +202,12 @@ pub trait Decomposer: Send + Sync + Debug {
     /// Scratch that [`Decomposer::decompose`] needs.
     fn scratch(&self, shape: BatchShape, rank: usize, par: Par) -> StackReq;
 
+    /// Fills A, V and the residual of a batch that has been checked.
+    ///
+    /// # Errors
+    /// Non-finite values, no convergence.
+    fn fill(&self, batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError>;
+
     /// Splits `x` (the batch, row-major): fills `low_rank`, reusing its memory, and `residual = x − A·V`.
     ///
     /// # Errors
@@ -164,7 +221,12 @@ pub trait Decomposer: Send + Sync + Debug {
         residual: &mut [f32],
         par: Par,
         stack: &mut MemStack,
-    ) -> Result<(), DecomposeError>;
+    ) -> Result<(), DecomposeError> {
+        let mut batch = BatchToSplit { x, shape, rank, low_rank, residual, par };
+        batch.check(self.scratch(shape, rank, par), stack)?;
+        batch.prepare(self.shares_basis());
+        self.fill(batch, stack)
+    }
 
     /// The low-rank part of `x` and its residual, in memory of their own and on one thread.
     ///

@@ -8,7 +8,7 @@ use faer::mat::AsMatMut;
 use faer::prelude::*;
 
 use super::batch::{self, Sample};
-use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError, Decomposer};
 
 /// Thin SVD of each sample, the first r singular triples kept (thesis eq 2.1 to 2.5):
 /// A = U_r·diag(s_r), V = the transposed right singular vectors. The residual is the smallest there is.
@@ -74,22 +74,10 @@ impl Decomposer for ExactSvd {
         batch::shared_scratch(one, batch::shares(shape.samples, par))
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
-        batch::prepare(low_rank, shape, rank, false);
+    fn fill(&self, mut batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        let BatchToSplit { shape, rank, par, .. } = batch;
         let inner = batch::inner(shape, par);
         let one = sample_scratch(shape, inner);
-        batch::for_each_sample(x, shape.samples, low_rank, residual, (par, one), stack, |part, stack| {
-            sample(shape, rank, inner, part, stack)
-        })
+        batch::for_each_sample(&mut batch, one, stack, |part, stack| sample(shape, rank, inner, part, stack))
     }
 }

@@ -9,7 +9,7 @@ use super::batch::{self, Sample};
 use super::gram_matrix::{add_gram, mirror, trace};
 use super::project::project_sample;
 use super::subspace::Plan;
-use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError, Decomposer};
 
 /// The leading eigenvectors of X·Xᵀ (or Xᵀ·X when that is smaller), found by subspace iteration.
 ///
@@ -87,22 +87,10 @@ impl Decomposer for Gram {
         batch::shared_scratch(self.sample_scratch(shape, rank), batch::shares(shape.samples, par))
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
-        batch::prepare(low_rank, shape, rank, false);
+    fn fill(&self, mut batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        let BatchToSplit { shape, rank, par, .. } = batch;
         let inner = batch::inner(shape, par);
         let one = self.sample_scratch(shape, rank);
-        batch::for_each_sample(x, shape.samples, low_rank, residual, (par, one), stack, |part, stack| {
-            self.sample(shape, rank, inner, part, stack)
-        })
+        batch::for_each_sample(&mut batch, one, stack, |part, stack| self.sample(shape, rank, inner, part, stack))
     }
 }

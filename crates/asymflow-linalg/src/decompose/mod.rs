@@ -16,7 +16,7 @@ mod subspace;
 mod tests;
 
 pub use alternating::{Alternating, Initialisation};
-pub use decomposer::{BatchShape, DecomposeError, Decomposer, LowRank};
+pub use decomposer::{BatchShape, BatchToSplit, DecomposeError, Decomposer, LowRank};
 pub use exact::ExactSvd;
 pub use gram::Gram;
 pub use project::project;

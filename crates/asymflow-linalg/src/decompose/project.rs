@@ -4,8 +4,8 @@ use faer::Par;
 use faer::dyn_stack::{MemStack, StackReq};
 use rayon::prelude::*;
 
-use super::batch::{check, first_non_finite, prepare};
-use super::{BatchShape, DecomposeError, LowRank};
+use super::batch::first_non_finite;
+use super::{BatchShape, BatchToSplit, DecomposeError, LowRank};
 use crate::parallel::{Shared, for_each};
 use crate::simd::{Kernel, LANES, Lanes, Simd, dispatch};
 
@@ -28,12 +28,14 @@ pub fn project(
     par: Par,
 ) -> Result<(), DecomposeError> {
     let rank = basis.len() / shape.channels.max(1);
-    check(x, shape, rank, residual, StackReq::EMPTY, MemStack::new(&mut []))?;
+    let mut batch = BatchToSplit { x, shape, rank, low_rank, residual, par };
+    batch.check(StackReq::EMPTY, MemStack::new(&mut []))?;
     if basis.len() != rank * shape.channels {
         let (expected, got) = (rank * shape.channels, basis.len());
         return Err(DecomposeError::Length { what: "the basis", expected, got });
     }
-    prepare(low_rank, shape, rank, true);
+    batch.prepare(true);
+    let BatchToSplit { low_rank, residual, .. } = batch;
     low_rank.coefficients.copy_from_slice(basis);
     project_batch(x, shape, low_rank, residual, par);
     match first_non_finite(&low_rank.principal).and_then(|_| first_non_finite(x)) {

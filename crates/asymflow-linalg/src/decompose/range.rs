@@ -8,7 +8,7 @@ use faer::prelude::*;
 use super::batch::{self, Sample};
 use super::orthonormal::{LANES, orthonormalise};
 use super::subspace::{eigen, eigen_scratch, fill_uniform};
-use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError, Decomposer};
 
 /// An orthonormal basis Q of X·Ω, Ω uniform in (−1, 1), improved by power iterations; then the best part of Q·(Qᵀ·X).
 ///
@@ -120,18 +120,8 @@ impl Decomposer for RandomRange {
         batch::zeros_scratch(sizes.pixels * sizes.width).and(batch::shared_scratch(sample_scratch(sizes), shares))
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
-        batch::prepare(low_rank, shape, rank, false);
+    fn fill(&self, mut batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        let BatchToSplit { shape, rank, par, .. } = batch;
         let sizes = self.sizes(shape, rank);
         let (mut omega, stack) = batch::zeros(stack, sizes.pixels * sizes.width);
         fill_uniform(&mut omega, self.seed);
@@ -139,8 +129,7 @@ impl Decomposer for RandomRange {
         omega.chunks_exact_mut(sizes.width).for_each(|row| row[sizes.block..].fill(0.0));
         let omega = &omega[..];
         let inner = batch::inner(shape, par);
-        let work = (par, sample_scratch(sizes));
-        batch::for_each_sample(x, shape.samples, low_rank, residual, work, stack, |part, stack| {
+        batch::for_each_sample(&mut batch, sample_scratch(sizes), stack, |part, stack| {
             self.sample(sizes, omega, inner, part, stack)
         })
     }

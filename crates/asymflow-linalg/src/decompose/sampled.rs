@@ -7,7 +7,7 @@ use super::batch::{self, Sample};
 use super::orthonormal::{LANES, orthonormalise};
 use super::project::project_sample;
 use super::subspace::{fill_uniform, splitmix};
-use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError, Decomposer};
 use crate::gemm::Gemm;
 use crate::simd::dispatch;
 
@@ -140,21 +140,11 @@ impl Decomposer for Sampled {
         batch::shared_scratch(self.sample_scratch(shape, rank), batch::shares(shape.samples, par))
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
-        batch::prepare(low_rank, shape, rank, false);
+    fn fill(&self, mut batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        let BatchToSplit { shape, rank, par, .. } = batch;
         let inner = batch::inner(shape, par);
         let (one, sizes) = (self.sample_scratch(shape, rank), self.sizes(shape, rank));
-        batch::for_each_sample(x, shape.samples, low_rank, residual, (par, one), stack, |part, stack| {
+        batch::for_each_sample(&mut batch, one, stack, |part, stack| {
             self.sample(sizes, (shape.pixels, inner), part, stack)
         })
     }

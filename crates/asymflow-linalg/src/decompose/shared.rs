@@ -7,7 +7,7 @@ use super::batch;
 use super::gram_matrix::{add_gram, mirror, trace};
 use super::project::project_batch;
 use super::subspace::Plan;
-use super::{BatchShape, DecomposeError, Decomposer, LowRank};
+use super::{BatchShape, BatchToSplit, DecomposeError, Decomposer};
 
 /// A from the sum of the samples' Gram matrices, V\[s\] = Aᵀ·X\[s\].
 ///
@@ -74,18 +74,8 @@ impl Decomposer for SharedBasis {
         sums.and(self.plan(shape, rank).scratch())
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        batch::check(x, shape, rank, residual, self.scratch(shape, rank, par), stack)?;
-        batch::prepare(low_rank, shape, rank, true);
+    fn fill(&self, batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        let BatchToSplit { x, shape, rank, low_rank, residual, par } = batch;
         let BatchShape { samples, channels, .. } = shape;
         let inner = batch::inner(shape, par);
         let square = channels * channels;
@@ -133,16 +123,7 @@ impl Decomposer for Fixed {
         self.0.scratch(shape, rank, par)
     }
 
-    fn decompose(
-        &self,
-        x: &[f32],
-        shape: BatchShape,
-        rank: usize,
-        low_rank: &mut LowRank,
-        residual: &mut [f32],
-        par: Par,
-        stack: &mut MemStack,
-    ) -> Result<(), DecomposeError> {
-        self.0.decompose(x, shape, rank, low_rank, residual, par, stack)
+    fn fill(&self, batch: BatchToSplit<'_>, stack: &mut MemStack) -> Result<(), DecomposeError> {
+        self.0.fill(batch, stack)
     }
 }
