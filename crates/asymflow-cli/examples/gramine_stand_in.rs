@@ -1,8 +1,8 @@
 //! Stands in for Gramine in tests: `gramine-manifest` and `gramine-direct`, by the name it is called with.
 //!
 //! It protects nothing and emulates what programs stumble over: standard error goes to standard output, nothing is visible but what
-//! the manifest mounts and what Gramine itself shows, there is no resolver, no link, linkat and renameat2, and of all signals that ask
-//! a program to end SIGTERM alone reaches it. It needs a kernel that lets it make a mount namespace; `gramine-direct --probe` says
+//! the manifest mounts and what Gramine itself shows, there is no resolver, no link, linkat and renameat2, memory shared with the host
+//! is a character device (`gramine_shm.rs`), and of all signals that ask a program to end SIGTERM alone reaches it. It needs a kernel that lets it make a mount namespace; `gramine-direct --probe` says
 //! whether this one does.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is spoken to over its standard streams")]
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -28,6 +28,8 @@ use serde::Deserialize;
 
 /// Where everything is mounted before it becomes the root: a folder that every machine has.
 const ROOT: &str = "/mnt";
+/// Where the program finds what is loaded into it.
+const PRELOADED: &str = "/dev/gramine_shm.so";
 /// Signals that the program does not hear.
 const SILENT: [i32; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
@@ -100,6 +102,10 @@ fn checks() -> Result<()> {
     println!("link: {:?}", fs::hard_link("/state/kept/file", "/state/kept/link").map_err(|error| error.kind()));
     println!("rename: {:?}", fs::rename("/state/kept/file", "/state/kept/renamed").map_err(|error| error.kind()));
     println!("localhost: {}", ("localhost", 80).to_socket_addrs().is_ok());
+    let is_device =
+        |entry: io::Result<fs::DirEntry>| Ok::<_, io::Error>(entry?.metadata()?.file_type().is_char_device());
+    let devices = fs::read_dir("/dev/shm")?.map(is_device).filter(|is_device| matches!(is_device, Ok(true))).count();
+    println!("shared memory: {}", devices > 0);
     println!("own files: {:?}", fs::write("/app/checks", "").map_err(|error| error.kind()));
     let mut seen: Vec<_> =
         fs::read_dir("/")?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
@@ -143,6 +149,7 @@ fn run(app: &str) -> Result<()> {
         });
         bind_one(&folder, one, writable).with_context(|| format!("cannot mount {}", one.path.display()))?;
     }
+    bind(&std::env::current_exe()?.with_file_name("libgramine_shm.so"), Path::new(PRELOADED), false)?;
     chroot(ROOT)?;
     chdir("/")?;
     if manifest.fs.root.and_then(|root| root.r#type).as_deref() != Some("tmpfs") {
@@ -152,7 +159,12 @@ fn run(app: &str) -> Result<()> {
     filter()?;
     let mut argv = manifest.loader.argv.into_iter();
     let mut command = Command::new(program);
-    command.arg0(argv.next().unwrap_or_default()).args(argv).env_clear().envs(manifest.loader.env);
+    command
+        .arg0(argv.next().unwrap_or_default())
+        .args(argv)
+        .env_clear()
+        .envs(manifest.loader.env)
+        .env("LD_PRELOAD", PRELOADED);
     // What the program says on standard error comes out of the host's standard output.
     command.stderr(Stdio::from(io::stdout().as_fd().try_clone_to_owned()?));
     Err(command.exec().into())

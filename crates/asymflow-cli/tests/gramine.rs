@@ -149,11 +149,16 @@ fn signal(child: &Child, name: &str) {
 fn the_stand_in_is_as_poor_as_gramine() {
     let Some(inside) = Inside::new() else { return };
     std::fs::copy(beside("examples/gramine_stand_in"), inside.at("checks")).unwrap();
-    inside.manifest(&inside.at("checks"), |spec| spec.sealed_folders = vec![inside.mount("kept", "/state/kept")]);
+    let shared = Path::new("/dev/shm").join(format!("asymflow-ring-poor-{}", std::process::id()));
+    std::fs::write(&shared, "shared").unwrap();
+    inside.manifest(&inside.at("checks"), |spec| {
+        spec.sealed_folders = vec![inside.mount("kept", "/state/kept")];
+        spec.shared_memory = vec![shared.file_name().unwrap().to_str().unwrap().to_owned()];
+    });
     // It has no handler of its own; what has one is ended by SIGTERM in the test of the service.
     for name in ["-USR1", "-TERM"] {
         let (mut child, lines) = inside.start();
-        let said: Vec<String> = lines.map_while(Result::ok).take(6).collect();
+        let said: Vec<String> = lines.map_while(Result::ok).take(7).collect();
         signal(&child, name);
         assert!(!child.wait().unwrap().success(), "{name}");
         assert_eq!(
@@ -163,11 +168,13 @@ fn the_stand_in_is_as_poor_as_gramine() {
                 "link: Err(Unsupported)",
                 "rename: Ok(())",
                 "localhost: false",
+                "shared memory: true",
                 "own files: Err(ReadOnlyFilesystem)",
                 r#"root: ["app", "dev", "lib", "lib64", "proc", "state", "tmp"]"#,
             ]
         );
     }
+    std::fs::remove_file(shared).unwrap();
     assert!(inside.at("kept/renamed").is_file());
 }
 
@@ -283,8 +290,12 @@ fn the_service_runs_inside_and_ends_with_its_counters() {
     let mut answers = Vec::new();
     for visit in 0..2 {
         let (mut child, mut lines) = serving("/state/kept", address);
-        let ready =
-            lines.by_ref().map_while(Result::ok).find_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
+        let mut said = Vec::new();
+        let ready = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let ready = serde_json::from_str::<serde_json::Value>(&line).ok();
+            said.push(line);
+            ready
+        });
         let listening = ready.unwrap()["listening"].as_str().unwrap().to_owned();
         assert!(inside.asymflow(&["samples", "images", "--count", "3"]).status.success());
         let images: Vec<String> = (std::fs::read_dir(inside.at("images")).unwrap())
@@ -305,7 +316,10 @@ fn the_service_runs_inside_and_ends_with_its_counters() {
         assert!(output.status.success(), "visit {visit}: {}", text(&output.stderr));
         answers.push(text(&output.stdout));
         signal(&child, "-TERM");
-        let last = lines.map_while(Result::ok).last().unwrap();
+        said.extend(lines.map_while(Result::ok));
+        // The worker's ring is there, though no plain file to whoever asks.
+        assert!(!said.iter().any(|line| line.contains("no shared memory")), "{said:?}");
+        let last = said.pop().unwrap();
         assert!(child.wait().unwrap().success());
         let counters: serde_json::Value = serde_json::from_str(&last).unwrap();
         assert_eq!(
