@@ -1,6 +1,6 @@
 """Writes foreign/: files as other programs leave them, each with what Pillow, torchvision or numpy see in it.
 
-Needs numpy, Pillow, torchvision, opencv-python-headless and, for Python 2's pickles, nothing more: a pickler that writes strings as
+Needs numpy, Pillow, torchvision, opencv-python-headless, ImageMagick's convert and, for Python 2's pickles, nothing more: a pickler that writes strings as
 Python 2 did. Run from this folder: python3 make_foreign.py
 """
 
@@ -9,6 +9,7 @@ import json
 import pathlib
 import pickle
 import struct
+import subprocess
 
 import cv2
 import numpy
@@ -105,6 +106,19 @@ for shorter, height, width in [(16, 12, 14), (61, 37, 60)]:
         image = tv.center_crop(tv.resize(colour, [shorter], mode, antialias=True), [height, width])
         resize = dict(height=height, width=width, shorter=shorter, filter=name)
         entry("plain.png", f"torchvision Resize({shorter}), CenterCrop({height}, {width}), {name}", image, 0, resize)
+
+subprocess.run(["convert", HERE / "plain.png", "-depth", "16", f"PNG48:{HERE / 'magick-16.png'}"], check=True)
+entry("magick-16.png", "PNG of 16 bits by ImageMagick", opened("magick-16.png"))
+for file, options, tolerance in [
+    ("magick.jpg", ["-sampling-factor", "4:2:0", "-interlace", "JPEG", "-quality", "92"], 24),
+    ("magick.tif", ["-compress", "Zip"], 0),
+    ("magick.bmp", [], 0),
+    ("magick.gif", ["-colors", "32"], 0),
+    ("magick.pgm", ["-colorspace", "Gray"], 0),
+    ("magick.webp", ["-define", "webp:lossless=true"], 0),
+]:
+    subprocess.run(["convert", HERE / "plain.png", *options, HERE / file], check=True)
+    entry(file, " ".join([file.split(".")[1].upper(), "by ImageMagick:", *options]), opened(file), tolerance)
 
 (HERE / "pictures.json").write_text(json.dumps(pictures, indent=1) + "\n")
 

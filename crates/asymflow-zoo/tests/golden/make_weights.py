@@ -1,6 +1,6 @@
 """Writes foreign/*.pth and foreign/*.safetensors: one tiny network's weights as people leave them.
 
-Needs PyTorch and safetensors. Run from this folder: python3 make_weights.py
+Needs PyTorch, Opacus 1.6 and safetensors. Run from this folder: python3 make_weights.py
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import opacus
 import torch
 from safetensors.torch import save_file
 
@@ -38,7 +39,15 @@ def save(name, what, **options):
 
 save("legacy", state(), _use_new_zipfile_serialization=False)
 save("legacy-nested", {"epoch": 3, "state_dict": state("module.")}, _use_new_zipfile_serialization=False)
-save("opacus", state("_module."))
+save("opacus-batch-norm", state("_module."))
+network = torch.nn.Sequential()
+network.add_module("conv1", torch.nn.Conv2d(3, 4, 3, bias=False))
+network.add_module("bn1", torch.nn.BatchNorm2d(4))
+network.add_module("fc", torch.nn.Linear(4, 2))
+# Groups in place of the batch normalisation, which Opacus does not train.
+network = opacus.validators.ModuleValidator.fix(network)
+network.load_state_dict({name: tensor for name, tensor in state().items() if name in network.state_dict()})
+save("opacus", opacus.GradSampleModule(network).state_dict())
 save("compiled-ddp", state("_orig_mod.module."))
 save("ddp-compiled", state("module._orig_mod."))
 save("net", {"net": state(), "acc": 93.1, "epoch": 199})
