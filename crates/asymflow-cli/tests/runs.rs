@@ -185,6 +185,18 @@ fn a_bar_moves_on_a_terminal_and_nowhere_else() {
 }
 
 #[test]
+fn where_there_are_no_runs_that_is_said_and_nothing_is_written() {
+    let runs = Runs(tempfile::tempdir().unwrap());
+    for (command, message) in [("report", "error: docs/results is not here"), ("list", "error: cannot read runs: ")] {
+        let output = runs.asymflow(&[command]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.starts_with(message) && stderr.contains("\nhelp: name "), "{command}: {stderr}");
+    }
+    assert_eq!(std::fs::read_dir(runs.0.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn runs_are_listed_shown_and_gone_on_with_by_one_process_at_a_time() {
     let runs = Runs::of("\"trusted-only\"");
     let child = runs.start(&["run", "runs.toml", "--set", "train.epochs=200"]);
