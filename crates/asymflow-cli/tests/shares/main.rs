@@ -231,8 +231,15 @@ fn four_processes_answer_as_the_network_answers_in_process_with_both_weight_poli
         let refused = pair.refusal();
         assert!(refused.contains("no randomness is left") && refused.contains("deal more"), "{refused}");
         // The dealer has ended before the first query is asked.
-        pair.deal("3", true);
+        pair.deal("4", true);
         pair.assert_answers(&pair.images());
+        // One that is none costs no query, and the others are answered.
+        let broken = pair.folder.path().join("broken.png");
+        std::fs::write(&broken, "none").unwrap();
+        let output = pair.ask(&[broken, pair.images()[0].clone()], false);
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert_eq!((output.status.code(), told.lines().count()), (Some(2), 2), "{told}");
+        assert!(told.contains("\"error\":") && told.contains("\"logits\":"), "{told}");
         let refused = pair.refusal();
         assert!(refused.contains("no randomness is left"), "{refused}");
     }
