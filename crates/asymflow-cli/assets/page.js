@@ -23,6 +23,17 @@ function choices(id, key) {
   select.addEventListener("change", draw);
 }
 
+/* Points of different networks do not compare: first the network of most modes, of attacked ones before others. */
+function first() {
+  const modes = (network, of) => new Set(all.filter((point) => point.network === network && of(point)).map((point) => point.mode)).size;
+  const worth = (network) => 100 * modes(network, (point) => point.strongest) + modes(network, () => true);
+  return [...new Set(all.map((point) => point.network))].sort((a, b) => worth(b) - worth(a))[0] ?? "all";
+}
+
+/* One colour and shape for a mode at all its settings. */
+const names = [...new Set(all.map((point) => family(point)))].sort();
+function family(point) { return point.mode.split(/[@ ]/)[0]; }
+
 function wide() { return Math.max(280, byId("points").clientWidth); }
 
 function axes(x, y) {
@@ -44,13 +55,18 @@ function label(plot) {
   const at = shown.map((point) => ({ point, x: plot.valToPos(point.trusted_seconds, "x", true), y: plot.valToPos(100 * (point.accuracy ?? 0), "y", true) }));
   at.forEach(({ x, y }) => taken.push({ x: x - 5 * ratio, y: y - 5 * ratio, w: 10 * ratio, h: 10 * ratio }));
   plot.labels = [];
+  const said = new Set();
   for (const { point, x, y } of at) {
-    const text = `${point.mode} ε ${epsilon(point)}`, w = ctx.measureText(text).width, h = 14 * ratio;
+    const text = `${point.mode} ε ${epsilon(point)}`, key = [text, point.network, point.data].join();
+    // Of seeds, one is labelled.
+    if (said.has(key)) continue;
+    const w = ctx.measureText(text).width, h = 14 * ratio;
     const places = [];
     for (const step of [0, 1, -1, 2, -2, 3, -3]) for (const side of [8 * ratio, -w - 8 * ratio]) places.push({ x: x + side, y: y - h / 2 + step * h, w, h });
     const box = places.find(free);
     if (!box) continue;
     taken.push(box);
+    said.add(key);
     plot.labels.push({ text, ...box });
     ctx.fillText(text, box.x, box.y + h - 3 * ratio);
   }
@@ -59,7 +75,8 @@ function label(plot) {
 
 function marks(plot) {
   const { ctx } = plot, ratio = devicePixelRatio;
-  shown.forEach((point, i) => {
+  for (const point of shown) {
+    const i = names.indexOf(family(point));
     const x = plot.valToPos(point.trusted_seconds, "x", true), y = plot.valToPos(100 * (point.accuracy ?? 0), "y", true), r = 5 * ratio;
     ctx.fillStyle = COLOURS[i % COLOURS.length];
     ctx.beginPath();
@@ -67,7 +84,7 @@ function marks(plot) {
     else if (i % 3 === 1) ctx.rect(x - r, y - r, 2 * r, 2 * r);
     else { ctx.moveTo(x, y - r); ctx.lineTo(x + r, y + r); ctx.lineTo(x - r, y + r); ctx.closePath(); }
     ctx.fill();
-  });
+  }
 }
 
 function hover(plot) {
@@ -210,6 +227,7 @@ function draw() {
 
 choices("network", "network");
 choices("data", "data");
+byId("network").value = first();
 draw();
 let waiting = 0;
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(draw, 100); });

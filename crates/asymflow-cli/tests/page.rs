@@ -55,6 +55,7 @@ fn the_page_of_the_published_results_works_in_a_browser() {
         assert!(found["tip"].as_str().unwrap().contains("Strongest attack"), "{width}: {found}");
         assert!(found["details"].as_str().unwrap().contains("Where it comes from"), "{width}: {found}");
         assert!(count("labels") >= 3 && count("overlaps") == 0, "{width}: {found}");
+        assert_ne!(found["first"], "all", "points of different networks do not compare");
         assert!(count("filtered") > 0 && count("filtered") < count("all") && count("chosen") == 1, "{width}: {found}");
         assert!(found["fits"].as_bool().unwrap() && found["named"].as_bool().unwrap(), "{width}: {found}");
     }
