@@ -43,7 +43,7 @@ impl Engine {
     }
 
     /// The l2 norm of every sample's gradient of all trained parameters together, from the gradients `d_logits` of each sample's own
-    /// loss: the backward pass of the training pass just done, which is spent. No gradient of parameters is kept.
+    /// loss: a backward pass of the training pass just done, which is left for [`Engine::backward`]. No gradient of parameters is kept.
     ///
     /// # Errors
     /// Those of [`Engine::backward`], and those of [`Engine::check_per_sample`].
@@ -82,6 +82,7 @@ impl Convolver for Ghost<'_> {
         _d_weight: &mut [f32],
     ) -> Result<Option<Buffer>, EngineError> {
         let x = self.inner.kept(node, samples)?;
+        self.inner.keep(node, &x);
         let one = |(x, dy): (&[f32], &[f32])| square(node, x, dy);
         let pairs = x.data.par_chunks_exact(node.input.len()).zip(dy.par_chunks_exact(node.output.len()));
         let squares = pairs.map(one).collect::<Result<Vec<f64>, EngineError>>()?;

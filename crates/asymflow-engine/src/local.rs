@@ -103,6 +103,11 @@ impl LocalConv {
         self.scratch.bytes()
     }
 
+    /// Keeps the input of a training pass for the backward pass.
+    pub(crate) fn keep(&mut self, node: &ConvNode, x: &Activation) {
+        self.kept.insert(node.index, x.clone());
+    }
+
     /// The input of a training pass, which is kept no longer.
     pub(crate) fn kept(&mut self, node: &ConvNode, samples: usize) -> Result<Activation, EngineError> {
         let kept = self.kept.remove(&node.index).filter(|x| x.samples == samples);
@@ -156,7 +161,7 @@ impl Convolver for LocalConv {
             conv::forward(shape, &x.data, weight, &mut y, par, stack)
         })?;
         if pass == Pass::Training {
-            self.kept.insert(node.index, x.clone());
+            self.keep(node, x);
         }
         Ok(y)
     }

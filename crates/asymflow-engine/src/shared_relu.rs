@@ -128,8 +128,13 @@ fn triple(coefficients: &[f32], at: usize) -> [f32; 3] {
 
 /// Backward of [`forward`]: turns `dy` into dx in place and returns the gradients of both trained tensors. Decisions are
 /// constants unless they are learned or the pass was eased by a straight-through gradient.
-pub fn backward(plan: &GroupPlan, trained: Trained<'_>, saved: SharedSaved, dy: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
-    let SharedSaved { x, mut votes, easing } = saved;
+pub fn backward(
+    plan: &GroupPlan,
+    trained: Trained<'_>,
+    saved: &mut SharedSaved,
+    dy: &mut [f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let SharedSaved { x, votes, easing } = saved;
     let x: &[f32] = &x.data;
     let sharing = easing.sharing;
     let is_learned = plan.decision == Decision::Learned;
@@ -151,7 +156,7 @@ pub fn backward(plan: &GroupPlan, trained: Trained<'_>, saved: SharedSaved, dy: 
             }
         },
     );
-    let d_vote = if is_learned { plan.learned_gradient(x, &votes, trained.vote.len()) } else { Vec::new() };
+    let d_vote = if is_learned { plan.learned_gradient(x, votes, trained.vote.len()) } else { Vec::new() };
     (d_vote, d_coefficients)
 }
 

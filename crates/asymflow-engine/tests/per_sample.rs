@@ -53,6 +53,15 @@ fn norms_of_samples_are_those_of_a_loop_over_them() {
         engine.forward(&x, SAMPLES, Pass::Training, 0, &mut convolver).unwrap();
         let norms = engine.sample_norms(dy.clone(), SAMPLES, &mut convolver).unwrap();
         assert_eq!(norms.len(), SAMPLES);
+        // The pass is left for its gradient.
+        let gradients = |engine: &Engine| -> Vec<f32> {
+            (0..network.parameters().len()).flat_map(|i| engine.params().gradient(i).to_vec()).collect()
+        };
+        engine.backward(dy.clone(), SAMPLES, &mut convolver).unwrap();
+        let after_norms = gradients(&engine);
+        engine.forward(&x, SAMPLES, Pass::Training, 0, &mut convolver).unwrap();
+        engine.backward(dy.clone(), SAMPLES, &mut convolver).unwrap();
+        assert_eq!(after_norms, gradients(&engine));
         for (sample, norm) in norms.iter().enumerate() {
             let x = &x[sample * network.input.len()..][..network.input.len()];
             engine.forward(x, 1, Pass::Training, 0, &mut convolver).unwrap();

@@ -1,5 +1,7 @@
 //! The backward pass.
 
+use std::sync::Arc;
+
 use super::{Convolver, Saved, Work};
 use crate::buffer::{self, Buffer};
 use crate::error::EngineError;
@@ -23,7 +25,7 @@ impl Gradients {
 }
 
 impl Work {
-    /// The gradient of the input, where somebody needs it.
+    /// The gradient of the input, where somebody needs it. A pass for norms of samples leaves what it used for another.
     pub(super) fn unwind<C: Convolver>(
         &mut self,
         program: &Program,
@@ -31,23 +33,28 @@ impl Work {
         samples: usize,
         convolver: &mut C,
     ) -> Result<Option<Buffer>, C::Error> {
-        self.kept = None;
+        let is_last = self.squares.is_none();
+        self.kept = self.kept.filter(|_| !is_last);
         let mut gradients = Gradients(Vec::new());
         gradients.0.resize_with(program.output + 1, || None);
         gradients.0[program.output] = Some(dy);
         for (index, node) in program.nodes.iter().enumerate().rev() {
             // Nobody needs that of what comes before the first convolution.
             let Some(mut dy) = gradients.0[node.value].take() else { continue };
-            let saved = self.saved[index].take();
+            let mut saved = self.saved[index].take();
             match &node.kind {
                 Kind::Conv(conv) => {
-                    if let Some(dx) = self.unwind_conv(conv, saved, dy, samples, convolver)? {
+                    let y = if let Some(Saved::Relu { y }) = saved.take() { Some(y) } else { None };
+                    if !is_last {
+                        saved = y.clone().map(|y| Saved::Relu { y });
+                    }
+                    if let Some(dx) = self.unwind_conv(conv, y, dy, samples, convolver)? {
                         gradients.add(node.inputs[0].0, dx);
                     }
                 }
                 Kind::Add { .. } => {
-                    if let Some(Saved::Add { y: Some(y) }) = saved {
-                        ops::relu_backward(&y, &mut dy);
+                    if let Some(Saved::Add { y: Some(y) }) = &saved {
+                        ops::relu_backward(y, &mut dy);
                     }
                     let mut branch = self.pool.take(dy.len());
                     branch.copy_from_slice(&dy);
@@ -67,9 +74,12 @@ impl Work {
                 | Kind::Flatten
                 | Kind::Linear { .. }
                 | Kind::Dropout { .. } => {
-                    let dx = self.unwind_node(node, saved, dy, samples)?;
+                    let dx = self.unwind_node(node, saved.as_mut(), dy, samples)?;
                     gradients.add(node.inputs[0].0, dx);
                 }
+            }
+            if !is_last {
+                self.saved[index] = saved;
             }
         }
         Ok(gradients.0.swap_remove(0))
@@ -78,13 +88,12 @@ impl Work {
     fn unwind_conv<C: Convolver>(
         &mut self,
         node: &ConvNode,
-        saved: Option<Saved>,
+        y: Option<Arc<Buffer>>,
         mut dy: Buffer,
         samples: usize,
         convolver: &mut C,
     ) -> Result<Option<Buffer>, C::Error> {
         if let Some(bias) = node.bias {
-            let y = if let Some(Saved::Relu { y }) = saved { Some(y) } else { None };
             let gradient = ops::bias_backward(y.as_ref().map(|y| &y[..]), &mut dy, node.output);
             self.add_squares(|sample| {
                 let (len, pixels) = (node.output.len(), node.output.pixels());
@@ -93,6 +102,7 @@ impl Work {
             });
             self.params.set_gradients(bias, [gradient]);
         }
+        drop(y);
         let (weight, d_weight) = self.params.pair(node.weight);
         let dx = convolver.backward(node, dy, samples, weight, d_weight)?;
         let expected = samples * node.input.len();
@@ -106,7 +116,7 @@ impl Work {
     fn unwind_node(
         &mut self,
         node: &Node,
-        saved: Option<Saved>,
+        saved: Option<&mut Saved>,
         mut dy: Buffer,
         samples: usize,
     ) -> Result<Buffer, EngineError> {
@@ -114,7 +124,7 @@ impl Work {
             (Kind::Norm { first, .. }, Some(Saved::Norm { x, y, moments })) => {
                 let y = y.as_ref().map(|y| &y[..]);
                 let scale = self.params.values(*first);
-                let (d_scale, d_shift) = ops::norm_backward(&x.data, y, &mut dy, x.shape, scale, &moments);
+                let (d_scale, d_shift) = ops::norm_backward(&x.data, y, &mut dy, x.shape, scale, moments);
                 self.params.set_gradients(*first, [d_scale, d_shift]);
             }
             (Kind::GroupNorm { first, groups }, Some(Saved::Input { x })) => {
@@ -125,7 +135,7 @@ impl Work {
                 });
                 self.params.set_gradients(*first, group_norm::totals(&sums, x.shape.channels));
             }
-            (Kind::Relu, Some(Saved::Relu { y })) => ops::relu_backward(&y, &mut dy),
+            (Kind::Relu, Some(Saved::Relu { y })) => ops::relu_backward(y, &mut dy),
             (Kind::PRelu { slopes }, Some(Saved::Input { x })) => {
                 self.add_squares(|sample| {
                     let (len, pixels) = (x.shape.len(), x.shape.pixels());
@@ -140,16 +150,16 @@ impl Work {
             (Kind::Pointwise(function), Some(Saved::Input { x })) => {
                 ops::pointwise_backward(*function, &x.data, &mut dy);
             }
-            (Kind::Quadratic(node), Some(Saved::Quadratic(saved))) => self.unwind_quadratic(node, &saved, &mut dy),
+            (Kind::Quadratic(node), Some(Saved::Quadratic(saved))) => self.unwind_quadratic(node, saved, &mut dy),
             (Kind::SharedRelu(node), Some(Saved::SharedRelu(saved))) => self.unwind_shared_relu(node, saved, &mut dy),
             (Kind::MaxPool(_), Some(Saved::MaxPool { argmax, x })) => {
                 let mut dx = self.pool.take(samples * x.len());
-                ops::max_pool_backward(&dy, node.output, &argmax.values, &mut dx, x);
+                ops::max_pool_backward(&dy, node.output, &argmax.values, &mut dx, *x);
                 return Ok(dx);
             }
             (Kind::AvgPool(pool), Some(Saved::AvgPool { x })) => {
                 let mut dx = self.pool.take(samples * x.len());
-                ops::avg_pool_backward(&dy, *pool, &mut dx, x);
+                ops::avg_pool_backward(&dy, *pool, &mut dx, *x);
                 return Ok(dx);
             }
             (Kind::Linear { weight }, Some(Saved::Input { x })) => {
@@ -216,7 +226,7 @@ impl Work {
         }
     }
 
-    fn unwind_shared_relu(&mut self, node: &SharedNode, saved: SharedSaved, dy: &mut [f32]) {
+    fn unwind_shared_relu(&mut self, node: &SharedNode, saved: &mut SharedSaved, dy: &mut [f32]) {
         let trained = node.trained(&self.params);
         let (d_vote, d_coefficients) = shared_relu::backward(&node.plan, trained, saved, dy);
         for (index, gradient) in [(node.vote, d_vote), (node.coefficients, d_coefficients)] {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use asymflow_engine::timing::Seconds;
-use asymflow_engine::{Engine, program::Program};
+use asymflow_engine::{Engine, buffer::add_assign, program::Program};
 use asymflow_privacy::accountants::{Accountant, Event, PldAccountant, Relation};
 use asymflow_privacy::calibration::calibrate_sigma;
 use asymflow_privacy::door::{Source, SumGate};
@@ -259,11 +259,14 @@ impl DpSgd {
             let factor = (limit / norm).min(1.0) as f32;
             row.iter_mut().for_each(|d| *d *= factor);
         }
-        engine.forward(piece.images(), samples, Pass::Training, 0, convolver)?;
         engine.backward(d_logits, samples, convolver)?;
+        let mut rest = sums;
         let trained = engine.params_mut().gradients_mut().filter(|(spec, ..)| spec.kind.is_trained());
-        let gradients = trained.flat_map(|(_, _, gradient)| gradient.to_vec());
-        sums.iter_mut().zip(gradients).for_each(|(sum, gradient)| *sum += gradient);
+        for (_, _, gradient) in trained {
+            if let Some(sums) = rest.split_off_mut(..gradient.len()) {
+                add_assign(sums, gradient);
+            }
+        }
         Ok(report)
     }
 }
