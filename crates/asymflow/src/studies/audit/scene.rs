@@ -10,6 +10,9 @@ use asymflow_privacy::records::RecordAccountant;
 use asymflow_residual::backend::{Pass, ResidualModel, SgdStep, Unit, UnitId};
 use asymflow_zoo::Weights;
 use asymflow_zoo::data::{Augment, Batch, Dataset, Loader, Normalization};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 use super::super::rank::conv_inputs;
 use super::super::study::{Bench, Trained, opened};
@@ -21,7 +24,8 @@ use crate::run::RunError;
 /// Samples of one inference.
 const BATCH: usize = 16;
 
-/// The images of an audit. Targets, public images and those that nobody trained on are of the test set and disjoint.
+/// The images of an audit, drawn by its seed: files come in the order of their classes. Targets, public images and those that nobody
+/// trained on are of the test set and disjoint.
 pub(super) struct Images {
     pub targets: Batch,
     pub public: Batch,
@@ -36,10 +40,9 @@ impl Images {
     pub fn new(audit: &Audit, trained: &Trained) -> Result<Self, RunError> {
         let (train, test) = (&trained.data.train, &trained.data.test);
         let normalization = Normalization::of(train);
-        let gather = |data: &Dataset, from: usize, count: usize| {
+        let gather = |data: &Dataset, numbers: &[u32]| {
             let mut batch = Batch::default();
-            let numbers: Vec<u32> = (from..from + count).map(|i| i as u32).collect();
-            Loader::new(data, &normalization, Augment::NONE, 0).gather(None, &numbers, &mut batch);
+            Loader::new(data, &normalization, Augment::NONE, 0).gather(None, numbers, &mut batch);
             batch
         };
         let needed = audit.targets + audit.public + audit.members;
@@ -47,19 +50,30 @@ impl Images {
             let (what, range) = ("images of an audit", "at least 2 targets, and test images for all parts");
             return Err(RunError::OutOfRange { what, got: needed as f32, range });
         }
-        let shape = test.shape();
-        let bytes = test.images()[..audit.targets * shape.len()].to_vec();
-        let labels = test.labels()[..audit.targets].to_vec();
-        let dataset = Dataset::new(bytes, labels, shape, test.class_names().to_vec())?;
+        let (of_test, of_train) = (drawn(test.len(), audit.seed), drawn(train.len(), audit.seed));
+        let (targets, rest) = of_test.split_at(audit.targets);
+        let (public, others) = rest.split_at(audit.public);
+        let image = test.shape().len();
+        let image_of = |&number: &u32| test.images()[number as usize * image..][..image].iter().copied();
+        let bytes = targets.iter().flat_map(image_of).collect();
+        let labels = targets.iter().map(|&number| test.labels()[number as usize]).collect();
+        let dataset = Dataset::new(bytes, labels, test.shape(), test.class_names().to_vec())?;
         Ok(Self {
-            targets: gather(test, 0, audit.targets),
-            public: gather(test, audit.targets, audit.public),
-            members: gather(train, 0, audit.members),
-            others: gather(test, audit.targets + audit.public, audit.members),
+            targets: gather(test, targets),
+            public: gather(test, public),
+            members: gather(train, &of_train[..audit.members]),
+            others: gather(test, &others[..audit.members]),
             dataset,
             normalization,
         })
     }
+}
+
+/// Numbers of all images, in an order of their own.
+fn drawn(count: usize, seed: u64) -> Vec<u32> {
+    let mut numbers: Vec<u32> = (0..count as u32).collect();
+    numbers.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    numbers
 }
 
 /// A mode on a recorder.
@@ -229,5 +243,22 @@ fn split_rank(conv: &crate::plan::ConvPlan) -> Option<(String, usize)> {
     match conv.placement {
         Placement::Split { rank } => Some((conv.layer.clone(), rank)),
         Placement::Trusted => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_in_the_order_of_their_classes_are_mixed() {
+        let drawn = drawn(1000, 1);
+        let mut sorted = drawn.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..1000).collect::<Vec<u32>>());
+        let mut classes: Vec<u32> = drawn[..16].iter().map(|number| number / 100).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        assert!(classes.len() >= 5, "{classes:?}");
     }
 }
