@@ -26,6 +26,15 @@ pub(crate) struct Source {
     /// Folder or archive of the data set that it was trained on; without it the built-in set
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// Training images of these: a balanced subset, or as many as are made
+    #[arg(long)]
+    train: Option<usize>,
+    /// Test images of these
+    #[arg(long)]
+    test: Option<usize>,
+    /// Seed of the subsets and of the built-in set
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Bits of an input value
     #[arg(long, default_value_t = Options::default().input_bits)]
     input_bits: u32,
@@ -56,9 +65,18 @@ impl Source {
     pub(crate) fn read(&self) -> Result<Prepared> {
         let source = match &self.data {
             Some(path) => DataSource::Files { path: path.clone(), prepare: Preparation::default() },
-            None => DataSource::Synthetic { train: 1024, test: 256, seed: 1 },
+            None => DataSource::Synthetic {
+                train: self.train.unwrap_or(1024),
+                test: self.test.unwrap_or(256),
+                seed: self.seed,
+            },
         };
-        let split = load(&source)?;
+        let mut split = load(&source)?;
+        for (part, count) in [(&mut split.train, self.train), (&mut split.test, self.test)] {
+            if let Some(count) = count.filter(|&count| count < part.len()) {
+                *part = part.subset(count, self.seed)?;
+            }
+        }
         let network = network(&self.network, split.train.class_names().len())?;
         if network.input != split.train.shape() {
             let (got, expected) = (split.train.shape(), network.input);
