@@ -9,7 +9,8 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::buffer::{Activation, Buffer};
-use crate::engine::{Convolver, Engine};
+use crate::convolver::Convolver;
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::local::{LocalConv, conv_shape};
 use crate::program::ConvNode;

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod buffer;
+pub mod convolver;
 mod engine;
 mod error;
 mod ghost;
@@ -15,6 +16,6 @@ mod shared_relu;
 pub mod streamed;
 pub mod timing;
 
-pub use engine::{Convolver, Engine, Turns};
+pub use engine::Engine;
 pub use error::EngineError;
 pub use params::Params;

@@ -9,7 +9,7 @@ use faer::Par;
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 
 use crate::buffer::{Activation, Buffer, Pool};
-use crate::engine::Convolver;
+use crate::convolver::Convolver;
 use crate::error::EngineError;
 use crate::program::ConvNode;
 use crate::timing::Seconds;

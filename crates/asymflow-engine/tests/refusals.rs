@@ -4,8 +4,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use asymflow_engine::{
-    Convolver, Engine, EngineError,
+    Engine, EngineError,
     buffer::{Activation, Buffer, Pool},
+    convolver::Convolver,
     local::LocalConv,
     program::ConvNode,
 };

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Convolver, Saved, Work};
+use super::{Saved, Work};
 use crate::buffer::{self, Buffer};
+use crate::convolver::Convolver;
 use crate::error::EngineError;
 use crate::group_norm;
 use crate::ops::{self, LinearShape};

@@ -11,8 +11,9 @@ use asymflow_zoo::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Convolver, Moments, Saved, Turns, Work, check_finite};
+use super::{Moments, Saved, Work, check_finite};
 use crate::buffer::{self, Activation, Buffer};
+use crate::convolver::{Convolver, Turns};
 use crate::error::EngineError;
 use crate::group_norm;
 use crate::ops::{self, LinearShape, NormSaved};

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use asymflow_engine::local::{LocalConv, Scratch, conv_shape};
 use asymflow_engine::{
-    Convolver, EngineError,
+    EngineError,
     buffer::{Activation, Buffer, Pool},
+    convolver::Convolver,
     program::ConvNode,
 };
 use asymflow_linalg::{Decomposer, conv, decompose::BatchShape};

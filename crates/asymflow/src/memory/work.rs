@@ -1,6 +1,6 @@
 //! What parts of a plan modes are made of: each mode puts its own together ([`ModeSpec::memory`](crate::modes::ModeSpec::memory)).
 
-use asymflow_engine::{Convolver, Engine, buffer::Pool, local::LocalConv, program::ConvNode, streamed};
+use asymflow_engine::{Engine, buffer::Pool, convolver::Convolver, local::LocalConv, program::ConvNode, streamed};
 use asymflow_linalg::{dct::BlockDct, decompose::BatchShape};
 use asymflow_privacy::payload::Precision;
 use asymflow_residual::backend::Pass;

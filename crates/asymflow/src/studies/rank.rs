@@ -2,8 +2,9 @@
 
 use asymflow_engine::local::Scratch;
 use asymflow_engine::{
-    Convolver, Engine, EngineError,
+    Engine, EngineError,
     buffer::{Activation, Buffer},
+    convolver::Convolver,
     local::LocalConv,
     program::ConvNode,
 };

@@ -7,8 +7,9 @@ use asymflow::modes::{
 };
 use asymflow::plan::Plan;
 use asymflow_engine::{
-    Convolver, Engine,
+    Engine,
     buffer::{Activation, Buffer, Pool},
+    convolver::Convolver,
     local::LocalConv,
     program::ConvNode,
 };

@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 
 use asymflow_engine::{
-    Convolver, Engine,
+    Engine,
     buffer::{Activation, Buffer},
+    convolver::Convolver,
     local::LocalConv,
     program::ConvNode,
 };

@@ -7,8 +7,9 @@ use std::ops::Range;
 use asymflow_engine::local::{Scratch, conv_shape};
 use asymflow_engine::timing::{Seconds, timed, timed_folding};
 use asymflow_engine::{
-    Convolver, Engine, EngineError, Params, Turns,
+    Engine, EngineError, Params,
     buffer::{Activation, Buffer, Pool, add_assign, combine},
+    convolver::{Convolver, Turns},
     local::LocalConv,
     program::ConvNode,
 };
