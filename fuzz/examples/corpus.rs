@@ -214,6 +214,7 @@ fn asymml() -> AsymMlSpec {
         guard: GuardSpec { mechanism: "insecure_none".to_owned(), sigma: None, clip: None, kappa: None },
         precision: Precision::F32,
         verify: true,
+        leapfrog: false,
     }
 }
 

@@ -12,7 +12,7 @@ pub trait Convolver: Send {
     type Error: From<EngineError>;
 
     /// y = conv(x, W) without bias. With [`Pass::Training`], keeps what [`Convolver::backward`] needs. Of a batch of a measuring
-    /// [`Pool`] only lengths are to be made.
+    /// [`Pool`](crate::buffer::Pool) only lengths are to be made.
     ///
     /// # Errors
     /// Whatever the place of computation reports.
