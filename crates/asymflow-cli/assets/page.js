@@ -3,7 +3,7 @@ const all = JSON.parse(document.getElementById("results").textContent);
 const byId = (id) => document.getElementById(id);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 // Okabe and Ito: told apart by colour-blind readers. Shapes differ as well.
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"];
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b"];
 const percent = (share) => share === null ? "–" : (100 * share).toFixed(1) + " %";
 const epsilon = (point) => point.epsilon === null ? "∞" : point.epsilon === 0 ? "0" : point.epsilon.toFixed(2);
 const figure = (row) => `${row.figure} ${row.value.toFixed(3)} (${row.low.toFixed(3)} to ${row.high.toFixed(3)})`;
@@ -23,11 +23,11 @@ function choices(id, key) {
   select.addEventListener("change", draw);
 }
 
-/* Points of different networks do not compare: first the network of most modes, of attacked ones before others. */
-function first() {
-  const modes = (network, of) => new Set(all.filter((point) => point.network === network && of(point)).map((point) => point.mode)).size;
-  const worth = (network) => 100 * modes(network, (point) => point.strongest) + modes(network, () => true);
-  return [...new Set(all.map((point) => point.network))].sort((a, b) => worth(b) - worth(a))[0] ?? "all";
+/* Points of different networks or data do not compare: first those of most modes, of attacked ones before others. */
+function first(key, points) {
+  const modes = (value, of) => new Set(points.filter((point) => point[key] === value && of(point)).map((point) => point.mode)).size;
+  const worth = (value) => 100 * modes(value, (point) => point.strongest) + modes(value, () => true);
+  return [...new Set(points.map((point) => point[key]))].sort((a, b) => worth(b) - worth(a))[0] ?? "all";
 }
 
 /* One colour and shape for a mode at all its settings. */
@@ -227,7 +227,8 @@ function draw() {
 
 choices("network", "network");
 choices("data", "data");
-byId("network").value = first();
+byId("network").value = first("network", all);
+byId("data").value = first("data", all.filter((point) => point.network === byId("network").value));
 draw();
 let waiting = 0;
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(draw, 100); });
