@@ -102,7 +102,7 @@ pub fn wrong_answer() -> CliError {
 }
 
 /// A program that stands beside this one, or else on PATH.
-fn beside(program: impl AsRef<Path>) -> PathBuf {
+pub(crate) fn beside(program: impl AsRef<Path>) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let beside = own.parent().unwrap_or(Path::new("")).join(&program);
     if beside.is_file() {

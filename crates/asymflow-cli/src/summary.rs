@@ -86,6 +86,9 @@ pub struct DataSummary {
 pub struct Accuracy {
     /// Of this run.
     pub test: Option<f64>,
+    /// Of the same integers without encryption, where a mode computes on integers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<f64>,
     /// Of `trusted-only` at the same seed, where it ran.
     pub trusted_only: Option<f64>,
     /// Of `clear` at the same seed, where it ran.
@@ -236,7 +239,7 @@ impl Summary {
             trusted_device: in_trusted.then(|| format!("cpu, {} threads", job.threads)),
             worker_device: s.worker_device.clone().filter(|_| mode.needs_worker()),
             insecure: experiment.insecure(*mode),
-            accuracy: Accuracy { test: report.test_accuracy, trusted_only: None, clear: None },
+            accuracy: Accuracy { test: report.test_accuracy, reference: None, trusted_only: None, clear: None },
             privacy: Privacy {
                 mechanism: guard.as_ref().map(|guard| guard.mechanism.clone()),
                 sigma: guard.as_ref().and_then(|guard| guard.sigma),

@@ -70,7 +70,8 @@ fn what_is_explained_is_what_the_run_says() {
     let quoted = ENTRIES.map(|entry| format!("{entry:?}")).join(", ");
     std::fs::write(at.join("e.toml"), EXPERIMENT.replace("RUN", &quoted)).unwrap();
     let names = text(&asymflow(at, &["modes"]).stdout);
-    for name in names.lines() {
+    // Mode `cipher` releases nothing, and runs where a program of another workspace was built.
+    for name in names.lines().filter(|name| *name != "cipher") {
         assert!(ENTRIES.iter().any(|entry| entry.split(['@', '+']).next() == Some(name)), "{name} is not asked about");
     }
     for set in [

@@ -357,6 +357,10 @@ fn the_smoke_form_of_every_experiment_runs_inside() {
             assert!(stderr.contains("help: start the service with `cargo xtask enclave run -- serve …`"), "{stderr}");
             continue;
         }
+        // A program of another workspace.
+        if stderr.contains("needs asymflow-cipher") {
+            continue;
+        }
         assert!(output.status.success(), "{}: {stderr}", path.display());
         ran += 1;
     }

@@ -225,3 +225,53 @@ fn runs_are_listed_shown_and_gone_on_with_by_one_process_at_a_time() {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
+
+/// Mode `cipher` needs a program of another workspace: here one that says what it was asked.
+#[test]
+fn a_program_on_path_classifies_the_test_images_of_mode_cipher() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let runs = Runs::of("\"trusted-only\", \"cipher\"");
+    let program = runs.0.path().join("asymflow-cipher");
+    let with_path = |said: &str| {
+        std::fs::write(
+            &program,
+            format!("#!/bin/sh\n[ -s \"$3\" ] && [ -s \"$5\" ] || exit 9\necho \"$@\" > asked\n{said}\n"),
+        )
+        .unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", runs.0.path().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_asymflow"));
+        command.current_dir(runs.0.path()).env("PATH", path);
+        let set = ["model.names=[\"pkn-lenet\"]", "cipher.images=7", "train.epochs=1"];
+        command.args(["run", "runs.toml"]).args(set.iter().flat_map(|set| ["--set", set])).output().unwrap()
+    };
+    let summary = r#"echo '{"summary":{"images":7,"accuracy":{"test":0.5,"reference":0.5,"float":0.6},"cost":{"images":2},"bytes":{"query":10,"answer":4}}}'"#;
+    let output = with_path(summary);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let asked = std::fs::read_to_string(runs.0.path().join("asked")).unwrap();
+    for part in ["evaluate --network ", "--packing latency", "--images 7", "--train 64 --test 32 --seed "] {
+        assert!(asked.contains(part), "{asked}");
+    }
+    let folder = runs.folder().unwrap();
+    let of = |run: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder.join(run).join("summary.json")).unwrap()).unwrap()
+    };
+    let (plain, encrypted) = (of("trusted-only-seed1"), of("cipher-seed1"));
+    assert_eq!((&encrypted["accuracy"]["test"], &encrypted["accuracy"]["reference"]), (&0.5.into(), &0.5.into()));
+    assert_eq!(encrypted["accuracy"]["trusted_only"], plain["accuracy"]["test"], "the same network");
+    assert_eq!(encrypted["data"]["test"], 7);
+    assert_eq!(encrypted["inference_bytes_per_sample"]["to_worker"], 5, "a query has two images");
+    assert!(plain["accuracy"].get("reference").is_none());
+    // What it complains of is told, with its remedy.
+    std::fs::remove_dir_all(&folder).unwrap();
+    let output = with_path("echo 'error: too deep' >&2; echo 'help: train a flat one' >&2; exit 1");
+    let stderr = text(&output.stderr);
+    assert!(
+        stderr.contains("error: asymflow-cipher: too deep") && stderr.contains("help: train a flat one"),
+        "{stderr}"
+    );
+    // A network with signs is refused before it is trained.
+    let output = runs.asymflow(&["run", "runs.toml", "--set", "mode.run=[\"cipher\"]"]);
+    assert!(text(&output.stderr).contains("mode cipher needs "), "{}", text(&output.stderr));
+}

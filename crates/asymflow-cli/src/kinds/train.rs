@@ -24,6 +24,7 @@ use crate::tables::{SECONDS_HEAD, layers, seconds_row};
 use crate::text::{self, markdown};
 use crate::worker::WorkerProcess;
 
+mod evaluated;
 mod plots;
 
 /// Test accuracy by epoch of one run.
@@ -178,6 +179,7 @@ impl Jobs<'_> {
             self.0.say(&format!("{label}: going on from its checkpoint"));
         }
         let mode = self.0.experiment().mode_spec(entry, model)?;
+        let evaluator = evaluated::program(self.0, &*mode)?;
         let given = self.given_weights(&entry.model(model), &*mode)?;
         let start = match (&checkpoint, &given) {
             (Some(bytes), _) => (Body::Checkpoint, bytes.as_slice()),
@@ -207,7 +209,11 @@ impl Jobs<'_> {
             assurance: self.0.runtime().assurance().to_string(),
             worker_device: worker.map(|w| w.device.clone()),
         };
-        let summary = Summary::new(&sources)?;
+        let mut summary = Summary::new(&sources)?;
+        if let Some(evaluator) = evaluator.filter(|_| summary.status == "done") {
+            self.0.say(&format!("{label}: {} classifies test images", evaluator.1.program));
+            evaluated::evaluate(self.0, evaluator, &job.network, &folder, &mut summary)?;
+        }
         folder.write_json("summary.json", &summary)?;
         folder.replace("summary.md", table(&summary, &report).as_bytes())?;
         Ok(summary)
@@ -358,6 +364,18 @@ fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
     for run in runs.iter().filter(|run| run.mode == "asymml") {
         if let (Some(asymml), Some(clear)) = (run.accuracy.test, run.accuracy.clear) {
             gaps += &format!("\nSeed {}: asymml minus clear {:+.2} points.", run.seed, 100.0 * (asymml - clear));
+        }
+    }
+    for run in runs {
+        if let (Some(test), Some(reference), Some(real)) =
+            (run.accuracy.test, run.accuracy.reference, run.accuracy.trusted_only)
+        {
+            let [test, reference, real] = [test, reference, real].map(|share| 100.0 * share);
+            gaps += &format!(
+                "\nSeed {}: {}, {test:.2} % of {} test images; {reference:.2} % of them by the same integers in the clear, {real:.2} % of all by \
+                 the network in floating point.",
+                run.seed, run.mode, run.data.test
+            );
         }
     }
     let released = runs.iter().find_map(|run| Some((run.privacy.delta?, run.data.train + run.data.test)));

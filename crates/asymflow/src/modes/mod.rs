@@ -3,6 +3,7 @@
 //! One file or folder a mode, and one line in [`Registry::default`]. Nothing else in the workspace knows a mode by its name.
 
 mod asymml;
+mod cipher;
 mod clear;
 pub mod delta;
 mod dp_sgd;
@@ -21,6 +22,7 @@ mod trusted_only;
 use asymflow_privacy::mechanisms::{DiscreteGaussian, InsecureFloatNoise, InsecureNone, MechanismError, ResidualNoise};
 
 pub use asymml::{AsymMl, AsymMlParts, AsymMlSpec, SizedNoise, SplitConv, VerifyError, open_link};
+pub use cipher::{CipherPacking, CipherSpec};
 pub use clear::{Clear, ClearSpec};
 pub use dp_sgd::{DpSgd, DpSgdSpec};
 #[cfg(feature = "shares")]
@@ -35,8 +37,8 @@ pub use registry::{MakeDecomposer, MakeMechanism, NumberMechanism, Registry};
 #[cfg(feature = "shares")]
 pub use shares::{OnShares, RingBits, SharesSpec};
 pub use spec::{
-    Asked, Charge, Explained, Facts, Guard, Losses, Macs, ModeFamily, ModeRef, ModeSpec, Parts, PrivacyTerms, Purpose,
-    Sampling, Sections, Serving, SplitPromise, composed,
+    Asked, Charge, Evaluator, Explained, Facts, Guard, Losses, Macs, ModeFamily, ModeRef, ModeSpec, Parts,
+    PrivacyTerms, Purpose, Sampling, Sections, Serving, SplitPromise, composed,
 };
 pub use trusted_only::{TrustedOnly, TrustedOnlySpec};
 
@@ -52,6 +54,7 @@ impl Default for Registry {
         #[cfg(feature = "shares")]
         let registry = registry.with_mode(Box::new(shares::Family));
         registry
+            .with_mode(Box::new(cipher::Family))
             .with_mode(Box::new(naive_dp::Family))
             .with_mechanism("discrete_gaussian", |sigma| Ok(Box::new(DiscreteGaussian::fine(given(sigma)?)?)))
             .with_mechanism("insecure_float_noise", |sigma| Ok(Box::new(InsecureFloatNoise::new(given(sigma)?)?)))

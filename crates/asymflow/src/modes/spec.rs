@@ -208,6 +208,17 @@ pub struct Explained {
     pub table: Vec<[String; 5]>,
 }
 
+/// A program that is no part of this workspace, called with `evaluate`, a network, weights and data; it answers by a line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluator {
+    /// Its name: it stands beside the command.
+    pub program: &'static str,
+    /// What builds it.
+    pub build: &'static str,
+    /// Further arguments.
+    pub arguments: Vec<String>,
+}
+
 /// Multiply-accumulates of one inference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Macs {
@@ -319,6 +330,11 @@ pub trait ModeSpec: Debug + Send + Sync {
     /// Whether the test records are classified at the end alone, because each answer is dear.
     fn evaluates_once(&self) -> bool {
         false
+    }
+
+    /// The program that classifies test images when training is over, where it is not the mode itself.
+    fn evaluator(&self) -> Option<Evaluator> {
+        None
     }
 
     /// What a run releases of a record.

@@ -23,7 +23,11 @@ pub fn jobs() -> Vec<(&'static str, JobSpec)> {
     let job = |(name, delta)| {
         let mut job = job_of(name, &[("privacy", noise.clone()), ("delta", delta)]);
         let network = by_name("demo-cnn", 10, None).unwrap();
-        let replacement = if name == "dp-sgd" { "group-norm:4" } else { "average-pool" };
+        let replacement = match name {
+            "dp-sgd" => "group-norm:4",
+            "cipher" => "react",
+            _ => "average-pool",
+        };
         job.network = replace_activations(&network, &replacement.parse().unwrap()).unwrap();
         (name, job)
     };
