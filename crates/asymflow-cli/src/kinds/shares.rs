@@ -52,11 +52,11 @@ impl ExperimentKind for Shares {
         let mut bench = Bench::new(&network, &weights, images, e.shares.repeats, threads)?;
         let mut runs = Vec::new();
         for setting in e.shares.settings() {
-            if run.is_interrupted() {
-                return Ok((Ended::Interrupted, None));
-            }
             run.say(&setting.to_string());
-            runs.push(bench.run(setting)?);
+            match bench.run(setting, &|| run.is_interrupted())? {
+                Some(measured) => runs.push(measured),
+                None => return Ok((Ended::Interrupted, None)),
+            }
         }
         Ok((Ended::Whole, Some(runs)))
     }

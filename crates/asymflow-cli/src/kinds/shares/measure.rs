@@ -59,11 +59,12 @@ impl<'a> Bench<'a> {
         Ok(Self { network, weights, images, queries, threads, pools, expected: None })
     }
 
-    pub fn run(&mut self, setting: Setting) -> Result<SharesRun, CliError> {
+    /// `None` where it was asked to end, which it is before every query.
+    pub fn run(&mut self, setting: Setting, is_ended: &dyn Fn() -> bool) -> Result<Option<SharesRun>, CliError> {
         match setting.ring {
-            RingName::U64 => self.measure::<u64>(setting),
-            RingName::Z48 => self.measure::<Z48>(setting),
-            RingName::U32 => self.measure::<u32>(setting),
+            RingName::U64 => self.measure::<u64>(setting, is_ended),
+            RingName::Z48 => self.measure::<Z48>(setting, is_ended),
+            RingName::U32 => self.measure::<u32>(setting, is_ended),
         }
     }
 
@@ -82,7 +83,11 @@ impl<'a> Bench<'a> {
         Ok(logits)
     }
 
-    fn measure<R: Ring>(&mut self, setting: Setting) -> Result<SharesRun, CliError> {
+    fn measure<R: Ring>(
+        &mut self,
+        setting: Setting,
+        is_ended: &dyn Fn() -> bool,
+    ) -> Result<Option<SharesRun>, CliError> {
         // The compiler says best what it refuses, so it comes first.
         let mut servers = self.start::<R>(setting)?;
         let expected = self.expected(setting.activation)?;
@@ -111,6 +116,9 @@ impl<'a> Bench<'a> {
             correct: [0; 2],
         };
         for query in 0..self.queries {
+            if is_ended() {
+                return Ok(None);
+            }
             let logits = self.query(&mut servers, &self.images.images[query % self.images.images.len()], &mut found)?;
             let Some(expected) = expected.get(query) else { continue };
             for (got, wanted) in logits.iter().zip(expected) {
@@ -127,7 +135,7 @@ impl<'a> Bench<'a> {
         let megabytes = |bytes: [u64; 2]| 1e-6 * bytes.iter().sum::<u64>() as f64;
         found.dealt_megabytes = megabytes(found.dealt_bytes);
         found.total_megabytes = found.dealt_megabytes + megabytes(found.online_bytes);
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// The model that a setting says; where its link chooses how signs are decided about, what the link is.
@@ -306,13 +314,29 @@ mod tests {
     }
 
     fn asked(setting: Setting) -> SharesRun {
+        asked_until(setting, usize::MAX).unwrap()
+    }
+
+    /// As many queries at most.
+    fn asked_until(setting: Setting, most: usize) -> Option<SharesRun> {
         let network = by_name("resnet8-cifar", 10, None).unwrap();
         let weights = Weights::init(&network, 1);
         let image = |phase: f32| (0..3072).map(|i| (i as f32 * 0.1 + phase).sin()).collect();
         let mut bench =
             Bench::new(&network, &weights, Labelled { images: vec![image(0.0), image(1.0)], labels: vec![0, 0] }, 3, 1)
                 .unwrap();
-        bench.run(setting).unwrap()
+        let left = std::cell::Cell::new(most);
+        let is_ended = || left.replace(left.get().saturating_sub(1)) == 0;
+        bench.run(setting, &is_ended).unwrap()
+    }
+
+    #[test]
+    fn a_measurement_ends_before_its_next_query() {
+        let (policy, ring, activation) = (WeightPolicy::Shared, RingName::Z48, ActivationName::Quadratic);
+        let (link, comparison, checked_ranges) = (LinkName::Loopback, ComparisonName::Tables, false);
+        let setting = Setting { policy, ring, activation, link, comparison, checked_ranges };
+        assert!((0..3).all(|most| asked_until(setting, most).is_none()));
+        assert!(asked_until(setting, 3).is_some());
     }
 
     #[test]
