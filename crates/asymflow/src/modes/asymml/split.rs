@@ -431,13 +431,14 @@ impl SplitConv {
         Ok(y)
     }
 
-    /// Whether halves of a batch are computed on as the whole is: not where their decomposition depends on the other samples, or a
-    /// basis is still to be learned from them.
+    /// Whether halves of a batch are computed on as the whole is: not where their basis depends on the other samples, or is still to be
+    /// learned from them.
     pub fn can_halve(&self) -> bool {
-        let is_learned =
-            |(index, placement): (usize, &Placement)| !placement.is_split() || self.bases.contains_key(&index);
-        let learns = self.decomposer.serves() > 1;
-        !self.decomposer.shares_basis() && (!learns || self.placements.iter().enumerate().all(is_learned))
+        if self.decomposer.serves() == 1 {
+            return !self.decomposer.shares_basis();
+        }
+        let mut placements = self.placements.iter().enumerate();
+        placements.all(|(index, placement)| !placement.is_split() || self.bases.contains_key(&index))
     }
 
     /// The convolution of the low-rank part: Y_main.
