@@ -78,14 +78,19 @@ fn halves_that_leapfrog_answer_as_the_whole_does_and_are_charged_as_it_is() {
         let weights = Weights::init(&network, 5);
         let split = |leapfrog| {
             let plan = Plan::split_all(&Program::new(&network).unwrap(), 4);
-            let backend = Arc::new(ToyBackend::default());
-            let mut mode = in_turns(&network, &weights, (plan, decomposition), Precision::F32, backend, leapfrog);
+            let (backend, units) =
+                (ToyBackend::default(), plan.convs.iter().filter(|c| c.placement.is_split()).count());
+            let own = Arc::new(backend.clone());
+            let mut mode = in_turns(&network, &weights, (plan, decomposition), Precision::F32, own, leapfrog);
             let mut logits = Vec::new();
             for samples in [8, 1, 5] {
                 let (images, records) = (images(&network, samples), (0..samples).collect::<Vec<_>>());
                 // The first batch of a basis that serves for others is never halved.
                 logits.push(mode.infer(&images, &records).unwrap());
+                backend.seen.lock().unwrap().clear();
                 logits.push(mode.infer(&images, &records).unwrap());
+                let halves = if leapfrog && decomposition != "shared-basis" { samples.min(2) } else { 1 };
+                assert_eq!(backend.seen.lock().unwrap().len(), halves * units, "{name}, {decomposition}, {samples}");
                 step(&mut mode, &images, samples);
             }
             let charged = mode.door().unwrap().accountant().spent().to_vec();
