@@ -187,7 +187,8 @@ impl ModeSpec for AsymMlSpec {
         if self.guard.kappa.is_some() {
             return Some(
                 "residual_noise: noise of a multiple of what it hides has no epsilon; what it stops is what attacks measured, \
-                 `cargo xtask run audit`. Labels are not safe in training. See docs/threat-model.md.",
+                 `cargo xtask run audit-cifar10`: exact recovery. A decoder still rebuilds images, and labels are not safe in training. \
+                 See docs/threat-model.md.",
             );
         }
         if by_name(&self.split.decomposition).is_some_and(|known| known.serves() > 1) {
