@@ -8,6 +8,7 @@ mod ghost;
 mod group_norm;
 pub mod local;
 pub mod loss;
+mod max_pool;
 mod ops;
 mod params;
 pub mod program;

@@ -4,7 +4,7 @@
 //! order, so results do not depend on the number of threads.
 
 use asymflow_zoo::network::Shape;
-use asymflow_zoo::ops::{AvgPool, MaxPool, NORM_EPSILON, Pointwise};
+use asymflow_zoo::ops::{AvgPool, NORM_EPSILON, Pointwise};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -49,14 +49,12 @@ fn channel_moments_of(x: &[f32], shape: Shape, c: usize, basis: impl Fn(f32) -> 
     (mean, (squares / count) as f32)
 }
 
-/// The planes of every channel of an NCHW batch, to be written.
-fn planes_mut(x: &mut [f32], shape: Shape) -> Vec<Vec<&mut [f32]>> {
-    let mut channels: Vec<Vec<&mut [f32]>> = Vec::new();
-    channels.resize_with(shape.channels, Vec::new);
-    for (plane, values) in x.chunks_exact_mut(shape.pixels()).enumerate() {
-        channels[plane % shape.channels].push(values);
-    }
-    channels
+/// The planes of an NCHW batch, to be written, those of one channel one behind the other.
+fn planes_by_channel(x: &mut [f32], shape: Shape) -> Vec<&mut [f32]> {
+    let mut samples: Vec<_> = x.chunks_exact_mut(shape.len()).map(|x| x.chunks_exact_mut(shape.pixels())).collect();
+    let mut planes = Vec::with_capacity(samples.len() * shape.channels);
+    (0..shape.channels).for_each(|_| planes.extend(samples.iter_mut().filter_map(Iterator::next)));
+    planes
 }
 
 /// x·scale + shift, then ReLU where asked.
@@ -89,18 +87,18 @@ pub fn norm_by(x: &mut [f32], shape: Shape, affine: [&[f32]; 2], running: [&[f32
 /// As [`norm_by`] the statistics of `x` itself, into `y`; returns mean and biased variance of every channel. Channel by
 /// channel, so that a plane is still in the cache when it is read again.
 pub fn norm(x: &[f32], y: &mut [f32], shape: Shape, affine: [&[f32]; 2], relu: bool) -> (Vec<f32>, Vec<f32>) {
-    let channels = planes_mut(y, shape).into_par_iter().enumerate();
-    let each = |(c, y): (usize, Vec<&mut [f32]>)| {
+    let mut y = planes_by_channel(y, shape);
+    let each = |(c, y): (usize, &mut [&mut [f32]])| {
         let (mean, variance) = channel_moments_of(x, shape, c, |x| x);
         if let [Some(&gamma), Some(&beta)] = affine.map(|v| v.get(c)) {
             let (scale, shift) = scale_and_shift([gamma, beta], mean, variance);
-            for (y, x) in y.into_iter().zip(planes(x, shape, c)) {
+            for (y, x) in y.iter_mut().zip(planes(x, shape, c)) {
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = scaled(x, scale, shift, relu));
             }
         }
         (mean, variance)
     };
-    channels.map(each).unzip()
+    y.par_chunks_mut((x.len() / shape.len()).max(1)).enumerate().map(each).unzip()
 }
 
 /// x + bias\[c\], then ReLU where asked, in place.
@@ -146,11 +144,12 @@ pub fn norm_backward(
     saved: &NormSaved,
 ) -> (Vec<f32>, Vec<f32>) {
     let count = (x.len() / shape.channels) as f32;
-    let each = |(c, mut dy): (usize, Vec<&mut [f32]>)| {
+    let mut dy = planes_by_channel(dy, shape);
+    let each = |(c, dy): (usize, &mut [&mut [f32]])| {
         let (mean, inverse_std) = (saved.mean[c], saved.inverse_std[c]);
         let (mut with_x, mut plain) = (0.0, 0.0);
         let mut cut_by = y.into_iter().flat_map(|y| planes(y, shape, c));
-        for (x, dy) in planes(x, shape, c).zip(&mut dy) {
+        for (x, dy) in planes(x, shape, c).zip(dy.iter_mut()) {
             if let Some(y) = cut_by.next() {
                 cut(y, dy);
             }
@@ -165,7 +164,7 @@ pub fn norm_backward(
         }
         (d_scale, d_shift)
     };
-    planes_mut(dy, shape).into_par_iter().enumerate().map(each).unzip()
+    dy.par_chunks_mut((x.len() / shape.len()).max(1)).enumerate().map(each).unzip()
 }
 
 /// max(x, 0) that keeps NaN, which [`f32::max`] does not.
@@ -230,54 +229,6 @@ pub fn prelu_backward(x: &[f32], dy: &mut [f32], shape: Shape, slopes: &[f32]) -
         },
     );
     d_slopes
-}
-
-/// Max-pooling of every plane; `argmax` receives the index of each maximum within its input plane.
-pub fn max_pool(x: &[f32], input: Shape, y: &mut [f32], output: Shape, window: MaxPool, argmax: &mut [u32]) {
-    y.par_chunks_exact_mut(output.pixels())
-        .zip(argmax.par_chunks_exact_mut(output.pixels()))
-        .zip(x.par_chunks_exact(input.pixels()))
-        .for_each(|((y, argmax), x)| {
-            y.fill(f32::NEG_INFINITY);
-            argmax.fill(0);
-            let rows = y.chunks_exact_mut(output.width).zip(argmax.chunks_exact_mut(output.width)).enumerate();
-            rows.for_each(|(row, (y, argmax))| pool_row(x, input, window, row, y, argmax));
-        });
-}
-
-/// One row of output: every place of the window for all columns at once, so that there is no branch within.
-fn pool_row(x: &[f32], input: Shape, window: MaxPool, row: usize, y: &mut [f32], argmax: &mut [u32]) {
-    let MaxPool { kernel, stride, padding } = window;
-    let top = row * stride;
-    for i in top.max(padding)..(top + kernel).min(padding + input.height) {
-        let first = (i - padding) * input.width;
-        let line = &x[first..first + input.width];
-        for k in 0..kernel {
-            // Columns whose place k lies within the line.
-            let start = padding.saturating_sub(k).div_ceil(stride);
-            let at = start * stride + k - padding;
-            let values = line.get(at..).unwrap_or_default().iter().step_by(stride);
-            let best = y.iter_mut().zip(argmax.iter_mut()).skip(start);
-            for (((y, argmax), &value), column) in best.zip(values).zip(0u32..) {
-                let better = value > *y || value.is_nan();
-                *y = if better { value } else { *y };
-                *argmax = if better { (first + at) as u32 + column * stride as u32 } else { *argmax };
-            }
-        }
-    }
-}
-
-/// Backward of [`max_pool`]: routes every gradient to its maximum.
-pub fn max_pool_backward(dy: &[f32], output: Shape, argmax: &[u32], dx: &mut [f32], input: Shape) {
-    dx.par_chunks_exact_mut(input.pixels())
-        .zip(dy.par_chunks_exact(output.pixels()))
-        .zip(argmax.par_chunks_exact(output.pixels()))
-        .for_each(|((dx, dy), argmax)| {
-            dx.fill(0.0);
-            for (&index, &dy) in argmax.iter().zip(dy) {
-                dx[index as usize] += dy;
-            }
-        });
 }
 
 /// Adaptive average pooling of every plane to `out × out`.

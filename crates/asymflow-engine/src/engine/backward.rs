@@ -6,11 +6,11 @@ use super::{Saved, Work};
 use crate::buffer::{self, Buffer};
 use crate::convolver::Convolver;
 use crate::error::EngineError;
-use crate::group_norm;
 use crate::ops::{self, LinearShape};
 use crate::program::{ConvNode, Kind, Node, Program};
 use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
 use crate::shared_relu::{self, SharedNode, SharedSaved};
+use crate::{group_norm, max_pool};
 
 /// Gradients of values, by value.
 struct Gradients(Vec<Option<Buffer>>);
@@ -155,7 +155,7 @@ impl Work {
             (Kind::SharedRelu(node), Some(Saved::SharedRelu(saved))) => self.unwind_shared_relu(node, saved, &mut dy),
             (Kind::MaxPool(_), Some(Saved::MaxPool { argmax, x })) => {
                 let mut dx = self.pool.take(samples * x.len());
-                ops::max_pool_backward(&dy, node.output, &argmax.values, &mut dx, *x);
+                max_pool::backward(&dy, node.output, &argmax.values, &mut dx, *x);
                 return Ok(dx);
             }
             (Kind::AvgPool(pool), Some(Saved::AvgPool { x })) => {

@@ -15,11 +15,11 @@ use super::{Moments, Saved, Work, check_finite};
 use crate::buffer::{self, Activation, Buffer};
 use crate::convolver::{Convolver, Turns};
 use crate::error::EngineError;
-use crate::group_norm;
 use crate::ops::{self, LinearShape, NormSaved};
 use crate::program::{ConvNode, Kind, Node, Program};
 use crate::quadratic::{self, QuadraticNode, QuadraticSaved};
 use crate::shared_relu::{self, SharedNode, SharedSaved};
+use crate::{group_norm, max_pool};
 
 /// How far a batch has come.
 struct Lane {
@@ -312,7 +312,7 @@ impl Work {
     fn run_max_pool(&self, pool: MaxPool, x: Activation, output: Shape) -> (Activation, Option<Saved>) {
         let mut y = self.pool.take(x.samples * output.len());
         let mut argmax = self.pool.beside(x.samples * output.len());
-        ops::max_pool(&x.data, x.shape, &mut y, output, pool, &mut argmax.values);
+        max_pool::forward(&x.data, x.shape, &mut y, output, pool, &mut argmax.values);
         (Activation::new(x.samples, output, y), Some(Saved::MaxPool { argmax, x: x.shape }))
     }
 
