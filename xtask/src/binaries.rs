@@ -42,3 +42,13 @@ pub fn build(workspace: &Workspace, packages: &[&str], worker_features: &[String
     }
     Ok(0)
 }
+
+/// Builds what computes on ciphertexts.
+pub fn build_cipher(workspace: &Workspace) -> Result<u8> {
+    let mut cargo = process::cargo();
+    cargo
+        .current_dir(workspace.root())
+        .args(["build", "--release", "--manifest-path"])
+        .arg(workspace.cipher_manifest());
+    process::run(cargo.arg("--target-dir").arg(workspace.cipher_target()))
+}

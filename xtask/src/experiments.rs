@@ -15,6 +15,15 @@ use crate::table::table;
 use crate::workspace::Workspace;
 
 const DEMO: &str = "demo";
+const CIPHER_DEMO: &str = "cipher-demo";
+/// What a newcomer may try after the demo.
+pub const NEXT: [(&str, &str); 5] = [
+    ("cargo xtask report --html", "a page of all runs: accuracy against trusted time, epochs, what was rebuilt"),
+    ("cargo xtask explain epsilon demo", "what each ε promises, and to whom"),
+    ("cargo xtask run audit", "what attacks get out of each mode (minutes)"),
+    ("cargo xtask demo --cipher", "a network answered on ciphertexts as well"),
+    ("cargo xtask list", "all experiments, each with the claim that it tests"),
+];
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
@@ -28,13 +37,16 @@ pub struct DemoArgs {
     /// Features to build the worker with, such as `wgpu`
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     worker_features: Vec<String>,
+    /// Also classify on ciphertexts; builds asymflow-cipher, which links a library under BSD-3-Clause-Clear: it grants no patents
+    #[arg(long)]
+    cipher: bool,
 }
 
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// A name from `list`, or a path to a TOML file
-    experiment: String,
+    pub experiment: String,
     /// Override a key of the experiment
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -78,7 +90,7 @@ pub struct ResumeArgs {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     /// A name from `list`, or a path to a TOML file
-    experiment: String,
+    pub experiment: String,
 }
 
 /// Arguments of `explain`.
@@ -87,7 +99,7 @@ pub struct ExplainArgs {
     /// `epsilon`, `model` or `memory`
     what: String,
     /// A name from `list`, or a path to a TOML file
-    experiment: String,
+    pub experiment: String,
     /// Set a key, e.g. --set delta.views=4; may be given often
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -116,12 +128,28 @@ struct Heading {
 }
 
 pub fn demo(workspace: &Workspace, args: &DemoArgs) -> Result<u8> {
-    let mut words = vec!["run".into(), find(workspace, DEMO)?];
-    push_path(&mut words, "--data", args.data.as_deref())?;
-    if args.json {
-        words.push("--json".into());
+    if args.cipher {
+        match binaries::build_cipher(workspace)? {
+            0 => {}
+            code => return Ok(code),
+        }
     }
-    build_and_call(workspace, &[ENCLAVED, WORKER, CLI], &args.worker_features, &words)
+    for name in [DEMO].into_iter().chain(args.cipher.then_some(CIPHER_DEMO)) {
+        let mut words = vec!["run".into(), find(workspace, name)?];
+        push_path(&mut words, "--data", args.data.as_deref())?;
+        if args.json {
+            words.push("--json".into());
+        }
+        match build_and_call(workspace, &[ENCLAVED, WORKER, CLI], &args.worker_features, &words)? {
+            0 => {}
+            code => return Ok(code),
+        }
+    }
+    if !args.json {
+        println!("\nNext:");
+        NEXT.iter().for_each(|(command, what)| println!("  {command:<34}{what}"));
+    }
+    Ok(0)
 }
 
 pub fn run(workspace: &Workspace, args: &RunArgs) -> Result<u8> {
@@ -203,14 +231,19 @@ fn build_and_call(
     }
 }
 
-/// The built `asymflow` command, to run in the root of the workspace, where `runs/` lies.
+/// The built `asymflow` command, to run in the root of the workspace, where `runs/` lies. It finds `asymflow-cipher` if that was built.
 pub fn asymflow(workspace: &Workspace) -> Command {
     let mut command = Command::new(workspace.binary(CLI_BINARY));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([workspace.cipher_target().join("release")]);
+    if let Ok(path) = std::env::join_paths(folders) {
+        command.env("PATH", path);
+    }
     command.current_dir(workspace.root());
     command
 }
 
-/// The experiment files, sorted by name. Files that others extend are in `base/` and not listed.
+/// The experiment files, sorted by name.
 pub fn all(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let dir = workspace.root().join("xtask/experiments");
     let mut paths = Vec::new();
@@ -230,7 +263,7 @@ pub fn name_of(path: &Path) -> String {
 }
 
 /// The path of an experiment given by name or path, relative to the root where it lies below it.
-fn find(workspace: &Workspace, experiment: &str) -> Result<PathBuf> {
+pub fn find(workspace: &Workspace, experiment: &str) -> Result<PathBuf> {
     let known = all(workspace)?;
     if let Some(path) = known.iter().find(|path| name_of(path) == experiment) {
         return Ok(path.strip_prefix(workspace.root()).unwrap_or(path).to_owned());

@@ -99,3 +99,21 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Data(command) => data::run(&workspace, &command),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_demo_proposes_can_be_typed() {
+        let workspace = Workspace::load().unwrap();
+        for (command, _) in experiments::NEXT {
+            let cli = Cli::try_parse_from(command.strip_prefix("cargo ").unwrap().split(' ')).unwrap();
+            match cli.command {
+                Command::Run(args) => experiments::find(&workspace, &args.experiment).map(drop).unwrap(),
+                Command::Explain(args) => experiments::find(&workspace, &args.experiment).map(drop).unwrap(),
+                _ => {}
+            }
+        }
+    }
+}

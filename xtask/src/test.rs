@@ -29,7 +29,7 @@ const FUZZ: &str = "asymflow-fuzz";
 /// A worker on PyTorch: a workspace of its own, for what it links is not on every machine.
 const TORCH: &str = "asymflow-torch";
 
-/// What computes on ciphertexts: a workspace of its own, for a licence of what it links.
+/// What computes on ciphertexts, in a workspace of its own.
 const CIPHER: &str = "asymflow-cipher";
 
 /// Arguments of `test`.
@@ -131,13 +131,13 @@ fn test_remote(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Res
 
 /// Tests what computes on ciphertexts.
 fn test_cipher(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Result<()> {
-    let manifest = workspace.root().join("cipher/Cargo.toml");
+    let manifest = workspace.cipher_manifest();
     if !manifest.is_file() || args.only.as_deref().is_some_and(|only| only != CIPHER) {
         return Ok(());
     }
     let mut cargo = process::cargo();
     cargo.current_dir(workspace.root()).args(["test", "--release", "--no-fail-fast", "--manifest-path"]).arg(manifest);
-    cargo.arg("--target-dir").arg(workspace.target_directory.join("cipher")).args(&args.filter);
+    cargo.arg("--target-dir").arg(workspace.cipher_target()).args(&args.filter);
     count_tests(&mut cargo, tally)
 }
 

@@ -87,6 +87,16 @@ impl Workspace {
         &self.workspace_root
     }
 
+    /// The manifest of what computes on ciphertexts: a workspace of its own, for a licence of what it links.
+    pub fn cipher_manifest(&self) -> PathBuf {
+        self.root().join("cipher/Cargo.toml")
+    }
+
+    /// Its build folder.
+    pub fn cipher_target(&self) -> PathBuf {
+        self.target_directory.join("cipher")
+    }
+
     /// Whether `name` is a member.
     pub fn has(&self, name: &str) -> bool {
         self.packages.iter().any(|package| package.name == name)
