@@ -2,6 +2,8 @@
 
     python crates/asymflow-zoo/scripts/check_onnx.py small
         writes the golden files of asymflow-engine's tests/onnx.rs
+    python crates/asymflow-zoo/scripts/check_onnx.py expect
+        writes onnxruntime's logits of those that lie there, as after tests/golden/make_torch1.py
     python crates/asymflow-zoo/scripts/check_onnx.py narrow
         writes classifiers of torchvision and timm with few channels beside them
     python crates/asymflow-zoo/scripts/check_onnx.py large target/release/examples/logits MODE…
@@ -96,9 +98,7 @@ def small():
     other = onnx.load(GOLDEN / "small-17-norms.onnx")
     converted = onnx.version_converter.convert_version(other, 21)
     onnx.save(converted, GOLDEN / "small-21.onnx")
-    files = sorted(GOLDEN.glob("small-*.onnx"))
-    expected = {path.name: [float(v) for v in logits(path, image(*shape))] for path in files}
-    (GOLDEN / "onnx.json").write_text(json.dumps(expected, indent=1) + "\n")
+    expect()
 
     class Both(nn.Module):
         def forward(self, x):
@@ -115,6 +115,14 @@ def small():
     }
     for name, (model, opset) in refused.items():
         export(model.eval(), (1, 4, 16, 16), GOLDEN / f"{name}.onnx", opset, dynamo=False)
+
+
+def expect():
+    """Of all small files, those of make_torch1.py too."""
+    path = GOLDEN / "onnx.json"
+    expected = json.loads(path.read_text()) if path.is_file() else {}
+    expected |= {file.name: [float(v) for v in logits(file, image(1, 3, 16, 16))] for file in GOLDEN.glob("small-*.onnx")}
+    path.write_text(json.dumps(dict(sorted(expected.items())), indent=1) + "\n")
 
 
 CLASSIFIERS = {
@@ -172,7 +180,7 @@ def narrow():
         path = GOLDEN / f"{name.split()[1]}.onnx"
         export(alive(thin(make(num_classes=10))), PHOTOGRAPH, path, 17, dynamo=False)
         expected[path.name] = [float(v) for v in logits(path, image(*PHOTOGRAPH))]
-    (GOLDEN / "onnx.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (GOLDEN / "onnx.json").write_text(json.dumps(dict(sorted(expected.items())), indent=1) + "\n")
 
 
 def large(program, *modes):
@@ -196,4 +204,5 @@ def large(program, *modes):
                     print(f"{which}: off by {off:.1e} of {largest:.2f}, {len(got)} logits", flush=True)
 
 
-{"small": small, "narrow": narrow, "large": large}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    {"small": small, "expect": expect, "narrow": narrow, "large": large}[sys.argv[1]](*sys.argv[2:])

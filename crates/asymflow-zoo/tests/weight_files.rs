@@ -44,7 +44,7 @@ fn weights_are_read_as_people_leave_them() {
         ["pth", "safetensors", "index.json"].iter().any(|end| name.ends_with(end)) && !name.contains("-of-")
     };
     let paths: Vec<_> = all.filter(is_whole).collect();
-    assert_eq!(paths.len(), 17);
+    assert_eq!(paths.len(), 20);
     let mut wrong = Vec::new();
     for path in paths {
         let tolerance = if path.to_string_lossy().contains("half") { 5e-4 } else { 0.0 };
