@@ -77,6 +77,15 @@ class Small(nn.Module):
         return self.fc2(torch.relu(self.fc1(self.pool(self.layers(self.stem(x))).flatten(1))))
 
 
+class Viewed(Small):
+    """Flattens as people did before `flatten`: the number of samples, and products of sides."""
+
+    def forward(self, x):
+        x = self.pool(self.layers(self.stem(x)))
+        x = torch.relu(self.fc1(x.view(x.size(0), -1)))
+        return self.fc2(x.view(-1, x.size(1) * 1))
+
+
 def export(model, shape, path, opset, **options):
     x = torch.from_numpy(image(*shape))
     torch.onnx.export(model, (x,), str(path), opset_version=opset, verbose=False, **options)
@@ -95,6 +104,8 @@ def small():
     export(model, shape, GOLDEN / "small-17-norms.onnx", 17, dynamo=False, **unfolded)
     export(model, shape, GOLDEN / "small-18-dynamo.onnx", 18, dynamo=True, external_data=False)
     export(model, shape, GOLDEN / "small-20-parts.onnx", 20, dynamo=True, external_data=True)
+    names = dict(input_names=["x"], dynamic_axes={"x": {0: "samples"}})
+    export(spread(Viewed()), shape, GOLDEN / "small-17-views.onnx", 17, dynamo=False, **names)
     other = onnx.load(GOLDEN / "small-17-norms.onnx")
     converted = onnx.version_converter.convert_version(other, 21)
     onnx.save(converted, GOLDEN / "small-21.onnx")

@@ -33,7 +33,8 @@ pub(super) fn layers<'a>(
     (input, shape): (&'a str, Shape),
 ) -> Result<(Vec<Layer>, Weights), OnnxError> {
     let mut readers = HashMap::new();
-    graph.node.iter().flat_map(|node| &node.input).for_each(|name| *readers.entry(name.as_str()).or_default() += 1);
+    let computing = graph.node.iter().filter(|node| node.op_type != "Shape");
+    computing.flat_map(|node| &node.input).for_each(|name| *readers.entry(name.as_str()).or_default() += 1);
     let paths = HashMap::from([(input, Path { fork: input, layers: Vec::new(), shape })]);
     let mut importer = Importer { builder: Builder::new(tensors), readers, paths };
     for node in graph.node.iter().filter(|node| !node.output.iter().any(|name| tensors.has(name))) {
@@ -53,6 +54,10 @@ pub(super) fn layers<'a>(
 impl<'a> Importer<'a> {
     fn take(&mut self, node: &'a Node) -> Result<(), OnnxError> {
         let Some(output) = node.output.first() else { return Err(refused(node, "no output")) };
+        if let Some(sides) = self.sides(node)? {
+            self.builder.sides.insert(output, sides);
+            return Ok(());
+        }
         let computed: Vec<&str> =
             node.input.iter().map(String::as_str).filter(|name| self.paths.contains_key(name)).collect();
         let path = match (node.op_type.as_str(), &computed[..]) {
@@ -80,6 +85,37 @@ impl<'a> Importer<'a> {
         };
         self.paths.insert(output, path);
         Ok(())
+    }
+
+    /// What a node computes of sides of a value, as `x.view(x.size(0), -1)` has it done; none of another node. The number of samples
+    /// is 0, which a reshape takes for the side that is there.
+    fn sides(&self, node: &Node) -> Result<Option<Vec<i64>>, OnnxError> {
+        let input = |index: usize| node.input.get(index).map_or("", String::as_str);
+        let known = |name: &str| self.builder.sides.get(name).cloned();
+        Ok(match node.op_type.as_str() {
+            "Shape" => self.paths.get(input(0)).map(|path| {
+                let Shape { channels, height, width } = path.shape;
+                [0, channels, height, width].map(|side| side as i64).to_vec()
+            }),
+            "Gather" => match known(input(0)) {
+                Some(sides) => {
+                    let indices = self.builder.tensors.integers(input(1))?;
+                    let side = |index: &i64| usize::try_from(*index).ok().and_then(|index| sides.get(index).copied());
+                    indices.iter().map(side).collect()
+                }
+                None => None,
+            },
+            "Unsqueeze" | "Identity" | "Cast" => known(input(0)),
+            "Mul" => match known(input(0)).zip(known(input(1))) {
+                Some((a, b)) => a.iter().zip(b).map(|(a, b)| a.checked_mul(b)).collect(),
+                None => None,
+            },
+            "Concat" if node.input.iter().any(|name| known(name).is_some()) => {
+                let sides = |name: &String| known(name).map_or_else(|| self.builder.tensors.integers(name), Ok);
+                Some(node.input.iter().map(sides).collect::<Result<Vec<_>, _>>()?.concat())
+            }
+            _ => None,
+        })
     }
 
     /// The path that goes on from a value: a new one where others go on from it too.

@@ -1,6 +1,6 @@
 //! One node of a graph as layers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::error::OnnxError;
 use super::proto::{Attribute, Node};
@@ -14,6 +14,8 @@ use crate::weights::{WeightTensor, Weights};
 pub(super) struct Builder<'a> {
     pub tensors: &'a Tensors<'a>,
     pub weights: Weights,
+    /// Sides that nodes compute, by name.
+    pub sides: HashMap<&'a str, Vec<i64>>,
     names: BTreeSet<String>,
 }
 
@@ -77,7 +79,7 @@ fn window(node: &Node, kernel: &[i64]) -> Result<Window, OnnxError> {
 
 impl<'a> Builder<'a> {
     pub fn new(tensors: &'a Tensors<'a>) -> Self {
-        Self { tensors, weights: Weights::default(), names: BTreeSet::new() }
+        Self { tensors, weights: Weights::default(), names: BTreeSet::new(), sides: HashMap::new() }
     }
 
     /// A name of its own: that of the weight, as PyTorch has it, or else of the kind and a number.
@@ -124,6 +126,11 @@ impl<'a> Builder<'a> {
             "Squeeze" if shape.height * shape.width == 1 => vec![Layer::Flatten],
             // Of inference these are nothing.
             "Identity" | "Dropout" => Vec::new(),
+            // PyTorch before 2.0 has one before each average.
+            "Pad" => match self.tensors.integers(node.input.get(1).map_or("", String::as_str))? {
+                pads if pads.iter().all(|pad| *pad == 0) => Vec::new(),
+                pads => return Err(refused(node, format!("padding by {pads:?} outside of a window is not supported"))),
+            },
             "Concat" => return Err(refused(node, "concatenations (as in DenseNet, Inception) are not supported")),
             "Mul" => return Err(refused(node, "products (as in squeeze-and-excitation) are not supported")),
             _ => {
@@ -203,7 +210,7 @@ impl<'a> Builder<'a> {
     fn reshape(&self, node: &Node, shape: Shape) -> Result<Vec<Layer>, OnnxError> {
         let name = node.input.get(1).map_or("", String::as_str);
         let features = shape.len() as i64;
-        match self.tensors.integers(name)?[..] {
+        match self.sides.get(name).map_or_else(|| self.tensors.integers(name), |sides| Ok(sides.clone()))?[..] {
             [_, last] if last == -1 || last == features => Ok(vec![Layer::Flatten]),
             ref other => Err(refused(node, format!("to {other:?}: only flattening is supported"))),
         }
