@@ -5,8 +5,9 @@ use crate::simd::{Kernel, LANES, Simd};
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 64;
 
-/// Rows of a register tile.
+/// Rows of a register tile, and of one whose columns leave registers for more: the taps of a 3×3 kernel.
 const TILE_ROWS: usize = 6;
+const MOST_ROWS: usize = 9;
 
 /// C = A·B or C += A·B. Columns count in whole vectors.
 ///
@@ -56,13 +57,17 @@ impl Gemm {
     /// All rows of `V` vectors of columns, in tiles of nearly equal height.
     #[inline(always)]
     unsafe fn run_columns<S: Simd, const V: usize>(&self, column: usize) {
-        let tiles = self.rows.div_ceil(TILE_ROWS);
+        let most = (TILE_ROWS * S::TILE_VECTORS / V).clamp(TILE_ROWS, MOST_ROWS);
+        let tiles = self.rows.div_ceil(most);
         let mut row = 0;
         for tile in 0..tiles {
             let height = (self.rows - row).div_ceil(tiles - tile);
             // SAFETY: `row + height ≤ rows`.
             unsafe {
                 match height {
+                    9 => self.run_tile::<S, 9, V>(row, column),
+                    8 => self.run_tile::<S, 8, V>(row, column),
+                    7 => self.run_tile::<S, 7, V>(row, column),
                     6 => self.run_tile::<S, 6, V>(row, column),
                     5 => self.run_tile::<S, 5, V>(row, column),
                     4 => self.run_tile::<S, 4, V>(row, column),

@@ -76,6 +76,9 @@ impl StoreError {
     }
 }
 
+/// What a query's file takes on disk beside its randomness.
+const BLOCK_BYTES: u64 = 4096;
+
 type Done<T> = Result<T, StoreError>;
 
 fn at<T>(path: &Path, done: io::Result<T>) -> Done<T> {
@@ -120,7 +123,11 @@ impl Store {
             model: program.hash(),
             server,
             limit_bytes,
-            deal_bytes: cost.dealer_bytes_first.max(cost.dealer_bytes_second),
+            deal_bytes: BLOCK_BYTES
+                + match server {
+                    Server::First => cost.dealer_bytes_first,
+                    Server::Second => cost.dealer_bytes_second,
+                },
             dealings: BTreeMap::new(),
         };
         for entry in at(folder, fs::read_dir(folder))? {
@@ -400,8 +407,7 @@ mod tests {
     fn stored(queries: u32, now: SystemTime) -> (tempfile::TempDir, Arc<PartyModel<Ring>>, Store) {
         let folder = tempfile::tempdir().unwrap();
         let model = model(1);
-        let bytes = model.program().cost().dealer_bytes_second;
-        let mut store = open(folder.path(), &model, 3 * bytes, now).unwrap();
+        let mut store = open(folder.path(), &model, u64::MAX, now).unwrap();
         let lifetime = Duration::from_secs(60);
         let mut dealer = Dealer::<Ring>::new(model.program().clone(), &Seed::random().unwrap(), lifetime).unwrap();
         let mut incoming = store.incoming(dealer.seed(Server::First), queries).unwrap();
@@ -484,9 +490,21 @@ mod tests {
     }
 
     #[test]
-    fn a_dealing_beyond_the_limit_is_refused_before_it_is_sent() {
-        let (_folder, _, store) = stored(1, SystemTime::now());
-        assert!(store.check_room(2).is_ok());
-        assert_eq!(store.check_room(3).unwrap_err().refusal().code, RefusalCode::Full);
+    fn a_dealing_beyond_what_a_server_has_room_for_is_refused_before_it_is_sent() {
+        let (now, model) = (SystemTime::now(), model(1));
+        let mut dealer =
+            Dealer::<Ring>::new(model.program().clone(), &Seed::random().unwrap(), Duration::from_secs(60)).unwrap();
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        dealer.deal_to(now, &mut first, &mut second).unwrap();
+        for (server, deal) in [(Server::First, first), (Server::Second, second)] {
+            let folder = tempfile::tempdir().unwrap();
+            let limit = 3 * (deal.len() as u64).next_multiple_of(BLOCK_BYTES);
+            let mut store = Store::open(folder.path(), model.program(), server, limit, now).unwrap();
+            let mut incoming = store.incoming(dealer.seed(server), 1).unwrap();
+            incoming.receive(0, &mut deal.as_slice(), model.program()).unwrap();
+            store.commit(incoming).unwrap();
+            assert!(store.check_room(1).is_ok(), "{server:?}");
+            assert_eq!(store.check_room(3).unwrap_err().refusal().code, RefusalCode::Full, "{server:?}");
+        }
     }
 }

@@ -142,15 +142,19 @@ fn fold_weight(
 ) {
     let (inputs, taps) = (s.in_channels, s.kernel * s.kernel);
     let coefficients = memory.part(0, fold.coefficients_len);
-    for column in 0..fold.columns {
-        let (sample, p) = (column / rank, column % rank);
-        let mixing = mixings.chunks_exact(inputs * rank).nth(sample);
-        for j in 0..inputs {
-            let at = (column / PANEL * inputs + j) * PANEL + column % PANEL;
-            let value = mixing.map_or(0.0, |mixing| mixing[j * rank + p]);
+    let pitch = fold.columns.min(PANEL);
+    let used = mixings.len() / inputs;
+    for j in 0..inputs {
+        let put = |column: usize, value: f32| {
             // SAFETY: the place lies in the buffer, and no task runs yet.
-            unsafe { *coefficients.at(at) = value };
+            unsafe { *coefficients.at((column / PANEL * inputs + j) * pitch + column % PANEL) = value };
+        };
+        for (sample, mixing) in mixings.chunks_exact(inputs * rank).enumerate() {
+            for (p, &value) in mixing[j * rank..][..rank].iter().enumerate() {
+                put(sample * rank + p, value);
+            }
         }
+        (used..fold.columns).for_each(|column| put(column, 0.0));
     }
     let folded = memory.part(fold.coefficients_len, fold.folded_len);
     for_each(threads, s.out_channels.div_ceil(FOLDED), |_, task| {
@@ -161,8 +165,8 @@ fn fold_weight(
                 a_depth: taps,
                 a_segment: 0,
                 b: coefficients.ptr(),
-                b_row: PANEL,
-                b_panel: inputs * PANEL,
+                b_row: pitch,
+                b_panel: inputs * pitch,
                 c: folded.at(output * taps * fold.columns),
                 c_row: fold.columns,
                 rows: taps,
