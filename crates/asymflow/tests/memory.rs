@@ -7,13 +7,18 @@ use std::sync::atomic::AtomicBool;
 use asymflow::job::{Body, DataSpec, FromTrusted, JobReport, JobSpec, Task};
 use asymflow::memory::MemoryPlan;
 use asymflow::memory::heap::{self, CountingAllocator};
-use asymflow::modes::{Asked, ModeRef, PrivacyTerms, Registry, Sections};
-use asymflow::run::{RunError, run};
+use asymflow::modes::{Asked, Mode, ModeRef, Parts, PrivacyTerms, Records, Registry, Sampling, Sections, TrainBatch};
+use asymflow::run::{RunError, load, run};
 use asymflow::studies::{MemoryReport, MemoryStudy, Study};
 use asymflow::train::{HostGone, Observer};
-use asymflow_privacy::{accountants::Relation, payload::Precision};
-use asymflow_residual::{ResidualBackend, backend::OpenError};
-use asymflow_zoo::{by_name, models::replace::replace_activations};
+use asymflow_native::NativeBackend;
+use asymflow_privacy::{accountants::Relation, payload::Precision, records::RecordAccountant};
+use asymflow_residual::ResidualBackend;
+use asymflow_residual::backend::{OpenError, SgdStep};
+use asymflow_zoo::data::{Augment, Batch, Loader, Normalization};
+use asymflow_zoo::{Weights, by_name, models::replace::replace_activations};
+use faer::Par;
+use serde_json::json;
 
 #[global_allocator]
 static HEAP: CountingAllocator = CountingAllocator;
@@ -124,7 +129,73 @@ fn the_plan_is_above_the_count_and_near_it() {
         }
         streamed_weights_are_held_two_at_a_time();
         what_does_not_fit_is_refused_before_it_is_allocated();
+        repeated_steps_take_no_more_in_any_mode();
     });
+}
+
+/// A mode of the registry, with numbers on the wire as `precision` says, on a network that it can compute.
+fn built(name: &str, precision: &str) -> Box<dyn Mode> {
+    let registry = Registry::default();
+    let replacement = match name {
+        "dp-sgd" => "group-norm:4",
+        "cipher" => "react",
+        _ => "average-pool",
+    };
+    let network = by_name("demo-cnn", 10, None).unwrap();
+    let network = replace_activations(&network, &replacement.parse().unwrap()).unwrap();
+    let mut sections = Sections::default();
+    for (section, value) in [
+        ("mode", json!({ "rank": "fixed:4" })),
+        ("worker", json!({ "precision": precision })),
+        ("privacy", json!({ "mechanism": "discrete_gaussian", "sigma": 2.0, "clip": 1.0 })),
+    ] {
+        sections.values.insert(section.to_owned(), value);
+    }
+    let asked = Asked { name, epsilon: None, network: &network, epochs: 3, sections: &sections };
+    let spec = registry.spec(&asked).unwrap();
+    let weights = Weights::init(&spec.stored_network(&network).unwrap(), 3).into();
+    let parts = Parts {
+        network,
+        weights,
+        terms: PrivacyTerms { relation: Relation::Remove, delta: 1e-5, budget_epsilon: None },
+        sampling: Sampling { batch: 8, records: 64 },
+        epochs: 3,
+        accountant: RecordAccountant::new(64),
+        backend: Some(Arc::new(NativeBackend { threads: THREADS })),
+        registry: &registry,
+        par: Par::rayon(THREADS),
+    };
+    spec.build(parts).unwrap()
+}
+
+fn repeated_steps_take_no_more_in_any_mode() {
+    let any = MemoryStudy { batch: 8, is_training: true, repeats: 1, streamed: None, seed: 1 };
+    let data = job("demo-cnn", "trusted-only", any.task().unwrap()).data;
+    let data = load(&data, &Registry::default()).unwrap().split;
+    let normalization = Normalization::of(&data.train);
+    let loader = Loader::new(&data.train, &normalization, Augment::NONE, 1);
+    let mut batch = Batch::default();
+    let records: Vec<usize> = (0..8).collect();
+    loader.gather(None, &(0..8).collect::<Vec<_>>(), &mut batch);
+    for name in Registry::default().names() {
+        for precision in ["f32", "f16"] {
+            let mut mode = built(name, precision);
+            mode.draw(2, &Records { loader: &loader, count: 64, batch: 8 }).unwrap();
+            mode.begin_epoch(2).unwrap();
+            let mut live_after = |rounds: usize| {
+                for _ in 0..rounds {
+                    let step = TrainBatch::new(&batch.images, &batch.labels, &records).unwrap();
+                    mode.step(step, SgdStep::plain(1e-3, 0.9, 0.0)).unwrap();
+                    mode.draw_queries(&batch.images, &records).unwrap();
+                    mode.infer(&batch.images, &records).unwrap();
+                }
+                heap::heap_live_bytes().unwrap()
+            };
+            let (early, late) = (live_after(4), live_after(16));
+            // A ledger's lines are less, and an activation of each round would be more.
+            assert!(late < early + (1 << 18), "{name}, {precision}: {} bytes more", late.saturating_sub(early));
+        }
+    }
 }
 
 fn streamed_weights_are_held_two_at_a_time() {

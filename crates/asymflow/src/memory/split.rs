@@ -189,7 +189,8 @@ impl Convolver for SplitSizes<'_> {
         self.exchange(wire::answer_bytes(input, shape.weight_len(), self.precision));
         self.spare.extend(self.kept.remove(&node.index));
         self.seen.remove(&node.index);
+        let dx = node.input_gradient.then(|| self.pool.take(input));
         drop(dy);
-        Ok(node.input_gradient.then(|| self.pool.adopt_length(input)))
+        Ok(dx)
     }
 }

@@ -30,7 +30,6 @@ use asymflow_residual::backend::{Batch, OpenError, Pass, SgdStep, Ticket, UnitId
 use faer::Par;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rayon::prelude::*;
 
 use super::sized::SizedNoise;
 use super::verify::{Sketch, Verifier, VerifyError};
@@ -517,9 +516,8 @@ impl Convolver for SplitConv {
             let sent = sent.as_ref().filter(|_| wanted.input);
             sent.map(|sent| verifier.input_gradient(shape, sent, weight)).transpose()
         })?;
-        let of_weights = self.sketch(node, |verifier| {
-            sent.as_ref().map(|sent| verifier.weight_gradient(shape, sent, node.index)).transpose()
-        })?;
+        let of_weights = self
+            .sketch(node, |verifier| sent.map(|sent| verifier.weight_gradient(shape, &sent, node.index)).transpose())?;
         let stack = self.scratch.stack(conv::folded_weight_gradient_scratch(shape, low_rank.rank, self.par));
         timed_folding(self.local.seconds_of(node), |mark| {
             conv::folded_weight_gradient(shape, &low_rank, &dy, d_weight, self.par, stack, mark)
@@ -527,7 +525,7 @@ impl Convolver for SplitConv {
         .map_err(|error| EngineError::Conv { layer: node.conv.name.clone(), error })?;
         self.spare.push(low_rank);
 
-        let Batch::Gradients { mut input, weights } = self.collect(node, ticket)? else {
+        let Batch::Gradients { input, weights } = self.collect(node, ticket)? else {
             return Err(unexpected(node, "gradients"));
         };
         let input_len = if wanted.input { shape.input_len() } else { 0 };
@@ -537,10 +535,12 @@ impl Convolver for SplitConv {
         self.check(node, of_input.as_ref(), &input)?;
         self.check(node, of_weights.as_ref(), &weights)?;
         combine(d_weight, &weights, |total, from_worker| total + from_worker / gain);
-        if gain != 1.0 {
-            input.par_chunks_mut(1 << 14).for_each(|some| some.iter_mut().for_each(|v| *v /= gain));
-        }
-        Ok(wanted.input.then(|| self.pool.adopt(input)))
+        // Into a buffer of the pool, which would keep the worker's beside those that it has.
+        Ok(wanted.input.then(|| {
+            let mut dx = self.pool.take(input_len);
+            combine(&mut dx, &input, |_, from_worker| from_worker / gain);
+            dx
+        }))
     }
 }
 
