@@ -92,7 +92,6 @@ impl Workspace {
         self.root().join("cipher/Cargo.toml")
     }
 
-    /// Its build folder.
     pub fn cipher_target(&self) -> PathBuf {
         self.target_directory.join("cipher")
     }
