@@ -1,9 +1,9 @@
 //! A run of an experiment, as its kind sees it.
 
-use std::cell::OnceCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub struct Run {
     pub(crate) output: Output,
     pub(crate) runtime: Box<dyn TrustedRuntime>,
     pub(crate) interrupt: Interrupt,
-    pub(crate) worker: OnceCell<WorkerProcess>,
+    pub(crate) worker: OnceLock<WorkerProcess>,
 }
 
 impl fmt::Debug for Run {

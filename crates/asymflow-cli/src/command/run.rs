@@ -1,7 +1,7 @@
 //! `asymflow run`: starts a run, or goes on with one.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use asymflow_enclave::runtime::TrustedRuntime;
 use serde::Serialize;
@@ -115,7 +115,7 @@ fn execute(
     let kind = extensions.kind_named(&experiment.kind)?;
     let _claim = folder.claim()?;
     folder.replace(STATUS, b"unfinished")?;
-    let run = Run { name, experiment, folder, output, runtime, interrupt, worker: OnceCell::new() };
+    let run = Run { name, experiment, folder, output, runtime, interrupt, worker: OnceLock::new() };
     let outcome = kind.run(&run);
     let status = match &outcome {
         Ok(Outcome::Done) => "done".to_owned(),

@@ -42,6 +42,9 @@ pub struct Bench<'a> {
     expected: Option<(ActivationName, Vec<Vec<f64>>)>,
 }
 
+/// Whether the user wants it to end.
+type Ended<'a> = &'a (dyn Fn() -> bool + Sync);
+
 impl<'a> Bench<'a> {
     /// At least `repeats` queries, and one for each image; there must be an image.
     pub fn new(
@@ -59,8 +62,8 @@ impl<'a> Bench<'a> {
         Ok(Self { network, weights, images, queries, threads, pools, expected: None })
     }
 
-    /// `None` where it was asked to end, which it is before every query.
-    pub fn run(&mut self, setting: Setting, is_ended: &dyn Fn() -> bool) -> Result<Option<SharesRun>, CliError> {
+    /// `None` where it was asked to end, which it is before every query and every image of the reference.
+    pub fn run(&mut self, setting: Setting, is_ended: Ended<'_>) -> Result<Option<SharesRun>, CliError> {
         match setting.ring {
             RingName::U64 => self.measure::<u64>(setting, is_ended),
             RingName::Z48 => self.measure::<Z48>(setting, is_ended),
@@ -68,29 +71,27 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Logits of every image in double precision.
-    fn expected(&mut self, activation: ActivationName) -> Result<Vec<Vec<f64>>, CliError> {
+    /// Logits of every image in double precision; none where it was asked to end.
+    fn expected(&mut self, activation: ActivationName, is_ended: Ended<'_>) -> Result<Option<Vec<Vec<f64>>>, CliError> {
         if let Some((known, logits)) = &self.expected
             && *known == activation
         {
-            return Ok(logits.clone());
+            return Ok(Some(logits.clone()));
         }
         let replaced = activation.of(self.network).map_err(failed)?;
-        let logits =
-            self.images.images.par_iter().map(|image| float_logits(self.network, self.weights, &replaced, image));
-        let logits = logits.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        self.expected = Some((activation, logits.clone()));
+        let reference = |image: &Vec<f32>| {
+            (!is_ended()).then(|| float_logits(self.network, self.weights, &replaced, image).map_err(failed))
+        };
+        let logits: Option<Result<Vec<_>, _>> = self.images.images.par_iter().map(reference).collect();
+        let logits = logits.transpose()?;
+        self.expected = logits.clone().map(|logits| (activation, logits));
         Ok(logits)
     }
 
-    fn measure<R: Ring>(
-        &mut self,
-        setting: Setting,
-        is_ended: &dyn Fn() -> bool,
-    ) -> Result<Option<SharesRun>, CliError> {
+    fn measure<R: Ring>(&mut self, setting: Setting, is_ended: Ended<'_>) -> Result<Option<SharesRun>, CliError> {
         // The compiler says best what it refuses, so it comes first.
         let mut servers = self.start::<R>(setting)?;
-        let expected = self.expected(setting.activation)?;
+        let Some(expected) = self.expected(setting.activation, is_ended)? else { return Ok(None) };
         let cost = servers.models[0].program().cost();
         let mut found = SharesRun {
             setting,
@@ -304,6 +305,8 @@ fn ready<R: Ring>(model: &Arc<PartyModel<R>>, seed: &ServerSeed, deal: Deal<R>) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use asymflow_zoo::by_name;
 
     use super::*;
@@ -317,7 +320,7 @@ mod tests {
         asked_until(setting, usize::MAX).unwrap()
     }
 
-    /// As many queries at most.
+    /// As many queries and images of the reference at most.
     fn asked_until(setting: Setting, most: usize) -> Option<SharesRun> {
         let network = by_name("resnet8-cifar", 10, None).unwrap();
         let weights = Weights::init(&network, 1);
@@ -325,18 +328,19 @@ mod tests {
         let mut bench =
             Bench::new(&network, &weights, Labelled { images: vec![image(0.0), image(1.0)], labels: vec![0, 0] }, 3, 1)
                 .unwrap();
-        let left = std::cell::Cell::new(most);
-        let is_ended = || left.replace(left.get().saturating_sub(1)) == 0;
+        let asked = AtomicUsize::new(0);
+        let is_ended = || asked.fetch_add(1, Relaxed) >= most;
         bench.run(setting, &is_ended).unwrap()
     }
 
     #[test]
-    fn a_measurement_ends_before_its_next_query() {
+    fn a_measurement_ends_before_its_next_image_or_query() {
         let (policy, ring, activation) = (WeightPolicy::Shared, RingName::Z48, ActivationName::Quadratic);
         let (link, comparison, checked_ranges) = (LinkName::Loopback, ComparisonName::Tables, false);
         let setting = Setting { policy, ring, activation, link, comparison, checked_ranges };
-        assert!((0..3).all(|most| asked_until(setting, most).is_none()));
-        assert!(asked_until(setting, 3).is_some());
+        // Two images, three queries.
+        assert!((0..5).all(|most| asked_until(setting, most).is_none()));
+        assert!(asked_until(setting, 5).is_some());
     }
 
     #[test]
