@@ -23,7 +23,7 @@ pub const CLI_BINARY: &str = "asymflow";
 pub fn build(workspace: &Workspace, packages: &[&str], worker_features: &[String]) -> Result<u8> {
     let is_first = !workspace.binary(WORKER).is_file() && packages.contains(&WORKER);
     if is_first {
-        eprintln!("first build compiles burn: 10 to 15 minutes on two cores; later builds take seconds");
+        eprintln!("the first build takes 10 to 20 minutes on two cores; later builds take seconds");
     }
     for &package in packages {
         if !workspace.has(package) {

@@ -39,6 +39,19 @@ pub enum UnknownDevice {
     },
 }
 
+/// A device of burn.
+#[cfg(feature = "burn")]
+fn of_burn(device: &str) -> Result<Arc<dyn ResidualBackend>, String> {
+    let choice = device.parse::<asymflow_residual::burn_backend::DeviceChoice>().map_err(|error| error.to_string())?;
+    Ok(Arc::new(asymflow_residual::burn_backend::BurnBackend::new(choice)))
+}
+
+#[cfg(not(feature = "burn"))]
+fn of_burn(_: &str) -> Result<Arc<dyn ResidualBackend>, String> {
+    Err("the worker is built without burn; `--worker-features burn`, or wgpu, vulkan, cuda, remote, builds it in"
+        .to_owned())
+}
+
 impl Backends {
     /// Those of this workspace: `native`, which a program that is told none takes; two for measurements of time, of which `null` answers zeros
     /// at once and `model:TFLOPS:GB/s:µs` when such a card would have answered; and `flex` and its kin where burn is built in (feature `burn`).
@@ -53,17 +66,12 @@ impl Backends {
                 Ok(card) => Ok(Arc::new(card)),
                 Err(error) => Err(error.to_string()),
             });
-        #[cfg(feature = "burn")]
-        let backends = ["flex", "wgpu", "vulkan", "cuda", "remote"].into_iter().fold(backends, |backends, kind| {
+        ["flex", "wgpu", "vulkan", "cuda", "remote"].into_iter().fold(backends, |backends, kind| {
             backends.with(kind, move |which| {
                 let device = if which.is_empty() { kind.to_owned() } else { format!("{kind}:{which}") };
-                let choice = device
-                    .parse::<asymflow_residual::burn_backend::DeviceChoice>()
-                    .map_err(|error| error.to_string())?;
-                Ok(Arc::new(asymflow_residual::burn_backend::BurnBackend::new(choice)))
+                of_burn(&device)
             })
-        });
-        backends
+        })
     }
 
     /// One more backend. `make` is given what stands behind the name and a colon, or nothing, and says in words why there is no
@@ -131,5 +139,11 @@ mod tests {
             assert_eq!(backends.make("cuda:1").unwrap().name(), "cuda");
             assert!(told("cuda:x").starts_with("device \"cuda:x\": unknown device"), "{}", told("cuda:x"));
         }
+        #[cfg(not(feature = "burn"))]
+        assert!(
+            told("cuda:1").starts_with("device \"cuda:1\": the worker is built without burn"),
+            "{}",
+            told("cuda:1")
+        );
     }
 }
