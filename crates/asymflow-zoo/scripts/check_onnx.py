@@ -115,6 +115,16 @@ def small():
         def forward(self, x):
             return torch.cat([x, x], dim=1).flatten(1)
 
+    class Turned(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(1), -1)
+
+    class Split(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(0) * x.size(1), -1)
+
+    for name, model in [("turned", Turned()), ("split", Split())]:
+        export(model, (1, 4, 16, 16), GOLDEN / f"{name}.onnx", 13, dynamo=False, **names)
     head = [nn.Flatten(), nn.Linear(16, 2)]
     pool = nn.AvgPool2d(8)
     refused = {

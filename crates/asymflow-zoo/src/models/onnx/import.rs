@@ -107,7 +107,8 @@ impl<'a> Importer<'a> {
             },
             "Unsqueeze" | "Identity" | "Cast" => known(input(0)),
             "Mul" => match known(input(0)).zip(known(input(1))) {
-                Some((a, b)) => a.iter().zip(b).map(|(a, b)| a.checked_mul(b)).collect(),
+                // Of the number of samples nothing is known that could be multiplied.
+                Some((a, b)) => a.iter().zip(b).map(|(&a, b)| a.checked_mul(b).filter(|side| *side != 0)).collect(),
                 None => None,
             },
             "Concat" if node.input.iter().any(|name| known(name).is_some()) => {

@@ -206,13 +206,19 @@ impl<'a> Builder<'a> {
         Ok([Layer::AdaptiveAvgPool { out: 1 }].into_iter().chain(flat).collect())
     }
 
-    /// A reshape that only flattens.
+    /// A reshape that only flattens. Computed sides begin with the number of samples, or leave it open.
     fn reshape(&self, node: &Node, shape: Shape) -> Result<Vec<Layer>, OnnxError> {
         let name = node.input.get(1).map_or("", String::as_str);
+        let computed = self.sides.get(name);
+        let sides = computed.map_or_else(|| self.tensors.integers(name), |sides| Ok(sides.clone()))?;
         let features = shape.len() as i64;
-        match self.sides.get(name).map_or_else(|| self.tensors.integers(name), |sides| Ok(sides.clone()))?[..] {
-            [_, last] if last == -1 || last == features => Ok(vec![Layer::Flatten]),
-            ref other => Err(refused(node, format!("to {other:?}: only flattening is supported"))),
+        match sides[..] {
+            [samples, last]
+                if (last == -1 || last == features) && (computed.is_none() || matches!(samples, 0 | -1)) =>
+            {
+                Ok(vec![Layer::Flatten])
+            }
+            _ => Err(refused(node, format!("to {sides:?}: only flattening is supported"))),
         }
     }
 
