@@ -205,6 +205,7 @@ fn delta() -> DeltaSpec {
         views: 1,
         stage1_epochs: 1,
         orthogonality: 0.0,
+        weights: None,
     }
 }
 

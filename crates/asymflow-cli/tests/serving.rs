@@ -80,6 +80,7 @@ fn delta() -> DeltaSpec {
         views: 1,
         stage1_epochs: 0,
         orthogonality: 0.0,
+        weights: None,
     }
 }
 

@@ -287,11 +287,11 @@ impl Engine {
         d_logits: Vec<f32>,
         samples: usize,
         convolver: &mut C,
-    ) -> Result<Vec<f64>, EngineError> {
+    ) -> Result<(Vec<f64>, Option<Buffer>), EngineError> {
         self.work.squares = Some(vec![0.0; samples]);
         let done = self.backward(d_logits, samples, convolver);
         let squares = self.work.squares.take().unwrap_or_default();
-        done.map(|_| squares)
+        done.map(|d_input| (squares, d_input))
     }
 
     /// What a pass takes, and in training the backward pass after it: every buffer is taken and dropped as the pass does it, and

@@ -45,6 +45,7 @@ impl Engine {
 
     /// The l2 norm of every sample's gradient of all trained parameters together, from the gradients `d_logits` of each sample's own
     /// loss: a backward pass of the training pass just done, which is left for [`Engine::backward`]. No gradient of parameters is kept.
+    /// Beside them the gradient of the input, as of that.
     ///
     /// # Errors
     /// Those of [`Engine::backward`], and those of [`Engine::check_per_sample`].
@@ -53,11 +54,12 @@ impl Engine {
         d_logits: Vec<f32>,
         samples: usize,
         convolver: &mut LocalConv,
-    ) -> Result<Vec<f64>, EngineError> {
+    ) -> Result<(Vec<f64>, Option<Buffer>), EngineError> {
         Self::check_per_sample(self.network())?;
         let mut ghost = Ghost { inner: convolver, squares: vec![0.0; samples] };
-        let squares = self.unwind_per_sample(d_logits, samples, &mut ghost)?;
-        Ok(squares.iter().zip(&ghost.squares).map(|(engine, convs)| (engine + convs).sqrt()).collect())
+        let (squares, d_input) = self.unwind_per_sample(d_logits, samples, &mut ghost)?;
+        let norms = squares.iter().zip(&ghost.squares).map(|(engine, convs)| (engine + convs).sqrt()).collect();
+        Ok((norms, d_input))
     }
 }
 

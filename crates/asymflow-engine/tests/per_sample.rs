@@ -51,7 +51,7 @@ fn norms_of_samples_are_those_of_a_loop_over_them() {
         let mut convolver = LocalConv::new(engine.program().convs(), engine.pool().clone(), Par::Seq);
         let (x, dy) = (numbers(3, SAMPLES * network.input.len()), numbers(4, SAMPLES * network.classes));
         engine.forward(&x, SAMPLES, Pass::Training, 0, &mut convolver).unwrap();
-        let norms = engine.sample_norms(dy.clone(), SAMPLES, &mut convolver).unwrap();
+        let (norms, _) = engine.sample_norms(dy.clone(), SAMPLES, &mut convolver).unwrap();
         assert_eq!(norms.len(), SAMPLES);
         // The pass is left for its gradient.
         let gradients = |engine: &Engine| -> Vec<f32> {

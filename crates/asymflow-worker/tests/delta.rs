@@ -13,7 +13,7 @@ use asymflow::job::{
     WorkerSpec, WorkerTransport,
 };
 use asymflow::modes::delta::{Codebook, DeltaSpec, FeatureSplit, Feed, Labels, ReleasedCache, Variant};
-use asymflow::modes::{ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling};
+use asymflow::modes::{DpTerms, ModeRef, ModeSpec, PrivacyTerms, Registry, Sampling};
 use asymflow::run::{RunError, run};
 use asymflow::train::{HostGone, Observer};
 use asymflow_engine::{Engine, local::LocalConv};
@@ -33,6 +33,7 @@ use asymflow_residual::{
 };
 use asymflow_wire::tls::Identity;
 use asymflow_zoo::models::delta::{CompactShape, DeltaShape, delta};
+use asymflow_zoo::models::replace::replace_activations;
 use asymflow_zoo::{Network, Weights, burn_net::BurnNet, by_name};
 use faer::Par;
 
@@ -111,6 +112,7 @@ fn spec(epsilon: Option<f64>, labels: Labels) -> DeltaSpec {
         views: 2,
         stage1_epochs: 2,
         orthogonality: 8e-4,
+        weights: None,
     }
 }
 
@@ -433,6 +435,36 @@ fn noisy_gradients_release_every_step_and_reach_their_epsilon() {
     let gradients = heard.ledger.iter().filter(|e| e.mechanism == "discrete_gaussian").count();
     assert_eq!(gradients, 3 * TRAIN / BATCH);
     assert!(heard.cache().labels.is_empty(), "the worker got labels");
+}
+
+/// One ε covers weights, releases and labels, and no weight of the trusted part moves once steps are no longer noised.
+#[test]
+fn with_dp_sgd_epsilon_is_that_of_weights_releases_and_labels_together() {
+    let weights: DpTerms = serde_json::from_str("{\"epsilon\": 3.0}").unwrap();
+    let labels = Labels::RandomisedResponse { epsilon: 4.0 };
+    let spec = DeltaSpec { views: 1, weights: Some(weights), ..spec(Some(9.0), labels) };
+    let grouped = replace_activations(&network(), &"group-norm:4".parse().unwrap()).unwrap();
+    let job = JobSpec { network: grouped.clone(), ..job(&spec) };
+    let (report, heard) = go(&job, (Body::Empty, &[]), &flex(), None);
+    let whole = report.unwrap().epsilon.unwrap();
+    let of = |mechanism: &str| heard.ledger.iter().filter(|entry| entry.mechanism == mechanism).collect::<Vec<_>>();
+    let steps = of("dp_sgd");
+    assert!(steps.len() == 2 * TRAIN.div_ceil(BATCH) && steps.iter().all(|step| step.records == TRAIN));
+    assert!(of("randomised_response").iter().all(|label| label.loss == Loss::Pure { epsilon: 4.0 }));
+    let mut pld = PldAccountant::default();
+    pld.compose(Event::of_loss(steps[0].loss).unwrap(), steps.len() as u64).unwrap();
+    let of_weights = pld.epsilon(1e-5).unwrap();
+    assert!((2.99..=3.0).contains(&of_weights), "{of_weights}");
+    pld.compose(Event::Gaussian { noise_multiplier: heard.sigma() }, 1).unwrap();
+    let without_label = pld.epsilon(1e-5).unwrap();
+    assert!(whole > without_label && whole <= without_label + 4.0, "{whole} {without_label}");
+    let states: Vec<Checkpoint> = heard.checkpoints.iter().map(|body| Checkpoint::decode(body).unwrap()).collect();
+    let networks = delta(&grouped, &spec.shape).unwrap();
+    let trusted: usize = networks.all_layers(false).parameters().iter().map(|parameter| parameter.len()).sum();
+    let of_epoch = |epoch: usize| states.iter().rev().find(|state| state.position.epoch == epoch).unwrap();
+    let [stage1, last] = [2, 5].map(|epoch| &of_epoch(epoch).state.weights);
+    assert_eq!(stage1[..trusted], last[..trusted]);
+    assert_ne!(stage1[trusted..], last[trusted..]);
 }
 
 #[test]

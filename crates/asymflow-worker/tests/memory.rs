@@ -90,6 +90,7 @@ fn delta(network: &Network) -> DeltaSpec {
         views: 1,
         stage1_epochs: 1,
         orthogonality: 8e-4,
+        weights: None,
     }
 }
 

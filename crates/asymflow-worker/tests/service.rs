@@ -57,6 +57,7 @@ fn delta(epsilon: Option<f64>, feed: Feed) -> DeltaSpec {
         views: 1,
         stage1_epochs: 0,
         orthogonality: 0.0,
+        weights: None,
     }
 }
 

@@ -243,7 +243,7 @@ impl Training<'_> {
     /// The batches of an epoch.
     fn order(&self, mode: &dyn Mode, epoch: usize) -> Result<Vec<Vec<u32>>, TrainError> {
         let (records, batch) = (self.data.train.len(), self.spec.batch);
-        let Some(rate) = mode.sampling_rate() else {
+        let Some(rate) = mode.sampling_rate(epoch) else {
             let order = epoch_order(self.spec.seed, epoch as u64, records);
             return Ok(order.chunks(batch).map(<[u32]>::to_vec).collect());
         };

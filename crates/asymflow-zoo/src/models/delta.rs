@@ -2,11 +2,12 @@
 //!
 //! M_bb is the network up to its first activation; M_res is the rest of it; M_main is a small network of low-rank
 //! bottlenecks beside the rest. M_bb's features are split into a low-rank, low-frequency part for M_main and a residual
-//! for M_res, and the logits of the two are added.
+//! for M_res, and the logits of the two are added. M_main is normalised as the network is.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::models::replace::{Replacement, replace_activations};
 use crate::models::{conv, linear, norm};
 use crate::network::{Layer, Network, output_of};
 use crate::shape::{NetworkError, Shape};
@@ -294,12 +295,15 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
     }
     let networks = DeltaNetworks {
         backbone: part("backbone", network.input, features.len(), layers),
-        main: part(
-            "main",
-            low,
-            network.classes,
-            main_layers(&free(network, "main"), low.channels, shape, network.classes),
-        ),
+        main: normalised_as(
+            network,
+            part(
+                "main",
+                low,
+                network.classes,
+                main_layers(&free(network, "main"), low.channels, shape, network.classes),
+            ),
+        )?,
         residual: part("residual", crossing, network.classes, rest),
         features,
         low,
@@ -309,6 +313,18 @@ pub fn delta(network: &Network, shape: &DeltaShape) -> Result<DeltaNetworks, Del
         network.validate()?;
     }
     Ok(networks)
+}
+
+/// `main` with `network`'s kind of normalisation: by groups where that has groups.
+fn normalised_as(network: &Network, main: Network) -> Result<Network, NetworkError> {
+    let groups = network
+        .layers
+        .iter()
+        .find_map(|layer| if let Layer::GroupNorm(norm) = layer { Some(norm.groups) } else { None });
+    match groups {
+        Some(groups) => replace_activations(&main, &Replacement::GroupNorm { groups }),
+        None => Ok(main),
+    }
 }
 
 /// Bottlenecks whose first two convolutions have few kernels and whose last mixes them (thesis, theorem 6).
@@ -359,7 +375,7 @@ mod tests {
     use super::*;
     use crate::graph::cost::total_cost;
     use crate::models::by_name;
-    use crate::ops::{Conv, Linear};
+    use crate::ops::{Conv, Linear, Op};
 
     fn of(name: &str, classes: usize, width: MainWidth) -> (DeltaNetworks, DeltaShape) {
         let network = by_name(name, classes, None).unwrap();
@@ -442,6 +458,21 @@ mod tests {
         // 1024 bits a CIFAR image, as the authors' code sends.
         assert_eq!(networks.residual.input.len() / 8, 128);
         assert_eq!(networks.residual.parameters()[0].shape, [64, 1, 3, 3]);
+    }
+
+    #[test]
+    fn m_main_is_normalised_as_its_network() {
+        let network = by_name("resnet8-cifar", 10, None).unwrap();
+        let shape = DeltaShape::published(&network).unwrap();
+        let kinds = |network: &Network| -> Vec<bool> {
+            let nodes = crate::graph::Graph::new(&delta(network, &shape).unwrap().main).unwrap().nodes;
+            let norms = nodes.iter().filter(|node| matches!(node.op, Op::Norm(_) | Op::GroupNorm(_)));
+            norms.map(|node| matches!(node.op, Op::GroupNorm(_))).collect()
+        };
+        let grouped = replace_activations(&network, &"group-norm:4".parse().unwrap()).unwrap();
+        let (plain, grouped) = (kinds(&network), kinds(&grouped));
+        assert!(plain.iter().all(|&is_grouped| !is_grouped) && grouped.iter().all(|&is_grouped| is_grouped));
+        assert_eq!(plain.len(), grouped.len());
     }
 
     #[test]

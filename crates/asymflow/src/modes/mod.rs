@@ -14,6 +14,7 @@ mod mode;
 mod naive_dp;
 mod registry;
 mod remote;
+mod sampled;
 #[cfg(feature = "shares")]
 mod shares;
 mod spec;
@@ -34,6 +35,7 @@ pub(crate) use mode::secret_rng;
 pub use mode::{Answering, Mode, Phase, Records, Recovered, StepReport, TrainBatch, TrainState, Unkept};
 pub use naive_dp::{NaiveDp, NaiveDpSpec};
 pub use registry::{MakeDecomposer, MakeMechanism, NumberMechanism, Registry};
+pub use sampled::DpTerms;
 #[cfg(feature = "shares")]
 pub use shares::{OnShares, RingBits, SharesSpec};
 pub use spec::{

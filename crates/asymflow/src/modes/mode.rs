@@ -125,9 +125,9 @@ pub trait Mode: Send {
         Phase { epochs: 0..epochs, view: epoch as u64 }
     }
 
-    /// Probability with which every record takes part in a step by itself, which only the trusted part sees: batches are then of any
+    /// Probability with which every record takes part in a step of `epoch` by itself, which only the trusted part sees: batches are then of any
     /// size, none included. Absent where an epoch takes each record once.
-    fn sampling_rate(&self) -> Option<f64> {
+    fn sampling_rate(&self, _epoch: usize) -> Option<f64> {
         None
     }
 

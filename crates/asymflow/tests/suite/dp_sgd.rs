@@ -63,6 +63,30 @@ fn a_stopped_run_goes_on_within_its_promise() {
     assert!(second.epsilon.unwrap() <= 3.0, "{:?}", second.epsilon);
 }
 
+/// Delta whose M_bb and M_main are trained by DP-SGD, two epochs of three.
+fn delta(name: &str, variant: &str) -> JobSpec {
+    let settings = json!({ "weights": "dp-sgd", "stage1_epochs": 2, "variant": variant });
+    let mut job = job_of(name, &[("delta", settings), ("dp", json!({ "epsilon": 3.0 }))]);
+    let network = by_name("demo-cnn", 10, None).unwrap();
+    job.network = replace_activations(&network, &"group-norm:4".parse().unwrap()).unwrap();
+    job
+}
+
+#[test]
+fn what_is_alone_is_trained_to_the_end_and_a_projection_of_the_records_is_refused() {
+    let (report, heard) = go(&delta("main-only", "strict"), (Body::Empty, &[]), &ToyBackend::default(), None);
+    let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
+    assert_eq!(heard.ledger().len(), 9);
+    assert!((2.9..=3.0).contains(&report.epsilon.unwrap()), "{:?}", report.epsilon);
+    let job = delta("delta", "compact");
+    let said = go(&job, (Body::Empty, &[]), &ToyBackend::default(), None).0.unwrap_err().to_string();
+    assert!(said.contains("variant strict where weights are trained by dp-sgd"), "{said}");
+    let mut plain = delta("delta", "strict");
+    plain.network = by_name("demo-cnn", 10, None).unwrap();
+    let said = go(&plain, (Body::Empty, &[]), &ToyBackend::default(), None).0.unwrap_err().to_string();
+    assert!(said.contains("use +group-norm:8 instead"), "{said}");
+}
+
 #[test]
 fn networks_and_settings_that_guarantee_nothing_are_refused_in_words() {
     let refused = |job: &JobSpec| go(job, (Body::Empty, &[]), &ToyBackend::default(), None).0.unwrap_err().to_string();

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use asymflow_engine::Engine;
 use asymflow_privacy::{Loss, accountants::Relation, mechanisms::RandomisedResponse, records::Flow};
+use asymflow_residual::backend::Pass;
 use asymflow_zoo::Network;
 use asymflow_zoo::graph::cost;
 use asymflow_zoo::models::delta::{DeltaNetworks, delta};
@@ -13,9 +15,10 @@ use super::section::DeltaSection;
 use super::spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
 use crate::memory::{MemoryError, MemoryPlan, Work};
 use crate::modes::mode::held;
+use crate::modes::sampled;
 use crate::modes::{
-    Asked, Charge, Explained, Facts, Guard, Losses, Macs, Mode, ModeError, ModeFamily, ModeSpec, Parts, Purpose,
-    Serving, SplitPromise,
+    Asked, Charge, DpTerms, Explained, Facts, Guard, Losses, Macs, Mode, ModeError, ModeFamily, ModeSpec, Parts,
+    Purpose, Serving, SplitPromise,
 };
 use crate::plan::SplitSpec;
 
@@ -43,7 +46,12 @@ impl ModeFamily for Family {
 }
 
 impl DeltaSpec {
-    /// Epochs in which anything is released.
+    /// Epochs in which M_bb and M_main are trained by DP-SGD, where they are.
+    const fn stage1_epochs(&self, facts: &Facts<'_>) -> usize {
+        if facts.epochs < self.stage1_epochs { facts.epochs } else { self.stage1_epochs }
+    }
+
+    /// Epochs in which residuals are released.
     const fn stage2_epochs(&self, epochs: usize) -> usize {
         epochs.saturating_sub(self.stage1_epochs)
     }
@@ -137,6 +145,16 @@ impl ModeSpec for DeltaSpec {
         if self.variant == Variant::ReleasedCode && self.labels != Labels::Public {
             return needs("public labels for variant released-code, whose gradients tell them");
         }
+        if let Some(weights) = &self.weights {
+            if self.variant != Variant::Strict {
+                // The projection of a compact release is made of the records without noise, and the others promise nothing.
+                return needs("variant strict where weights are trained by dp-sgd");
+            }
+            let networks = delta(facts.network, &self.shape)?;
+            Engine::check_per_sample(&networks.backbone)?;
+            Engine::check_per_sample(&networks.main)?;
+            weights.check(facts, self.stage1_epochs(facts))?;
+        }
         if self.needs_worker() {
             self.noise(facts)?.bit_gate()?.loss()?;
             if let Labels::RandomisedResponse { epsilon } = self.labels {
@@ -152,8 +170,10 @@ impl ModeSpec for DeltaSpec {
 
     fn losses(&self, facts: &Facts<'_>) -> Result<Losses, ModeError> {
         let stage2 = self.stage2_epochs(facts.epochs);
+        let weights = self.weights.as_ref().map(|weights| weights.charges(facts, self.stage1_epochs(facts)));
+        let weights = weights.transpose()?.unwrap_or_default();
         if !self.needs_worker() || stage2 == 0 {
-            return Ok(Losses::default());
+            return Ok(Losses { train: weights, test: Vec::new() });
         }
         let residual = |loss, times: usize| Charge {
             what: "residual".to_owned(),
@@ -174,7 +194,8 @@ impl ModeSpec for DeltaSpec {
             return Ok(Losses { train, test: vec![residual(Loss::Infinite, facts.evaluations)] });
         }
         let loss = self.noise(facts)?.bit_gate()?.loss()?;
-        let mut train = vec![residual(loss, self.views)];
+        let mut train = weights;
+        train.push(residual(loss, self.views));
         train.extend(self.label_charges(facts, stage2)?);
         let test = vec![residual(loss, facts.evaluations.min(1))];
         Ok(Losses { train, test })
@@ -203,12 +224,19 @@ impl ModeSpec for DeltaSpec {
             Labels::Public => 0.0,
             Labels::RandomisedResponse { epsilon } | Labels::NoisyGradient { epsilon } => epsilon,
         };
+        let weights = self.weights.as_ref().map(DpTerms::promised_epsilon);
+        if !self.needs_worker() {
+            return weights.flatten();
+        }
+        let residual = self.epsilon.filter(|_| matches!(self.variant, Variant::Strict | Variant::Compact))?;
         // Room for the rounding of sums.
-        let promised = |epsilon: f64| (epsilon + labels) * (1.0 + 1e-9);
-        self.epsilon.filter(|_| matches!(self.variant, Variant::Strict | Variant::Compact)).map(promised)
+        Some((residual + labels + weights.unwrap_or(Some(0.0))?) * (1.0 + 1e-9))
     }
 
     fn condition(&self) -> &'static str {
+        if self.weights.is_some() {
+            return sampled::CONDITION;
+        }
         match (self.needs_worker(), self.variant) {
             (false, _) => "none",
             (true, Variant::Compact) => {
@@ -313,7 +341,12 @@ impl ModeSpec for DeltaSpec {
     }
 
     fn build(&self, parts: Parts<'_>) -> Result<Box<dyn Mode>, ModeError> {
-        self.check(&parts.facts())?;
+        let facts = parts.facts();
+        self.check(&facts)?;
+        let weights = self.weights.as_ref().filter(|_| facts.pass() == Pass::Training);
+        let weights = weights.map(|weights| weights.steps(&facts, self.stage1_epochs(&facts)));
+        let noised = weights.transpose()?;
+        let plan = self.losses(&facts)?;
         let backend = if self.needs_worker() { Some(parts.worker(self.name())?) } else { None };
         let networks = delta(&parts.network, &self.shape)?;
         let own = DeltaParts {
@@ -322,7 +355,12 @@ impl ModeSpec for DeltaSpec {
             sampling: parts.sampling,
             epochs: parts.epochs,
             backend,
-            accountant: parts.accountant,
+            accountant: match noised {
+                // Else every step would compose anew what was lost so far.
+                Some(_) => parts.accountant.with_plan(sampled::plan_of(&plan)),
+                None => parts.accountant,
+            },
+            noised,
             spec: self.clone(),
         };
         Ok(Box::new(Delta::new(networks, held(parts.weights)?, own, parts.par)?))

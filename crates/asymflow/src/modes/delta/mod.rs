@@ -18,6 +18,6 @@ pub use cache::ReleasedCache;
 pub(super) use family::Family;
 pub use gates::Noise;
 pub use mode::{Delta, DeltaParts};
-pub use section::{DeltaSection, LabelPolicy};
+pub use section::{DeltaSection, LabelPolicy, WeightPolicy};
 pub use spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
 pub use split::{FeatureSplit, SplitError};

@@ -1,5 +1,7 @@
 //! Delta as a [`Mode`]: stage 1 trains M_bb and M_main alone, stage 2 trains M_main beside M_res.
 
+mod noised;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use super::orthogonality;
 use super::spec::{DeltaSpec, Variant};
 use super::split::FeatureSplit;
 use crate::modes::mode::{engine_restore, engine_state, loss, open_door};
+use crate::modes::sampled::NoisedSteps;
 use crate::modes::{
     Answering, ExecError, Mode, ModeError, Phase, PrivacyTerms, Records, Recovered, Sampling, StepReport, TrainBatch,
     TrainState, Unkept,
@@ -47,6 +50,8 @@ pub struct DeltaParts {
     pub backend: Option<Arc<dyn ResidualBackend>>,
     /// Who has lost how much so far.
     pub accountant: RecordAccountant,
+    /// How M_bb and M_main are trained by DP-SGD, where they are.
+    pub noised: Option<NoisedSteps>,
 }
 
 /// See the module.
@@ -60,6 +65,8 @@ pub struct Delta {
     spec: DeltaSpec,
     /// Of a compact release.
     compact: Option<Compact>,
+    /// Of DP-SGD.
+    noised: Option<NoisedSteps>,
     low_len: usize,
     /// Whether M_bb is frozen, running statistics included: stage 2.
     frozen: bool,
@@ -98,7 +105,7 @@ impl Delta {
     /// # Errors
     /// Networks, weights or settings that do not fit, or a worker that cannot be opened.
     pub fn new(networks: DeltaNetworks, mut weights: Weights, parts: DeltaParts, par: Par) -> Result<Self, ModeError> {
-        let DeltaParts { spec, decomposer, terms, sampling, epochs, backend, accountant } = parts;
+        let DeltaParts { spec, decomposer, terms, sampling, epochs, backend, accountant, noised } = parts;
         let split = FeatureSplit::new(&networks, &spec.shape, decomposer, par).map_err(ExecError::from)?;
         let low_len = networks.low.len();
         let compact = Compact::new(&spec.shape, networks.features, spec.codebook, &weights);
@@ -114,8 +121,21 @@ impl Delta {
         drop(weights);
         let door = open_door(accountant)?;
         let (latest, seconds) = (TrainState::default(), Seconds::default());
-        let mut delta =
-            Self { backbone, main, split, crossing, door, spec, compact, low_len, frozen: false, latest, par, seconds };
+        let mut delta = Self {
+            backbone,
+            main,
+            split,
+            crossing,
+            door,
+            spec,
+            compact,
+            noised,
+            low_len,
+            frozen: false,
+            latest,
+            par,
+            seconds,
+        };
         delta.latest = delta.trusted_state();
         Ok(delta)
     }
@@ -202,7 +222,8 @@ impl Delta {
         Ok(report)
     }
 
-    /// Stage 2: M_bb is frozen; M_main descends along softmax(z_main + z_res) − y (thesis §3.4.4).
+    /// Stage 2: M_bb is frozen; M_main descends along softmax(z_main + z_res) − y (thesis §3.4.4), unless it was trained by DP-SGD:
+    /// then it is frozen too.
     fn step_beside(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
         let samples = batch.samples();
         let is_cached = self.spec.variant != Variant::ReleasedCode;
@@ -210,9 +231,9 @@ impl Delta {
             crossing.ask(batch.records(), batch.view, sgd)?;
         }
         let (low, residual) = self.split(batch.images(), samples, Pass::Inference)?;
+        let pass = if self.noised.is_some() { Pass::Inference } else { Pass::Training };
         let Self { main, seconds, .. } = self;
-        let mut logits =
-            timed(&mut seconds.trusted, || main.forward(&low, samples, Pass::Training, batch.dropout_seed))?;
+        let mut logits = timed(&mut seconds.trusted, || main.forward(&low, samples, pass, batch.dropout_seed))?;
         let mut from_worker = Vec::new();
         let gate = self.gate();
         if let Some(crossing) = &mut self.crossing {
@@ -227,13 +248,18 @@ impl Delta {
         let Self { main, compact, seconds, .. } = self;
         let report = timed(&mut seconds.trusted, || -> Result<StepReport, ExecError> {
             let (report, d_logits) = loss(main.engine.network(), &logits, &batch)?;
+            if pass == Pass::Inference {
+                return Ok(report);
+            }
             if let Some(compact) = compact {
                 compact.step_gate(&d_logits, &from_worker, sgd.learning_rate);
             }
             main.engine.backward(d_logits, samples, &mut main.convolver)?;
             Ok(report)
         })?;
-        self.step_main(sgd);
+        if pass == Pass::Training {
+            self.step_main(sgd);
+        }
         Ok(report)
     }
 
@@ -298,6 +324,10 @@ impl Mode for Delta {
         Phase { epochs: stage1..epochs, view: FIRST_VIEW + view as u64 }
     }
 
+    fn sampling_rate(&self, epoch: usize) -> Option<f64> {
+        self.noised.as_ref().filter(|_| epoch < self.spec.stage1_epochs).map(NoisedSteps::q)
+    }
+
     fn draw(&mut self, epoch: usize, records: &Records<'_>) -> Result<bool, ExecError> {
         self.frozen = epoch >= self.spec.stage1_epochs;
         let is_cached = self.spec.variant != Variant::ReleasedCode;
@@ -357,7 +387,17 @@ impl Mode for Delta {
     }
 
     fn step(&mut self, batch: TrainBatch<'_>, sgd: SgdStep) -> Result<StepReport, ExecError> {
-        if self.frozen { self.step_beside(batch, sgd) } else { self.step_alone(batch, sgd) }
+        if self.frozen {
+            return self.step_beside(batch, sgd);
+        }
+        match self.noised.take() {
+            None => self.step_alone(batch, sgd),
+            Some(steps) => {
+                let done = self.step_noised(&steps, &batch, sgd);
+                self.noised = Some(steps);
+                done
+            }
+        }
     }
 
     /// M_res is lost with the worker, and so are its steps since the latest state; M_main goes back with it.
@@ -405,7 +445,7 @@ impl Mode for Delta {
     }
 
     fn door(&mut self) -> Option<&mut Door> {
-        self.crossing.is_some().then_some(&mut self.door)
+        (self.crossing.is_some() || self.noised.is_some()).then_some(&mut self.door)
     }
 
     fn worker(&self) -> Option<WorkerStats> {

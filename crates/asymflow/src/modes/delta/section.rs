@@ -5,7 +5,7 @@ use asymflow_zoo::models::delta::{DeltaError, DeltaShape, MainWidth};
 use serde::{Deserialize, Serialize};
 
 use super::spec::{Codebook, DeltaSpec, Feed, Labels, Variant};
-use crate::modes::Asked;
+use crate::modes::{Asked, DpTerms, ModeError};
 
 /// What is done about labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,17 @@ pub enum LabelPolicy {
     RandomisedResponse,
     /// The worker gets noised gradients instead.
     NoisyGradient,
+}
+
+/// How M_bb and M_main are trained, whose weights whoever holds the model reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightPolicy {
+    /// Without noise.
+    #[default]
+    Plain,
+    /// By DP-SGD as `[dp]` says, in stage 1; in stage 2 they stay as they are.
+    DpSgd,
 }
 
 /// `[delta]`. What is absent is as published for the network.
@@ -36,6 +47,8 @@ pub struct DeltaSection {
     pub labels: LabelPolicy,
     /// ε of one record's label.
     pub label_epsilon: f64,
+    /// `plain` or `dp-sgd`: how M_bb and M_main are trained.
+    pub weights: WeightPolicy,
     /// Augmented views released of each record.
     pub views: usize,
     /// Epochs of stage 1; a third of all without it.
@@ -63,6 +76,7 @@ impl Default for DeltaSection {
             clip: 1.0,
             labels: LabelPolicy::default(),
             label_epsilon: 4.0,
+            weights: WeightPolicy::default(),
             views: 1,
             stage1_epochs: None,
             rank: None,
@@ -95,13 +109,20 @@ impl DeltaSection {
     }
 
     /// The specification that an entry asks for.
-    pub(super) fn spec(&self, asked: &Asked<'_>, decomposition: String) -> Result<DeltaSpec, DeltaError> {
+    pub(super) fn spec(&self, asked: &Asked<'_>, decomposition: String) -> Result<DeltaSpec, ModeError> {
         let labels = match self.labels {
             LabelPolicy::Public => Labels::Public,
             LabelPolicy::RandomisedResponse => Labels::RandomisedResponse { epsilon: self.label_epsilon },
             LabelPolicy::NoisyGradient => Labels::NoisyGradient { epsilon: self.label_epsilon },
         };
         let feed = Feed::of_entry(asked.name);
+        let weights: Option<DpTerms> = match self.weights {
+            WeightPolicy::Plain => None,
+            WeightPolicy::DpSgd => Some(asked.sections.get("dp")?),
+        };
+        // Where nothing follows stage 1, it takes all epochs.
+        let is_all = weights.is_some() && feed == Feed::Nothing;
+        let stage1_epochs = self.stage1_epochs.filter(|_| !is_all);
         Ok(DeltaSpec {
             shape: self.shape(asked.network)?,
             decomposition,
@@ -113,7 +134,8 @@ impl DeltaSection {
             labels,
             feed,
             views: self.views,
-            stage1_epochs: self.stage1_epochs.unwrap_or_else(|| asked.epochs.div_ceil(3)),
+            stage1_epochs: stage1_epochs.unwrap_or_else(|| asked.epochs.div_ceil(if is_all { 1 } else { 3 })),
+            weights,
             orthogonality: self.orthogonality,
         })
     }

@@ -4,6 +4,8 @@ use asymflow_privacy::mechanisms::{Codewords, MechanismError};
 use asymflow_zoo::models::delta::{CompactShape, DeltaShape};
 use serde::{Deserialize, Serialize};
 
+use crate::modes::DpTerms;
+
 /// Which of the published mechanisms guards the residuals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -162,4 +164,7 @@ pub struct DeltaSpec {
     pub stage1_epochs: usize,
     /// Weight of the kernel-orthogonality penalty on M_main.
     pub orthogonality: f32,
+    /// DP-SGD of M_bb and M_main, in stage 1 alone; without it their weights say what they say of the records.
+    #[serde(default)]
+    pub weights: Option<DpTerms>,
 }
