@@ -49,9 +49,8 @@ pub struct TestArgs {
 pub fn run(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     let mut tally = Tally::default();
     // The drills of the command run all programs.
-    let drilled = args.only.as_deref().is_none_or(|only| only == CLI) && workspace.has(CLI);
-    if drilled && binaries::build(workspace, &[ENCLAVED, WORKER, SERVER, CLI], &[])? != 0 {
-        tally.fail("the binaries for the drills and experiments do not build".to_owned());
+    if args.only.as_deref() == Some(CLI) && binaries::build(workspace, &[ENCLAVED, WORKER, SERVER, CLI], &[])? != 0 {
+        tally.fail("the binaries for the drills do not build".to_owned());
     }
     run_tests(workspace, args, &mut tally)?;
     if !process::was_interrupted() {
@@ -79,19 +78,23 @@ fn run_tests(workspace: &Workspace, args: &TestArgs, tally: &mut Tally) -> Resul
     if args.only.as_deref().is_some_and(|only| [FUZZ, TORCH, CIPHER].contains(&only)) {
         return Ok(());
     }
-    let mut cargo = process::cargo();
-    cargo.current_dir(workspace.root()).args(["test", "--release", "--no-fail-fast"]);
-    match &args.only {
-        Some(name) => cargo.args(["--package", name]),
-        None if workspace.has(FUZZ) => cargo.args(["--workspace", "--exclude", FUZZ]),
-        None => cargo.arg("--workspace"),
-    };
     let features = features(workspace, args.only.as_deref(), tally);
-    if !features.is_empty() {
-        cargo.args(["--features", &features.join(",")]);
+    let cargo = |words: &[&str]| {
+        let mut cargo = process::cargo();
+        cargo.current_dir(workspace.root()).args(words).arg("--release");
+        match &args.only {
+            Some(name) => cargo.args(["--package", name]),
+            None if workspace.has(FUZZ) => cargo.args(["--workspace", "--exclude", FUZZ]),
+            None => cargo.arg("--workspace"),
+        };
+        cargo.args(features.iter().map(|feature| format!("--features={feature}")));
+        cargo
+    };
+    // Programs for the drills and experiments, of what the tests are built of: nothing is compiled twice.
+    if args.only.is_none() && process::run(&mut cargo(&["build", "--bins", "--tests"]))? != 0 {
+        tally.fail("the programs for the drills and experiments do not build".to_owned());
     }
-    cargo.args(&args.filter);
-    count_tests(&mut cargo, tally)
+    count_tests(cargo(&["test", "--no-fail-fast"]).args(&args.filter), tally)
 }
 
 /// Runs every parser on its corpus and on mutations of it, for less than a minute.
