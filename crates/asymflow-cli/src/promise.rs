@@ -68,12 +68,12 @@ pub fn table(mode: &dyn ModeSpec, losses: &Losses, terms: &PrivacyTerms) -> Resu
         }
     }
     let fixed = |cells: [&str; 6]| cells.map(str::to_owned);
-    let weights: Vec<Charge> = losses.train.iter().filter(|charge| charge.flow == Flow::Weights).cloned().collect();
-    rows.push(if weights.is_empty() {
+    // What a worker learned of what was released is read in its weights.
+    rows.push(if losses.train.iter().all(|charge| charge.flow != Flow::Weights) {
         let unprotected = "weights and answers are made of it without noise";
         fixed(["membership of a training record", READERS, "∞", "∞", "-", unprotected])
     } else {
-        row(("membership of a training record", READERS), &weights, terms, mode.condition())?
+        row(("membership of a training record", READERS), &losses.train, terms, mode.condition())?
     });
     let hardware = "no ε: the enclave's hardware; under `sim` nothing";
     if mode.computes_here() {

@@ -341,6 +341,18 @@ fn table(summary: &Summary, report: &TrainReport) -> String {
     text
 }
 
+/// What the ε of all runs together takes as given, each only once; a summary from before conditions were kept has the first.
+fn conditions(runs: &[Summary]) -> String {
+    const UNKEPT: &str = "the networks that it went through before it was released are taken as given, and with them what they learned from it";
+    let of_run = |run: &Summary| {
+        if run.privacy.condition.is_empty() { UNKEPT.to_owned() } else { run.privacy.condition.clone() }
+    };
+    let released = runs.iter().filter(|run| run.privacy.delta.is_some());
+    let told: std::collections::BTreeSet<String> =
+        released.map(of_run).filter(|condition| condition != "none").collect();
+    told.iter().map(|condition| format!("; {condition}")).collect()
+}
+
 /// All runs of a training experiment.
 fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
     let data = runs.first().map_or_else(String::new, |run| {
@@ -384,11 +396,8 @@ fn comparison(experiment: &Experiment, runs: &[Summary]) -> String {
             Relation::Remove => "with and without it, and in the next column with another in its place",
             Relation::Replace => "with it or another in its place",
         };
-        format!(
-            " ε is that of the record that lost most, {neighbours}, at {}; the networks that it went through before it was released \
-             are taken as given, and with them what they learned from it.",
-            text::delta(delta, records)
-        )
+        let delta = text::delta(delta, records);
+        format!(" ε is that of the record that lost most, {neighbours}, at {delta}{}.", conditions(runs))
     });
     format!(
         "{data}{}, {} epochs, batch {}, {seeds}. Seconds are of training and evaluation together, except training s; \

@@ -65,7 +65,7 @@ pub struct Delta {
     spec: DeltaSpec,
     /// Of a compact release.
     compact: Option<Compact>,
-    /// Of DP-SGD.
+    /// Where M_bb and M_main are trained by DP-SGD.
     noised: Option<NoisedSteps>,
     low_len: usize,
     /// Whether M_bb is frozen, running statistics included: stage 2.
