@@ -25,13 +25,11 @@ fn cell(values: Vec<f64>, digits: usize) -> String {
 fn row(runs: &[&Summary]) -> Option<[String; 12]> {
     let first = runs.first()?;
     let many = |digits, f: &dyn Fn(&Summary) -> Option<f64>| cell(runs.iter().filter_map(|r| f(r)).collect(), digits);
-    let Privacy { mechanism, epsilon: lost, epsilon_replaced: replaced, .. } = &first.privacy;
-    let (lost, replaced) = match (mechanism, lost) {
-        (None, _) => ("0".to_owned(), "0".to_owned()),
-        (Some(_), None) => ("∞".to_owned(), "∞".to_owned()),
-        (Some(_), Some(lost)) => {
-            (epsilon(*lost, 2), replaced.map_or_else(|| "-".to_owned(), |replaced| epsilon(replaced, 2)))
-        }
+    let Privacy { epsilon: lost, epsilon_replaced: replaced, .. } = &first.privacy;
+    let (lost, replaced) = match lost {
+        None => ("∞".to_owned(), "∞".to_owned()),
+        Some(0.0) => ("0".to_owned(), "0".to_owned()),
+        Some(lost) => (epsilon(*lost, 2), replaced.map_or_else(|| "-".to_owned(), |replaced| epsilon(replaced, 2))),
     };
     let kib = |bytes: u64| format!("{:.1}", bytes as f64 / 1024.0);
     let millions = |macs: u64| format!("{:.2}", macs as f64 / 1e6);

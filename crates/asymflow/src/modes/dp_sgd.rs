@@ -92,13 +92,7 @@ impl ModeSpec for DpSgdSpec {
     }
 
     fn guard(&self, facts: &Facts<'_>) -> Result<Option<Guard>, ModeError> {
-        // A service does not know by how many steps its weights were trained.
-        let is_trained_here = facts.pass() == Pass::Training;
-        let DpTerms { clip, .. } = self.terms;
-        let multiplier = is_trained_here.then(|| self.terms.noise_multiplier(facts, facts.epochs)).transpose()?;
-        let sigma = multiplier.map(|multiplier| multiplier * clip);
-        let labels = "in the gradients".to_owned();
-        Ok(Some(Guard { mechanism: "dp_sgd".to_owned(), sigma, clip: Some(clip), labels, split: None }))
+        self.terms.guard(facts, facts.epochs).map(Some)
     }
 
     fn promised_epsilon(&self) -> Option<f64> {

@@ -8,9 +8,10 @@ use asymflow_privacy::calibration::calibrate_sigma;
 use asymflow_privacy::door::{Source, SumGate};
 use asymflow_privacy::records::{Flow, RecordLedger};
 use asymflow_privacy::{Door, Private};
+use asymflow_residual::backend::Pass;
 use serde::{Deserialize, Serialize};
 
-use super::{Charge, ExecError, Facts, Losses, ModeError, Sampling, StepReport, TrainBatch};
+use super::{Charge, ExecError, Facts, Guard, Losses, ModeError, Sampling, StepReport, TrainBatch};
 
 const WEIGHTS: Source<'_> = Source { layer: "weights", flow: Flow::Weights };
 /// Norms are computed in f32: gradients are clipped to so much less.
@@ -116,6 +117,23 @@ impl DpTerms {
         }
         let (what, loss) = ("sampled gradient".to_owned(), self.gate(facts, epochs)?.loss());
         Ok(vec![Charge { what, flow: Flow::Weights, loss, times, relation: Relation::Remove }])
+    }
+
+    /// What guards weights that are trained in `epochs` epochs.
+    ///
+    /// # Errors
+    /// As [`DpTerms::noise_multiplier`].
+    pub(super) fn guard(&self, facts: &Facts<'_>, epochs: usize) -> Result<Guard, ModeError> {
+        // A service does not know by how many steps its weights were trained.
+        let is_trained_here = facts.pass() == Pass::Training;
+        let multiplier = is_trained_here.then(|| self.noise_multiplier(facts, epochs)).transpose()?;
+        Ok(Guard {
+            mechanism: "dp_sgd".to_owned(),
+            sigma: multiplier.map(|multiplier| multiplier * self.clip),
+            clip: Some(self.clip),
+            labels: "in the gradients".to_owned(),
+            split: None,
+        })
     }
 
     /// The ε that is promised of weights; none where the noise is given.

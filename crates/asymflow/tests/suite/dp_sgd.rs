@@ -74,7 +74,19 @@ fn delta(name: &str, variant: &str) -> JobSpec {
 
 #[test]
 fn what_is_alone_is_trained_to_the_end_and_a_projection_of_the_records_is_refused() {
-    let (report, heard) = go(&delta("main-only", "strict"), (Body::Empty, &[]), &ToyBackend::default(), None);
+    let alone = delta("main-only", "strict");
+    let registry = Registry::default();
+    let facts = Facts {
+        network: &alone.network,
+        terms: &alone.terms,
+        sampling: Sampling { batch: 16, records: 48 },
+        epochs: 3,
+        evaluations: 3,
+        registry: &registry,
+    };
+    let guard = registry.decode(&alone.mode).unwrap().guard(&facts).unwrap().unwrap();
+    assert!(guard.mechanism == "dp_sgd" && guard.sigma.unwrap() > 0.0);
+    let (report, heard) = go(&alone, (Body::Empty, &[]), &ToyBackend::default(), None);
     let JobReport::Train(report) = report.unwrap() else { panic!("not a training") };
     assert_eq!(heard.ledger().len(), 9);
     assert!((2.9..=3.0).contains(&report.epsilon.unwrap()), "{:?}", report.epsilon);

@@ -203,7 +203,8 @@ impl ModeSpec for DeltaSpec {
 
     fn guard(&self, facts: &Facts<'_>) -> Result<Option<Guard>, ModeError> {
         if !self.needs_worker() {
-            return Ok(None);
+            let weights = self.weights.as_ref().map(|weights| weights.guard(facts, self.stage1_epochs(facts)));
+            return weights.transpose();
         }
         let labels = match self.labels {
             Labels::Public => "public".to_owned(),
