@@ -45,7 +45,7 @@ impl Engine {
 
     /// The l2 norm of every sample's gradient of all trained parameters together, from the gradients `d_logits` of each sample's own
     /// loss: a backward pass of the training pass just done, which is left for [`Engine::backward`]. No gradient of parameters is kept.
-    /// Beside them the gradient of the input, as of that.
+    /// Beside the norms, one a sample: the gradient of the input, samples × input, where [`Engine::backward`] would return it.
     ///
     /// # Errors
     /// Those of [`Engine::backward`], and those of [`Engine::check_per_sample`].

@@ -341,9 +341,10 @@ fn table(summary: &Summary, report: &TrainReport) -> String {
     text
 }
 
-/// What the ε of all runs together takes as given, each only once; a summary from before conditions were kept has the first.
+/// What the ε of any of the runs takes as given, each condition once. A summary that names none gets what held of all.
 fn conditions(runs: &[Summary]) -> String {
-    const UNKEPT: &str = "the networks that it went through before it was released are taken as given, and with them what they learned from it";
+    const UNKEPT: &str = "the networks that it went through before it was released are taken as given, and with them what \
+                          they learned from it";
     let of_run = |run: &Summary| {
         if run.privacy.condition.is_empty() { UNKEPT.to_owned() } else { run.privacy.condition.clone() }
     };
